@@ -1,0 +1,32 @@
+# Two commands are all that a newcomer needs: `make demo` and `make test`.
+PYTHON ?= python3
+BACKEND ?= transformers
+VENV_PYTHON := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint lock clean venv
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo:  ## controller, two workers, several chats at once (BACKEND=echo needs no torch)
+	@$(PYTHON) tools/bootstrap.py $(if $(filter echo,$(BACKEND)),core,demo)
+	@$(VENV_PYTHON) examples/demo.py --backend $(BACKEND)
+
+test: lint  ## install what the tests need and run all of them
+	@$(VENV_PYTHON) -m pytest
+
+lint:  ## ruff and the strict type checker
+	@$(PYTHON) tools/bootstrap.py test
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check --quiet .
+	@.venv/bin/mypy
+
+venv:  ## library and command line only, in .venv
+	@$(PYTHON) tools/bootstrap.py core
+
+lock:  ## write requirements/*.txt anew
+	@tools/lock.sh
+
+clean:  ## remove what was installed and cached here
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Writes requirements/*.txt from pyproject.toml. Needs uv on the PATH or in .venv.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+uv=$(command -v uv || echo .venv/bin/uv)
+compile() {
+    local target=$1
+    shift
+    "$uv" pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
+        --no-emit-find-links "$@" pyproject.toml --output-file "requirements/$target.all"
+    # torch pins its accelerator packages itself; a local build tag is not part of the version that is asked for.
+    grep -vE '^(nvidia-|cuda-|triton)' "requirements/$target.all" | sed -E 's/^(torch==[0-9.]+).*/\1/' | uniq \
+        > "requirements/$target.txt"
+    rm "requirements/$target.all"
+}
+torch=$(mktemp)
+trap 'rm -f "$torch"' EXIT
+echo "torch==2.13.0" > "$torch"
+compile core --extra cli
+compile demo --extra cli --extra transformers --constraint "$torch"
+compile test --extra cli --extra transformers --extra test --constraint "$torch"

@@ -1,0 +1,1 @@
+"""Who computes: one engine per file. Heavy imports happen while loading, never before."""

@@ -1,0 +1,141 @@
+"""zfabric-controller: flags → ControllerConfig → Controller."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import cyclopts
+
+from zfabric import limits
+from zfabric.cli.app import make_app, run_app
+from zfabric.cli.daemon import on_signals, ready, run
+from zfabric.cli.logs import LogFormat, LogLevel, make_logger
+from zfabric.controller.config import ControllerConfig
+from zfabric.controller.service import Controller
+from zfabric.core.broker_config import BrokerConfig
+from zfabric.core.dispatch import POLICIES, register_policy
+from zfabric.errors import ConfigurationError
+from zfabric.transport.endpoints import default_endpoint
+
+HELP = """Broker between clients and workers: one ROUTER socket, a registry of workers, and a queue per model.
+
+**Examples**
+
+On one host nothing has to be given: `zfabric-controller`
+
+For other hosts: `zfabric-controller --endpoint tcp://0.0.0.0:9000 --public --endpoint ipc:///run/zfabric/c.sock`
+
+Another policy: `zfabric-controller --policy power_of_two`, or your own: `--policy mypackage.policies:cheapest`
+
+Settings come from flags, then ZFABRIC_CONTROLLER_… variables, then the [controller] table of a TOML file.
+SIGTERM drains: nothing new is taken, what runs may finish within --drain-ms, and the exit code is 0.
+"""
+
+
+def build(arguments: list[str]) -> cyclopts.App:
+    """The command's parser."""
+    app = make_app("zfabric-controller", HELP, "controller", arguments)
+
+    @app.default
+    def controller(
+        *,
+        endpoint: Annotated[tuple[str, ...], cyclopts.Parameter(consume_multiple=False)] = (),
+        public: bool = False,
+        policy: str = "shortest_queue",
+        beat_ms: int = limits.BEAT_MS,
+        lease_ms: int = limits.LEASE_MS,
+        stall_ms: int = limits.STALL_MS,
+        recovery_ms: int = limits.RECOVERY_MS,
+        queue_depth_max: int = limits.QUEUE_DEPTH_MAX,
+        queue_bytes_max: int = limits.QUEUE_BYTES_MAX,
+        client_requests_max: int = limits.CLIENT_REQUESTS_MAX,
+        drain_ms: int = limits.DRAIN_MS,
+        log_level: LogLevel = "info",
+        log_format: LogFormat = "auto",
+        uvloop: bool = True,
+        config: Path | None = None,
+    ) -> int:
+        """Run a controller.
+
+        Args:
+            endpoint: Where to listen; repeat for several. ipc://PATH or tcp://HOST:PORT.
+            public: Allow endpoints that other hosts can reach.
+            policy: How a worker is chosen: a name, or module:function.
+            beat_ms: Workers report so often.
+            lease_ms: A worker silent for so long is removed.
+            stall_ms: A worker whose engine makes no progress for so long loses its requests.
+            recovery_ms: How long after the start running streams may be claimed.
+            queue_depth_max: Waiting requests per model.
+            queue_bytes_max: Bytes of all waiting requests.
+            client_requests_max: Requests in flight per client.
+            drain_ms: How long a drain waits for running requests.
+            log_level: debug, info, warning or error.
+            log_format: console, json, or auto (by terminal).
+            uvloop: Use uvloop where it is installed.
+            config: TOML file.
+        """
+        del config
+        broker = BrokerConfig(
+            policy=_policy(policy),
+            beat_ms=beat_ms,
+            lease_ms=lease_ms,
+            stall_ms=stall_ms,
+            recovery_ms=recovery_ms,
+            queue_depth_max=queue_depth_max,
+            queue_bytes_max=queue_bytes_max,
+            client_requests_max=client_requests_max,
+        )
+        settings = ControllerConfig(
+            endpoints=endpoint or (default_endpoint(),), public=public, drain_ms=drain_ms, broker=broker
+        )
+        return run(serve(settings, log_level, log_format), use_uvloop=uvloop)
+
+    return app
+
+
+def _policy(name: str) -> str:
+    """The name of a policy; one of the form module:function is imported and registered.
+
+    Raises:
+        ConfigurationError: No such policy.
+    """
+    if name in POLICIES:
+        return name
+    module, separator, function = name.partition(":")
+    if not separator:
+        raise ConfigurationError(f"policy {name!r} is not one of {', '.join(sorted(POLICIES))}, nor module:function")
+    try:
+        register_policy(name, getattr(importlib.import_module(module), function))
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(f"policy {name!r} cannot be imported: {error}") from error
+    return name
+
+
+async def serve(settings: ControllerConfig, level: LogLevel, form: LogFormat) -> int:
+    """Run until drained."""
+    log = make_logger("controller", level, form)
+    stopped = asyncio.Event()
+    async with Controller(settings, log=log.info) as controller:
+
+        async def drain() -> None:
+            whole = await controller.drain()
+            log.info("drained", all_ended=whole)
+            stopped.set()
+
+        on_signals(drain)
+        ready(endpoint=",".join(controller.endpoints))
+        await stopped.wait()
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    return run_app(build, arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,47 @@
+"""Rows for people, or the same rows as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+Column = tuple[str, Callable[[Any], object]]
+
+
+def show(rows: Sequence[Any], columns: Sequence[Column], *, as_json: bool, empty: str) -> None:
+    """Print rows: as a table of the columns, or whole as JSON."""
+    if as_json:
+        print_json(rows)
+        return
+    console = Console()
+    if not rows:
+        console.print(empty)
+        return
+    table = Table(box=None, header_style="bold")
+    for name, value in columns:
+        numeric = isinstance(value(rows[0]), (int, float))
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=name == "name")
+    for row in rows:
+        table.add_row(*(_cell(value(row)) for _, value in columns))
+    console.print(table)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    text = json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False)
+    print(text, flush=True)  # noqa: T201
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.1f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(str(item) for item in value)
+    return "" if value is None else str(value)

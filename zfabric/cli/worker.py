@@ -1,0 +1,190 @@
+"""zfabric-worker: flags → WorkerConfig and backends → WorkerService."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import cyclopts
+
+from zfabric import limits
+from zfabric.backends.registry import BACKENDS, backend_class
+from zfabric.cli.app import config_file, make_app, run_app
+from zfabric.cli.daemon import on_signals, ready, run
+from zfabric.cli.logs import LogFormat, LogLevel, make_logger
+from zfabric.errors import ConfigurationError
+from zfabric.transport.endpoints import default_endpoint
+from zfabric.wire.messages import ModelInfo
+from zfabric.worker.base import BaseModelWorker
+from zfabric.worker.config import WorkerConfig, default_name
+from zfabric.worker.service import WorkerService
+
+#: Between the descriptions of two backends of one process.
+AND: Final = "--and"
+
+HELP = f"""Serve models on the fabric. Backends: {", ".join(sorted(BACKENDS))}, or your own as package.module:Class.
+
+**Examples**
+
+`zfabric-worker --backend echo`
+
+`zfabric-worker --backend transformers --model ./SmolLM2-135M-Instruct --model-names smollm2 --model-names chat`
+
+Several models in one process, each after `--and` with a backend and options of its own:
+`zfabric-worker --backend transformers --model ./chat --and --backend transformers --model ./embedder`
+
+`zfabric-worker --backend mypackage.backend:MyWorker --endpoint tcp://controller:9000`
+
+`zfabric-worker --backend NAME --help` lists the options of that backend as well. Settings come from flags, then
+ZFABRIC_WORKER_… variables, then the [worker] table of a TOML file. The worker dials out, waits for a controller that is
+late, and reconnects for ever. SIGTERM drains: what runs may finish within --drain-ms, the rest is handed back.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """Settings of the process, whatever its backends.
+
+    Attributes:
+        backend: Name of a backend, or package.module:Class.
+        endpoint: The controller's endpoint.
+        name: Unique name of this worker; host-pid by default.
+        slots: Concurrent requests; the backend's own number by default.
+        speed: Relative speed for lottery and shortest_queue.
+        stream_interval: Tokens gathered into one delta after the first.
+        beats: Send beats. --no-beats registers a static worker, which is never removed for silence.
+        drain_ms: How long a drain lets running requests finish.
+        log_level: debug, info, warning or error.
+        log_format: console, json, or auto (by terminal).
+        uvloop: Use uvloop where it is installed.
+        config: TOML file.
+    """
+
+    backend: str = "echo"
+    endpoint: str = field(default_factory=default_endpoint)
+    name: str = field(default_factory=default_name)
+    slots: int | None = None
+    speed: float = 1.0
+    stream_interval: int = 1
+    beats: bool = True
+    drain_ms: int = limits.DRAIN_MS
+    log_level: LogLevel = "info"
+    log_format: LogFormat = "auto"
+    uvloop: bool = True
+    config: Path | None = None
+
+    def worker_config(self) -> WorkerConfig:
+        """The part that the service takes."""
+        shared = {f.name: getattr(self, f.name) for f in fields(WorkerConfig)}
+        return WorkerConfig(**shared)
+
+
+def _split(arguments: Sequence[str]) -> list[list[str]]:
+    """The command line of each backend."""
+    segments: list[list[str]] = [[]]
+    for argument in arguments:
+        if argument == AND:
+            segments.append([])
+        else:
+            segments[-1].append(argument)
+    return segments
+
+
+def _backend_name(segment: Sequence[str]) -> str:
+    """The backend has to be known before its options can be parsed: flag, then environment, then file."""
+    for position, argument in enumerate(segment):
+        if argument == "--backend" and position + 1 < len(segment):
+            return segment[position + 1]
+        if argument.startswith("--backend="):
+            return argument.partition("=")[2]
+    if "ZFABRIC_WORKER_BACKEND" in os.environ:
+        return os.environ["ZFABRIC_WORKER_BACKEND"]
+    path = config_file(segment)
+    if path is None:
+        return "echo"
+    try:
+        table = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{path} is not TOML: {error}", path=str(path)) from error
+    return str(table.get("worker", {}).get("backend", "echo"))
+
+
+def _parser(segment: list[str], section: str, arguments: list[str]) -> cyclopts.App:
+    """A parser for one backend: the worker's own settings, and the fields of the backend's Options."""
+    kind = backend_class(_backend_name(segment))
+    options = getattr(kind, "Options", None)
+    app = make_app("zfabric-worker", HELP, section, arguments)
+
+    def worker(**given: Any) -> tuple[WorkerSettings, Callable[[], BaseModelWorker]]:
+        made = given.get("options")
+        return given["settings"], (lambda: kind(made)) if made is not None else kind
+
+    flat = cyclopts.Parameter(name="*")
+    parameters = [_keyword("settings", Annotated[WorkerSettings, flat], WorkerSettings())]
+    if options is not None and is_dataclass(options):
+        parameters.append(_keyword("options", Annotated[options, flat], _default(options)))
+    worker.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    worker.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app.default(worker)
+    return app
+
+
+def _default(options: type) -> Any:
+    """The options' default, or none where something has to be given."""
+    try:
+        return options()
+    except TypeError:
+        return inspect.Parameter.empty
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def build(arguments: list[str]) -> cyclopts.App:
+    """The parser of the whole line. Only the first segment's worker settings count."""
+    first, *others = _split(arguments)
+    app = _parser(first, "worker", arguments)
+
+    def start(parsed: Any) -> int:
+        if not isinstance(parsed, tuple):
+            return 0
+        settings, make = parsed
+        makers = [make]
+        for segment in others:
+            _, maker = _parser(segment, "worker", arguments)(segment)
+            makers.append(maker)
+        return run(serve(settings, makers), use_uvloop=settings.uvloop)
+
+    app.result_action = start
+    return app
+
+
+async def serve(settings: WorkerSettings, makers: Sequence[Callable[[], BaseModelWorker]]) -> int:
+    """Run until drained."""
+    log = make_logger("worker", settings.log_level, settings.log_format).bind(worker=settings.name)
+
+    def on_ready(models: list[ModelInfo]) -> None:
+        names = ",".join(name for info in models for name in (info.name, *info.aliases))
+        ready(worker=settings.name, models=names)
+
+    service = WorkerService([make() for make in makers], settings.worker_config(), log=log.info, on_ready=on_ready)
+    on_signals(service.drain)
+    await service.run()
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    return run_app(lambda _: build(given), _split(given)[0])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

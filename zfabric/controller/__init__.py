@@ -1,0 +1,1 @@
+"""The controller: the broker core driven over one ROUTER socket."""

@@ -1,0 +1,214 @@
+"""The controller's loop: burst in → core → sends out → re-arm one timer."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, Final
+
+from zfabric import limits
+from zfabric.controller.config import ControllerConfig
+from zfabric.core.broker import Broker
+from zfabric.errors import ConfigurationError
+from zfabric.transport.clock import monotonic_ns
+from zfabric.transport.loop_timer import LoopTimer
+from zfabric.transport.router import RouterLink
+from zfabric.version import __version__
+from zfabric.wire.kinds import CHUNKS
+
+#: A look for messages whose edge was missed; it has nothing to do, and counts if it had.
+_WATCHDOG_S: Final = 0.25
+_RECHECK_S: Final = 0.01
+
+#: log(event, **fields), as structlog's loggers take it.
+Log = Callable[..., Any]
+
+
+def _silent(event: str, **fields: object) -> None:
+    """The log of a program that wants none."""
+
+
+class Controller:
+    """A broker on a ROUTER socket. Use as an async context manager.
+
+    Args:
+        config: See `ControllerConfig`.
+        log: Called with an event's name and fields for peers that come and go; never per request.
+
+    Raises:
+        EndpointInUseError, ConfigurationError: On entering, if an endpoint cannot be had.
+    """
+
+    def __init__(self, config: ControllerConfig | None = None, *, log: Log | None = None) -> None:
+        self.config = config or ControllerConfig()
+        self.rescued = 0
+        self._log = log or _silent
+        self._link: RouterLink | None = None
+        self._broker: Broker | None = None
+        self._idle: asyncio.Event = asyncio.Event()
+        self._scheduled = False
+        self._pumps = 0
+        self._seen = -1
+
+    @property
+    def broker(self) -> Broker:
+        """The core. Raises: ConfigurationError before the controller was entered."""
+        if self._broker is None:
+            raise ConfigurationError("the controller does not run")
+        return self._broker
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """Where it listens, with wildcards resolved."""
+        return self._link.endpoints if self._link is not None else self.config.endpoints
+
+    async def __aenter__(self) -> Controller:
+        self._loop = asyncio.get_running_loop()
+        rng = random.Random(secrets.randbits(64))
+        self._broker = Broker(
+            self.config.broker, rng, monotonic_ns(), __version__, make_token=lambda: secrets.token_bytes(16)
+        )
+        self._link = link = RouterLink(self.config.endpoints)
+        self._broker.transport_figures = self._figures
+        self._timer = LoopTimer(self._loop, self._tick)
+        self._probe_timer = LoopTimer(self._loop, self._check_connections)
+        self._retry_timer = LoopTimer(self._loop, self._retry_parked)
+        self._fds = (link.fd, link.monitor_fd)
+        self._loop.add_reader(self._fds[0], self._pump)
+        self._loop.add_reader(self._fds[1], self._check_connections)
+        self._watchdog = self._loop.call_later(_WATCHDOG_S, self._rescue)
+        if link.file_limit < limits.FILE_DESCRIPTORS_MIN:
+            self._log("file_limit_low", limit=link.file_limit, wanted=limits.FILE_DESCRIPTORS_MIN)
+        self._log("listening", endpoints=list(link.endpoints), policy=self.config.broker.policy, files=link.file_limit)
+        self._pump()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        link, self._link = self._link, None
+        if link is None:
+            return
+        self.broker.goodbye()
+        for send in self.broker.outbox.take():
+            link.send(*send)
+        # Farewells leave libzmq's pipes within this time, or not at all: sockets do not linger.
+        await asyncio.sleep(0.02)
+        for fd in self._fds:
+            self._loop.remove_reader(fd)
+        for timer in (self._timer, self._probe_timer, self._retry_timer):
+            timer.cancel()
+        self._watchdog.cancel()
+        link.close()
+
+    async def drain(self, limit_ms: int | None = None) -> bool:
+        """Take no new requests and wait for the running ones.
+
+        Args:
+            limit_ms: How long at most, None for the configured time.
+
+        Returns:
+            Whether all had ended. What still runs goes on at its worker, and the next controller takes it over.
+        """
+        self.broker.drain(monotonic_ns())
+        limit_s = (self.config.drain_ms if limit_ms is None else limit_ms) / 1_000
+        self._log("draining", in_flight=self.broker.in_flight, limit_s=limit_s)
+        try:
+            async with asyncio.timeout(limit_s):
+                while self.broker.in_flight:
+                    self._idle.clear()
+                    await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    # ── the loop ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _pump(self) -> None:
+        """This is the only loop over messages. The narrow door is its first branch; everything rare is behind it."""
+        self._scheduled = False
+        link, broker = self._link, self._broker
+        if link is None or broker is None:
+            return
+        self._pumps += 1
+        now_ns = monotonic_ns()
+        routes, send = broker.routes.table, link.send
+        for sender, header, body in link.receive_burst(limits.BURST_MESSAGES_MAX):
+            if header and header[0] == CHUNKS:
+                route = routes.get(sender + header)
+                if route is not None:
+                    route.worker.heard_ns = now_ns
+                    if not send(route.client, header, body):
+                        broker.disconnected(route.client, now_ns)
+                    continue
+            broker.receive(sender, header, body, now_ns)
+            if broker.outbox.pending:
+                self._perform(link, broker, now_ns)
+        self._after(link, broker, now_ns)
+
+    def _after(self, link: RouterLink, broker: Broker, now_ns: int) -> None:
+        """Send what is due, re-arm the timers, and make sure that no message waits unseen."""
+        self._perform(link, broker, now_ns)
+        self._timer.arm(broker.next_deadline_ns(), now_ns)
+        if link.congested:
+            self._retry_timer.arm(now_ns + int(limits.CONGESTED_RETRY_MS * 1e6), now_ns)
+        if broker.desk.draining and not self._idle.is_set() and not broker.in_flight:
+            self._idle.set()
+        if not self._scheduled and link.readable():
+            self._scheduled = True
+            self._loop.call_soon(self._pump)
+
+    def _perform(self, link: RouterLink, broker: Broker, now_ns: int) -> None:
+        """Perform the core's sends in order; a peer that turns out to be gone leads to more of them."""
+        while broker.outbox.pending:
+            for to, header, body in broker.outbox.take():
+                if not link.send(to, header, body):
+                    self._gone(link, broker, to, now_ns)
+
+    def _gone(self, link: RouterLink, broker: Broker, peer: Any, now_ns: int) -> None:
+        link.forget(peer)
+        broker.disconnected(peer, now_ns)
+
+    def _tick(self) -> None:
+        link, broker = self._link, self._broker
+        if link is not None and broker is not None:
+            now_ns = monotonic_ns()
+            broker.tick(now_ns)
+            self._after(link, broker, now_ns)
+
+    def _check_connections(self) -> None:
+        """Connections came or went, or a suspicion is due to be checked."""
+        link, broker = self._link, self._broker
+        if link is None or broker is None:
+            return
+        now_ns = monotonic_ns()
+        for peer in link.lost_connections(now_ns):
+            self._gone(link, broker, peer, now_ns)
+        self._probe_timer.arm(link.next_probe_ns(), now_ns)
+        self._after(link, broker, now_ns)
+
+    def _retry_parked(self) -> None:
+        link, broker = self._link, self._broker
+        if link is None or broker is None:
+            return
+        now_ns = monotonic_ns()
+        for peer in link.retry_parked():
+            self._gone(link, broker, peer, now_ns)
+        self._after(link, broker, now_ns)
+
+    def _rescue(self) -> None:
+        if self._link is None:
+            return
+        waiting = self._link.readable()
+        if waiting and self._seen == self._pumps:
+            self.rescued += 1
+            self._pump()
+        # Something that waits now is only late if the pump has not run by the next look, which then is a short one.
+        self._seen = self._pumps if waiting else -1
+        self._check_connections()
+        self._watchdog = self._loop.call_later(_RECHECK_S if waiting else _WATCHDOG_S, self._rescue)
+
+    def _figures(self) -> dict[str, int]:
+        figures = asdict(self._link.figures) if self._link is not None else {}
+        return {**figures, "rescued": self.rescued}

@@ -1,0 +1,43 @@
+"""What can be set on the broker core."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from zfabric import limits
+from zfabric.errors import ConfigurationError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokerConfig:
+    """Policy, timings and bounds; see `zfabric.limits` for the reasons of the defaults.
+
+    Attributes:
+        policy: Name of a dispatch policy (`zfabric.core.dispatch.POLICIES`).
+        beat_ms, lease_ms: Workers beat so often, and are removed after so long a silence.
+        stall_ms: A worker with work whose engine makes no progress for so long loses its requests.
+        recovery_ms: How long after the start running streams may be claimed.
+        queue_depth_max, queue_bytes_max: Waiting requests per model, and bytes of all waiting bodies.
+        client_requests_max: Requests in flight per client.
+    """
+
+    policy: str = "shortest_queue"
+    beat_ms: int = limits.BEAT_MS
+    lease_ms: int = limits.LEASE_MS
+    stall_ms: int = limits.STALL_MS
+    recovery_ms: int = limits.RECOVERY_MS
+    queue_depth_max: int = limits.QUEUE_DEPTH_MAX
+    queue_bytes_max: int = limits.QUEUE_BYTES_MAX
+    client_requests_max: int = limits.CLIENT_REQUESTS_MAX
+    clients_max: int = limits.CLIENTS_MAX
+    workers_max: int = limits.WORKERS_MAX
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if name != "policy" and value < (0 if name == "recovery_ms" else 1):
+                raise ConfigurationError(f"{name} is {value}, it must be at least 1", parameter=name)
+        if self.lease_ms < 2 * self.beat_ms:
+            raise ConfigurationError(
+                f"lease_ms is {self.lease_ms}, it must be at least twice beat_ms, which is {self.beat_ms}"
+            )

@@ -1,0 +1,55 @@
+"""The data plane's one table: (worker's connection + chunk header) → the client it is for.
+
+A route exists while the worker has a live request of the client, so one lookup is also the check of the source: a worker
+cannot send to a client it does not work for. The header carries the client's number in this controller's life.
+"""
+
+from __future__ import annotations
+
+from zfabric.core.registry import ClientPeer, WorkerPeer
+from zfabric.ids import RoutingId
+from zfabric.wire import codec
+
+
+class Route:
+    """Where chunks go, and whose lease they renew."""
+
+    __slots__ = ("client", "worker")
+
+    def __init__(self, client: RoutingId, worker: WorkerPeer) -> None:
+        self.client = client
+        self.worker = worker
+
+
+class Routes:
+    """Routes with reference counts."""
+
+    __slots__ = ("table",)
+
+    def __init__(self) -> None:
+        self.table: dict[bytes, Route] = {}
+
+    def add(self, worker: WorkerPeer, client: ClientPeer) -> None:
+        """One more live request of this client at this worker."""
+        count = worker.routes.get(client.number, 0)
+        worker.routes[client.number] = count + 1
+        if not count:
+            self.table[_key(worker, client)] = Route(client.routing_id, worker)
+
+    def drop(self, worker: WorkerPeer, client: ClientPeer) -> None:
+        """One less."""
+        count = worker.routes[client.number] - 1
+        if count:
+            worker.routes[client.number] = count
+        else:
+            del worker.routes[client.number]
+            self.table.pop(_key(worker, client), None)
+
+    def client_gone(self, workers: list[WorkerPeer], client: ClientPeer) -> None:
+        """Let chunks for a lost client go nowhere while its requests are being stopped."""
+        for worker in workers:
+            self.table.pop(_key(worker, client), None)
+
+
+def _key(worker: WorkerPeer, client: ClientPeer) -> bytes:
+    return worker.routing_id + codec.chunks_header(client.number)

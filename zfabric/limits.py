@@ -1,0 +1,108 @@
+"""Every bound and every timing, with its reason. Nothing else in the project holds a magic number of this kind.
+
+Reaching a bound is a typed error to the one who reached it; nobody else notices.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# ── Time ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+#: One beat a second is noise on any link, and three lost ones still mean a detection within seconds.
+BEAT_MS: Final = 1_000
+#: Three lost beats: one is jitter, two is a garbage collection, three is a death.
+LEASE_MS: Final = 3_000
+#: A worker that reports work but no engine progress for so long has hung. Long, since one prefill of a
+#: very long prompt on a CPU takes tens of seconds and shows no step in between.
+STALL_MS: Final = 60_000
+#: After a controller's start: how long running streams may take to be claimed from both ends.
+RECOVERY_MS: Final = LEASE_MS
+#: A drain that lasts longer than the longest usual answer helps nobody; what still runs is handed back.
+DRAIN_MS: Final = 30_000
+#: Farewells are a courtesy: a peer that does not answer in this time is left to its lease.
+GOODBYE_MS: Final = 500
+#: Reconnect backoff. The first try is nearly free on one host; the cap keeps a restarted controller found within 1 s.
+RECONNECT_MIN_MS: Final = 20
+RECONNECT_MAX_MS: Final = 1_000
+#: Peers say HELLO within this window (full jitter) after a *re*connect, so that 1,000 workers do not arrive at once.
+HELLO_JITTER_MS: Final = 100
+#: A HELLO that stays unanswered is said again.
+HELLO_RETRY_MS: Final = 1_000
+#: A silent connect must not hold a file descriptor for libzmq's default of 30 s.
+HANDSHAKE_MS: Final = 5_000
+#: ZMTP's own ping, answered by the peer's I/O thread even when its program is busy: it finds dead paths.
+ZMTP_PING_MS: Final = 1_000
+ZMTP_TIMEOUT_MS: Final = 3_000
+#: A default deadline would surprise more people than it would help; a request without one may run for ever.
+DEADLINE_MAX_MS: Final = 7 * 24 * 3_600_000
+#: A disconnect is announced just before the connection becomes unroutable; the probe that confirms it tries again
+#: after these times.
+PROBE_RETRY_MS: Final = (0.5, 2.0, 10.0, 50.0)
+#: How long a model that lost its last worker is remembered: its requests wait so long for a worker to come back, which
+#: is what a rolling restart of a small model takes. Then they fail, and new ones are refused at once.
+MODEL_MEMORY_MS: Final = 30_000
+#: A client waits so long beyond a request's deadline for the controller's word before it ends the request itself.
+DEADLINE_GUARD_MS: Final = 1_000
+#: A full pipe to one peer is tried again after this time (ROUTER tells of no peer when it has room again).
+CONGESTED_RETRY_MS: Final = 5
+
+# ── Sizes ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+#: libzmq disconnects a peer whose frame is larger, so senders check before. 64 MiB holds images and embedding batches.
+FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
+#: Headers are a kind and a few numbers and names.
+HEADER_BYTES_MAX: Final = 4_096
+#: Control bodies the controller itself decodes: the largest is the inventory of a worker with 10,000 requests.
+CONTROL_BODY_BYTES_MAX: Final = 4 * 1024 * 1024
+#: Names end up in tables, logs and labels.
+NAME_LENGTH_MAX: Final = 256
+#: Unix socket paths (sun_path is 108 bytes with its terminator).
+IPC_PATH_LENGTH_MAX: Final = 107
+#: Items of one control list (cancels, credits, models of one worker).
+LIST_LENGTH_MAX: Final = 65_536
+#: Models of one worker process.
+WORKER_MODELS_MAX: Final = 1_024
+#: Concurrent requests one worker may announce room for.
+SLOTS_MAX: Final = 65_536
+
+# ── Queues and tables ───────────────────────────────────────────────────────────────────────────────────────────────
+#: Waiting requests of one model. Beyond some thousands a wait is longer than any caller's patience.
+QUEUE_DEPTH_MAX: Final = 16_384
+#: Bodies of waiting requests of all models (once dispatched, a body is gone from the controller).
+QUEUE_BYTES_MAX: Final = 1024 * 1024 * 1024
+#: Requests in flight of one client; a pool of backends should use several clients before it uses more.
+CLIENT_REQUESTS_MAX: Final = 65_536
+#: Sessions. Each costs a few KiB and a file descriptor.
+CLIENTS_MAX: Final = 65_536
+WORKERS_MAX: Final = 16_384
+#: Bytes parked for one peer whose pipe is full. Only terminals and control are parked: chunks are sent again by the
+#: worker when the reader asks.
+PARKED_BYTES_MAX: Final = 8 * 1024 * 1024
+#: libzmq's own pipes, per peer and direction, in messages: the last fuse below credits.
+SOCKET_QUEUE_MESSAGES: Final = 4_096
+#: Bad frames from one peer before it is ignored for the rest of its connection.
+BAD_FRAMES_MAX: Final = 64
+#: Messages handled before the loop gets its turn: about 1 ms of work.
+BURST_MESSAGES_MAX: Final = 256
+#: Answers a worker keeps after their terminal, so that a client whose controller just died can still get them. The time
+#: runs only while a controller is there: longer than its recovery, shorter than memory would mind.
+FINISHED_BYTES_MAX: Final = 16 * 1024 * 1024
+FINISHED_MS: Final = 10_000
+
+# ── Streams ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+#: Units (tokens) a worker may send ahead of the reader: a usual answer needs no credit message at all.
+WINDOW_UNITS: Final = 1_024
+#: Attempts in a row that yield no unit before the failure is the caller's: a request that kills workers must stop.
+ATTEMPTS_WITHOUT_PROGRESS_MAX: Final = 3
+#: Attempts of one request at all.
+ATTEMPTS_MAX: Final = 1_000
+#: Default concurrency of a worker: FastChat's value for engines that do not batch.
+SLOTS_DEFAULT: Final = 5
+#: Below this limit on open files a controller warns at its start: every peer costs one, and running out is fatal.
+FILE_DESCRIPTORS_MIN: Final = 4_096
+
+assert FINISHED_MS > RECOVERY_MS + RECONNECT_MAX_MS
+assert LEASE_MS >= 3 * BEAT_MS
+assert ZMTP_TIMEOUT_MS >= 2 * ZMTP_PING_MS
+assert RECONNECT_MIN_MS < RECONNECT_MAX_MS < LEASE_MS
+assert HELLO_JITTER_MS < LEASE_MS
+assert CONTROL_BODY_BYTES_MAX <= FRAME_BYTES_MAX

@@ -1,0 +1,274 @@
+"""The controller's socket: bursts in, sends out, and news of lost connections. Never blocks.
+
+What ROUTER does not do, this does: a message is exactly [routing id][header][body], read frame by frame; a send to a
+full pipe is parked, in order and within bounds, and tried again; a disconnect, which libzmq reports by file descriptor,
+is traced to the peers of that descriptor and confirmed by a probe, so that a death is known within a millisecond.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections import deque
+from dataclasses import dataclass
+from typing import IO, Final, cast
+
+import zmq
+from zmq.auth.thread import ThreadAuthenticator
+
+from zfabric import limits
+from zfabric.errors import ConfigurationError, EndpointInUseError
+from zfabric.ids import RoutingId
+from zfabric.transport.context import make_context, raise_file_limit
+from zfabric.transport.endpoints import ipc_path, prepare_ipc_directory
+from zfabric.transport.monitor import DOWN, Monitor
+from zfabric.transport.options import ZAP_DOMAIN, set_router_options
+from zfabric.wire.kinds import BEAT, CLIENT_HELLO, SUBMIT, WORKER_HELLO
+
+#: A message in: from whom, header, body. A large SUBMIT's body stays where libzmq has it (a zmq.Frame).
+Received = tuple[RoutingId, bytes, bytes]
+
+_MORE: Final = zmq.SNDMORE | zmq.NOBLOCK
+_LAST: Final = zmq.NOBLOCK
+#: Copying less than this is cheaper than keeping libzmq's buffer.
+_COPY_BYTES_MAX: Final = 64 * 1024
+_SPECIAL: Final = frozenset({CLIENT_HELLO, WORKER_HELLO, SUBMIT})
+_PROBE: Final = (bytes([BEAT]), b"\x91\x00")
+
+
+@dataclass(slots=True)
+class RouterFigures:
+    """What the link counted."""
+
+    malformed: int = 0
+    unroutable: int = 0
+    parked: int = 0
+    overflowed: int = 0
+    probes: int = 0
+
+
+class RouterLink:
+    """One ROUTER, bound to any number of endpoints.
+
+    Args:
+        endpoints: Where to listen. An ipc socket is guarded by a lock, since libzmq would silently steal it.
+
+    Raises:
+        EndpointInUseError: Another controller has the endpoint.
+        ConfigurationError: The endpoint cannot be bound.
+    """
+
+    def __init__(self, endpoints: tuple[str, ...]) -> None:
+        self.figures = RouterFigures()
+        self.file_limit = raise_file_limit()
+        self._locks: list[tuple[IO[str], str]] = []
+        self._context = make_context()
+        self._authenticator = ThreadAuthenticator(self._context)
+        self._authenticator.start()
+        self._authenticator.configure_curve(domain=ZAP_DOMAIN.decode())
+        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
+        set_router_options(self._socket)
+        self._monitor = Monitor(self._socket)
+        self._descriptors: dict[int, set[RoutingId]] = {}
+        self._descriptor_of: dict[RoutingId, int] = {}
+        self._parked: dict[RoutingId, deque[tuple[bytes, bytes]]] = {}
+        self._parked_bytes: dict[RoutingId, int] = {}
+        self._suspects: list[tuple[int, RoutingId]] = []
+        try:
+            self.endpoints = tuple(self._bind(endpoint) for endpoint in endpoints)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def fd(self) -> int:
+        """Readable when messages may have arrived (edge-triggered: ask `readable` after every burst)."""
+        return int(self._socket.getsockopt(zmq.FD))
+
+    @property
+    def monitor_fd(self) -> int:
+        """Readable when connections may have come or gone (edge-triggered)."""
+        return self._monitor.fd
+
+    def _bind(self, endpoint: str) -> str:
+        path = ipc_path(endpoint)
+        umask = os.umask(0o077)
+        try:
+            if path is not None:
+                prepare_ipc_directory(path)
+                self._lock(str(path))
+            self._socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EADDRINUSE:
+                raise EndpointInUseError(f"{endpoint} is in use by another process", endpoint=endpoint) from None
+            raise ConfigurationError(f"{endpoint} cannot be bound: {error}", endpoint=endpoint) from None
+        finally:
+            os.umask(umask)
+        return str(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
+
+    def _lock(self, path: str) -> None:
+        """Hold PATH.lock for life; whoever holds it may replace the socket's file."""
+        lock = open(f"{path}.lock", "a", encoding="ascii")  # noqa: SIM115 — held until close
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise EndpointInUseError(f"ipc://{path} is in use by another controller", endpoint=f"ipc://{path}") from None
+        self._locks.append((lock, path))
+
+    # ── in ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def receive_burst(self, count_max: int) -> list[Received]:
+        """Up to so many messages that are there now."""
+        burst: list[Received] = []
+        receive, option = self._socket.recv, self._socket.getsockopt
+        try:
+            for _ in range(count_max):
+                sender = RoutingId(receive(_LAST))
+                header = receive(_LAST)
+                if not option(zmq.RCVMORE):
+                    self.figures.malformed += 1
+                    continue
+                kind = header[0] if header else 0
+                body = self._receive_body(sender, kind) if kind in _SPECIAL else receive(_LAST)
+                if option(zmq.RCVMORE):
+                    self._discard_rest()
+                else:
+                    burst.append((sender, header, body))
+        except zmq.Again:
+            pass
+        return burst
+
+    def _receive_body(self, sender: RoutingId, kind: int) -> bytes:
+        """The body of a message that may be large, or that opens a session."""
+        frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+        if kind != SUBMIT:
+            self._note_descriptor(sender, frame)
+        elif len(frame) > _COPY_BYTES_MAX:
+            return frame  # type: ignore[return-value]
+        return frame.bytes
+
+    def _discard_rest(self) -> None:
+        """Frames beyond the third. libzmq has no limit on their number, so they are dropped one by one."""
+        self.figures.malformed += 1
+        while self._socket.getsockopt(zmq.RCVMORE):
+            self._socket.recv(zmq.NOBLOCK, copy=False)
+
+    def readable(self) -> bool:
+        """Whether more is there. Also re-arms the file descriptor's edge."""
+        return bool(cast(int, self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+
+    # ── out ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def send(self, to: RoutingId, header: bytes, body: bytes) -> bool:
+        """Send, or park if the peer's pipe is full. False if the peer is gone, or parks more than it may."""
+        if self._parked and to in self._parked:
+            return self._park(to, header, body)
+        send = self._socket.send
+        try:
+            send(to, _MORE)
+        except zmq.Again:
+            return self._park(to, header, body)
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            self.figures.unroutable += 1
+            return False
+        send(header, _MORE)
+        # The pipe took the first frame, so it takes the whole message.
+        send(body, _LAST, copy=type(body) is bytes)
+        return True
+
+    def _park(self, to: RoutingId, header: bytes, body: bytes) -> bool:
+        size = self._parked_bytes.get(to, 0) + len(header) + len(body)
+        if size > limits.PARKED_BYTES_MAX:
+            self.figures.overflowed += 1
+            self.forget(to)
+            return False
+        self.figures.parked += 1
+        self._parked.setdefault(to, deque()).append((header, body))
+        self._parked_bytes[to] = size
+        return True
+
+    @property
+    def congested(self) -> bool:
+        """Whether anything is parked: `retry_parked` is due."""
+        return bool(self._parked)
+
+    def retry_parked(self) -> list[RoutingId]:
+        """Send what was parked, as far as it goes. Returns peers that are gone."""
+        gone: list[RoutingId] = []
+        for to in list(self._parked):
+            waiting = self._parked.pop(to)
+            self._parked_bytes.pop(to)
+            while waiting:
+                header, body = waiting[0]
+                if not self.send(to, header, body):
+                    gone.append(to)
+                    break
+                waiting.popleft()
+                if to in self._parked:
+                    for header, body in waiting:
+                        self._park(to, header, body)
+                    break
+        return gone
+
+    def forget(self, peer: RoutingId) -> None:
+        """Drop what is parked and known of a peer."""
+        self._parked.pop(peer, None)
+        self._parked_bytes.pop(peer, None)
+        descriptor = self._descriptor_of.pop(peer, None)
+        if descriptor is not None:
+            peers = self._descriptors.get(descriptor)
+            if peers is not None:
+                peers.discard(peer)
+                if not peers:
+                    del self._descriptors[descriptor]
+
+    # ── lost connections ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _note_descriptor(self, peer: RoutingId, frame: zmq.Frame) -> None:
+        with contextlib.suppress(zmq.ZMQError, ValueError):
+            descriptor = int(frame.get("__fd"))
+            self._descriptors.setdefault(descriptor, set()).add(peer)
+            self._descriptor_of[peer] = descriptor
+
+    def lost_connections(self, now_ns: int) -> list[RoutingId]:
+        """Peers that turned out to be gone. Call when `monitor_fd` is readable, and when `suspects` is due.
+
+        A descriptor may have been given to a new connection already, and the pipe closes a moment after the event, so
+        every suspect is probed: only an unroutable one is gone. A probe that arrives is a beat, which does no harm.
+        """
+        for kind, descriptor in self._monitor.read():
+            if kind == DOWN:
+                for peer in self._descriptors.get(descriptor, ()):
+                    self._suspects += [(now_ns + int(ms * 1e6), peer) for ms in (0.0, *limits.PROBE_RETRY_MS)]
+        if not self._suspects:
+            return []
+        due = [peer for at_ns, peer in self._suspects if at_ns <= now_ns]
+        self._suspects = [(at_ns, peer) for at_ns, peer in self._suspects if at_ns > now_ns]
+        gone: dict[RoutingId, None] = {}
+        for peer in due:
+            self.figures.probes += 1
+            if peer in self._descriptor_of and peer not in gone and not self.send(peer, *_PROBE):
+                gone[peer] = None
+        if gone:
+            self._suspects = [entry for entry in self._suspects if entry[1] not in gone]
+        return list(gone)
+
+    def next_probe_ns(self) -> int | None:
+        """When `lost_connections` is due again, None for not before the next event."""
+        return min((at_ns for at_ns, _ in self._suspects), default=None)
+
+    def close(self) -> None:
+        """Close the socket and give up the endpoints."""
+        self._monitor.close()
+        self._socket.close(linger=0)
+        self._authenticator.stop()
+        self._context.destroy(linger=0)
+        for lock, path in self._locks:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            lock.close()
+        self._locks.clear()

@@ -1,0 +1,1 @@
+"""What bytes mean: message kinds, typed message structs, and the codec between them."""

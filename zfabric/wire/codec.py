@@ -1,0 +1,161 @@
+"""Structs to bytes and back: one encoder, one decoder per kind, sizes checked before anything is decoded.
+
+Every failure to decode is a ProtocolError, whatever the bytes: MessagePack that nests too deeply raises RecursionError
+in the parser, and that is the sender's fault as well.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from zfabric.errors import FabricError, ProtocolError
+from zfabric.limits import CONTROL_BODY_BYTES_MAX, HEADER_BYTES_MAX
+from zfabric.wire import kinds, messages, payloads
+
+T = TypeVar("T")
+
+_encoder: Final = msgspec.msgpack.Encoder()
+#: MessagePack of one value.
+encode = _encoder.encode
+
+_ENVELOPES: Final[dict[int, type[Struct]]] = {
+    kinds.SUBMIT: messages.Submit,
+    kinds.DISPATCH: messages.Dispatch,
+    kinds.ENDS: messages.Ends,
+}
+_BODIES: Final[dict[int, type[Struct]]] = {
+    kinds.CLIENT_HELLO: messages.ClientHello,
+    kinds.WORKER_HELLO: messages.WorkerHello,
+    kinds.WELCOME: messages.Welcome,
+    kinds.REFUSED: messages.Fault,
+    kinds.BEAT: messages.Beat,
+    kinds.LOAD: messages.Load,
+    kinds.GOODBYE: messages.Goodbye,
+    kinds.CANCEL: messages.Cancel,
+    kinds.CREDIT: messages.Credit,
+    kinds.GRANT: messages.Grant,
+    kinds.ABORT: messages.Abort,
+    kinds.QUERY: messages.Query,
+    kinds.ANSWER: messages.Answer,
+    kinds.FAULT: messages.Fault,
+    kinds.DRAIN: messages.Drain,
+}
+_KIND_OF: Final[dict[type[Struct], int]] = {
+    kind_type: kind for kind, kind_type in {**_ENVELOPES, **_BODIES}.items() if kind != kinds.REFUSED
+}
+_HEADER_OF: Final = {kind: bytes([kind]) for kind in kinds.NAMES}
+_envelope_decoders: Final = {kind: msgspec.msgpack.Decoder(t) for kind, t in _ENVELOPES.items()}
+_body_decoders: Final = {kind: msgspec.msgpack.Decoder(t) for kind, t in _BODIES.items()}
+_chunks_decoder: Final = msgspec.msgpack.Decoder(list[payloads.Chunk])
+_ends_decoder: Final = msgspec.msgpack.Decoder(payloads.EndsBody)
+_request_decoders: Final[dict[str, msgspec.msgpack.Decoder[Any]]] = {
+    "generate": msgspec.msgpack.Decoder(payloads.GenerateRequest),
+    "embed": msgspec.msgpack.Decoder(payloads.EmbedRequest),
+    "count_tokens": msgspec.msgpack.Decoder(payloads.CountRequest),
+    "operate": msgspec.msgpack.Decoder(payloads.OperateRequest),
+}
+
+#: Header and body of one message.
+Frames = tuple[bytes, bytes]
+
+EMPTY: Final = b""
+
+
+def chunks_header(client: int) -> bytes:
+    """The routing key of one client's chunks: 5 bytes."""
+    return b"\x01" + client.to_bytes(4, "big")
+
+
+def pack(message: Struct) -> Frames:
+    """A control message as frames: its kind alone is the header."""
+    return _HEADER_OF[_KIND_OF[type(message)]], encode(message)
+
+
+def pack_refused(error: FabricError) -> Frames:
+    """REFUSED: no session, for this reason."""
+    return _HEADER_OF[kinds.REFUSED], encode(fault_of(error))
+
+
+def pack_fault(error: FabricError) -> Frames:
+    """FAULT: this message could not be used; the session goes on."""
+    return _HEADER_OF[kinds.FAULT], encode(fault_of(error))
+
+
+def pack_unknown_session() -> Frames:
+    """UNKNOWN_SESSION: say HELLO first."""
+    return _HEADER_OF[kinds.UNKNOWN_SESSION], EMPTY
+
+
+def pack_envelope(envelope: messages.Submit | messages.Dispatch | messages.Ends) -> bytes:
+    """The header of a passing message."""
+    return _HEADER_OF[_KIND_OF[type(envelope)]] + encode(envelope)
+
+
+def raw(value: object) -> msgspec.Raw:
+    """A value encoded now, to be spliced into a message."""
+    return msgspec.Raw(encode(value))
+
+
+def fault_of(error: FabricError) -> messages.Fault:
+    return messages.Fault(error.code, error.message, error.details)
+
+
+def unpack_envelope(header: bytes) -> Any:
+    """The envelope in the header of a passing message.
+
+    Raises:
+        ProtocolError: Too long, no such kind, or not of the kind's form.
+    """
+    # A step may end as many requests as a client has: the only envelope whose length follows the load.
+    limit = CONTROL_BODY_BYTES_MAX if header[0] == kinds.ENDS else HEADER_BYTES_MAX
+    if len(header) > limit:
+        raise ProtocolError(f"header holds {len(header)} bytes, limit is {limit}", size=len(header))
+    return _decode(_envelope_decoders.get(header[0]), memoryview(header)[1:], header[0])
+
+
+def unpack_body(kind: int, body: bytes) -> Any:
+    """The struct in the body of a control message.
+
+    Raises:
+        ProtocolError: Too large, no such kind, or not of the kind's form.
+    """
+    if len(body) > CONTROL_BODY_BYTES_MAX:
+        raise ProtocolError(
+            f"{kinds.NAMES.get(kind, hex(kind))} holds {len(body)} bytes, limit is {CONTROL_BODY_BYTES_MAX}",
+            size=len(body),
+        )
+    return _decode(_body_decoders.get(kind), body, kind)
+
+
+def unpack_chunks(body: bytes) -> list[payloads.Chunk]:
+    """Body of CHUNKS. Raises: ProtocolError."""
+    return _decode(_chunks_decoder, body, kinds.CHUNKS)
+
+
+def unpack_ends_body(body: bytes) -> payloads.EndsBody:
+    """Body of ENDS. Raises: ProtocolError."""
+    return _decode(_ends_decoder, body, kinds.ENDS)
+
+
+def unpack_request(operation: str, body: bytes) -> payloads.AnyRequest:
+    """Body of SUBMIT and DISPATCH. Raises: ProtocolError."""
+    request: payloads.AnyRequest = _decode(_request_decoders.get(operation), body, kinds.DISPATCH)
+    return request
+
+
+def unpack_result(raw: bytes | memoryview, kind: type[T]) -> T:
+    """A unary result. Raises: ProtocolError."""
+    return _decode(msgspec.msgpack.Decoder(kind), raw, kinds.ENDS)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[T] | None, data: bytes | memoryview, kind: int) -> T:
+    name = kinds.NAMES.get(kind, f"kind 0x{kind:02x}")
+    if decoder is None:
+        raise ProtocolError(f"{name} is not a message with a body of its own", kind=kind)
+    try:
+        return decoder.decode(data)
+    except (msgspec.MsgspecError, RecursionError, ValueError, TypeError) as error:
+        raise ProtocolError(f"{name} does not decode: {error}", kind=kind) from None

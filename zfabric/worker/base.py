@@ -1,0 +1,138 @@
+"""`BaseModelWorker`: all that a backend has to be.
+
+A backend knows no sockets, no registration and no beats. There are two ways to write one:
+
+* **one request at a time**: implement `generate` as an async generator of `Delta`. Deltas that several requests yield in
+  the same turn of the event loop leave as one message per client, so this is fast enough for most engines.
+* **one step at a time**: an engine that steps many requests at once overrides `begin` and `abort`, and hands all
+  deltas of a step to `self.steps.emit(...)` in one call, from the event loop's thread.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any, ClassVar, Protocol
+
+from zfabric.errors import FabricError, UnsupportedOperationError
+from zfabric.limits import SLOTS_DEFAULT
+from zfabric.wire.messages import ModelInfo
+from zfabric.wire.payloads import CountRequest, Delta, EmbedRequest, EmbedResult, GenerateRequest, OperateRequest
+
+__all__ = ["BaseModelWorker", "EngineLoad", "StepSink"]
+
+
+class EngineLoad:
+    """What an engine tells of itself at a beat. All fields are optional.
+
+    Attributes:
+        waiting: Requests accepted but not yet in the batch.
+        kv_blocks_free: Free blocks of the cache.
+        progress: A counter that moves at every engine step; None counts deltas instead.
+        slots: Room now, None for the configured number.
+        gauges: Named figures for operators.
+    """
+
+    __slots__ = ("gauges", "kv_blocks_free", "progress", "slots", "waiting")
+
+    def __init__(
+        self,
+        *,
+        waiting: int = 0,
+        kv_blocks_free: int | None = None,
+        progress: int | None = None,
+        slots: int | None = None,
+        gauges: dict[str, float] | None = None,
+    ) -> None:
+        self.waiting = waiting
+        self.kv_blocks_free = kv_blocks_free
+        self.progress = progress
+        self.slots = slots
+        self.gauges = gauges or {}
+
+
+class StepSink(Protocol):
+    """Where a step-wise engine hands over what it made. Call it from the event loop's thread."""
+
+    def emit(self, step: Iterable[tuple[str, Delta]]) -> None:
+        """All deltas of one engine step, as (request_id, delta). The last of a request sets `finish_reason`
+        on each of its choices and `usage` on the very last one. Deltas of requests that ended are dropped."""
+
+    def fail(self, request_id: str, error: FabricError) -> None:
+        """End a request with an error."""
+
+    def models_changed(self, models: Sequence[ModelInfo]) -> None:
+        """Announce another set of models (an adapter was loaded, an upstream came or went)."""
+
+    def engine_died(self, error: FabricError) -> None:
+        """The engine is gone: what runs fails over to other workers, and the worker process ends with this error."""
+
+
+class BaseModelWorker(ABC):
+    """Base of all workers.
+
+    Class attributes:
+        parameters: Sampling parameters the backend honours. A request that sets another away from its default is
+            refused by name before it reaches the backend. `ModelInfo.parameters` narrows this per model.
+        slots: Concurrent requests by default (`--slots` overrides it).
+
+    Instance attributes:
+        steps: Bound before `load` is called.
+    """
+
+    parameters: ClassVar[frozenset[str]] = frozenset()
+    slots: int = SLOTS_DEFAULT
+    steps: StepSink
+
+    @abstractmethod
+    async def load(self) -> ModelInfo | Sequence[ModelInfo]:
+        """Load the engine and say what it serves. Called once; long work belongs in a thread, so that signals and
+        logs go on. Raises whatever makes loading impossible; the worker process then ends with it."""
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+        """Deltas of the answer, in order.
+
+        The generator is closed (`aclose`, so GeneratorExit at its yield, or CancelledError at its await) when the
+        request is cancelled, its deadline passes or its client dies. The last delta of each choice sets
+        `finish_reason`, and the very last one `usage`; without `usage` the tokens seen are counted.
+
+        Raises:
+            FabricError: Reaches the caller as it is. Anything else becomes a BackendError.
+        """
+        raise UnsupportedOperationError(f"{type(self).__name__} does not generate", operation="generate")
+
+    async def embed(self, request: EmbedRequest) -> EmbedResult:
+        """One vector per input. Cancelled with the request."""
+        raise UnsupportedOperationError(f"{type(self).__name__} does not embed", operation="embed")
+
+    async def count_tokens(self, request: CountRequest) -> int:
+        """Tokens that `generate` would see for this prompt."""
+        raise UnsupportedOperationError(f"{type(self).__name__} does not count tokens", operation="count_tokens")
+
+    async def operate(self, request: OperateRequest) -> Any:
+        """An operator's call; the result must be MessagePack-able."""
+        raise UnsupportedOperationError(
+            f"{type(self).__name__} has no call {request.call!r}", operation="operate", call=request.call
+        )
+
+    def load_report(self) -> EngineLoad:
+        """Called at each beat, from the event loop: must not block."""
+        return EngineLoad()
+
+    async def close(self) -> None:
+        """Free the engine. Called once, also after a failed `load`."""
+
+    # ── step-wise engines ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def begin(self, request: GenerateRequest) -> None:
+        """Start a request whose deltas will come through `steps.emit`. Must not block."""
+        raise NotImplementedError
+
+    def abort(self, request_id: str) -> None:
+        """Stop a request begun before; no more is wanted of it. Must not block. Unknown names are ignored."""
+        raise NotImplementedError
+
+    @classmethod
+    def is_stepwise(cls) -> bool:
+        """Whether this backend overrides `begin`."""
+        return cls.begin is not BaseModelWorker.begin

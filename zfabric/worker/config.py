@@ -1,0 +1,50 @@
+"""What an operator can set on a worker process, whatever its backend."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass, field
+
+from zfabric import limits
+from zfabric.errors import ConfigurationError
+from zfabric.transport.endpoints import check_endpoint, default_endpoint
+
+
+def default_name() -> str:
+    """host-pid: unique on a network of named hosts, and an operator can find the process."""
+    return f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerConfig:
+    """Settings of a worker.
+
+    Attributes:
+        endpoint: The controller to dial.
+        name: Unique name of this worker.
+        slots: Concurrent requests, None for the backend's own number.
+        speed: Relative speed for `lottery` and `shortest_queue`.
+        stream_interval: Tokens gathered into one delta after the first, which is never held back; 1 is each.
+        beats: False registers a static worker, which is never removed for silence.
+        drain_ms: How long a drain lets running requests finish before it hands them back.
+    """
+
+    endpoint: str = field(default_factory=default_endpoint)
+    name: str = field(default_factory=default_name)
+    slots: int | None = None
+    speed: float = 1.0
+    stream_interval: int = 1
+    beats: bool = True
+    drain_ms: int = limits.DRAIN_MS
+
+    def __post_init__(self) -> None:
+        check_endpoint(self.endpoint)
+        if not 1 <= len(self.name) <= limits.NAME_LENGTH_MAX:
+            raise ConfigurationError(f"name has {len(self.name)} characters, 1 … {limits.NAME_LENGTH_MAX} are allowed")
+        if self.slots is not None and not 1 <= self.slots <= limits.SLOTS_MAX:
+            raise ConfigurationError(f"slots is {self.slots}, it must be 1 … {limits.SLOTS_MAX}")
+        if self.stream_interval < 1:
+            raise ConfigurationError(f"stream_interval is {self.stream_interval}, it must be at least 1")
+        if self.speed < 0:
+            raise ConfigurationError(f"speed is {self.speed}, it must be at least 0")
