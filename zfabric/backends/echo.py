@@ -21,7 +21,6 @@ from zfabric.wire.payloads import (
     FinishReason,
     GenerateRequest,
     Message,
-    SamplingParams,
     Usage,
 )
 from zfabric.worker.base import BaseModelWorker, EngineLoad
@@ -51,11 +50,11 @@ class _Stream:
 
     __slots__ = ("due", "limit", "position", "prompt_tokens", "stop_at", "tokens")
 
-    def __init__(self, tokens: list[str], request: GenerateRequest, due: float) -> None:
+    def __init__(self, tokens: list[str], request: GenerateRequest, due: float, context_length: int) -> None:
         self.tokens = tokens
         self.prompt_tokens = len(tokens)
         self.position = len(request.resume_token_ids)
-        self.limit = request.sampling.max_new_tokens or len(tokens)
+        self.limit = min(request.sampling.max_new_tokens or len(tokens), context_length - len(tokens))
         self.stop_at = frozenset(request.sampling.stop_token_ids)
         self.due = due
 
@@ -111,9 +110,9 @@ class EchoWorker(BaseModelWorker):
 
     def begin(self, request: GenerateRequest) -> None:
         tokens = _prompt_tokens(request.prompt, request.messages, request.prompt_token_ids)
-        _check_context(len(tokens), request.sampling, self.options.context_length)
+        _check_context(len(tokens), self.options.context_length)
         due = asyncio.get_running_loop().time() + self.options.first_token_ms / 1_000
-        self._streams[request.request_id] = _Stream(tokens, request, due)
+        self._streams[request.request_id] = _Stream(tokens, request, due, self.options.context_length)
         self._wake.set()
 
     def abort(self, request_id: str) -> None:
@@ -174,11 +173,10 @@ def _prompt_tokens(prompt: str | None, messages: list[Message] | None, ids: list
     return [word + " " for word in (prompt or "").split()] or [" "]
 
 
-def _check_context(prompt_tokens: int, sampling: SamplingParams, context_length: int) -> None:
-    wanted = prompt_tokens + (sampling.max_new_tokens or prompt_tokens)
-    if wanted > context_length:
+def _check_context(prompt_tokens: int, context_length: int) -> None:
+    if prompt_tokens >= context_length:
         raise ContextOverflowError(
-            f"prompt of {prompt_tokens} tokens and answer need {wanted} tokens, context is {context_length}",
+            f"prompt of {prompt_tokens} tokens leaves no room for an answer, context is {context_length}",
             prompt_tokens=prompt_tokens,
             context_length=context_length,
         )

@@ -182,7 +182,7 @@ class Usage(Struct, array_like=True, frozen=True):
 
 
 class Logprob(Struct, array_like=True, frozen=True, gc=False):
-    """One token's natural-log probability, after all processors; `rank` counts from 1."""
+    """One token's natural-log probability by the model itself, before temperature and all else; `rank` counts from 1."""
 
     token_id: int
     logprob: float

@@ -1,0 +1,128 @@
+"""Logits processing against transformers' own processors, and draws that depend on seed and position alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+
+from zfabric.backends.hf_transformers.sampling import Row, draw, penalize, uniform, warp
+from zfabric.wire.payloads import SamplingParams
+
+SIZE = 50
+SEEDS = st.integers(0, 2**31)
+
+
+def row(output: list[int] | None = None, prompt: list[int] | None = None, seed: int = 1, **sampling: Any) -> Row:
+    return Row(SamplingParams(**sampling), seed, prompt or [], output or [])
+
+
+def random_logits(seed: int, rows: int = 1) -> torch.Tensor:
+    return torch.randn((rows, SIZE), generator=torch.Generator().manual_seed(seed)) * 3
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    SEEDS,
+    st.sampled_from([-1, 1, 3, 20, 200]),
+    st.sampled_from([1.0, 0.95, 0.5, 0.05]),
+    st.sampled_from([0.0, 0.05, 0.5]),
+    st.sampled_from([1.0, 0.9, 0.2]),
+)
+def test_warpers_keep_what_those_of_transformers_keep(
+    seed: int, top_k: int, top_p: float, min_p: float, typical_p: float
+) -> None:
+    logits = random_logits(seed)
+    theirs = LogitsProcessorList()
+    if top_k > 0:
+        theirs.append(TopKLogitsWarper(min(top_k, SIZE)))
+    if top_p < 1:
+        theirs.append(TopPLogitsWarper(top_p))
+    if min_p > 0:
+        theirs.append(MinPLogitsWarper(min_p))
+    if typical_p < 1:
+        theirs.append(TypicalLogitsWarper(mass=typical_p))
+    expected = theirs(torch.zeros((1, 1), dtype=torch.long), logits.clone())
+    mine = logits.clone()
+    warp(mine, [row(top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p)])
+    assert torch.equal(mine.isinf(), expected.isinf())
+    assert torch.equal(mine[~mine.isinf()], logits[~mine.isinf()])
+
+
+@settings(deadline=None)
+@given(SEEDS, st.lists(st.integers(0, SIZE - 1), min_size=1, max_size=20), st.sampled_from([1.1, 1.5, 0.8]))
+def test_repetition_penalty_is_that_of_transformers(seed: int, tokens: list[int], penalty: float) -> None:
+    logits = random_logits(seed)
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([tokens]), logits.clone())[0]
+    mine = logits[0].clone()
+    half = len(tokens) // 2
+    penalize(mine, row(prompt=tokens[:half], output=tokens[half:], repetition_penalty=penalty))
+    torch.testing.assert_close(mine, expected)
+
+
+@given(st.lists(st.integers(0, SIZE - 1), min_size=1, max_size=20))
+def test_presence_and_frequency_count_the_answer_alone(output: list[int]) -> None:
+    scores = torch.zeros(SIZE)
+    penalize(scores, row(prompt=[3, 4], output=output, presence_penalty=0.5, frequency_penalty=0.25))
+    for token in range(SIZE):
+        count = output.count(token)
+        assert scores[token].item() == (-(0.5 + 0.25 * count) if count else 0)
+
+
+def test_bias_bans_and_least_length() -> None:
+    scores = torch.zeros(SIZE)
+    subject = row(output=[7], logit_bias={1: 2.5, 2: -1.0}, min_new_tokens=2)
+    subject.end_tokens = frozenset({9})
+    subject.bad_words = ((7, 8), (5,), (6, 4))
+    penalize(scores, subject)
+    assert scores[1] == 2.5
+    assert scores[2] == -1.0
+    assert [token for token in range(SIZE) if scores[token].isinf()] == [5, 8, 9]
+
+
+@settings(deadline=None)
+@given(SEEDS, st.integers(1, 6))
+def test_a_draw_does_not_depend_on_batch_mates(seed: int, mates: int) -> None:
+    logits = random_logits(seed, rows=mates + 1)
+    subject = row(seed=seed, output=[1, 2, 3], temperature=0.8, top_p=0.9)
+    others = [row(seed=n, temperature=1.5, top_k=5) if n % 2 else row(temperature=0) for n in range(mates)]
+    alone = draw(logits[:1].clone(), [subject])
+    together = draw(logits.clone(), [subject, *others])
+    assert alone[0] == together[0]
+
+
+def test_draws_follow_the_distribution() -> None:
+    probabilities = torch.tensor([0.5, 0.25, 0.125, 0.125])
+    logits = probabilities.log().unsqueeze(0).repeat(4_000, 1)
+    rows = [row(seed=seed) for seed in range(4_000)]
+    frequency = torch.bincount(draw(logits, rows), minlength=4) / 4_000
+    torch.testing.assert_close(frequency, probabilities, atol=0.03, rtol=0)
+
+
+def test_uniform_numbers_differ_by_seed_and_position() -> None:
+    numbers = {uniform(seed, position) for seed in range(50) for position in range(50)}
+    assert len(numbers) == 2_500
+    assert all(0 <= number < 1 for number in numbers)
+
+
+def test_greedy_takes_the_likeliest() -> None:
+    logits = random_logits(5, rows=3)
+    assert draw(logits, [row(temperature=0)] * 3).tolist() == logits.argmax(dim=-1).tolist()
+
+
+@pytest.mark.gpu
+def test_draws_on_the_device_are_those_of_the_cpu() -> None:
+    logits = random_logits(1, rows=8)
+    rows = [row(seed=seed, top_p=0.9, top_k=10) for seed in range(8)]
+    assert draw(logits.clone().cuda(), rows).cpu().tolist() == draw(logits, rows).tolist()

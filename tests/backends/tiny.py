@@ -1,0 +1,133 @@
+"""Tiny random models, made on the spot: a Llama over bytes, and tokenizers of both great families."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from zfabric.errors import FabricError
+from zfabric.wire.messages import ModelInfo
+from zfabric.wire.payloads import Delta, GenerateRequest, SamplingParams
+
+TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}<assistant>"
+
+
+def byte_tokenizer() -> Any:
+    """Byte-level: every byte is a token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", "<pad>", *alphabet])}
+    inner = Tokenizer(BPE(vocab=vocabulary, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=512
+    )
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def fallback_tokenizer() -> Any:
+    """As SentencePiece does it: words with a leading mark, and bytes for what is not in the vocabulary."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁he", "llo", "▁wor", "ld", "é"]
+    pieces += list("abcdefghijklmnopqrstuvwxyz.,")
+    inner = Tokenizer(
+        BPE(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[], byte_fallback=True, unk_token="<unk>")
+    )
+    inner.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def save_llama(directory: Path) -> Path:
+    """Two layers of random weights. Untied and widely spread, or it would repeat one token for ever."""
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        initializer_range=0.5,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+class Answers:
+    """A step sink that collects, for tests without a fabric."""
+
+    def __init__(self) -> None:
+        self.deltas: dict[str, list[Delta]] = {}
+        self.errors: dict[str, FabricError] = {}
+        self.largest_step = 0
+        self.died: FabricError | None = None
+        self._changed = asyncio.Event()
+
+    def emit(self, step: Iterable[tuple[str, Delta]]) -> None:
+        lines = list(step)
+        self.largest_step = max(self.largest_step, len({request_id for request_id, _ in lines}))
+        for request_id, delta in lines:
+            self.deltas.setdefault(request_id, []).append(delta)
+        self._changed.set()
+
+    def fail(self, request_id: str, error: FabricError) -> None:
+        self.errors[request_id] = error
+        self._changed.set()
+
+    def models_changed(self, models: Sequence[ModelInfo]) -> None:
+        raise AssertionError("nothing here changes its models")
+
+    def engine_died(self, error: FabricError) -> None:
+        self.died = error
+        self._changed.set()
+
+    def ended(self, request_id: str) -> bool:
+        deltas = self.deltas.get(request_id, [])
+        return request_id in self.errors or any(delta.usage is not None for delta in deltas)
+
+    async def until(self, *request_ids: str, tokens: int | None = None) -> None:
+        """Wait until these have ended, or have so many tokens."""
+        while not all(
+            self.ended(name) or (tokens is not None and len(self.tokens(name)) >= tokens) for name in request_ids
+        ):
+            assert self.died is None, self.died
+            self._changed.clear()
+            await self._changed.wait()
+
+    def text(self, request_id: str, index: int = 0) -> str:
+        return "".join(delta.text for delta in self.deltas.get(request_id, []) if delta.index == index)
+
+    def tokens(self, request_id: str, index: int = 0) -> list[int]:
+        return [t for delta in self.deltas.get(request_id, []) if delta.index == index for t in delta.token_ids]
+
+    def last(self, request_id: str) -> Delta:
+        return self.deltas[request_id][-1]
+
+
+def ask(name: str, prompt: str = "Hello there", **sampling: Any) -> GenerateRequest:
+    """A request for tests."""
+    resume_token_ids = sampling.pop("resume_token_ids", [])
+    resume_characters = sampling.pop("resume_characters", 0)
+    return GenerateRequest(
+        prompt=prompt,
+        request_id=name,
+        sampling=SamplingParams(**sampling),
+        resume_token_ids=resume_token_ids,
+        resume_characters=resume_characters,
+    )

@@ -1,0 +1,1 @@
+"""PyTorch models through transformers: continuous batching, per-request sampling, embeddings."""

@@ -1,0 +1,120 @@
+"""From options to a model and its tokenizer. The only place that imports transformers' factories."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from zfabric.backends.hf_transformers.embedding import own_pooling
+from zfabric.backends.hf_transformers.options import TransformersOptions
+from zfabric.backends.hf_transformers.prompts import context_length
+from zfabric.errors import ConfigurationError
+
+#: Part of a CPU's cache budget: a gigabyte holds far more than a CPU can usefully step.
+_CPU_CACHE_BYTES: Final = 1024**3
+#: Part of the free device memory that the cache may take after the weights are there; the rest is for activations.
+_DEVICE_CACHE_SHARE: Final = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What was loaded."""
+
+    model: Any
+    tokenizer: Any
+    generates: bool
+    context_length: int
+    kv_tokens_max: int
+    dimensions: int
+    pooling: str
+    device: str
+    dtype: str
+
+
+def load(options: TransformersOptions) -> Loaded:
+    """Load as told.
+
+    Raises:
+        ConfigurationError: The model is of a kind that this backend does not serve, or the device is not there.
+    """
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    common = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
+    common = {name: value for name, value in common.items() if value}
+    try:
+        config = AutoConfig.from_pretrained(options.model, **common)
+        tokenizer = AutoTokenizer.from_pretrained(options.model, **common)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"model {options.model!r} cannot be loaded: {error}", model=options.model) from error
+    if options.chat_template is not None:
+        tokenizer.chat_template = options.chat_template.read_text()
+    if getattr(config, "is_encoder_decoder", False):
+        raise ConfigurationError(f"{options.model!r} is an encoder-decoder model, which this backend does not serve")
+    device = _device(options.device)
+    generates = any("ForCausalLM" in name or "LMHead" in name for name in config.architectures or ())
+    factory = AutoModelForCausalLM if generates else AutoModel
+    model = factory.from_pretrained(options.model, **common, **_placement(options, device))
+    if options.device_map is None and options.quantization is None:
+        model = model.to(device)
+    model.eval()
+    own_length = context_length(config)
+    if not generates:
+        own_length = min(own_length, int(tokenizer.model_max_length))
+    return Loaded(
+        model=model,
+        tokenizer=tokenizer,
+        generates=generates,
+        context_length=options.context_length or own_length,
+        kv_tokens_max=options.kv_tokens_max or _kv_tokens(config, model),
+        dimensions=int(config.get_text_config().hidden_size),
+        pooling=options.pooling or own_pooling(Path(options.model)),
+        device=str(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+    )
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigurationError(f"device {name!r} is not there: torch finds no CUDA device", device=name)
+    return name
+
+
+def _placement(options: TransformersOptions, device: str) -> dict[str, Any]:
+    """Arguments of from_pretrained that say where and in what form weights go."""
+    arguments: dict[str, Any] = {
+        "dtype": "auto" if options.dtype == "auto" else getattr(torch, options.dtype),
+        "attn_implementation": options.attention,
+    }
+    if options.device_map is not None:
+        arguments["device_map"] = options.device_map
+        if options.max_gpu_memory is not None:
+            arguments["max_memory"] = dict.fromkeys(range(torch.cuda.device_count()), options.max_gpu_memory)
+    if options.quantization is not None:
+        if not device.startswith("cuda"):
+            raise ConfigurationError(f"quantization {options.quantization!r} needs a CUDA device", device=device)
+        from transformers import BitsAndBytesConfig
+
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_8bit=options.quantization == "8bit", load_in_4bit=options.quantization == "4bit"
+        )
+        arguments.setdefault("device_map", device)
+    return arguments
+
+
+def _kv_tokens(config: Any, model: Any) -> int:
+    """Tokens that the cache may hold: what the device has left, by what one token takes in all layers."""
+    text = config.get_text_config()
+    layers = int(text.num_hidden_layers)
+    heads = int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
+    size = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    token_bytes = 2 * layers * heads * size * model.dtype.itemsize
+    if model.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(model.device)
+        return max(1, int(free * _DEVICE_CACHE_SHARE) // token_bytes)
+    return max(1, _CPU_CACHE_BYTES // token_bytes)

@@ -1,0 +1,52 @@
+"""What can be set on a ModelWorker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformersOptions:
+    """Options of the transformers backend.
+
+    Attributes:
+        model: Directory of the model, or a name that transformers can find.
+        model_names: Names it is served under; the first is the model, the others aliases. Default: the last path part.
+        revision: Branch, tag or commit of a model from a hub.
+        device: cpu, cuda, cuda:1, mps …; auto takes CUDA if there is one.
+        dtype: auto takes what the checkpoint holds.
+        device_map: Spread over devices by accelerate (auto, balanced, sequential).
+        max_gpu_memory: With device_map, per GPU, such as 20GiB.
+        quantization: Load weights in 8 or 4 bit (bitsandbytes, CUDA).
+        attention: Attention implementation: sdpa, eager, flash_attention_2.
+        trust_remote_code: Run code that the model's repository brings along.
+        chat_template: File with a Jinja chat template, instead of the tokenizer's own.
+        context_length: Tokens of prompt and answer; the model's own by default.
+        max_batch_size: Requests in the running batch; also the worker's slots.
+        prefill_chunk_tokens: Prompt tokens computed between two steps of the running batch.
+        kv_tokens_max: Cached tokens over all requests; derived from the device by default.
+        pooling: How embeddings are made; by default as the model's own files say, else the mean.
+        threads: CPU threads of torch.
+        seed: Seed for requests that bring none; random by default.
+    """
+
+    model: str
+    model_names: tuple[str, ...] = ()
+    revision: str | None = None
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    device_map: str | None = None
+    max_gpu_memory: str | None = None
+    quantization: Literal["8bit", "4bit"] | None = None
+    attention: str = "sdpa"
+    trust_remote_code: bool = False
+    chat_template: Path | None = None
+    context_length: int | None = None
+    max_batch_size: int = 32
+    prefill_chunk_tokens: int = 256
+    kv_tokens_max: int | None = None
+    pooling: Literal["mean", "cls", "last"] | None = None
+    threads: int | None = None
+    seed: int | None = None

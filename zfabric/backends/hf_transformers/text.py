@@ -1,0 +1,113 @@
+"""From tokens to text as they come: never half a character, never a piece of a stop string.
+
+Concatenated, the pieces equal the text of all tokens decoded at once (cut at the stop string).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+#: How SentencePiece vocabularies with byte fallback name their bytes.
+_BYTE_TOKEN: Final = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_INCOMPLETE: Final = "\ufffd"
+
+
+class Detokenizer:
+    """Decodes a growing sequence of tokens, in time independent of its length.
+
+    Only a window is decoded: the tokens since the last two places where the text was whole. What a decoder does at the
+    start of a text (dropping a space) thus happens in the window's first part, which has been given out before.
+
+    A byte-level decoder shows an unfinished character as one U+FFFD at the end, which is held back. A byte-fallback
+    decoder judges a run of byte tokens as a whole, so such a run is held back until another token ends it.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        skip_special_tokens: Leave special tokens out.
+    """
+
+    def __init__(self, tokenizer: Any, *, skip_special_tokens: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skip = skip_special_tokens
+        self._byte_fallback = tokenizer.convert_tokens_to_ids("<0x00>") not in (None, tokenizer.unk_token_id)
+        self._left_out = frozenset(tokenizer.all_special_ids if skip_special_tokens else ())
+        self._window: list[int] = []
+        #: How many tokens of the window, and how many characters of its text, have been given out.
+        self._context = 0
+        self._given = 0
+
+    def add(self, token: int) -> str:
+        """The text that this token completes; often its own, sometimes none."""
+        if token in self._left_out:
+            return ""
+        self._window.append(token)
+        if self._byte_fallback and _BYTE_TOKEN.fullmatch(self._tokenizer.convert_ids_to_tokens(token) or ""):
+            return ""
+        text = self._decode(self._window)
+        unfinished = text.endswith(_INCOMPLETE)
+        stable = len(text) - unfinished
+        piece = text[self._given : stable]
+        self._given = max(self._given, stable)
+        if piece and not unfinished:
+            self._move_on()
+        return piece
+
+    def finish(self) -> str:
+        """What is still held back; nothing more will come."""
+        text = self._decode(self._window)
+        piece = text[self._given :]
+        self._given = len(text)
+        return piece
+
+    def _move_on(self) -> None:
+        """Let the window begin where the text was last whole; what follows is its context for the next token."""
+        del self._window[: self._context]
+        self._context = len(self._window)
+        self._given = len(self._decode(self._window))
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(
+            tokens, skip_special_tokens=self._skip, clean_up_tokenization_spaces=False
+        )
+        return text
+
+
+class StopStrings:
+    """Finds the first of several strings in a growing text, and holds back what may become one.
+
+    Args:
+        stops: Non-empty strings.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._longest = max((len(stop) for stop in stops), default=0)
+        self._held = ""
+
+    def add(self, piece: str) -> tuple[str, bool]:
+        """Text that may be shown, and whether a stop string was found right after it."""
+        if not self._stops:
+            return piece, False
+        text = self._held + piece
+        found = min((at for stop in self._stops if (at := text.find(stop)) >= 0), default=-1)
+        if found >= 0:
+            self._held = ""
+            return text[:found], True
+        keep = self._possible_start(text)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep], False
+
+    def finish(self) -> str:
+        """What is held back; it did not become a stop string."""
+        held, self._held = self._held, ""
+        return held
+
+    def _possible_start(self, text: str) -> int:
+        """Length of the longest end of the text that begins a stop string."""
+        for length in range(min(self._longest - 1, len(text)), 0, -1):
+            end = text[-length:]
+            if any(stop.startswith(end) for stop in self._stops):
+                return length
+        return 0
