@@ -134,20 +134,21 @@ class EchoWorker(BaseModelWorker):
             self._loop_task.cancel()
 
     async def _run(self) -> None:
-        """Step all due streams; sleep to the next step's time when paced, else yield one turn."""
+        """Step all due streams; when paced, sleep to the next step's time or until another request comes."""
         loop = asyncio.get_running_loop()
         interval = 1 / self.options.tokens_per_second if self.options.tokens_per_second else 0.0
         while True:
+            self._wake.clear()
             if not self._streams:
-                self._wake.clear()
                 await self._wake.wait()
-            now = loop.time()
-            self._step(now, interval)
-            if self._streams:
-                soonest = min(stream.due for stream in self._streams.values())
-                await asyncio.sleep(max(0.0, soonest - loop.time()))
-            else:
+            self._step(loop.time(), interval)
+            soonest = min((stream.due for stream in self._streams.values()), default=0.0)
+            if soonest <= loop.time():
                 await asyncio.sleep(0)
+                continue
+            alarm = loop.call_at(soonest, self._wake.set)
+            await self._wake.wait()
+            alarm.cancel()
 
     def _step(self, now: float, interval: float) -> None:
         step: list[tuple[str, Delta]] = []
