@@ -1,0 +1,75 @@
+"""The whole protocol from a client's side, with nothing but pyzmq and msgpack (docs/protocol.md has the numbers).
+
+    python examples/minimal_client.py ENDPOINT MODEL "a prompt" [MAX_NEW_TOKENS]
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from typing import Any
+
+import msgpack
+import zmq
+
+CHUNKS, ENDS, SUBMIT, HELLO, WELCOME, CREDIT = 0x01, 0x10, 0x11, 0x20, 0x22, 0x29
+PROTOCOL_VERSION = 1
+WINDOW = 1_024
+
+
+def pack(value: Any) -> bytes:
+    return bytes(msgpack.packb(value))
+
+
+def main() -> int:
+    endpoint, model, prompt = sys.argv[1:4]
+    limit = int(sys.argv[4]) if len(sys.argv) > 4 else 16
+
+    socket = zmq.Context.instance().socket(zmq.DEALER)
+    socket.linger = 0
+    socket.connect(endpoint)
+
+    # §3: a session begins with HELLO = [version, build, instance], answered by WELCOME.
+    instance = random.getrandbits(63)
+    socket.send_multipart([bytes([HELLO]), pack([PROTOCOL_VERSION, "minimal", instance])])
+    header, body = socket.recv_multipart()
+    if header[0] != WELCOME:
+        print("refused:", msgpack.unpackb(body), file=sys.stderr)
+        return 1
+
+    # §5: SUBMIT's envelope is in the header: [request, attempt, operation, model, priority, deadline_ms, window].
+    # §6: its body is the request: [prompt, messages, prompt_token_ids, sampling]; sampling's 9th field is the limit.
+    request = random.getrandbits(63)
+    sampling = [1.0, 1.0, -1, 0.0, 1.0, 1.0, 0.0, 0.0, limit]
+    envelope = pack([request, 0, "generate", model, 0, None, WINDOW])
+    socket.send_multipart([bytes([SUBMIT]) + envelope, pack([prompt, None, None, sampling])])
+
+    units, window = 0, WINDOW
+    while True:
+        header, body = socket.recv_multipart()
+        if header[0] not in (CHUNKS, ENDS):
+            continue
+        content = msgpack.unpackb(body)
+        chunks, outcomes = (content, []) if header[0] == CHUNKS else content
+        # §7: a chunk is [request, attempt, index, offset, text, token_ids, extra].
+        for owner, _attempt, _index, offset, text, token_ids, extra in chunks:
+            if owner == request and offset == units:
+                units += extra[0] if extra and extra[0] else len(token_ids) or 1
+                print(text, end="", flush=True)
+        # §8: the envelope of ENDS is [instance, [[request, attempt, code], …]], one outcome for each in the body.
+        if header[0] == ENDS:
+            _, ends = msgpack.unpackb(header[1:])
+            for (owner, _attempt, code), outcome in zip(ends, outcomes, strict=True):
+                if owner == request:
+                    print()
+                    if code:
+                        print(f"error {code}: {outcome[2]}", file=sys.stderr)
+                    return 1 if code else 0
+        # §9: more credit before the window is used up.
+        if window - units < WINDOW // 2:
+            window = units + WINDOW
+            socket.send_multipart([bytes([CREDIT]), pack([[[request, 0, units, window]]])])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
