@@ -20,6 +20,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -179,7 +180,7 @@ async def answer(client: AsyncClient, model: str, chat: Chat) -> None:
     chat.ended = time.perf_counter()
 
 
-def sampling(model: str) -> dict[str, float]:
+def sampling(model: str) -> dict[str, Any]:
     return {} if model == "echo" else {"temperature": 0.0, "repetition_penalty": 1.1}
 
 

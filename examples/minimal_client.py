@@ -1,6 +1,6 @@
 """The whole protocol from a client's side, with nothing but pyzmq and msgpack (docs/protocol.md has the numbers).
 
-    python examples/minimal_client.py ENDPOINT MODEL "a prompt" [MAX_NEW_TOKENS]
+python examples/minimal_client.py ENDPOINT MODEL "a prompt" [MAX_NEW_TOKENS]
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> int:
     endpoint, model, prompt = sys.argv[1:4]
     limit = int(sys.argv[4]) if len(sys.argv) > 4 else 16
 
-    socket = zmq.Context.instance().socket(zmq.DEALER)
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
     socket.linger = 0
     socket.connect(endpoint)
 

@@ -81,9 +81,9 @@ async def at_rest(controller: Controller) -> None:
 
 
 @contextlib.asynccontextmanager
-async def echo_fabric(endpoint: str, *, workers: int = 1, options: EchoOptions | None = None, **broker: Any) -> AsyncIterator[
-    tuple[Fabric, AsyncClient]
-]:
+async def echo_fabric(
+    endpoint: str, *, workers: int = 1, options: EchoOptions | None = None, **broker: Any
+) -> AsyncIterator[tuple[Fabric, AsyncClient]]:
     """A fabric with echo workers and one client."""
     async with fabric(endpoint, **broker) as made:
         for number in range(workers):
@@ -154,5 +154,3 @@ def words(prompt: str, count: int) -> str:
     """What echo answers."""
     parts = prompt.split()
     return "".join(parts[position % len(parts)] + " " for position in range(count))
-
-

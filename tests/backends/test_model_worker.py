@@ -85,7 +85,12 @@ async def test_a_continuation_says_the_rest(tiny_worker: Served, sampling: dict[
         characters += len(delta.text)
         name = f"from{shown}-{characters}"
         request = ask(
-            name, max_new_tokens=12, ignore_eos=True, resume_token_ids=tokens[:shown], resume_characters=characters, **sampling
+            name,
+            max_new_tokens=12,
+            ignore_eos=True,
+            resume_token_ids=tokens[:shown],
+            resume_characters=characters,
+            **sampling,
         )
         await run(tiny_worker, request)
         assert whole.tokens(name) == tokens[shown:]
@@ -119,7 +124,9 @@ async def test_stop_tokens_and_least_length(tiny_worker: Served) -> None:
 async def test_logprobs_are_those_of_the_model(tiny_worker: Served, tiny_llama: Path) -> None:
     answers = await run(
         tiny_worker,
-        ask("a", temperature=0, max_new_tokens=5, logprobs=3, prompt_logprobs=1, ignore_eos=True, frequency_penalty=1.0),
+        ask(
+            "a", temperature=0, max_new_tokens=5, logprobs=3, prompt_logprobs=1, ignore_eos=True, frequency_penalty=1.0
+        ),
     )
     entries = [entry for delta in answers.deltas["a"] for entry in delta.logprobs or ()]
     prompt = [entry for delta in answers.deltas["a"] for entry in delta.prompt_logprobs or ()]
@@ -189,7 +196,9 @@ async def test_messages_go_through_the_template(tiny_worker: Served) -> None:
     messages = [{"role": "user", "content": "hi"}]
     sampling = SamplingParams(temperature=0, max_new_tokens=6, ignore_eos=True)
     chat = GenerateRequest(messages=messages, request_id="chat", sampling=sampling)
-    answers = await run(tiny_worker, chat, ask("plain", "<user>hi\n<assistant>", temperature=0, max_new_tokens=6, ignore_eos=True))
+    answers = await run(
+        tiny_worker, chat, ask("plain", "<user>hi\n<assistant>", temperature=0, max_new_tokens=6, ignore_eos=True)
+    )
     assert answers.tokens("chat") == answers.tokens("plain")
     worker, _ = tiny_worker
     assert await worker.count_tokens(CountRequest(messages=messages)) == len("<user>hi\n<assistant>")

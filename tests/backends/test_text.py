@@ -29,14 +29,16 @@ def test_pieces_join_to_the_whole_text(family: str, data: st.DataObject) -> None
 @given(text=st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=30))
 def test_no_half_character_is_ever_shown(family: str, text: str) -> None:
     tokenizer = TOKENIZERS[family]
-    tokens = [b + tokenizer.convert_tokens_to_ids("<0x00>") for b in text.encode()] if family == "byte-fallback" else (
-        tokenizer(text)["input_ids"]
+    tokens = (
+        [b + tokenizer.convert_tokens_to_ids("<0x00>") for b in text.encode()]
+        if family == "byte-fallback"
+        else (tokenizer(text)["input_ids"])
     )
     detokenizer = Detokenizer(tokenizer)
     shown = ""
     for token in tokens:
         shown += detokenizer.add(token)
-        assert text.startswith(shown) or "\ufffd" in text or text.startswith(" ")
+        assert text.startswith((shown, " ")) or "�" in text
 
 
 def test_cost_per_token_does_not_grow() -> None:

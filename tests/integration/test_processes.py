@@ -93,9 +93,7 @@ async def test_commands_against_real_processes(endpoint: str, run_directory: Pat
 async def test_sigterm_lets_running_requests_finish(ipc: str, run_directory: Path) -> None:
     async with processes(run_directory) as children:
         controller = await Process.start(CONTROLLER, "--endpoint", ipc, directory=run_directory)
-        worker = await Process.start(
-            WORKER, "--endpoint", ipc, "--tokens-per-second", "100", directory=run_directory
-        )
+        worker = await Process.start(WORKER, "--endpoint", ipc, "--tokens-per-second", "100", directory=run_directory)
         children += [controller, worker]
         await controller.ready()
         await worker.ready()
@@ -189,7 +187,9 @@ async def test_a_real_model_from_end_to_end(endpoint: str, run_directory: Path) 
             questions = ["What is the capital of France?", "What is the capital of Italy?", "What is 2 + 2?"]
             answers = await asyncio.gather(
                 *(
-                    client.generate("smollm2", messages=[{"role": "user", "content": q}], temperature=0, max_new_tokens=24)
+                    client.generate(
+                        "smollm2", messages=[{"role": "user", "content": q}], temperature=0, max_new_tokens=24
+                    )
                     for q in questions
                 )
             )

@@ -69,9 +69,7 @@ def build(arguments: list[str]) -> cyclopts.App:
     return app
 
 
-def models(
-    kind: str = "all", *, endpoint: Endpoint = None, as_json: Json = False, config: Config = None
-) -> None:
+def models(kind: str = "all", *, endpoint: Endpoint = None, as_json: Json = False, config: Config = None) -> None:
     """List models: all, language, multimodal or embedding."""
     with Client(endpoint) as client:
         show(client.models(kind), _MODEL_COLUMNS, as_json=as_json, empty="no models: no worker is registered")
@@ -110,9 +108,7 @@ def generate(
     config: Config = None,
 ) -> None:
     """Complete a prompt and print the text as it comes."""
-    sampling = _sampling(
-        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop
-    )
+    sampling = _sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop)
     with Client(endpoint) as client:
         stream = client.stream(model, _prompt(prompt), deadline_ms=deadline_ms, **sampling)
         _print_answer(stream, as_json=as_json)

@@ -117,8 +117,8 @@ def _backend_name(segment: Sequence[str]) -> str:
 
 def _parser(segment: list[str], section: str, arguments: list[str]) -> cyclopts.App:
     """A parser for one backend: the worker's own settings, and the fields of the backend's Options."""
-    kind = backend_class(_backend_name(segment))
-    options = getattr(kind, "Options", None)
+    kind: Callable[..., BaseModelWorker] = backend_class(_backend_name(segment))
+    options: Any = getattr(kind, "Options", None)
     app = make_app("zfabric-worker", HELP, section, arguments)
 
     def worker(**given: Any) -> tuple[WorkerSettings, Callable[[], BaseModelWorker]]:

@@ -15,7 +15,8 @@ from zfabric.client.mailbox import Mailbox
 from zfabric.client.requests import generate_request, vectors
 from zfabric.client.results import Completion
 from zfabric.client.stream import TokenStream
-from zfabric.core.client_session import ClientSession, Pending, Resume
+from zfabric.core.client_session import ClientSession
+from zfabric.core.pending import Pending, Resume
 from zfabric.errors import ClosedError, ConnectionLostError, FabricError, ProtocolError
 from zfabric.transport.clock import monotonic_ns
 from zfabric.transport.dealer import DealerLink
@@ -117,7 +118,7 @@ class AsyncClient:
             prompt, messages, prompt_token_ids: Exactly one of them. Messages go through the model's chat template.
             deadline_ms: Time for the whole answer; then DeadlineExceededError.
             priority: Lower goes first in the queue; 0 is usual.
-            resume: See `zfabric.core.client_session.Resume`.
+            resume: See `zfabric.core.pending.Resume`.
             tools, response_format: For chat templates and remote APIs that know them.
             **sampling: Fields of `SamplingParams`.
 
@@ -394,5 +395,3 @@ def _result(outcome: Outcome | None, kind: type[T]) -> T:
     if outcome is None:
         raise ProtocolError("the worker's result is missing")
     return codec.unpack_result(outcome.result, kind)
-
-

@@ -16,7 +16,17 @@ class Mailbox:
         wake: Called after anything arrived; the reader's own way of being woken.
     """
 
-    __slots__ = ("choices", "error", "finished", "outcome", "prompt_logprobs", "units_taken", "waiting", "wake", "worker")
+    __slots__ = (
+        "choices",
+        "error",
+        "finished",
+        "outcome",
+        "prompt_logprobs",
+        "units_taken",
+        "waiting",
+        "wake",
+        "worker",
+    )
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self.wake = wake

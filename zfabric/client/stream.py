@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Protocol
 
 from zfabric.client.mailbox import Mailbox
-from zfabric.core.client_session import Pending
+from zfabric.core.pending import Pending
 from zfabric.errors import RequestCancelledError
 from zfabric.wire.payloads import Delta, FinishReason, Usage
 

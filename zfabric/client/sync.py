@@ -18,7 +18,7 @@ from zfabric.client.aio import AsyncClient
 from zfabric.client.mailbox import Mailbox
 from zfabric.client.requests import generate_request
 from zfabric.client.results import Completion
-from zfabric.core.client_session import Pending, Resume
+from zfabric.core.pending import Pending, Resume
 from zfabric.errors import ClosedError, FabricError, RequestCancelledError
 from zfabric.limits import WINDOW_UNITS
 from zfabric.wire.payloads import Chunk, Delta, FinishReason, Message, Outcome, Usage
@@ -232,9 +232,7 @@ class Client:
         """As `AsyncClient.embed`."""
         return self._wait(self._client.embed(model, inputs, deadline_ms=deadline_ms, priority=priority, **options))
 
-    def count_tokens(
-        self, model: str, prompt: str | None = None, *, messages: Sequence[Message] | None = None
-    ) -> int:
+    def count_tokens(self, model: str, prompt: str | None = None, *, messages: Sequence[Message] | None = None) -> int:
         """As `AsyncClient.count_tokens`."""
         return self._wait(self._client.count_tokens(model, prompt, messages=messages))
 

@@ -153,5 +153,3 @@ class Backlog:
                 prompt_logprobs=first.prompt_logprobs,
             )
         return Chunk(self.request, self.attempt, first.index, offset, text, token_ids, extra)
-
-

@@ -193,7 +193,9 @@ class Broker:
         self.outbox.send(sender, self._welcome(worker.session, worker.token))
         self._announce(worker, hello, now_ns)
         if worker.beats:
-            worker.lease = self.timers.at(now_ns + milliseconds(self.config.lease_ms), lambda now: self._lease(worker, now))
+            worker.lease = self.timers.at(
+                now_ns + milliseconds(self.config.lease_ms), lambda now: self._lease(worker, now)
+            )
 
     def _take_over(self, former: WorkerPeer, hello: WorkerHello) -> None:
         """A second HELLO under a name: the same worker on a new connection may, anybody else may not.

@@ -12,12 +12,11 @@ seeded) or nothing has arrived yet, and stops when several attempts in a row yie
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
-from typing import Literal, Protocol
 
 from msgspec import structs
 
 from zfabric import limits
+from zfabric.core.pending import Inquirer, Pending, Resume, SessionCounters, Sink
 from zfabric.core.timers import Timer, Timers
 from zfabric.errors import (
     FAILOVER_CODES,
@@ -48,71 +47,6 @@ from zfabric.wire.messages import (
     Welcome,
 )
 from zfabric.wire.payloads import AnyRequest, Chunk, GenerateRequest, Outcome
-
-#: Whether a stream that broke off may go on at another worker: "exact" only where the text is the same as without the
-#: break, "any" also where tokens are drawn anew from there, "never" not at all.
-Resume = Literal["exact", "any", "never"]
-
-
-class Sink(Protocol):
-    """Who reads one request's answer."""
-
-    def arrived(self, chunk: Chunk) -> None:
-        """The next chunk, in order, without gap or repeat."""
-
-    def ended(self, error: FabricError | None, outcome: Outcome | None) -> None:
-        """The one terminal. Nothing comes after it."""
-
-
-class Inquirer(Protocol):
-    """Who asked the controller something."""
-
-    def answered(self, error: FabricError | None, answer: Answer | None) -> None:
-        """The one answer."""
-
-
-@dataclass(slots=True)
-class SessionCounters:
-    """What went on besides plain answers."""
-
-    submitted: int = 0
-    failovers: int = 0
-    claims: int = 0
-    stale_chunks: int = 0
-    repeated_chunks: int = 0
-    gaps: int = 0
-
-
-class Pending:
-    """One request that has not ended."""
-
-    __slots__ = (
-        "attempt", "barren", "characters", "consumed", "deadline_ns", "granted", "guard", "model", "next", "number",
-        "operation", "priority", "request", "resume", "sink", "submitted", "token_ids", "window", "worker",
-    )  # fmt: skip
-
-    def __init__(
-        self, number: int, operation: Operation, request: AnyRequest, sink: Sink, *, model: str, priority: int, worker: str
-    ) -> None:
-        self.number = number
-        self.operation: Operation = operation
-        self.request = request
-        self.sink = sink
-        self.model = model
-        self.priority = priority
-        self.worker = worker
-        self.resume: Resume = "exact"
-        self.window = limits.WINDOW_UNITS
-        self.attempt = 0
-        self.barren = 0
-        self.next = 0
-        self.characters = 0
-        self.token_ids: list[int] = []
-        self.consumed = 0
-        self.granted = 0
-        self.deadline_ns: int | None = None
-        self.guard: Timer | None = None
-        self.submitted = False
 
 
 class ClientSession:
@@ -214,9 +148,7 @@ class ClientSession:
         ]
         self.counters.claims += len(claims)
         self.outbox.append(
-            codec.pack(
-                ClientHello(kinds.PROTOCOL_VERSION, self.build, self.instance, self._token, claims, self.label)
-            )
+            codec.pack(ClientHello(kinds.PROTOCOL_VERSION, self.build, self.instance, self._token, claims, self.label))
         )
         retry_ms = limits.HELLO_RETRY_MS * self._rng.uniform(0.75, 1.25)
         self._hello_timer = self.timers.at(now_ns + milliseconds(retry_ms), self._hello)
@@ -263,7 +195,9 @@ class ClientSession:
         if self._closed:
             raise ClosedError("the client is closed")
         if len(self.requests) >= limits.CLIENT_REQUESTS_MAX:
-            raise QuotaExceededError(f"{len(self.requests)} requests are in flight, limit is {limits.CLIENT_REQUESTS_MAX}")
+            raise QuotaExceededError(
+                f"{len(self.requests)} requests are in flight, limit is {limits.CLIENT_REQUESTS_MAX}"
+            )
         request.validate()
         number = self._rng.getrandbits(63)
         while number in self.requests:
@@ -311,9 +245,7 @@ class ClientSession:
     def _submit(self, pending: Pending, now_ns: int) -> None:
         request = pending.request
         if pending.next and isinstance(request, GenerateRequest):
-            request = structs.replace(
-                request, resume_token_ids=pending.token_ids, resume_characters=pending.characters
-            )
+            request = structs.replace(request, resume_token_ids=pending.token_ids, resume_characters=pending.characters)
         body = codec.encode(request)
         limit = self.welcome.frame_bytes_max if self.welcome is not None else limits.FRAME_BYTES_MAX
         if len(body) > limit:

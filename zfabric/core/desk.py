@@ -56,7 +56,13 @@ class RequestDesk:
     """Accepts, queues, dispatches and ends requests."""
 
     def __init__(
-        self, config: BrokerConfig, registry: Registry, timers: Timers, outbox: Outbox, routes: Routes, rng: random.Random
+        self,
+        config: BrokerConfig,
+        registry: Registry,
+        timers: Timers,
+        outbox: Outbox,
+        routes: Routes,
+        rng: random.Random,
     ) -> None:
         self._config = config
         self._registry = registry
@@ -407,7 +413,9 @@ class RequestDesk:
         """The engine hangs: its requests go elsewhere, its slots stay taken until it answers."""
         worker.state = WorkerState.STALLED
         error = EngineStalledError(
-            f"engine of worker {worker.name!r} made no progress for {silent_ms} ms", worker=worker.name, silent_ms=silent_ms
+            f"engine of worker {worker.name!r} made no progress for {silent_ms} ms",
+            worker=worker.name,
+            silent_ms=silent_ms,
         )
         running = [request for request in worker.live.values() if request.state not in TERMINAL_GIVEN]
         for request in running:

@@ -33,7 +33,7 @@ class Host:
         latency_ns: Exponentially weighted mean time from dispatch to terminal; 0 before the first.
     """
 
-    __slots__ = ("_stamp", "_tie", "in_flight", "latency_ns", "load", "name", "position", "slots", "speed")
+    __slots__ = ("_stamp", "in_flight", "latency_ns", "load", "name", "position", "slots", "speed")
 
     def __init__(self, name: str, speed: float, slots: int) -> None:
         self.name = name
@@ -44,7 +44,6 @@ class Host:
         self.latency_ns = 0.0
         self.position = -1
         self._stamp = 0
-        self._tie = 0.0
 
     @property
     def queue_ratio(self) -> float:
@@ -147,7 +146,9 @@ class Candidates:
     def _entry(self, host: Host, rng: random.Random) -> tuple[float, float, int, int, Host]:
         host._stamp += 1
         self._order += 1
-        return (host.queue_ratio, rng.random(), self._order, host._stamp, host)
+        # Drawn among ties, and yet nobody waits for ever: whoever changed long ago comes before who changed just now.
+        tie = self._order + rng.random() * 2 * len(self._hosts)
+        return (host.queue_ratio, tie, self._order, host._stamp, host)
 
     def _rebuild(self, rng: random.Random) -> None:
         self._heap = [self._entry(host, rng) for host in self._hosts]

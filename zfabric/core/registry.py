@@ -10,7 +10,7 @@ from zfabric.core.queueing import FairQueue
 from zfabric.core.request_state import RequestState
 from zfabric.core.timers import Timer
 from zfabric.ids import RoutingId
-from zfabric.wire.messages import Load, ModelInfo, Operation, WorkerHello
+from zfabric.wire.messages import ModelInfo, Operation, WorkerHello
 
 
 class WorkerState(IntEnum):
@@ -27,7 +27,9 @@ class ClientPeer:
 
     __slots__ = ("heard_ns", "instance", "label", "number", "requests", "routing_id", "since_ns", "token")
 
-    def __init__(self, number: int, instance: int, token: bytes, routing_id: RoutingId, label: str, now_ns: int) -> None:
+    def __init__(
+        self, number: int, instance: int, token: bytes, routing_id: RoutingId, label: str, now_ns: int
+    ) -> None:
         self.number = number
         self.instance = instance
         self.token = token

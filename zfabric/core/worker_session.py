@@ -454,6 +454,4 @@ def _ends_message(finished: list[Backlog], chunks: list[Chunk]) -> codec.Frames:
 
 
 def _carried(stream: Backlog) -> Carried:
-    return Carried(
-        stream.instance, stream.request, stream.attempt, stream.operation, stream.model, stream.finished
-    )
+    return Carried(stream.instance, stream.request, stream.attempt, stream.operation, stream.model, stream.finished)

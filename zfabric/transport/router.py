@@ -114,7 +114,9 @@ class RouterLink:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.close()
-            raise EndpointInUseError(f"ipc://{path} is in use by another controller", endpoint=f"ipc://{path}") from None
+            raise EndpointInUseError(
+                f"ipc://{path} is in use by another controller", endpoint=f"ipc://{path}"
+            ) from None
         self._locks.append((lock, path))
 
     # ── in ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -37,8 +37,9 @@ FAULT: Final = 0x2E
 DRAIN: Final = 0x2F
 
 NAMES: Final[dict[int, str]] = {
-    value: name for name, value in list(globals().items()) if name.isupper() and isinstance(value, int) and value >= 1
-    and name != "PROTOCOL_VERSION"
+    value: name
+    for name, value in list(globals().items())
+    if name.isupper() and isinstance(value, int) and value >= 1 and name != "PROTOCOL_VERSION"
 }
 
 FROM_CLIENT: Final = frozenset({CLIENT_HELLO, SUBMIT, CANCEL, CREDIT, QUERY, BEAT, GOODBYE})

@@ -129,8 +129,11 @@ class SamplingParams(Struct, array_like=True, frozen=True, kw_only=True):
     @property
     def reproducible(self) -> bool:
         """Whether another worker would draw the same text: what an exact continuation needs."""
-        return (self.greedy or self.seed is not None) and self.n == 1 and self.best_of in (None, 1) and (
-            not self.use_beam_search
+        return (
+            (self.greedy or self.seed is not None)
+            and self.n == 1
+            and self.best_of in (None, 1)
+            and (not self.use_beam_search)
         )
 
 
@@ -373,7 +376,9 @@ class EmbedResult(Struct, array_like=True):
 def _require_one_prompt(*prompts: object) -> None:
     given = sum(prompt is not None for prompt in prompts)
     if given != 1:
-        raise RequestError(f"{given} of prompt, messages, prompt_token_ids are given, exactly one is needed", given=given)
+        raise RequestError(
+            f"{given} of prompt, messages, prompt_token_ids are given, exactly one is needed", given=given
+        )
     if any(prompt == [] or prompt == "" for prompt in prompts):
         raise RequestError("the prompt is empty")
 

@@ -103,7 +103,7 @@ class Batch:
         # Only now: a step that failed for want of memory can be tried again with fewer rows.
         self._mask = mask
         self._lengths = self._lengths + 1
-        return output.logits[:, -1].float()  # type: ignore[no-any-return]
+        return output.logits[:, -1].float()
 
     def feed(self, tokens: Many[int]) -> None:
         """The tokens that were drawn, to be fed in the next step."""
@@ -146,7 +146,7 @@ class Prefill:
             logits_to_keep=0 if all_logits else 1,
         )
         self.done += len(part)
-        return output.logits[0].float()  # type: ignore[no-any-return]
+        return output.logits[0].float()
 
     @property
     def left(self) -> int:

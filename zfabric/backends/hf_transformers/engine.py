@@ -348,5 +348,3 @@ def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
         elif value is not None:
             found.update(value)
     return frozenset(found)
-
-

@@ -104,7 +104,9 @@ class ModelWorker(BaseModelWorker):
         engine.run_job(lambda: embedder.embed(EmbedRequest(inputs=["warm-up"]))).result()
         if self._loaded is not None and self._loaded.generates:
             engine.submit(
-                GenerateRequest(prompt="warm-up", request_id="", sampling=SamplingParams(max_new_tokens=2, temperature=0))
+                GenerateRequest(
+                    prompt="warm-up", request_id="", sampling=SamplingParams(max_new_tokens=2, temperature=0)
+                )
             )
 
     def begin(self, request: GenerateRequest) -> None:
@@ -166,5 +168,3 @@ class ModelWorker(BaseModelWorker):
 
     def _give_up(self, request_id: str, error: FabricError) -> None:
         self.steps.fail(request_id, error)
-
-

@@ -1,0 +1,163 @@
+"""The protocol as properties: what is packed comes back, and no bytes whatever raise anything but ProtocolError."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import Raw, Struct
+
+from zfabric.errors import FabricError, ParameterRangeError, ProtocolError, UnsupportedParameterError
+from zfabric.limits import CONTROL_BODY_BYTES_MAX, HEADER_BYTES_MAX
+from zfabric.wire import codec, kinds, messages, payloads
+
+u32 = st.integers(0, 2**32 - 1)
+u63 = st.integers(0, 2**63 - 1)
+attempt = st.integers(0, 1_000)
+name = st.text(min_size=1, max_size=30)
+operation = st.sampled_from(["generate", "embed", "count_tokens", "operate"])
+credit_line = st.builds(messages.CreditLine, u63, attempt, u32, u32, st.booleans())
+load = st.builds(
+    messages.Load, u32, u32, st.integers(0, 65_536), u63, st.floats(0, 1e9), u63, st.none() | u32, st.booleans()
+)
+model_info = st.builds(
+    messages.ModelInfo,
+    name=name,
+    aliases=st.lists(name, max_size=3),
+    context_length=u32,
+    capabilities=st.lists(name, max_size=3),
+    details=st.dictionaries(name, st.integers(-5, 5) | st.text(max_size=5) | st.none() | st.booleans(), max_size=3),
+)
+envelopes: st.SearchStrategy[Any] = st.one_of(
+    st.builds(messages.Submit, u63, attempt, operation, name, st.integers(-1_000, 1_000), st.none() | u32, u32, u32),
+    st.builds(messages.Dispatch, u32, u63, u63, attempt, operation, name),
+    st.builds(messages.Ends, u63, st.lists(st.builds(messages.End, u63, attempt, st.integers(0, 99_999)), max_size=4)),
+)
+bodies: st.SearchStrategy[Any] = st.one_of(
+    st.builds(messages.ClientHello, u32, name, u63, st.binary(max_size=64)),
+    st.builds(messages.WorkerHello, u32, name, name, u63, st.lists(model_info, min_size=1, max_size=3), load),
+    st.builds(messages.Welcome, u32, name, u63, u32, st.binary(max_size=32), u32, u32, u32),
+    load,
+    st.builds(messages.Beat, u63),
+    st.builds(messages.Cancel, st.lists(u63, max_size=5)),
+    st.builds(messages.Credit, st.lists(credit_line, max_size=5)),
+    st.builds(messages.Grant, u32, u63, st.lists(credit_line, max_size=5)),
+    st.builds(messages.Abort, u63, st.lists(st.tuples(u63, attempt), max_size=5)),
+    st.builds(messages.Drain, u32),
+    st.builds(messages.Goodbye, name),
+    st.builds(messages.Query, u63, name),
+)
+
+
+@given(envelopes)
+def test_envelopes_come_back(envelope: Any) -> None:
+    assert codec.unpack_envelope(codec.pack_envelope(envelope)) == envelope
+
+
+@given(bodies)
+def test_bodies_come_back(message: Struct) -> None:
+    header, body = codec.pack(message)
+    assert codec.unpack_body(header[0], body) == message
+
+
+@given(bodies)
+def test_bodies_are_plain_messagepack(message: Struct) -> None:
+    """The reference implementation reads them, and what it writes is read back as the same."""
+    header, body = codec.pack(message)
+    plain = msgpack.unpackb(body, strict_map_key=False)
+    assert isinstance(plain, list)
+    assert codec.unpack_body(header[0], msgpack.packb(plain)) == message
+
+
+@given(
+    st.lists(
+        st.builds(payloads.Chunk, u63, attempt, st.integers(0, 9), u32, st.text(max_size=9), st.lists(u32, max_size=5))
+    )
+)
+def test_chunks_come_back(chunks: list[payloads.Chunk]) -> None:
+    assert codec.unpack_chunks(codec.encode(chunks)) == chunks
+
+
+def test_results_travel_as_they_are() -> None:
+    outcome = payloads.Outcome(result=codec.raw(payloads.EmbedResult(1, 2, b"12345678")))
+    back = codec.unpack_ends_body(codec.encode(payloads.EndsBody([], [outcome]))).outcomes[0]
+    assert isinstance(back.result, Raw)
+    assert codec.unpack_result(back.result, payloads.EmbedResult) == payloads.EmbedResult(1, 2, b"12345678")
+
+
+@settings(max_examples=500)
+@given(st.integers(0, 255), st.binary(max_size=200))
+def test_no_bytes_raise_anything_but_protocol_error(kind: int, data: bytes) -> None:
+    for decode in (
+        lambda: codec.unpack_body(kind, data),
+        lambda: codec.unpack_envelope(bytes([kind]) + data),
+        lambda: codec.unpack_chunks(data),
+        lambda: codec.unpack_ends_body(data),
+        lambda: codec.unpack_request("generate", data),
+        lambda: codec.unpack_request("nonsense", data),
+    ):
+        with contextlib.suppress(ProtocolError):
+            decode()
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [b"\x91" * 100_000, b"\xdd\xff\xff\xff\xff", b"\xdc\xff\xff" + b"\x80" * 65_535, b"\xc6\xff\xff\xff\xff"],
+    ids=["nesting", "lying array", "empty maps", "lying binary"],
+)
+def test_bombs_are_refused(bomb: bytes) -> None:
+    for kind in kinds.NAMES:
+        with pytest.raises(ProtocolError):
+            codec.unpack_body(kind, bomb)
+
+
+def test_sizes_are_checked_before_decoding() -> None:
+    with pytest.raises(ProtocolError, match="limit is"):
+        codec.unpack_body(kinds.CANCEL, b"\0" * (CONTROL_BODY_BYTES_MAX + 1))
+    with pytest.raises(ProtocolError, match="limit is"):
+        codec.unpack_envelope(bytes([kinds.SUBMIT]) + b"\0" * HEADER_BYTES_MAX)
+
+
+def test_kinds_are_distinct_and_every_one_has_a_direction() -> None:
+    assert len(set(kinds.NAMES.values())) == len(kinds.NAMES)
+    assert set(kinds.NAMES) == kinds.FROM_CLIENT | kinds.FROM_WORKER | kinds.TO_CLIENT | kinds.TO_WORKER
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "temperature": st.floats(allow_nan=False),
+            "top_p": st.floats(-1, 2),
+            "top_k": st.integers(-3, 5),
+            "n": st.integers(-1, 200),
+            "max_new_tokens": st.none() | st.integers(-1, 10),
+            "min_new_tokens": st.integers(-1, 10),
+            "seed": st.none() | st.integers(),
+        },
+    )
+)
+def test_validation_names_the_parameter(given_values: dict[str, Any]) -> None:
+    params = payloads.SamplingParams(**given_values)
+    try:
+        params.validate()
+    except ParameterRangeError as error:
+        assert error.details["parameter"] in payloads.ALL_PARAMETERS
+        assert str(error.details["parameter"]) in str(error)
+    else:
+        assert 0 <= params.temperature <= 100
+        assert 0 < params.top_p <= 1
+        assert params.top_k == -1 or params.top_k >= 1
+
+
+def test_what_is_not_supported_is_refused_by_name() -> None:
+    params = payloads.SamplingParams(top_k=3, seed=1)
+    params.require(frozenset({"top_k", "seed"}), "x")
+    with pytest.raises(UnsupportedParameterError, match="'seed' is not supported by x") as caught:
+        params.require(frozenset({"top_k"}), "x")
+    assert isinstance(caught.value, FabricError)
+    payloads.SamplingParams().require(frozenset(), "x")

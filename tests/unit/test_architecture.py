@@ -1,0 +1,115 @@
+"""The tree tells the story: imports point down the list of layers, and the core knows no world."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "zfabric"
+
+#: What each part may import of the project; parts not named here are checked to be named.
+ALLOWED: dict[str, set[str]] = {
+    "version": set(),
+    "errors": set(),
+    "limits": set(),
+    "ids": set(),
+    "wire": {"errors", "limits", "ids"},
+    "core": {"wire", "errors", "limits", "ids"},
+    "transport": {"wire", "errors", "limits", "ids"},
+    "controller": {"core", "transport", "wire", "errors", "limits", "ids", "version"},
+    "client": {"core", "transport", "wire", "errors", "limits", "ids", "version"},
+    "worker": {"core", "transport", "wire", "errors", "limits", "ids", "version"},
+    "backends": {"worker", "wire", "errors", "limits"},
+    "models": {"errors"},
+    "testing": {"core", "wire", "errors", "limits", "ids"},
+    "cli": {"controller", "client", "worker", "backends", "core", "transport", "wire", "errors", "limits", "version"},
+    "__init__": {"client", "worker", "wire", "errors", "version"},
+}
+#: Modules of the standard library and others that a part must not touch.
+FORBIDDEN: dict[str, set[str]] = {
+    "wire": {"asyncio", "zmq", "time", "os", "random"},
+    "core": {"asyncio", "zmq", "time", "threading", "logging", "os", "uuid", "secrets", "socket", "datetime"},
+    "client": {"zmq"},
+    "worker": {"zmq"},
+    "controller": {"zmq"},
+    "backends": {"zmq"},
+    "testing": {"zmq", "asyncio"},
+}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imports_of(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            found.add(node.module or "")
+            if node.module == "zfabric":
+                found |= {f"zfabric.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    part = part_of(path)
+    for name in imports_of(path):
+        first, _, rest = name.partition(".")
+        if first != "zfabric":
+            assert first not in FORBIDDEN.get(part, set()), f"{part} must not import {first}"
+            continue
+        target = rest.partition(".")[0]
+        if target and target != part:
+            assert target in ALLOWED[part], f"{part} must not import zfabric.{rest}"
+
+
+def test_core_draws_no_chance_of_its_own() -> None:
+    for path in (PACKAGE / "core").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "random":
+                assert node.attr == "Random", f"{path.name}:{node.lineno} uses random.{node.attr}"
+
+
+def test_files_do_one_thing() -> None:
+    long = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in modules()}
+    assert {name: lines for name, lines in long.items() if lines > 480} == {}
+
+
+def test_functions_fit_a_screen() -> None:
+    for path in modules():
+        if part_of(path) == "cli":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                assert (node.end_lineno or 0) - node.lineno < 70, f"{path.name}:{node.lineno} {node.name}"
+
+
+def test_importing_is_light() -> None:
+    """No torch, no numpy, no event loop's globals, and nothing of the command line."""
+    code = "import sys, zfabric; print(*sorted(sys.modules))"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    loaded = {name.partition(".")[0] for name in output.split()}
+    assert not loaded & {"torch", "numpy", "transformers", "uvloop", "rich", "cyclopts", "structlog"}
+
+
+def test_public_names_are_pinned() -> None:
+    import zfabric
+
+    names = """AsyncClient BaseModelWorker BlockingStream Choice Client Completion CountRequest Delta EmbedRequest EmbedResult
+        FabricError GenerateRequest Logprob ModelInfo SamplingParams TokenLogprobs TokenStream Usage __version__"""
+    assert set(zfabric.__all__) == set(names.split())
+    assert all(hasattr(zfabric, name) for name in zfabric.__all__)
