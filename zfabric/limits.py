@@ -53,6 +53,8 @@ FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
 HEADER_BYTES_MAX: Final = 4_096
 #: Control bodies the controller itself decodes: the largest is the inventory of a worker with 10,000 requests.
 CONTROL_BODY_BYTES_MAX: Final = 4 * 1024 * 1024
+#: Priorities lie between minus this and this: more levels than anybody tells apart.
+PRIORITY_MAX: Final = 1_000
 #: Names end up in tables, logs and labels.
 NAME_LENGTH_MAX: Final = 256
 #: Unix socket paths (sun_path is 108 bytes with its terminator).

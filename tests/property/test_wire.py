@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from msgspec import Raw, Struct
 
 from zfabric.errors import FabricError, ParameterRangeError, ProtocolError, UnsupportedParameterError
-from zfabric.limits import CONTROL_BODY_BYTES_MAX, HEADER_BYTES_MAX
+from zfabric.limits import CONTROL_BODY_BYTES_MAX, DEADLINE_MAX_MS, HEADER_BYTES_MAX
 from zfabric.wire import codec, kinds, messages, payloads
 
 u32 = st.integers(0, 2**32 - 1)
 u63 = st.integers(0, 2**63 - 1)
 attempt = st.integers(0, 1_000)
+deadline = st.none() | st.integers(0, DEADLINE_MAX_MS)
 name = st.text(min_size=1, max_size=30)
 operation = st.sampled_from(["generate", "embed", "count_tokens", "operate"])
 credit_line = st.builds(messages.CreditLine, u63, attempt, u32, u32, st.booleans())
@@ -33,7 +34,7 @@ model_info = st.builds(
     details=st.dictionaries(name, st.integers(-5, 5) | st.text(max_size=5) | st.none() | st.booleans(), max_size=3),
 )
 envelopes: st.SearchStrategy[Any] = st.one_of(
-    st.builds(messages.Submit, u63, attempt, operation, name, st.integers(-1_000, 1_000), st.none() | u32, u32, u32),
+    st.builds(messages.Submit, u63, attempt, operation, name, st.integers(-1_000, 1_000), deadline, u32, u32),
     st.builds(messages.Dispatch, u32, u63, u63, attempt, operation, name),
     st.builds(messages.Ends, u63, st.lists(st.builds(messages.End, u63, attempt, st.integers(0, 99_999)), max_size=4)),
 )

@@ -135,7 +135,7 @@ def _parser(segment: list[str], section: str, arguments: list[str]) -> cyclopts.
     return app
 
 
-def _default(options: type) -> Any:
+def _default(options: Any) -> Any:
     """The options' default, or none where something has to be given."""
     try:
         return options()

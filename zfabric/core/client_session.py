@@ -24,6 +24,7 @@ from zfabric.errors import (
     ConnectionLostError,
     DeadlineExceededError,
     FabricError,
+    ParameterRangeError,
     ProtocolError,
     QuotaExceededError,
     RequestCancelledError,
@@ -199,6 +200,9 @@ class ClientSession:
                 f"{len(self.requests)} requests are in flight, limit is {limits.CLIENT_REQUESTS_MAX}"
             )
         request.validate()
+        _check_range("deadline_ms", deadline_ms, 0, limits.DEADLINE_MAX_MS)
+        _check_range("priority", priority, -limits.PRIORITY_MAX, limits.PRIORITY_MAX)
+        _check_range("length of model", len(model), 0 if worker else 1, limits.NAME_LENGTH_MAX)
         number = self._rng.getrandbits(63)
         while number in self.requests:
             number = self._rng.getrandbits(63)
@@ -432,3 +436,8 @@ class ClientSession:
             inquirer.answered(from_wire(answer.code, answer.message, answer.details), None)
         else:
             inquirer.answered(None, answer)
+
+
+def _check_range(name: str, value: int | None, low: int, high: int) -> None:
+    if value is not None and not low <= value <= high:
+        raise ParameterRangeError(f"{name} is {value}, it must be {low} … {high}", parameter=name, value=value)

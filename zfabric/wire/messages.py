@@ -16,6 +16,7 @@ from zfabric.limits import (
     DEADLINE_MAX_MS,
     LIST_LENGTH_MAX,
     NAME_LENGTH_MAX,
+    PRIORITY_MAX,
     SLOTS_MAX,
     WORKER_MODELS_MAX,
 )
@@ -52,7 +53,7 @@ class Submit(Struct, array_like=True, gc=False):
     attempt: Attempt
     operation: Operation
     model: OptionalName
-    priority: Annotated[int, Meta(ge=-1_000, le=1_000)] = 0
+    priority: Annotated[int, Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)] = 0
     deadline_ms: Annotated[int, Meta(ge=0, le=DEADLINE_MAX_MS)] | None = None
     window: Unsigned32 = 0
     resume_from: Unsigned32 = 0
