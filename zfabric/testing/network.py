@@ -1,0 +1,122 @@
+"""Links that fail as ZeroMQ's do.
+
+A link delivers in order. It loses messages only as a suffix: what is under way when it breaks, in both directions, and
+nothing before that. It may die silently (half-open), which both ends learn after the transport's own timeout. A new
+connection is a new link with a new routing id, however soon the peer is back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from zfabric.ids import RoutingId
+from zfabric.limits import ZMTP_TIMEOUT_MS
+from zfabric.testing.world import World
+
+
+class Peer(Protocol):
+    """Who is at the outer end of a link."""
+
+    def link_up(self, link: Link) -> None: ...
+    def link_down(self, link: Link) -> None: ...
+    def link_message(self, header: bytes, body: bytes) -> None: ...
+
+
+class Hub(Protocol):
+    """Who is at the inner end of all links."""
+
+    def hub_message(self, sender: RoutingId, header: bytes, body: bytes) -> None: ...
+    def hub_lost(self, peer: RoutingId) -> None: ...
+
+
+class Link:
+    """One connection, from its handshake to its end."""
+
+    def __init__(self, network: Network, peer: Peer, routing_id: RoutingId) -> None:
+        self.network = network
+        self.peer = peer
+        self.routing_id = routing_id
+        self.alive = True
+        self.silent = False
+        self._last_in_ns = self._last_out_ns = 0
+
+    def to_hub(self, header: bytes, body: bytes) -> None:
+        """From the peer to the hub."""
+        self._last_in_ns = self._carry(
+            self._last_in_ns, lambda: self.network.hub_receives(self.routing_id, header, body)
+        )
+
+    def to_peer(self, header: bytes, body: bytes) -> None:
+        """From the hub to the peer."""
+        self._last_out_ns = self._carry(self._last_out_ns, lambda: self.peer.link_message(header, body))
+
+    def _carry(self, last_ns: int, deliver: Callable[[], None]) -> int:
+        world = self.network.world
+        arrival_ns = max(last_ns, world.now_ns + int(self.network.delay_ms() * 1e6))
+
+        def arrive() -> None:
+            if self.alive and not self.silent:
+                deliver()
+
+        if self.alive and not self.silent:
+            world.at(arrival_ns, arrive)
+        return arrival_ns
+
+
+class Network:
+    """All links of one hub.
+
+    Args:
+        world: Time and chance.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.links: dict[RoutingId, Link] = {}
+        self.hub: Hub | None = None
+        self.slow = False
+        self._next_id = 0
+
+    def delay_ms(self) -> float:
+        """How long one message takes."""
+        rng = self.world.rng
+        return rng.uniform(1, 80) if self.slow and rng.random() < 0.2 else rng.uniform(0.05, 1.0)
+
+    def connect(self, peer: Peer) -> None:
+        """Keep trying until there is a hub; then the peer's link is up."""
+        if self.hub is None:
+            self.world.after(self.world.rng.uniform(20, 600), lambda: self.connect(peer))
+            return
+        self._next_id += 1
+        link = Link(self, peer, RoutingId(self._next_id.to_bytes(5, "big")))
+        self.links[link.routing_id] = link
+        self.world.after(self.delay_ms(), lambda: peer.link_up(link) if link.alive else None)
+
+    def hub_receives(self, sender: RoutingId, header: bytes, body: bytes) -> None:
+        if self.hub is not None:
+            self.hub.hub_message(sender, header, body)
+
+    def cut(self, link: Link, *, peer_alive: bool = True) -> None:
+        """Break a link: both ends know at once, and the peer tries again."""
+        if not link.alive:
+            return
+        link.alive = False
+        self.links.pop(link.routing_id, None)
+        hub = self.hub
+        if hub is not None:
+            self.world.after(self.world.rng.uniform(0.1, 2), lambda: hub.hub_lost(link.routing_id))
+        if peer_alive:
+            link.peer.link_down(link)
+            self.world.after(self.world.rng.uniform(20, 300), lambda: self.connect(link.peer))
+
+    def silence(self, link: Link) -> None:
+        """Let a link die without a word; the transport notices after its own timeout."""
+        link.silent = True
+        self.world.after(ZMTP_TIMEOUT_MS, lambda: self.cut(link))
+
+    def hub_gone(self) -> None:
+        """The hub's process died: all links break."""
+        self.hub = None
+        for link in list(self.links.values()):
+            self.cut(link)
