@@ -1,10 +1,11 @@
 # Two commands are all that a newcomer needs: `make demo` and `make test`.
 PYTHON ?= python3
 BACKEND ?= transformers
+SEEDS ?= 10000
 VENV_PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lock clean venv
+.PHONY: help demo test lint lock clean simulate venv
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -15,6 +16,10 @@ demo:  ## controller, two workers, several chats at once (BACKEND=echo needs no 
 
 test: lint  ## install what the tests need and run all of them
 	@$(VENV_PYTHON) -m pytest
+
+simulate:  ## SEEDS=10000 simulated clusters under faults, on all cores
+	@$(PYTHON) tools/bootstrap.py core
+	@$(VENV_PYTHON) -m zfabric.testing --seeds $(SEEDS)
 
 lint:  ## ruff and the strict type checker
 	@$(PYTHON) tools/bootstrap.py test

@@ -142,7 +142,10 @@ class Controller:
                     if not send(route.client, header, body):
                         broker.disconnected(route.client, now_ns)
                     continue
-            broker.receive(sender, header, body, now_ns)
+            try:
+                broker.receive(sender, header, body, now_ns)
+            except Exception as error:  # noqa: BLE001 — a bug that one message finds must not cost the others theirs
+                self._log("internal_error", error=f"{type(error).__name__}: {error}", kind=header[:1].hex())
             if broker.outbox.pending:
                 self._perform(link, broker, now_ns)
         self._after(link, broker, now_ns)

@@ -71,13 +71,11 @@ class Broker:
         self.registry = Registry(rng)
         self.desk = RequestDesk(config, self.registry, self.timers, self.outbox, self.routes, rng)
         self.recovery = Recovery(self.desk, self.registry, self.outbox)
-        self.clients: dict[int, ClientPeer] = {}
         self.workers_lost = self.clients_lost = self.bad_frames = 0
         #: The driver's own figures, shown in the status.
         self.transport_figures: Callable[[], dict[str, int]] = dict
         self._make_token = make_token or (lambda: rng.randbytes(16))
         self._peers: dict[RoutingId, Peer] = {}
-        self._instances: dict[int, ClientPeer] = {}
         self._faults: dict[RoutingId, int] = {}
         self._session = rng.getrandbits(31)
         if config.recovery_ms:
@@ -142,7 +140,7 @@ class Broker:
     @property
     def in_flight(self) -> int:
         """Requests that have not had their terminal."""
-        return sum(len(client.requests) for client in self.clients.values())
+        return sum(len(client.requests) for client in self.registry.clients.values())
 
     def _bad(self, sender: RoutingId, error: FabricError) -> None:
         self.bad_frames += 1
@@ -160,15 +158,17 @@ class Broker:
         known = self._peers.get(sender)
         if known is not None:
             raise ProtocolError("this connection has a session already")
-        former = self._instances.get(hello.instance)
+        former = self.registry.clients.get(hello.instance)
         if former is not None:
             if former.token != hello.token:
                 raise NameTakenError("another client has this instance number")
             self._remove_client(former)
-        if len(self.clients) >= self.config.clients_max:
-            raise QuotaExceededError(f"{len(self.clients)} clients are connected, limit is {self.config.clients_max}")
+        if len(self.registry.clients) >= self.config.clients_max:
+            raise QuotaExceededError(
+                f"{len(self.registry.clients)} clients are connected, limit is {self.config.clients_max}"
+            )
         client = ClientPeer(self._next_session(), hello.instance, self._make_token(), sender, hello.label, now_ns)
-        self.clients[client.number] = self._instances[client.instance] = client
+        self.registry.clients[client.instance] = client
         self._peers[sender] = client
         self.outbox.send(sender, self._welcome(client.number, client.token))
         self.recovery.client_back(client, hello.claims)
@@ -242,8 +242,7 @@ class Broker:
         workers = {r.worker.name: r.worker for r in client.requests.values() if r.worker is not None}
         self.routes.client_gone(list(workers.values()), client)
         self.desk.client_lost(client)
-        self.clients.pop(client.number, None)
-        self._instances.pop(client.instance, None)
+        self.registry.clients.pop(client.instance, None)
         self._peers.pop(client.routing_id, None)
 
     def _remove_worker(self, worker: WorkerPeer, why: str) -> None:

@@ -253,13 +253,15 @@ class RequestDesk:
 
     def ends(self, worker: WorkerPeer, envelope: Ends, header: bytes, body: bytes, now_ns: int) -> None:
         """A worker ended some requests of one client: pass it on, and use the slots."""
-        reader: ClientPeer | None = None
+        # To whoever this worker works for, even if these requests have had their terminal: the body may bring along
+        # chunks of other streams. A route is the proof that it does.
+        reader = self._registry.clients.get(envelope.instance)
+        if reader is not None and reader.number not in worker.routes:
+            reader = None
         for end in envelope.ends:
             request = worker.live.get((envelope.instance, end.request, end.attempt))
             if request is None:
                 continue
-            if request.state not in TERMINAL_GIVEN and request.client is not None:
-                reader = request.client
             self._count_end(request, end.code, now_ns)
             request.state = advance(request.state, RequestEvent.ENDED)
             self.retire(request)

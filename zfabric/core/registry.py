@@ -164,12 +164,13 @@ class Request:
 
 
 class Registry:
-    """Workers by name, models by name and alias. Keeps candidates in step with free slots."""
+    """Clients by instance, workers by name, models by name and alias. Keeps candidates in step with free slots."""
 
-    __slots__ = ("_rng", "aliases", "models", "workers")
+    __slots__ = ("_rng", "aliases", "clients", "models", "workers")
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
+        self.clients: dict[int, ClientPeer] = {}
         self.workers: dict[str, WorkerPeer] = {}
         self.models: dict[str, Model] = {}
         self.aliases: dict[str, str] = {}

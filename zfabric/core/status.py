@@ -105,7 +105,7 @@ def fabric_status(broker: Broker) -> FabricStatus:
         policy=broker.config.policy,
         draining=broker.desk.draining,
         recovering=broker.recovery.active,
-        clients=len(broker.clients),
+        clients=len(broker.registry.clients),
         workers=len(registry.workers),
         models=sum(bool(model.hosts) for model in registry.models.values()),
         in_flight=sum(worker.in_flight for worker in registry.workers.values()),

@@ -125,9 +125,9 @@ class WorkerSession:
     def connected(self, now_ns: int) -> None:
         """The link is up. The first HELLO leaves at once, later ones with jitter: a controller that restarts must not
         meet all its workers in one millisecond."""
+        self.disconnected()
         self._connected = True
         self._connections += 1
-        self.registered = False
         delay_ms = 0.0 if self._connections == 1 else self._rng.uniform(0, limits.HELLO_JITTER_MS)
         self._say_hello_in(now_ns, delay_ms)
 
@@ -221,6 +221,9 @@ class WorkerSession:
         self.timers.now_ns = now_ns
         kind = header[0] if header else -1
         if kind == kinds.DISPATCH:
+            if not self.registered:
+                # Of a former connection: libzmq may deliver it after the news that the connection is gone.
+                return []
             return self._dispatch(codec.unpack_envelope(header), body, now_ns)
         if kind == kinds.BEAT:
             return []

@@ -113,6 +113,8 @@ class SimWorker:
         self.alive = True
         self.died_ns = None
         self.active = {}
+        self._held = []
+        self.frozen_until_ns = 0
         self.engine_hangs = False
         self.session = WorkerSession(name=self.name, instance=self.world.rng.getrandbits(63), rng=self.world.rng)
         self.session.load.slots = self.slots
@@ -153,6 +155,9 @@ class SimWorker:
     def link_up(self, link: Link) -> None:
         if not self.alive:
             self.network.cut(link, peer_alive=False)
+            return
+        if self.frozen:
+            self.world.at(self.frozen_until_ns, lambda: self.link_up(link) if link.alive else None)
             return
         self.link = link
         self.session.connected(self.world.now_ns)
@@ -268,7 +273,9 @@ class SimClient:
         self._alarm = Alarm(world, self._tick)
         network.connect(self)
 
-    def submit(self, prompt: int, count: int, *, seeded: bool, deadline_ms: int | None, window: int, delay: float) -> Record:
+    def submit(
+        self, prompt: int, count: int, *, seeded: bool, deadline_ms: int | None, window: int, delay: float
+    ) -> Record:
         """Ask for `count` tokens of a prompt. Returns what becomes of it."""
         record = Record(prompt, count, self.number, self.world.now_ns, deadline_ms, exact=seeded)
         sink = SimSink(self, record, delay)

@@ -9,7 +9,7 @@ from zfabric.limits import DEADLINE_GUARD_MS
 from zfabric.wire.payloads import Chunk, Outcome
 
 
-class Violation(AssertionError):
+class Violation(AssertionError):  # noqa: N818 — what a checker finds is not an error of its own
     """A promise was broken."""
 
 
@@ -56,7 +56,9 @@ class Record:
             raise Violation(f"{self} ended {self.endings} times")
         if error is None and self.units != self.count:
             raise Violation(f"{self} ended well without all of its tokens")
-        if error is None and (outcome is None or outcome.usage is None or outcome.usage.completion_tokens != self.count):
+        if error is None and (
+            outcome is None or outcome.usage is None or outcome.usage.completion_tokens != self.count
+        ):
             raise Violation(f"{self} has usage {outcome.usage if outcome else None}")
         if isinstance(error, RequestCancelledError) and not self.cancelled:
             raise Violation(f"{self} was cancelled by nobody")
@@ -94,7 +96,7 @@ def check_bounds(broker: Broker) -> None:
 
 def check_rest(broker: Broker) -> None:
     """Promise 7, at rest: every table is empty, every slot is free."""
-    for client in broker.clients.values():
+    for client in broker.registry.clients.values():
         if client.requests:
             raise Violation(f"the controller keeps {len(client.requests)} requests of client {client.number} at rest")
     for worker in broker.registry.workers.values():

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from zfabric.core.broker_config import BrokerConfig
-from zfabric.errors import FabricError, RequestCancelledError
+from zfabric.errors import FAILOVER_CODES, FabricError, RequestCancelledError
+from zfabric.limits import ATTEMPTS_WITHOUT_PROGRESS_MAX
 from zfabric.testing.actors import SimClient, SimController, SimWorker
 from zfabric.testing.checkers import Record, Violation, check_bounds, check_rest
 from zfabric.testing.network import Network
@@ -153,13 +154,14 @@ class Cluster:
 
     def _plan_faults(self) -> None:
         rng = self.world.rng
+        actors: list[SimWorker | SimClient] = [*self.workers, *self.clients]
         kinds: dict[str, Callable[[], None]] = {
             "worker killed": self._kill_worker,
             "worker frozen": lambda: rng.choice(self.workers).freeze(rng.choice([300, 2_000, 6_000])),
             "engine hung": self._hang_engine,
             "worker link cut": lambda: self._cut(rng.choice(self.workers)),
             "client link cut": lambda: self._cut(rng.choice(self.clients)),
-            "link silent": lambda: self._silence(rng.choice([*self.workers, *self.clients])),
+            "link silent": lambda: self._silence(rng.choice(actors)),
             "controller killed": self._kill_controller,
             "client killed": self._kill_client,
             "pipe full": self._overflow,
@@ -252,6 +254,14 @@ class Cluster:
             if now_ns - max(worker.died_ns, self.controller.started_ns) > lease_ns + 150 * MILLISECOND:
                 raise Violation(f"worker {worker.name} is dead for longer than its lease and still registered")
 
+    def _check_migrated(self, record: Record) -> None:
+        """Promise 4: an answer that can be continued does not end because a worker or a controller did."""
+        error, pending = record.error, record.pending
+        if error is None or error.code not in FAILOVER_CODES or not record.exact or pending is None:
+            return
+        if all(worker.resumes for worker in self.workers) and pending.barren < ATTEMPTS_WITHOUT_PROGRESS_MAX:
+            raise Violation(f"{record} ended with {error!r} after {pending.attempt} attempts, and could have gone on")
+
     def _quiet(self) -> bool:
         return all(record.endings for record in self.records if self.clients[record.client].alive)
 
@@ -261,9 +271,11 @@ class Cluster:
                 continue
             if record.endings != 1:
                 raise Violation(f"{record} ended {record.endings} times")
-            if record.cancelled and record.error is None and record.units != record.count:
-                raise Violation(f"{record} was cancelled and ended well")
+            self._check_migrated(record)
         for client in self.clients:
+            counters = client.session.counters
+            if counters.gaps or counters.repeated_chunks:
+                raise Violation(f"client {client.number} saw {counters.gaps} gaps, {counters.repeated_chunks} repeats")
             if client.alive and (client.session.requests or client.session.busy):
                 raise Violation(f"client {client.number} keeps requests at rest")
         for worker in self.workers:

@@ -1,0 +1,73 @@
+"""Simulate clusters: python -m zfabric.testing --seeds 1000, or one again with --seed N.
+
+Exit code 1 if a promise was broken; the seed is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+from zfabric.testing.checkers import Violation
+from zfabric.testing.cluster import Report, simulate
+
+#: Seeds that one process takes at a time.
+_PORTION = 20
+
+
+def _attempt(seed: int) -> Report | str:
+    try:
+        return simulate(seed)
+    except Violation as violation:
+        return str(violation)
+
+
+def _reports(seeds: range, jobs: int) -> Iterator[Report | str]:
+    if jobs == 1:
+        yield from map(_attempt, seeds)
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        yield from pool.imap_unordered(_attempt, seeds, chunksize=_PORTION)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=200, help="how many clusters")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--seed", type=int, help="only this one")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    arguments = parser.parse_args()
+    seeds = range(arguments.first, arguments.first + arguments.seeds)
+    if arguments.seed is not None:
+        seeds, arguments.jobs = range(arguments.seed, arguments.seed + 1), 1
+    started = time.monotonic()
+    faults: Counter[str] = Counter()
+    outcomes: Counter[str] = Counter()
+    failed: list[str] = []
+    failovers = recovered = 0
+    for done, report in enumerate(_reports(seeds, arguments.jobs), start=1):
+        if isinstance(report, str):
+            failed.append(report)
+            _say(f"\nBROKEN {report}\n")
+        else:
+            faults += report.faults
+            outcomes += report.outcomes
+            failovers += report.failovers
+            recovered += report.recovered
+        if done % 50 == 0 or done == len(seeds):
+            _say(f"\r{done}/{len(seeds)} clusters, {len(failed)} broken, {time.monotonic() - started:.0f} s ")
+    _say("\n")
+    for title, counter in (("faults", faults), ("terminals", outcomes)):
+        _say(f"{title}: " + ", ".join(f"{name} {count:,}" for name, count in sorted(counter.items())) + "\n")
+    _say(f"failovers {failovers:,}, streams recovered after a controller's death {recovered:,}\n")
+    return 1 if failed else 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
