@@ -29,6 +29,7 @@ def set_router_options(socket: zmq.Socket[bytes]) -> None:
 def set_dealer_options(socket: zmq.Socket[bytes], rng: random.Random) -> None:
     """Options of a client's or worker's socket."""
     _set_common(socket)
+    socket.setsockopt(zmq.IPV6, 1)
     # Nothing is queued for a controller that is not there: the sessions know what to send to the next one.
     socket.setsockopt(zmq.IMMEDIATE, 1)
     # With a cap set libzmq backs off without any jitter, so each process draws a base and a cap of its own.
@@ -49,4 +50,3 @@ def _set_common(socket: zmq.Socket[bytes]) -> None:
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, limits.ZMTP_TIMEOUT_MS)
     socket.setsockopt(zmq.HEARTBEAT_TTL, limits.ZMTP_TIMEOUT_MS)
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
-    socket.setsockopt(zmq.IPV6, 1)

@@ -98,6 +98,8 @@ class RouterLink:
             if path is not None:
                 prepare_ipc_directory(path)
                 self._lock(str(path))
+            # With it on, an IPv4 endpoint would be bound, and told to peers, in its IPv6 form.
+            self._socket.setsockopt(zmq.IPV6, int("[" in endpoint))
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
             if error.errno == zmq.EADDRINUSE:
