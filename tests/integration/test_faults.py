@@ -201,7 +201,12 @@ async def test_a_slow_reader_costs_nobody_else_anything(ipc: str) -> None:
 async def test_garbage_stops_nobody(run_directory: Path) -> None:
     async with echo_fabric("tcp://127.0.0.1:*") as (made, client):
         port = int(made.endpoint.rpartition(":")[2])
-        for data in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(4096), b"\xff" * 10 + b"\x7f\x03" + b"\0" * 60, b"\x03\0ID\x06\0hello"):
+        for data in (
+            b"GET / HTTP/1.1\r\n\r\n",
+            os.urandom(4096),
+            b"\xff" * 10 + b"\x7f\x03" + b"\0" * 60,
+            b"\x03\0ID\x06\0hello",
+        ):
             with socket.create_connection(("127.0.0.1", port)) as raw:
                 raw.sendall(data)
         context = zmq.Context()
@@ -210,7 +215,8 @@ async def test_garbage_stops_nobody(run_directory: Path) -> None:
         dealer.connect(made.endpoint)
         for frames in (
             [b""], [b"", b""], [b"\x11"], [b"a", b"b", b"c", b"d"], [bytes([kinds.SUBMIT]), b"x"], [b"\xfe", b""],
-            [bytes([kinds.CLIENT_HELLO]), b"\x91" * 50_000], [bytes([kinds.CHUNKS]) * 5, b"\0"], [os.urandom(5000), os.urandom(10)],
+            [bytes([kinds.CLIENT_HELLO]), b"\x91" * 50_000], [bytes([kinds.CHUNKS]) * 5, b"\0"],
+            [os.urandom(5000), os.urandom(10)],
         ):  # fmt: skip
             dealer.send_multipart(frames)
         # The same from a peer that has a session.

@@ -69,6 +69,7 @@ async def test_every_other_call(endpoint: str) -> None:
         details = await client.model_details("echo")
         assert details.context_length == 1_000_000
         assert [worker.name for worker in await client.workers()] == ["w0"]
+        assert await client.refresh() == ["w0"]
         status = await client.status()
         assert (status.workers, status.clients, status.completed) == (1, 1, 6)
 

@@ -75,9 +75,13 @@ def models(kind: str = "all", *, endpoint: Endpoint = None, as_json: Json = Fals
         show(client.models(kind), _MODEL_COLUMNS, as_json=as_json, empty="no models: no worker is registered")
 
 
-def workers(*, endpoint: Endpoint = None, as_json: Json = False, config: Config = None) -> None:
-    """List workers."""
+def workers(*, refresh: bool = False, endpoint: Endpoint = None, as_json: Json = False, config: Config = None) -> None:
+    """List workers. --refresh has them report their load first."""
     with Client(endpoint) as client:
+        if refresh:
+            client.refresh()
+            # What they answer overtakes nothing, so a moment is enough.
+            time.sleep(0.05)
         show(client.workers(), _WORKER_COLUMNS, as_json=as_json, empty="no workers")
 
 

@@ -122,8 +122,9 @@ def _parser(segment: list[str], section: str, arguments: list[str]) -> cyclopts.
     app = make_app("zfabric-worker", HELP, section, arguments)
 
     def worker(**given: Any) -> tuple[WorkerSettings, Callable[[], BaseModelWorker]]:
-        made = given.get("options")
-        return given["settings"], (lambda: kind(made)) if made is not None else kind
+        # What is not set at all is not passed.
+        made = given.get("options") or (options() if options is not None else None)
+        return given.get("settings") or WorkerSettings(), (lambda: kind(made)) if made is not None else kind
 
     flat = cyclopts.Parameter(name="*")
     parameters = [_keyword("settings", Annotated[WorkerSettings, flat], WorkerSettings())]

@@ -212,6 +212,10 @@ class AsyncClient:
         """The controller in figures."""
         return await self._ask("status", FabricStatus)
 
+    async def refresh(self) -> list[str]:
+        """Have every worker report its load now. Returns the names of those that are asked."""
+        return await self._ask("refresh", list[str])
+
     async def drain_worker(self, worker: str, limit_ms: int = 0) -> str:
         """Have a worker finish and leave; 0 is the worker's own limit. Returns its name. Raises: NoWorkerError."""
         return await self._ask("drain", str, worker=worker, limit_ms=limit_ms)

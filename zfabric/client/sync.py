@@ -256,6 +256,10 @@ class Client:
         """As `AsyncClient.status`."""
         return self._wait(self._client.status())
 
+    def refresh(self) -> list[str]:
+        """As `AsyncClient.refresh`."""
+        return self._wait(self._client.refresh())
+
     def drain_worker(self, worker: str, limit_ms: int = 0) -> str:
         """As `AsyncClient.drain_worker`."""
         return self._wait(self._client.drain_worker(worker, limit_ms))

@@ -294,6 +294,8 @@ class Broker:
         try:
             if query.what == "drain":
                 result: object = self._drain_worker(query.arguments)
+            elif query.what == "refresh":
+                result = self._refresh()
             else:
                 result = status.answer(self, query.what, query.arguments)
         except FabricError as error:
@@ -301,6 +303,13 @@ class Broker:
         else:
             answer = Answer(query.number, 0, result=codec.raw(result))
         self.outbox.send(client.routing_id, codec.pack(answer))
+
+    def _refresh(self) -> list[str]:
+        """Have every worker report now; one whose connection is gone is found out by the attempt. Nothing is forgotten
+        meanwhile. Returns their names."""
+        for worker in self.registry.workers.values():
+            self.outbox.send(worker.routing_id, codec.pack(Beat(0)))
+        return sorted(self.registry.workers)
 
     def _drain_worker(self, arguments: dict[str, object]) -> str:
         """Have a worker finish and leave. Returns its name."""
@@ -321,7 +330,7 @@ class Broker:
             self.desk.ends(worker, codec.unpack_envelope(header), header, body, now_ns)
         elif kind == kinds.LOAD:
             self._load(worker, codec.unpack_body(kind, body), now_ns)
-            self.outbox.send(worker.routing_id, codec.pack(Beat(worker.load.dispatches)))
+            self.outbox.send(worker.routing_id, codec.pack(Beat(worker.load.dispatches + 1)))
             self.desk.fill(worker, now_ns)
         elif kind == kinds.GOODBYE:
             self._remove_worker(worker, f"worker {worker.name!r} left")

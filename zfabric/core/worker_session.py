@@ -226,6 +226,9 @@ class WorkerSession:
                 return []
             return self._dispatch(codec.unpack_envelope(header), body, now_ns)
         if kind == kinds.BEAT:
+            # Number 0 is a question; the others are answers.
+            if not codec.unpack_body(kind, body).number:
+                self.report(now_ns)
             return []
         if kind == kinds.GRANT:
             return self._grant(codec.unpack_body(kind, body), now_ns)
