@@ -245,10 +245,12 @@ class AsyncClient:
             raise ClosedError("the client is not open; use it in an async with block")
         now_ns = monotonic_ns()
         pending = self._session.submit(operation, request, sink, now_ns, **options)
-        if self._session.ready:
-            self._schedule_flush()
-        else:
+        if not self._session.ready:
             self._wait_for_controller()
+        elif not self._flush_due:
+            # The first request of a turn leaves at once; those that follow it in the same turn leave together.
+            self._schedule_flush()
+            self._link.send_all(self._taken())
         self._timer.arm(self._session.timers.next_ns(), now_ns)
         return pending
 

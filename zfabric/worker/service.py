@@ -59,7 +59,7 @@ class WorkerService:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._link: DealerLink | None = None
         self._flush_due = False
-        self._units = 0
+        self._units = self._units_since = 0
         self._reported_ns = 0
         self._failure: FabricError | None = None
 
@@ -203,8 +203,6 @@ class WorkerService:
             self._units_since = 0
             self._reported_ns = now_ns
 
-    _units_since = 0
-
     # ── orders ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _obey(self, order: Order) -> None:
@@ -273,11 +271,11 @@ class WorkerService:
                 async for delta in deltas:
                     if delta.finish_reason is not None and delta.usage is None:
                         delta.usage = await self._usage(backend, request, delta)
-                    self.emit(((request_id, delta),))
+                    self._emit(request_id, delta)
             if request_id in self._session.streams:
                 ending = Delta(finish_reason="stop")
                 ending.usage = await self._usage(backend, request, ending)
-                self.emit(((request_id, ending),))
+                self._emit(request_id, ending)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001
@@ -315,10 +313,18 @@ class WorkerService:
 
     # ── from engines ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def emit(self, step: Iterable[tuple[str, Delta]]) -> None:
-        """Take one step's deltas; they leave when the loop has turned once, with whatever else came in that turn."""
+    def emit_step(self, step: Iterable[tuple[str, Delta]]) -> None:
+        """Take a step of an engine that hands over all of its requests at once: it leaves now."""
+        self._take(list(step))
+        self._flush()
+
+    def _emit(self, request_id: str, delta: Delta) -> None:
+        """Take one request's delta; it leaves when the loop has turned once, with whatever else came in that turn."""
+        self._take([(request_id, delta)])
+        self._schedule_flush()
+
+    def _take(self, step: list[tuple[str, Delta]]) -> None:
         before = len(self._session.streams)
-        step = list(step)
         self._session.emit(step, monotonic_ns())
         self._units += len(step)
         self._units_since += len(step)
@@ -327,7 +333,6 @@ class WorkerService:
                 if request_id not in self._session.streams:
                     self._owner.pop(request_id, None)
             self._note_idle()
-        self._schedule_flush()
 
     def _fail(self, request_id: str, error: BaseException) -> None:
         known = error if isinstance(error, FabricError) else BackendError(f"{type(error).__name__}: {error}")
@@ -382,7 +387,7 @@ class _Steps:
         self._backend = backend
 
     def emit(self, step: Iterable[tuple[str, Delta]]) -> None:
-        self._service.emit(step)
+        self._service.emit_step(step)
 
     def fail(self, request_id: str, error: FabricError) -> None:
         self._service.fail(request_id, error)
