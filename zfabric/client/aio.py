@@ -9,14 +9,14 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import asdict
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from zfabric.client.mailbox import Mailbox
-from zfabric.client.requests import generate_request, vectors
+from zfabric.client.requests import GenerateOptions, generate_request, vectors
 from zfabric.client.results import Completion
 from zfabric.client.stream import TokenStream
 from zfabric.core.client_session import ClientSession
-from zfabric.core.pending import Pending, Resume
+from zfabric.core.pending import Pending
 from zfabric.errors import ClosedError, ConnectionLostError, FabricError, ProtocolError
 from zfabric.transport.clock import monotonic_ns
 from zfabric.transport.dealer import DealerLink
@@ -97,62 +97,26 @@ class AsyncClient:
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def stream(
-        self,
-        model: str,
-        prompt: str | None = None,
-        *,
-        messages: Sequence[Message] | None = None,
-        prompt_token_ids: Sequence[int] | None = None,
-        deadline_ms: int | None = None,
-        priority: int = 0,
-        resume: Resume = "exact",
-        tools: list[dict[str, Any]] | None = None,
-        response_format: dict[str, Any] | None = None,
-        **sampling: Any,
-    ) -> TokenStream:
+    def stream(self, model: str, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> TokenStream:
         """Ask for text; the request leaves at once, and its answer is read from the stream.
 
         Args:
             model: Name or alias.
-            prompt, messages, prompt_token_ids: Exactly one of them. Messages go through the model's chat template.
-            deadline_ms: Time for the whole answer; then DeadlineExceededError.
-            priority: Lower goes first in the queue; 0 is usual.
-            resume: See `zfabric.core.pending.Resume`.
-            tools, response_format: For chat templates and remote APIs that know them.
-            **sampling: Fields of `SamplingParams`.
+            prompt: Text; or give `messages` or `prompt_token_ids`.
+            **options: See `GenerateOptions`.
 
         Raises:
             FabricError: The request can never be sent. All other errors come from the stream.
         """
-        request = generate_request(prompt, messages, prompt_token_ids, tools, response_format, sampling)
+        request, submit_options = generate_request(prompt, options)
         stream = TokenStream(self, model)
-        stream._bind(
-            lambda sink: self._submit(
-                "generate", request, sink, model=model, deadline_ms=deadline_ms, priority=priority, resume=resume
-            )
-        )
+        stream._bind(lambda sink: self._submit("generate", request, sink, model=model, **submit_options))
         return stream
 
-    async def generate(
-        self,
-        model: str,
-        prompt: str | None = None,
-        *,
-        messages: Sequence[Message] | None = None,
-        prompt_token_ids: Sequence[int] | None = None,
-        deadline_ms: int | None = None,
-        priority: int = 0,
-        resume: Resume = "exact",
-        tools: list[dict[str, Any]] | None = None,
-        response_format: dict[str, Any] | None = None,
-        **sampling: Any,
-    ) -> Completion:
+    async def generate(self, model: str, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> Completion:
         """Ask for text and wait for all of it; arguments as of `stream`. Cancelling the task cancels the request."""
-        request = generate_request(prompt, messages, prompt_token_ids, tools, response_format, sampling)
-        mailbox, pending = await self._call(
-            "generate", request, model=model, deadline_ms=deadline_ms, priority=priority, resume=resume
-        )
+        request, submit_options = generate_request(prompt, options)
+        mailbox, pending = await self._call("generate", request, model=model, **submit_options)
         while mailbox.waiting:
             mailbox.take()
         return mailbox.completion(f"{pending.number:x}", model)

@@ -9,9 +9,10 @@ from types import TracebackType
 from typing import Protocol
 
 from zfabric.client.mailbox import Mailbox
+from zfabric.client.reading import Reading
 from zfabric.core.pending import Pending
 from zfabric.errors import RequestCancelledError
-from zfabric.wire.payloads import Delta, FinishReason, Usage
+from zfabric.wire.payloads import Delta
 
 
 class StreamOwner(Protocol):
@@ -21,7 +22,7 @@ class StreamOwner(Protocol):
     def cancel(self, pending: Pending) -> None: ...
 
 
-class TokenStream:
+class TokenStream(Reading):
     """An answer as it is made: an async iterator of `Delta`.
 
     A reader that comes late gets what came meanwhile as one larger delta; nothing is dropped, and other streams do not
@@ -30,42 +31,14 @@ class TokenStream:
     """
 
     def __init__(self, owner: StreamOwner, model: str) -> None:
-        self.model = model
-        self._owner = owner
         self._mailbox = Mailbox(_nothing)
-        self._pending: Pending | None = None
+        super().__init__(model, self._mailbox)
+        self._owner = owner
         self._waiter: asyncio.Future[None] | None = None
 
     def _bind(self, make: Callable[[Mailbox], Pending]) -> None:
         # The mailbox must not refer to this object: dropping the stream has to be noticed.
         self._pending = make(self._mailbox)
-
-    @property
-    def request_id(self) -> str:
-        """Name of the request, as in logs."""
-        return f"{self._pending.number:x}" if self._pending is not None else ""
-
-    @property
-    def worker(self) -> str | None:
-        """Who serves it; known from the first delta on, and new after a failover."""
-        return self._mailbox.worker
-
-    @property
-    def usage(self) -> Usage | None:
-        """Exact counts, once the answer is whole."""
-        return self._mailbox.usage
-
-    @property
-    def text(self) -> str:
-        """Text of the first choice so far, as far as it was read."""
-        choice = self._mailbox.choices.get(0)
-        return choice.text if choice is not None else ""
-
-    @property
-    def finish_reason(self) -> FinishReason | None:
-        """Why the first choice ended, once it was read to its end."""
-        choice = self._mailbox.choices.get(0)
-        return choice.finish_reason if choice is not None else None
 
     def __aiter__(self) -> TokenStream:
         return self

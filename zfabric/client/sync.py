@@ -12,16 +12,17 @@ import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from zfabric.client.aio import AsyncClient
 from zfabric.client.mailbox import Mailbox
-from zfabric.client.requests import generate_request
+from zfabric.client.reading import Reading
+from zfabric.client.requests import GenerateOptions, generate_request
 from zfabric.client.results import Completion
-from zfabric.core.pending import Pending, Resume
+from zfabric.core.pending import Pending
 from zfabric.errors import ClosedError, FabricError, RequestCancelledError
 from zfabric.limits import WINDOW_UNITS
-from zfabric.wire.payloads import Chunk, Delta, FinishReason, Message, Outcome, Usage
+from zfabric.wire.payloads import Chunk, Delta, Message, Outcome
 from zfabric.wire.status import FabricStatus, ModelStatus, WorkerStatus
 
 if TYPE_CHECKING:
@@ -33,45 +34,17 @@ T = TypeVar("T")
 _CREDIT_PORTION = WINDOW_UNITS // 8
 
 
-class BlockingStream(Iterator[Delta]):
+class BlockingStream(Reading, Iterator[Delta]):
     """An answer as it is made: an iterator of `Delta` for one thread at a time.
 
     Leaving its ``with``, closing it, or dropping it unread cancels the request.
     """
 
     def __init__(self, client: Client, model: str) -> None:
-        self.model = model
-        self._client = client
         self._mailbox = _SharedMailbox()
-        self._pending: Pending | None = None
+        super().__init__(model, self._mailbox)
+        self._client = client
         self._unreported = 0
-
-    @property
-    def request_id(self) -> str:
-        """Name of the request, as in logs."""
-        return f"{self._pending.number:x}" if self._pending is not None else ""
-
-    @property
-    def worker(self) -> str | None:
-        """Who serves it; known from the first delta on."""
-        return self._mailbox.worker
-
-    @property
-    def usage(self) -> Usage | None:
-        """Exact counts, once the answer is whole."""
-        return self._mailbox.usage
-
-    @property
-    def text(self) -> str:
-        """Text of the first choice so far, as far as it was read."""
-        choice = self._mailbox.choices.get(0)
-        return choice.text if choice is not None else ""
-
-    @property
-    def finish_reason(self) -> FinishReason | None:
-        """Why the first choice ended, once it was read to its end."""
-        choice = self._mailbox.choices.get(0)
-        return choice.finish_reason if choice is not None else None
 
     def __iter__(self) -> BlockingStream:
         return self
@@ -163,62 +136,21 @@ class Client:
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def stream(
-        self,
-        model: str,
-        prompt: str | None = None,
-        *,
-        messages: Sequence[Message] | None = None,
-        prompt_token_ids: Sequence[int] | None = None,
-        deadline_ms: int | None = None,
-        priority: int = 0,
-        resume: Resume = "exact",
-        tools: list[dict[str, Any]] | None = None,
-        response_format: dict[str, Any] | None = None,
-        **sampling: Any,
-    ) -> BlockingStream:
+    def stream(self, model: str, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> BlockingStream:
         """As `AsyncClient.stream`."""
-        request = generate_request(prompt, messages, prompt_token_ids, tools, response_format, sampling)
+        request, submit_options = generate_request(prompt, options)
         stream = BlockingStream(self, model)
         mailbox = stream._mailbox
 
         async def submit() -> Pending:
-            return self._client._submit(
-                "generate", request, mailbox, model=model, deadline_ms=deadline_ms, priority=priority, resume=resume
-            )
+            return self._client._submit("generate", request, mailbox, model=model, **submit_options)
 
         stream._pending = self._wait(submit())
         return stream
 
-    def generate(
-        self,
-        model: str,
-        prompt: str | None = None,
-        *,
-        messages: Sequence[Message] | None = None,
-        prompt_token_ids: Sequence[int] | None = None,
-        deadline_ms: int | None = None,
-        priority: int = 0,
-        resume: Resume = "exact",
-        tools: list[dict[str, Any]] | None = None,
-        response_format: dict[str, Any] | None = None,
-        **sampling: Any,
-    ) -> Completion:
+    def generate(self, model: str, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> Completion:
         """As `AsyncClient.generate`."""
-        return self._wait(
-            self._client.generate(
-                model,
-                prompt,
-                messages=messages,
-                prompt_token_ids=prompt_token_ids,
-                deadline_ms=deadline_ms,
-                priority=priority,
-                resume=resume,
-                tools=tools,
-                response_format=response_format,
-                **sampling,
-            )
-        )
+        return self._wait(self._client.generate(model, prompt, **options))
 
     def embed(
         self,
