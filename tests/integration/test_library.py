@@ -317,3 +317,24 @@ async def test_a_backend_of_twenty_lines(ipc: str) -> None:
         with pytest.raises(UnsupportedOperationError):
             await client.embed("reverser", ["x"])
         assert sorted(model.name for model in await client.models()) == ["echo", "reverser"]
+
+
+async def test_a_stream_interval_gathers_tokens_but_never_the_first(ipc: str) -> None:
+    async with fabric(ipc) as made, AsyncClient(made.endpoint) as client:
+        await made.add_worker("w0", EchoWorker(EchoOptions(tokens_per_second=400)), stream_interval=8)
+        sizes = [len(delta.token_ids) async for delta in client.stream("echo", "a", max_new_tokens=40)]
+        assert sizes[0] == 1
+        assert sum(sizes) == 40
+        assert all(size >= 8 for size in sizes[1:-1])
+
+
+async def test_a_static_worker_is_not_removed_for_silence(ipc: str) -> None:
+    async with fabric(ipc, beat_ms=20, lease_ms=60) as made, AsyncClient(made.endpoint) as client:
+        await made.add_worker("static", beats=False)
+        await made.add_worker("beating", EchoWorker(EchoOptions(model_names=("other",))))
+        await asyncio.sleep(0.3)
+        rows = {worker.name: worker for worker in await client.workers()}
+        assert set(rows) == {"static", "beating"}
+        assert rows["static"].silence_ms > 200
+        assert not rows["static"].beats
+        assert (await client.generate("echo", "a", max_new_tokens=1)).text == "a "

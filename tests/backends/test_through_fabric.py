@@ -1,0 +1,96 @@
+"""ModelWorker behind a real fabric: what it makes arrives whole at the client."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.fabric import Fabric, fabric
+from zfabric import AsyncClient
+from zfabric.backends.hf_transformers.options import TransformersOptions
+from zfabric.backends.hf_transformers.worker import ModelWorker
+from zfabric.errors import ContextOverflowError, UnsupportedParameterError
+
+Served = tuple[Fabric, AsyncClient]
+
+
+@pytest_asyncio.fixture
+async def served(tiny_llama: Path) -> AsyncIterator[Served]:
+    """Two workers on the same tiny model."""
+    with tempfile.TemporaryDirectory(prefix="zf-") as directory:
+        async with fabric(f"ipc://{directory}/c.sock") as made, AsyncClient(made.endpoint) as client:
+            for name in ("w0", "w1"):
+                options = TransformersOptions(
+                    model=str(tiny_llama), model_names=("tiny", "alias"), dtype="float32", device="cpu", threads=1
+                )
+                await made.add_worker(name, ModelWorker(options))
+            yield made, client
+
+
+async def test_choices_and_logprobs_arrive_whole(served: Served) -> None:
+    _, client = served
+    completion = await client.generate(
+        "alias", "Hello", n=2, seed=1, logprobs=2, prompt_logprobs=0, max_new_tokens=7, ignore_eos=True
+    )
+    assert [choice.index for choice in completion.choices] == [0, 1]
+    assert completion.choices[0].token_ids != completion.choices[1].token_ids
+    for choice in completion.choices:
+        assert choice.logprobs is not None
+        assert [entry.token.token_id for entry in choice.logprobs] == choice.token_ids
+        assert all(len(entry.top) == 2 for entry in choice.logprobs)
+        assert choice.finish_reason == "length"
+    assert completion.prompt_logprobs is not None
+    assert len(completion.prompt_logprobs) == completion.usage.prompt_tokens == 5
+    assert completion.usage.completion_tokens == 14
+
+
+async def test_echo_stop_and_errors_arrive(served: Served) -> None:
+    _, client = served
+    free = await client.generate("tiny", "Hello", temperature=0, max_new_tokens=30, ignore_eos=True)
+    stop = free.text[8:11]
+    stopped = await client.generate(
+        "tiny", "Hello", temperature=0, max_new_tokens=30, ignore_eos=True, stop=stop, echo=True
+    )
+    assert stopped.text == "Hello" + free.text[: free.text.index(stop)]
+    assert stopped.finish_reason == "stop"
+    with pytest.raises(ContextOverflowError):
+        await client.generate("tiny", "x" * 600)
+    with pytest.raises(UnsupportedParameterError, match="guided_json"):
+        await client.generate("tiny", "x", guided_json="{}")
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"seed": 11}])
+async def test_a_stream_migrates_between_workers_without_a_trace(served: Served, sampling: dict[str, float]) -> None:
+    """The worker that serves is drained in mid-stream; the text is that of an undisturbed run."""
+    made, client = served
+    options = {"max_new_tokens": 300, "ignore_eos": True, **sampling}
+    undisturbed = await client.generate("tiny", "Once upon a time", **options)  # type: ignore[arg-type]
+    stream = client.stream("tiny", "Once upon a time", **options)  # type: ignore[arg-type]
+    first = await anext(stream)
+    assert len(first.token_ids) < 300
+    origin = stream.worker
+    assert origin is not None
+    service, task = made.services.pop(origin), made.tasks.pop(origin)
+    await service.drain(1)
+    await task
+    async for _ in stream:
+        pass
+    assert stream.worker != origin
+    assert stream.text == undisturbed.text
+    assert stream.usage == undisturbed.usage
+
+
+async def test_many_at_once_are_batched_and_right(served: Served) -> None:
+    _, client = served
+    prompts = [f"prompt {n} " * (n % 5 + 1) for n in range(24)]
+    alone = [await client.generate("tiny", p, temperature=0, max_new_tokens=12, ignore_eos=True) for p in prompts[:4]]
+    together = await asyncio.gather(
+        *(client.generate("tiny", p, temperature=0, max_new_tokens=12, ignore_eos=True) for p in prompts)
+    )
+    assert [c.token_ids for c in together[:4]] == [c.token_ids for c in alone]
+    assert {c.worker for c in together} == {"w0", "w1"}
