@@ -1,28 +1,5 @@
 """Endpoints of both transports."""
 
-from __future__ import annotations
+from tests.endpoints import endpoint, ipc, run_directory
 
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-
-
-@pytest.fixture
-def run_directory() -> Iterator[Path]:
-    """A short path with mode 0700: pytest's own are too long for a Unix socket."""
-    with tempfile.TemporaryDirectory(prefix="zf-") as name:
-        yield Path(name)
-
-
-@pytest.fixture(params=["ipc", "tcp"])
-def endpoint(request: pytest.FixtureRequest, run_directory: Path) -> str:
-    """Where a test's controller listens."""
-    return f"ipc://{run_directory}/c.sock" if request.param == "ipc" else "tcp://127.0.0.1:*"
-
-
-@pytest.fixture
-def ipc(run_directory: Path) -> str:
-    """The same for tests that one transport is enough for."""
-    return f"ipc://{run_directory}/c.sock"
+__all__ = ["endpoint", "ipc", "run_directory"]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 from pathlib import Path
 
 import pytest
 import zmq
 
-from tests.fabric import Process, at_rest, echo_fabric, fabric, processes, words
+from tests.fabric import Process, echo_fabric, fabric, processes, words
 from zfabric import AsyncClient
 from zfabric.backends.echo import EchoOptions, EchoWorker
 from zfabric.core.pending import Resume
@@ -58,55 +57,6 @@ async def test_a_controller_killed_in_mid_stream(endpoint: str, run_directory: P
             assert (await client.status()).recovered == 100
 
 
-async def test_a_client_that_is_killed_frees_its_slots_at_once(ipc: str, run_directory: Path) -> None:
-    async with fabric(ipc) as made, processes(run_directory) as children:
-        await made.add_worker("w0", EchoWorker(EchoOptions(tokens_per_second=50)))
-        child = await Process.start(
-            "zfabric.cli.main", "generate", "echo", "a", "--max-new-tokens", "100000", "--endpoint", ipc,
-            directory=run_directory,
-        )  # fmt: skip
-        children.append(child)
-        worker = made.controller.broker.registry.workers["w0"]
-        async with asyncio.timeout(20):
-            while not worker.live:
-                await asyncio.sleep(0.01)
-        child.kill()
-        async with asyncio.timeout(1):
-            await at_rest(made.controller)
-        assert not made.services["w0"]._session.streams
-
-
-async def test_a_frozen_worker_loses_its_streams_and_comes_back(ipc: str, run_directory: Path) -> None:
-    async with processes(run_directory) as children:
-        controller = await Process.start(
-            CONTROLLER, "--endpoint", ipc, "--beat-ms", "100", "--lease-ms", "400", directory=run_directory
-        )
-        children.append(controller)
-        await controller.ready()
-        workers: dict[str, Process] = {}
-        for name in ("w1", "w2"):
-            workers[name] = await Process.start(
-                WORKER, "--endpoint", ipc, "--tokens-per-second", "100", "--name", name, directory=run_directory
-            )
-            children.append(workers[name])
-            await workers[name].ready()
-        async with AsyncClient(ipc) as client:
-            stream = client.stream("echo", "a b c", max_new_tokens=150, temperature=0)
-            await anext(stream)
-            frozen = stream.worker
-            assert frozen is not None
-            workers[frozen].kill(signal.SIGSTOP)
-            async for _ in stream:
-                pass
-            assert stream.text == words("a b c", 150)
-            assert stream.worker != frozen
-            workers[frozen].kill(signal.SIGCONT)
-            async with asyncio.timeout(10):
-                while len(await client.workers()) < 2:
-                    await asyncio.sleep(0.05)
-            assert client.figures()["repeated_chunks"] == 0
-
-
 @pytest.mark.parametrize("resume", ["never", "exact"])
 async def test_an_engine_that_hangs_while_its_process_beats(ipc: str, resume: Resume) -> None:
     class Hanging(EchoWorker):
@@ -141,24 +91,6 @@ async def test_two_workers_of_one_name(ipc: str) -> None:
                 await made.add_worker("w0", EchoWorker(EchoOptions(model_names=("other",))))
         assert [model.name for model in await client.models()] == ["echo"]
         assert (await client.generate("echo", "a", max_new_tokens=1)).worker == "w0"
-
-
-async def test_a_rolling_restart_under_load(ipc: str) -> None:
-    """Every worker is drained and replaced while streams run; no reader sees anything."""
-    async with echo_fabric(ipc, workers=2, options=EchoOptions(tokens_per_second=300)) as (made, client):
-
-        async def read(number: int) -> str:
-            return (await client.generate("echo", f"r{number} x", max_new_tokens=90, temperature=0)).text
-
-        tasks = [asyncio.create_task(read(number)) for number in range(60)]
-        await asyncio.sleep(0.05)
-        for name in ("w0", "w1"):
-            service, task = made.services.pop(name), made.tasks.pop(name)
-            await service.drain(10)
-            await task
-            await made.add_worker(f"new-{name}")
-        assert await asyncio.gather(*tasks) == [words(f"r{number} x", 90) for number in range(60)]
-        assert client.figures()["failovers"] >= 1
 
 
 async def test_ten_thousand_requests_for_eight_slots(ipc: str) -> None:
