@@ -5,7 +5,7 @@ SEEDS ?= 10000
 VENV_PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lock clean simulate venv
+.PHONY: help demo test lint lock clean faults simulate venv
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,6 +20,10 @@ test: lint  ## install what the tests need and run all of them
 simulate:  ## SEEDS=10000 simulated clusters under faults, on all cores
 	@$(PYTHON) tools/bootstrap.py core
 	@$(VENV_PYTHON) -m zfabric.testing --seeds $(SEEDS)
+
+faults:  ## kill, freeze, partition and exhaust real processes, and print what it did to their requests
+	@$(PYTHON) tools/bootstrap.py test
+	@$(VENV_PYTHON) -m pytest tests/faults -q
 
 lint:  ## ruff and the strict type checker
 	@$(PYTHON) tools/bootstrap.py test

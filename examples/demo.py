@@ -3,7 +3,7 @@
     python examples/demo.py                   # SmolLM2-135M-Instruct through transformers
     python examples/demo.py --backend echo    # no model, no torch
 
-All processes it starts, it ends.
+All processes it starts, it ends, also when it is interrupted or told to end itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,19 +71,23 @@ class Processes:
     children: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(self, *arguments: str, log: Path) -> subprocess.Popen[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
-        child = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=log.open("w"),
-            text=True,
-            env=environment,
-            start_new_session=True,
-        )
+        # A session of its own keeps the terminal's Ctrl-C from the child: this process decides when it ends.
+        with log.open("w") as errors:
+            child = subprocess.Popen(
+                [sys.executable, "-m", *arguments],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=child_environment(log.parent),
+                start_new_session=True,
+            )
         self.children.append(child)
         return child
 
     def end(self) -> None:
+        # Another signal must not leave children behind; they have ten seconds each at most.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         for child in reversed(self.children):
             if child.poll() is None:
                 child.send_signal(signal.SIGTERM)
@@ -93,6 +97,31 @@ class Processes:
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
+
+
+def child_environment(directory: Path) -> dict[str, str]:
+    """One thread for each worker, and none of the user's own settings: the demo shows the same everywhere."""
+    settings = directory / "none.toml"
+    settings.touch()
+    own = ("ZFABRIC_CONTROLLER_", "ZFABRIC_WORKER_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    return environment | {
+        "ZFABRIC_CONFIG": str(settings),
+        "OMP_NUM_THREADS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TQDM_DISABLE": "1",
+    }
+
+
+@contextlib.contextmanager
+def progress(console: Console, text: str) -> Iterator[Callable[[str], None]]:
+    """Say what takes its time: a line that turns on a terminal, a line for each step elsewhere."""
+    if console.is_terminal:
+        with console.status(text) as status:
+            yield status.update
+        return
+    console.print(f"── {text}")
+    yield lambda step: console.print(f"── {step}")
 
 
 def wait_ready(child: subprocess.Popen[str], name: str, log: Path) -> str:
@@ -120,7 +149,7 @@ def fabric(backend: str, console: Console) -> Iterator[tuple[str, str]]:
         else:
             arguments += ["--tokens-per-second", "60"]
         try:
-            with console.status("starting the controller and two workers") as status:
+            with progress(console, "starting the controller and two workers") as update:
                 started = time.monotonic()
                 logs = [directory / f"{part}.log" for part in ("controller", "worker-1", "worker-2")]
                 controller = processes.start("zfabric.cli.controller", "--endpoint", endpoint, log=logs[0])
@@ -132,35 +161,42 @@ def fabric(backend: str, console: Console) -> Iterator[tuple[str, str]]:
                     for n in range(1, WORKERS + 1)
                 ]
                 for number, worker in enumerate(workers, start=1):
-                    status.update(f"worker-{number} loads its model")
+                    update(f"worker-{number} loads its model")
                     console.print(wait_ready(worker, f"worker-{number}", logs[number]))
                 console.print(f"up in {time.monotonic() - started:.1f} s\n")
             yield endpoint, model
         finally:
-            with console.status("ending all processes"):
+            with progress(console, "ending all processes"):
                 processes.end()
 
 
 def model_directory(console: Console) -> Path:
     """The real model; assembled once, which takes half a minute, and cached."""
-    with console.status("looking for SmolLM2-135M-Instruct") as status:
-        lines = subprocess.Popen(
-            [sys.executable, "-m", "zfabric.models", "smollm2"],
+    command = [sys.executable, "-m", "zfabric.models", "smollm2"]
+    errors: list[str] = []
+    with (
+        progress(console, "looking for SmolLM2-135M-Instruct") as update,
+        subprocess.Popen(
+            command,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "TQDM_DISABLE": "1"},
-        )
-        assert lines.stderr is not None
-        assert lines.stdout is not None
-        errors = []
-        for line in lines.stderr:
-            errors.append(line)
-            if line.startswith("──"):
-                status.update(f"assembling SmolLM2-135M-Instruct: {line.strip('─ ').strip()}")
-        path = lines.stdout.read().strip()
-        if lines.wait():
-            raise SystemExit("the model could not be assembled:\n" + "".join(errors[-20:]))
+        ) as child,
+    ):
+        assert child.stderr is not None
+        assert child.stdout is not None
+        try:
+            for line in child.stderr:
+                errors.append(line)
+                if line.startswith("──"):
+                    update(f"assembling SmolLM2-135M-Instruct: {line.strip('─ ').strip()}")
+            path = child.stdout.read().strip()
+        except BaseException:
+            child.terminate()
+            raise
+    if child.returncode:
+        raise SystemExit("the model could not be assembled:\n" + "".join(errors[-20:]))
     return Path(path)
 
 
@@ -243,13 +279,23 @@ def main() -> int:
     parser.add_argument("--backend", choices=("transformers", "echo"), default="transformers")
     arguments = parser.parse_args()
     console = Console(highlight=False)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, told_to_end)
     try:
         with fabric(arguments.backend, console) as (endpoint, model):
             failed = asyncio.run(talk(endpoint, model, console))
     except KeyboardInterrupt:
         console.print("interrupted; all processes are ended")
-        return 130
+        return 128 + signal.SIGINT
+    except FabricError as error:
+        console.print(f"error {error.code}: {error.message}", markup=False)
+        return 1
     return 1 if failed else 0
+
+
+def told_to_end(number: int, _: object) -> None:
+    """Leave by way of everything that cleans up."""
+    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,25 @@ from zfabric.testing.actors import SimWorker
 from zfabric.wire.messages import CreditLine
 
 #: What each of these found is in the history of the code that it changed.
-REGRESSIONS = (1448, 1584, 1871, 2089, 2261, 2546, 2879, 3019, 3217, 3255, 3458, 4027, 90477, 93385)
+REGRESSIONS = (
+    1448,
+    1584,
+    1871,
+    2089,
+    2261,
+    2546,
+    2879,
+    3019,
+    3217,
+    3255,
+    3458,
+    4027,
+    90477,
+    93385,
+    500408,
+    502170,
+    502886,
+)
 FRESH = 300
 
 

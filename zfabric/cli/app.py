@@ -1,57 +1,57 @@
 """What the three commands share: where settings come from, how errors leave, and the exit codes.
 
 Settings: flags before environment (ZFABRIC_…) before a TOML file (--config, $ZFABRIC_CONFIG, or the user's own).
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration; 128 + its number after a signal, as shells have it.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 import cyclopts
 from rich.console import Console
 
-from zfabric.errors import ConfigurationError, ConnectionLostError, EndpointInUseError, FabricError, NameTakenError
+from zfabric.cli.settings import FileSettings, config_file
+from zfabric.errors import (
+    ConfigurationError,
+    ConnectionLostError,
+    EndpointInUseError,
+    FabricError,
+    NameTakenError,
+    NoWorkerError,
+    OverloadError,
+    UnknownModelError,
+    VersionMismatchError,
+)
 from zfabric.version import __version__
 
-CONFIG_VARIABLE: Final = "ZFABRIC_CONFIG"
 _HINTS: Final[dict[type[FabricError], str]] = {
     ConnectionLostError: "is a controller running there? start one with: zfabric-controller",
     EndpointInUseError: "stop the other controller, or choose another --endpoint",
     NameTakenError: "choose another --name, or wait until the other worker is gone",
+    NoWorkerError: "zfabric workers lists who is registered; start one with: zfabric-worker",
+    OverloadError: "try again later, or start another worker",
+    UnknownModelError: "zfabric models lists what is served",
+    VersionMismatchError: "update the older side",
 }
 
 
-def config_file(arguments: Sequence[str]) -> Path | None:
-    """The file of --config or $ZFABRIC_CONFIG, else the user's own if there is one.
+def make_app(
+    name: str, help_text: str, section: str, arguments: Sequence[str], shared: Collection[str] = ()
+) -> cyclopts.App:
+    """An app whose settings come from flags, ZFABRIC_{SECTION}_… and the file's [section].
 
-    Raises:
-        ConfigurationError: A file was named and does not exist.
+    Args:
+        shared: Keys of the section that only some of the program's commands take.
     """
-    given = os.environ.get(CONFIG_VARIABLE)
-    for position, argument in enumerate(arguments):
-        if argument == "--config" and position + 1 < len(arguments):
-            given = arguments[position + 1]
-        elif argument.startswith("--config="):
-            given = argument.partition("=")[2]
-    if given:
-        if not Path(given).is_file():
-            raise ConfigurationError(f"configuration file {given} does not exist", path=given)
-        return Path(given)
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "zfabric" / "zfabric.toml"
-    return home if home.is_file() else None
-
-
-def make_app(name: str, help_text: str, section: str, arguments: Sequence[str]) -> cyclopts.App:
-    """An app whose settings come from flags, ZFABRIC_{SECTION}_… and the file's [section]."""
     sources: list[Any] = [cyclopts.config.Env(f"ZFABRIC_{section.upper()}_", command=False)]
-    path = config_file(arguments)
+    path = config_file(arguments, section)
     if path is not None:
-        sources.append(cyclopts.config.Toml(path, root_keys=(section,), use_commands_as_keys=False, must_exist=True))
+        sources.append(FileSettings(path, section, shared))
     return cyclopts.App(
         name=name,
         help=help_text,
@@ -81,7 +81,11 @@ def run_app(build: Callable[[list[str]], cyclopts.App], arguments: Sequence[str]
         console.print("try --help", markup=False)
         return 2
     except KeyboardInterrupt:
-        return 130
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Who read the output has enough. What is still buffered goes nowhere instead of failing again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     return result if isinstance(result, int) else 0
 
 

@@ -13,7 +13,8 @@ import cyclopts
 from zfabric import limits
 from zfabric.cli.app import make_app, run_app
 from zfabric.cli.daemon import on_signals, ready, run
-from zfabric.cli.logs import LogFormat, LogLevel, make_logger
+from zfabric.cli.logs import LogFormat, LogLevel, events, make_logger
+from zfabric.cli.settings import CONFIG_VARIABLE
 from zfabric.controller.config import ControllerConfig
 from zfabric.controller.service import Controller
 from zfabric.core.broker_config import BrokerConfig
@@ -57,12 +58,13 @@ def build(arguments: list[str]) -> cyclopts.App:
         log_level: LogLevel = "info",
         log_format: LogFormat = "auto",
         uvloop: bool = True,
-        config: Path | None = None,
+        config: Annotated[Path | None, cyclopts.Parameter(env_var=CONFIG_VARIABLE)] = None,
     ) -> int:
         """Run a controller.
 
         Args:
-            endpoint: Where to listen; repeat for several. ipc://PATH or tcp://HOST:PORT.
+            endpoint: Where to listen; repeat for several. ipc://PATH or tcp://HOST:PORT. By default $ZFABRIC_ENDPOINT,
+                else a socket of the user's own.
             public: Allow endpoints that other hosts can reach.
             policy: How a worker is chosen: a name, or module:function.
             beat_ms: Workers report so often.
@@ -119,7 +121,7 @@ async def serve(settings: ControllerConfig, level: LogLevel, form: LogFormat) ->
     """Run until drained."""
     log = make_logger("controller", level, form)
     stopped = asyncio.Event()
-    async with Controller(settings, log=log.info) as controller:
+    async with Controller(settings, log=events(log)) as controller:
 
         async def drain() -> None:
             whole = await controller.drain()

@@ -1,4 +1,4 @@
-"""Running a service until a signal: the first drains, the second ends at once."""
+"""Running a service until a signal: the first drains, the second ends at once. What fails is logged once."""
 
 from __future__ import annotations
 
@@ -6,12 +6,21 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+import structlog
+
+from zfabric.errors import FabricError
+
 
 def run(main: Coroutine[Any, Any, int], *, use_uvloop: bool) -> int:
-    """Run on a new event loop, uvloop's where it is wanted and installed. Returns the exit code."""
+    """Run on a new event loop, uvloop's where it is wanted and installed. Returns the exit code.
+
+    Raises:
+        FabricError: As `main` does; every other failure goes to the log, and the exit code is 1.
+    """
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     if use_uvloop:
         with contextlib.suppress(ImportError):
@@ -19,26 +28,46 @@ def run(main: Coroutine[Any, Any, int], *, use_uvloop: bool) -> int:
 
             factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(main)
+        try:
+            return runner.run(main)
+        except FabricError:
+            raise
+        except Exception:  # noqa: BLE001 — whatever ends a daemon is told where its operator reads
+            structlog.get_logger().error("failed", exc_info=True)
+            return 1
 
 
 def on_signals(drain: Callable[[], Awaitable[object]]) -> None:
     """SIGTERM and SIGINT call `drain` once; a second signal ends the process with the usual code."""
     loop = asyncio.get_running_loop()
-    tasks: list[asyncio.Task[object]] = []
+    tasks: list[asyncio.Task[None]] = []
 
-    async def draining() -> object:
-        return await drain()
+    async def draining() -> None:
+        try:
+            await drain()
+        except Exception:  # noqa: BLE001 — a drain that fails must not keep the process alive
+            structlog.get_logger().error("drain_failed", exc_info=True)
+            leave(1)
 
     def received(number: int) -> None:
         if tasks:
-            os._exit(128 + number)
+            leave(128 + number)
         tasks.append(loop.create_task(draining()))
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, received, number)
 
 
+def leave(code: int) -> None:
+    """End the process now, without waiting for threads, which nobody can interrupt."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
+
+
 def ready(**fields: object) -> None:
     """The one line on standard output that says: from now on it works."""
-    print("ready", *(f"{name}={value}" for name, value in fields.items()), flush=True)  # noqa: T201
+    # Whoever started the daemon may read no more; that is no reason to end.
+    with contextlib.suppress(BrokenPipeError):
+        print("ready", *(f"{name}={value}" for name, value in fields.items()), flush=True)  # noqa: T201

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Final, Literal
 
 import structlog
 
 LogFormat = Literal["auto", "console", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+
+#: Services name what happened; how much it matters to an operator is said here. Everything else is info.
+_LEVELS: Final[dict[str, int]] = {
+    "bad_message": logging.WARNING,
+    "disconnected": logging.WARNING,
+    "drain_limit_reached": logging.WARNING,
+    "file_limit_low": logging.WARNING,
+    "refused": logging.WARNING,
+    "backend_error": logging.ERROR,
+    "engine_died": logging.ERROR,
+    "internal_error": logging.ERROR,
+}
 
 
 def make_logger(name: str, level: LogLevel, form: LogFormat) -> structlog.typing.FilteringBoundLogger:
@@ -29,3 +42,12 @@ def make_logger(name: str, level: LogLevel, form: LogFormat) -> structlog.typing
     )
     logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(component=name)
     return logger
+
+
+def events(log: structlog.typing.FilteringBoundLogger) -> Callable[..., Any]:
+    """What services log with: `(event, **fields)`, at the level that the event has."""
+
+    def write(event: str, **fields: Any) -> None:
+        log.log(_LEVELS.get(event, logging.INFO), event, **fields)
+
+    return write

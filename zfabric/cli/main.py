@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import cyclopts
 import msgspec
 from rich.console import Console
 
 from zfabric.cli.app import make_app, run_app
+from zfabric.cli.sampling import NO_FLAGS, Answer, AnswerFlags
+from zfabric.cli.settings import CONFIG_VARIABLE
 from zfabric.cli.tables import Column, print_json, show
 from zfabric.client.sync import BlockingStream, Client
 from zfabric.errors import FabricError, RequestError
@@ -29,14 +33,19 @@ HELP = """Look at a fabric, talk to it, and operate it.
 
 `zfabric chat smollm2` · `zfabric embed minilm "one text" "another" --json` · `zfabric drain worker-7`
 
-The controller is the one of --endpoint, $ZFABRIC_ENDPOINT, or this host's default.
+The controller is the one of --endpoint, $ZFABRIC_ENDPOINT, or this host's default. Other settings come from flags, then
+ZFABRIC_CLIENT_… variables, then the [client] table of a TOML file, which all commands share.
 """
 
 Endpoint = Annotated[str | None, cyclopts.Parameter(help="The controller's endpoint.")]
 Json = Annotated[bool, cyclopts.Parameter(name="--json", negative=(), help="Print JSON instead of a table.")]
-Config = Annotated[Path | None, cyclopts.Parameter(help="TOML file; its [client] table holds defaults.")]
+Config = Annotated[
+    Path | None, cyclopts.Parameter(env_var=CONFIG_VARIABLE, help="TOML file; its [client] table holds defaults.")
+]
 Text = Annotated[str, cyclopts.Parameter(help="The prompt; - reads it from standard input.")]
 
+#: An answer of a chat may be longer than the fabric's default, and is ended by Ctrl-C if it is too long.
+_CHAT_TOKENS: Final = 512
 _MODEL_COLUMNS: Sequence[Column] = (
     ("name", lambda row: row.name),
     ("aliases", lambda row: row.aliases),
@@ -63,10 +72,22 @@ _WORKER_COLUMNS: Sequence[Column] = (
 
 def build(arguments: list[str]) -> cyclopts.App:
     """The parser with all commands."""
-    app = make_app("zfabric", HELP, "client", arguments)
-    for command in (models, workers, status, generate, chat, embed, count, drain, operate):
+    commands = (models, workers, status, generate, chat, embed, count, drain, operate)
+    app = make_app("zfabric", HELP, "client", arguments, shared=_options(commands))
+    for command in commands:
         app.command(command)
     return app
+
+
+def _options(commands: Sequence[Callable[..., None]]) -> set[str]:
+    """Keys that the [client] table may have: the options of any command."""
+    names = {
+        parameter.name
+        for command in commands
+        for parameter in inspect.signature(command).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    return {"json", *(f.name for f in fields(AnswerFlags)), *(names - {"as_json", "answer"})}
 
 
 def models(kind: str = "all", *, endpoint: Endpoint = None, as_json: Json = False, config: Config = None) -> None:
@@ -101,38 +122,29 @@ def generate(
     model: str,
     prompt: Text,
     *,
-    max_new_tokens: int = 256,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    seed: int | None = None,
-    stop: tuple[str, ...] = (),
-    deadline_ms: int | None = None,
+    answer: Answer = NO_FLAGS,
     endpoint: Endpoint = None,
     as_json: Json = False,
     config: Config = None,
 ) -> None:
     """Complete a prompt and print the text as it comes."""
-    sampling = _sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop)
     with Client(endpoint) as client:
-        stream = client.stream(model, _prompt(prompt), deadline_ms=deadline_ms, **sampling)
-        _print_answer(stream, as_json=as_json)
+        _print_answer(client.stream(model, _prompt(prompt), **answer.given()), as_json=as_json)
 
 
 def chat(
     model: str,
     message: str | None = None,
     *,
-    system: str | None = None,
-    max_new_tokens: int = 512,
-    temperature: float = 1.0,
-    seed: int | None = None,
+    system: Annotated[str | None, cyclopts.Parameter(help="What the model is told before the first turn.")] = None,
+    answer: Answer = NO_FLAGS,
     endpoint: Endpoint = None,
     as_json: Json = False,
     config: Config = None,
 ) -> None:
     """Talk to a chat model: one message, or a conversation until end of input. /reset begins anew, /quit ends."""
     opening: list[Message] = [{"role": "system", "content": system}] if system else []
-    sampling = _sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    sampling = answer.given(max_new_tokens=_CHAT_TOKENS)
     with Client(endpoint) as client:
         if message is not None:
             turn = [*opening, {"role": "user", "content": _prompt(message)}]
@@ -145,6 +157,9 @@ def chat(
 
 def _converse(client: Client, model: str, opening: list[Message], sampling: dict[str, Any]) -> None:
     """Turn by turn. An error or Ctrl-C ends the answer, not the conversation."""
+    # Its import alone gives `input` editing and a history; not every Python has it.
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401
     console = Console(highlight=False)
     history = list(opening)
     while True:
@@ -242,11 +257,6 @@ def operate(
 
 def _prompt(given: str) -> str:
     return sys.stdin.read() if given == "-" else given
-
-
-def _sampling(**given: Any) -> dict[str, Any]:
-    """Only what was set, so that backends need not support the rest."""
-    return {name: value for name, value in given.items() if value not in (None, ())}
 
 
 def _print_answer(stream: BlockingStream, *, as_json: bool) -> None:

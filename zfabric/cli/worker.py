@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import sys
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -15,9 +15,10 @@ import cyclopts
 
 from zfabric import limits
 from zfabric.backends.registry import BACKENDS, backend_class
-from zfabric.cli.app import config_file, make_app, run_app
-from zfabric.cli.daemon import on_signals, ready, run
-from zfabric.cli.logs import LogFormat, LogLevel, make_logger
+from zfabric.cli.app import make_app, run_app
+from zfabric.cli.daemon import leave, on_signals, ready, run
+from zfabric.cli.logs import LogFormat, LogLevel, events, make_logger
+from zfabric.cli.settings import CONFIG_VARIABLE, config_file, read_section
 from zfabric.errors import ConfigurationError
 from zfabric.transport.endpoints import default_endpoint
 from zfabric.wire.messages import ModelInfo
@@ -27,6 +28,8 @@ from zfabric.worker.service import WorkerService
 
 #: Between the descriptions of two backends of one process.
 AND: Final = "--and"
+#: What brings the modules that a backend needs.
+_EXTRAS: Final = {"transformers": "zfabric[transformers]"}
 
 HELP = f"""Serve models on the fabric. Backends: {", ".join(sorted(BACKENDS))}, or your own as package.module:Class.
 
@@ -53,13 +56,14 @@ class WorkerSettings:
 
     Attributes:
         backend: Name of a backend, or package.module:Class.
-        endpoint: The controller's endpoint.
+        endpoint: The controller's endpoint; $ZFABRIC_ENDPOINT, else this user's own socket, by default.
         name: Unique name of this worker; host-pid by default.
         slots: Concurrent requests; the backend's own number by default.
         speed: Relative speed for lottery and shortest_queue.
         stream_interval: Tokens gathered into one delta after the first.
         beats: Send beats. --no-beats registers a static worker, which is never removed for silence.
         drain_ms: How long a drain lets running requests finish.
+        close_ms: How long after that an engine may take to end, or a model that is still loading to finish.
         log_level: debug, info, warning or error.
         log_format: console, json, or auto (by terminal).
         uvloop: Use uvloop where it is installed.
@@ -74,10 +78,11 @@ class WorkerSettings:
     stream_interval: int = 1
     beats: bool = True
     drain_ms: int = limits.DRAIN_MS
+    close_ms: int = 10_000
     log_level: LogLevel = "info"
     log_format: LogFormat = "auto"
     uvloop: bool = True
-    config: Path | None = None
+    config: Annotated[Path | None, cyclopts.Parameter(env_var=CONFIG_VARIABLE)] = None
 
     def worker_config(self) -> WorkerConfig:
         """The part that the service takes."""
@@ -96,7 +101,7 @@ def _split(arguments: Sequence[str]) -> list[list[str]]:
     return segments
 
 
-def _backend_name(segment: Sequence[str]) -> str:
+def _backend_name(segment: Sequence[str], arguments: Sequence[str]) -> str:
     """The backend has to be known before its options can be parsed: flag, then environment, then file."""
     for position, argument in enumerate(segment):
         if argument == "--backend" and position + 1 < len(segment):
@@ -105,21 +110,29 @@ def _backend_name(segment: Sequence[str]) -> str:
             return argument.partition("=")[2]
     if "ZFABRIC_WORKER_BACKEND" in os.environ:
         return os.environ["ZFABRIC_WORKER_BACKEND"]
-    path = config_file(segment)
-    if path is None:
-        return "echo"
-    try:
-        table = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"{path} is not TOML: {error}", path=str(path)) from error
-    return str(table.get("worker", {}).get("backend", "echo"))
+    path = config_file(arguments, "worker")
+    table = {} if path is None else read_section(path, "worker")
+    return str(table.get("backend", "echo"))
 
 
-def _parser(segment: list[str], section: str, arguments: list[str]) -> cyclopts.App:
+def _refuse_settings(segment: Sequence[str]) -> None:
+    """Settings of the process have one place: before the first --and.
+
+    Raises:
+        ConfigurationError: One stands after it, where it would mean nothing.
+    """
+    names = {f.name.replace("_", "-") for f in fields(WorkerSettings)} - {"backend"}
+    for argument in segment:
+        name = argument.partition("=")[0].removeprefix("--")
+        if argument.startswith("--") and (name in names or name.removeprefix("no-") in names):
+            raise ConfigurationError(f"--{name} is a setting of the whole process: it belongs before the first {AND}")
+
+
+def _parser(segment: Sequence[str], arguments: Sequence[str]) -> cyclopts.App:
     """A parser for one backend: the worker's own settings, and the fields of the backend's Options."""
-    kind: Callable[..., BaseModelWorker] = backend_class(_backend_name(segment))
+    kind: Callable[..., BaseModelWorker] = backend_class(_backend_name(segment, arguments))
     options: Any = getattr(kind, "Options", None)
-    app = make_app("zfabric-worker", HELP, section, arguments)
+    app = make_app("zfabric-worker", HELP, "worker", arguments)
 
     def worker(**given: Any) -> tuple[WorkerSettings, Callable[[], BaseModelWorker]]:
         # What is not set at all is not passed.
@@ -151,7 +164,7 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 def build(arguments: list[str]) -> cyclopts.App:
     """The parser of the whole line. Only the first segment's worker settings count."""
     first, *others = _split(arguments)
-    app = _parser(first, "worker", arguments)
+    app = _parser(first, arguments)
 
     def start(parsed: Any) -> int:
         if not isinstance(parsed, tuple):
@@ -159,7 +172,8 @@ def build(arguments: list[str]) -> cyclopts.App:
         settings, make = parsed
         makers = [make]
         for segment in others:
-            _, maker = _parser(segment, "worker", arguments)(segment)
+            _refuse_settings(segment)
+            _, maker = _parser(segment, arguments)(segment)
             makers.append(maker)
         return run(serve(settings, makers), use_uvloop=settings.uvloop)
 
@@ -175,10 +189,28 @@ async def serve(settings: WorkerSettings, makers: Sequence[Callable[[], BaseMode
         names = ",".join(name for info in models for name in (info.name, *info.aliases))
         ready(worker=settings.name, models=names)
 
-    service = WorkerService([make() for make in makers], settings.worker_config(), log=log.info, on_ready=on_ready)
-    on_signals(service.drain)
-    await service.run()
+    service = WorkerService([make() for make in makers], settings.worker_config(), log=events(log), on_ready=on_ready)
+
+    async def drain() -> None:
+        await service.drain()
+        # `run` returns now, unless an engine does not end, or is still loading in a thread that nobody can stop.
+        await asyncio.sleep(settings.close_ms / 1_000)
+        log.warning("close_limit_reached", limit_s=settings.close_ms / 1_000)
+        leave(0)
+
+    on_signals(drain)
+    try:
+        await service.run()
+    except ImportError as error:
+        raise ConfigurationError(_missing(settings.backend, error), backend=settings.backend) from error
     return 0
+
+
+def _missing(backend: str, error: ImportError) -> str:
+    """What to install."""
+    extra = _EXTRAS.get(backend)
+    advice = f"; install it with: pip install '{extra}'" if extra else ""
+    return f"backend {backend!r} needs a module that is not there: {error}{advice}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

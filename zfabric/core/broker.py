@@ -191,6 +191,9 @@ class Broker:
         worker = WorkerPeer(hello, self._next_session(), self._make_token(), sender, now_ns)
         self._peers[sender] = worker
         self.outbox.send(sender, self._welcome(worker.session, worker.token))
+        self.registry.announce(worker, hello.models)
+        # Only a session's first HELLO tells of what came before it: one said twice must not touch what runs now.
+        self.recovery.worker_back(worker, hello.carried)
         self._announce(worker, hello, now_ns)
         if worker.beats:
             worker.lease = self.timers.at(
@@ -214,7 +217,6 @@ class Broker:
         worker.speed = hello.speed
         dropped = self.registry.announce(worker, hello.models)
         self._load(worker, hello.load, now_ns)
-        self.recovery.worker_back(worker, hello.carried)
         for model in [*dropped, *(hosting.model for hosting in worker.hosts.values())]:
             self.desk.hosts_changed(model)
         self.desk.fill(worker, now_ns)

@@ -419,7 +419,12 @@ class ClientSession:
             pending = self.requests.get(end.request)
             if pending is None or end.attempt != pending.attempt:
                 continue
-            if end.code:
+            if end.code == RequestCancelledError.code:
+                # Whoever cancels here does not wait for this word, so the fabric stopped what a former connection of
+                # this client had left behind.
+                stopped = ConnectionLostError("the request was stopped with a former connection of its client")
+                self._fail(pending, stopped, now_ns)
+            elif end.code:
                 self._fail(pending, from_wire(end.code, outcome.message, outcome.details), now_ns)
             elif pending.operation == "generate" and outcome.units != pending.next:
                 self.counters.gaps += 1

@@ -162,6 +162,7 @@ class Cluster:
             "worker link cut": lambda: self._cut(rng.choice(self.workers)),
             "client link cut": lambda: self._cut(rng.choice(self.clients)),
             "link silent": lambda: self._silence(rng.choice(actors)),
+            "hellos doubled": self._stutter,
             "controller killed": self._kill_controller,
             "client killed": self._kill_client,
             "pipe full": self._overflow,
@@ -208,6 +209,9 @@ class Cluster:
     def _silence(self, actor: SimWorker | SimClient) -> None:
         if actor.alive and actor.link is not None:
             self.network.silence(actor.link)
+
+    def _stutter(self) -> None:
+        self.network.stutters = True
 
     def _overflow(self) -> None:
         client = self.world.rng.choice(self.clients)

@@ -13,6 +13,7 @@ from typing import Protocol
 from zfabric.ids import RoutingId
 from zfabric.limits import ZMTP_TIMEOUT_MS
 from zfabric.testing.world import World
+from zfabric.wire.kinds import CLIENT_HELLO, WORKER_HELLO
 
 
 class Peer(Protocol):
@@ -43,9 +44,11 @@ class Link:
 
     def to_hub(self, header: bytes, body: bytes) -> None:
         """From the peer to the hub."""
-        self._last_in_ns = self._carry(
-            self._last_in_ns, lambda: self.network.hub_receives(self.routing_id, header, body)
-        )
+        times = 2 if self.network.stutters and header[0] in (CLIENT_HELLO, WORKER_HELLO) else 1
+        for _ in range(times):
+            self._last_in_ns = self._carry(
+                self._last_in_ns, lambda: self.network.hub_receives(self.routing_id, header, body)
+            )
 
     def to_peer(self, header: bytes, body: bytes) -> None:
         """From the hub to the peer."""
@@ -76,6 +79,8 @@ class Network:
         self.links: dict[RoutingId, Link] = {}
         self.hub: Hub | None = None
         self.slow = False
+        #: HELLOs arrive twice, as they do when a slow answer makes a peer say it again.
+        self.stutters = False
         self._next_id = 0
 
     def delay_ms(self) -> float:

@@ -1,0 +1,102 @@
+"""The settings file: which one, what is in it, and how it becomes defaults of a command's parser."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import cyclopts
+
+from zfabric.errors import ConfigurationError
+from zfabric.transport.endpoints import ENDPOINT_VARIABLE
+
+if TYPE_CHECKING:
+    from cyclopts.argument import ArgumentCollection
+
+CONFIG_VARIABLE: Final = "ZFABRIC_CONFIG"
+#: The tables of the file. One file may hold the settings of everything on a host.
+SECTIONS: Final = ("client", "controller", "worker")
+
+
+def config_file(arguments: Sequence[str], section: str) -> Path | None:
+    """The file of --config, $ZFABRIC_{SECTION}_CONFIG or $ZFABRIC_CONFIG, else the user's own if there is one.
+
+    Raises:
+        ConfigurationError: A file was named and does not exist.
+    """
+    given = os.environ.get(f"ZFABRIC_{section.upper()}_CONFIG") or os.environ.get(CONFIG_VARIABLE)
+    for position, argument in enumerate(arguments):
+        if argument == "--config" and position + 1 < len(arguments):
+            given = arguments[position + 1]
+        elif argument.startswith("--config="):
+            given = argument.partition("=")[2]
+    if given:
+        if not Path(given).is_file():
+            raise ConfigurationError(f"configuration file {given} does not exist", path=given)
+        return Path(given)
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "zfabric" / "zfabric.toml"
+    return home if home.is_file() else None
+
+
+def read_section(path: Path, section: str) -> dict[str, Any]:
+    """One table of the file, empty if it is not there.
+
+    Raises:
+        ConfigurationError: The file cannot be read, is not TOML, or holds something beside the known tables.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}", path=str(path)) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{path} is not TOML: {error}", path=str(path)) from error
+    for name, table in tables.items():
+        if name not in SECTIONS or not isinstance(table, dict):
+            known = ", ".join(f"[{known}]" for known in SECTIONS)
+            raise ConfigurationError(f"{name!r} in {path} is not one of the tables {known}", path=str(path), key=name)
+    found: dict[str, Any] = tables.get(section, {})
+    return found
+
+
+class FileSettings:
+    """A configuration source for cyclopts: one table of the file, read when a command is parsed, not for its --help.
+
+    Args:
+        path: The file.
+        section: Its table.
+        shared: Keys that some command of the program knows. One that the present command has no use for is left out
+            instead of refused, since all commands of a program read the same table.
+    """
+
+    def __init__(self, path: Path, section: str, shared: Collection[str] = ()) -> None:
+        self._path = path
+        self._section = section
+        self._shared = frozenset(shared)
+
+    def __call__(self, app: cyclopts.App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        table = {
+            key: value
+            for key, value in read_section(self._path, self._section).items()
+            if key not in self._shared or _takes(arguments, key)
+        }
+        if os.environ.get(ENDPOINT_VARIABLE):
+            # The environment goes before the file; without the key the default is looked up, which is this variable.
+            table.pop("endpoint", None)
+        source = cyclopts.config.Dict(
+            {self._section: table},
+            source=str(self._path),
+            root_keys=(self._section,),
+            use_commands_as_keys=False,
+        )
+        source(app, commands, arguments)
+
+
+def _takes(arguments: ArgumentCollection, key: str) -> bool:
+    try:
+        arguments.match("--" + key.replace("_", "-"))
+    except ValueError:
+        return False
+    return True
