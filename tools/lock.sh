@@ -3,6 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 uv=$(command -v uv || echo .venv/bin/uv)
+[ -x "$uv" ] || { echo "uv is neither on the PATH nor in .venv: run make venv first" >&2; exit 2; }
 compile() {
     local target=$1
     shift

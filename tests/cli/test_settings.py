@@ -76,6 +76,9 @@ def test_the_users_own_file_is_found(started: list[Any], tmp_path: Path) -> None
     [
         ([], '[controller]\npolicee = "x"\n', "policee"),
         ([], "[controller]\nbeat_ms = 'soon'\n", "beat"),
+        ([], '[controler]\npolicy = "lottery"\n', "'controler'"),
+        ([], 'policy = "lottery"\n', "'policy'"),
+        ([], "[controller\n", "is not TOML"),
         (["--config", "/nonexistent.toml"], "", "does not exist"),
         (["--policy", "fastest"], "", "not one of"),
         (["--policy", "os:nothing"], "", "cannot be imported"),
@@ -119,6 +122,34 @@ def test_a_worker_takes_the_options_of_its_backend(
     assert type(started[-1][1][0]()).__name__ == "Reverser"
 
 
+def test_the_general_endpoint_goes_before_the_file_and_after_the_special_one(
+    started: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "some.toml"
+    file.write_text('[controller]\nendpoint = ["tcp://127.0.0.1:1"]\n[worker]\nendpoint = "tcp://127.0.0.1:1"\n')
+    monkeypatch.setenv("ZFABRIC_CONFIG", str(file))
+    assert controller.main([]) == 0
+    assert configuration(started).endpoints == (f"ipc://{tmp_path}/default.sock",)
+    assert worker.main([]) == 0
+    assert started[-1][0].endpoint == f"ipc://{tmp_path}/default.sock"
+    monkeypatch.setenv("ZFABRIC_WORKER_ENDPOINT", "tcp://127.0.0.1:2")
+    assert worker.main([]) == 0
+    assert started[-1][0].endpoint == "tcp://127.0.0.1:2"
+    monkeypatch.delenv("ZFABRIC_ENDPOINT")
+    assert controller.main([]) == 0
+    assert configuration(started).endpoints == ("tcp://127.0.0.1:1",)
+
+
+def test_a_backend_may_parse_what_is_left(started: list[Any], tmp_path: Path) -> None:
+    file = tmp_path / "w.toml"
+    file.write_text("[worker]\nslots = 3\ntensor_parallel = 4\n")
+    backend = ("--backend", "tests.cli.backends:SelfParsing")
+    assert worker.main([*backend, "--name", "w", "--size", "2", "--eager", "--x=1", "--config", str(file)]) == 0
+    settings, (make,) = started[-1]
+    assert (settings.name, settings.slots) == ("w", 3)
+    assert (make().argv, make().settings) == (["--size", "2", "--eager", "--x=1"], {"tensor_parallel": 4})
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -129,6 +160,8 @@ def test_a_worker_takes_the_options_of_its_backend(
         (["--slots", "0"], "slots is 0"),
         (["--stream-interval", "0"], "stream_interval is 0"),
         (["--endpoint", "nowhere"], "not ipc://"),
+        (["--and", "--name", "x"], "--name is a setting of the whole process"),
+        (["--and", "--no-beats"], "--no-beats is a setting of the whole process"),
     ],
 )
 def test_wrong_worker_settings_are_named(
@@ -152,6 +185,12 @@ def test_help_has_flags_and_examples(command: Any, names: list[str], capsys: pyt
     text = " ".join(capsys.readouterr().out.split())
     for name in names:
         assert name in text
+
+
+def test_help_of_a_later_backend_starts_nothing(started: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert worker.main(["--and", "--backend", "echo", "--help"]) == 0
+    assert "--tokens-per-second" in capsys.readouterr().out
+    assert started == []
 
 
 def test_nobody_there_is_said_with_a_hint(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, Final, Literal
@@ -28,6 +29,9 @@ _LEVELS: Final[dict[str, int]] = {
 def make_logger(name: str, level: LogLevel, form: LogFormat) -> structlog.typing.FilteringBoundLogger:
     """A logger on standard error. "auto" is console on a terminal, else JSON."""
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
+    if not console:
+        # Progress bars of the libraries that load models would stand between the lines that a program reads.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     renderer = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[

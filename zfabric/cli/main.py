@@ -42,7 +42,7 @@ Json = Annotated[bool, cyclopts.Parameter(name="--json", negative=(), help="Prin
 Config = Annotated[
     Path | None, cyclopts.Parameter(env_var=CONFIG_VARIABLE, help="TOML file; its [client] table holds defaults.")
 ]
-Text = Annotated[str, cyclopts.Parameter(help="The prompt; - reads it from standard input.")]
+Text = Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True, help="The prompt; - reads it from standard input.")]
 
 #: An answer of a chat may be longer than the fabric's default, and is ended by Ctrl-C if it is too long.
 _CHAT_TOKENS: Final = 512
@@ -147,7 +147,7 @@ def chat(
     sampling = answer.given(max_new_tokens=_CHAT_TOKENS)
     with Client(endpoint) as client:
         if message is not None:
-            turn = [*opening, {"role": "user", "content": _prompt(message)}]
+            turn = [*opening, {"role": "user", "content": message}]
             _print_answer(client.stream(model, messages=turn, **sampling), as_json=as_json)
             return
         if as_json:
@@ -280,7 +280,8 @@ def _print_answer(stream: BlockingStream, *, as_json: bool) -> None:
                 "finish_reason": stream.finish_reason,
                 "worker": stream.worker,
                 "request_id": stream.request_id,
-                "usage": stream.usage,
+                # An array on the wire, where the protocol names its fields; here names are wanted.
+                "usage": msgspec.structs.asdict(stream.usage) if stream.usage is not None else None,
                 "ttft_ms": round(ttft_ms, 3),
                 "tokens_per_second": round(rate, 1),
             }

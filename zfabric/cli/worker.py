@@ -90,6 +90,11 @@ class WorkerSettings:
         return WorkerConfig(**shared)
 
 
+_SETTINGS: Final = frozenset(f.name for f in fields(WorkerSettings))
+#: The annotation of whatever a backend parses by itself.
+_REST: Final = Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True, help="Arguments of the backend's own.")]
+
+
 def _split(arguments: Sequence[str]) -> list[list[str]]:
     """The command line of each backend."""
     segments: list[list[str]] = [[]]
@@ -110,9 +115,7 @@ def _backend_name(segment: Sequence[str], arguments: Sequence[str]) -> str:
             return argument.partition("=")[2]
     if "ZFABRIC_WORKER_BACKEND" in os.environ:
         return os.environ["ZFABRIC_WORKER_BACKEND"]
-    path = config_file(arguments, "worker")
-    table = {} if path is None else read_section(path, "worker")
-    return str(table.get("backend", "echo"))
+    return str(_file_table(arguments).get("backend", "echo"))
 
 
 def _refuse_settings(segment: Sequence[str]) -> None:
@@ -121,27 +124,45 @@ def _refuse_settings(segment: Sequence[str]) -> None:
     Raises:
         ConfigurationError: One stands after it, where it would mean nothing.
     """
-    names = {f.name.replace("_", "-") for f in fields(WorkerSettings)} - {"backend"}
+    names = {name.replace("_", "-") for name in _SETTINGS} - {"backend"}
     for argument in segment:
         name = argument.partition("=")[0].removeprefix("--")
         if argument.startswith("--") and (name in names or name.removeprefix("no-") in names):
             raise ConfigurationError(f"--{name} is a setting of the whole process: it belongs before the first {AND}")
 
 
-def _parser(segment: Sequence[str], arguments: Sequence[str]) -> cyclopts.App:
-    """A parser for one backend: the worker's own settings, and the fields of the backend's Options."""
-    kind: Callable[..., BaseModelWorker] = backend_class(_backend_name(segment, arguments))
-    options: Any = getattr(kind, "Options", None)
-    app = make_app("zfabric-worker", HELP, "worker", arguments)
+def _file_table(arguments: Sequence[str]) -> dict[str, Any]:
+    path = config_file(arguments, "worker")
+    return {} if path is None else read_section(path, "worker")
 
-    def worker(**given: Any) -> tuple[WorkerSettings, Callable[[], BaseModelWorker]]:
+
+def _parser(segment: Sequence[str], arguments: Sequence[str]) -> cyclopts.App:
+    """A parser for one backend: the worker's own settings, and what the backend takes.
+
+    That is one of three: the fields of the dataclass that it names `Options`, and is made from; anything, which a
+    classmethod `from_arguments(argv, settings)` makes one from, `settings` being what the file's table holds beside the
+    worker's own; or nothing.
+    """
+    kind: Any = backend_class(_backend_name(segment, arguments))
+    options: Any = getattr(kind, "Options", None)
+    from_arguments = getattr(kind, "from_arguments", None)
+    table = _file_table(arguments) if from_arguments is not None else {}
+    left_over = {key: value for key, value in table.items() if key not in _SETTINGS}
+    app = make_app("zfabric-worker", HELP, "worker", arguments, shared=left_over)
+
+    def worker(*rest: str, **given: Any) -> tuple[WorkerSettings, Callable[[], BaseModelWorker]]:
         # What is not set at all is not passed.
+        settings = given.get("settings") or WorkerSettings()
+        if from_arguments is not None:
+            return settings, lambda: from_arguments(rest, left_over)
         made = given.get("options") or (options() if options is not None else None)
-        return given.get("settings") or WorkerSettings(), (lambda: kind(made)) if made is not None else kind
+        return settings, (lambda: kind(made)) if made is not None else kind
 
     flat = cyclopts.Parameter(name="*")
     parameters = [_keyword("settings", Annotated[WorkerSettings, flat], WorkerSettings())]
-    if options is not None and is_dataclass(options):
+    if from_arguments is not None:
+        parameters.insert(0, inspect.Parameter("rest", inspect.Parameter.VAR_POSITIONAL, annotation=_REST))
+    elif options is not None and is_dataclass(options):
         parameters.append(_keyword("options", Annotated[options, flat], _default(options)))
     worker.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     worker.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -173,8 +194,10 @@ def build(arguments: list[str]) -> cyclopts.App:
         makers = [make]
         for segment in others:
             _refuse_settings(segment)
-            _, maker = _parser(segment, arguments)(segment)
-            makers.append(maker)
+            parsed = _parser(segment, arguments)(segment)
+            if not isinstance(parsed, tuple):
+                return 0
+            makers.append(parsed[1])
         return run(serve(settings, makers), use_uvloop=settings.uvloop)
 
     app.result_action = start

@@ -64,8 +64,11 @@ def _smollm2(progress: Progress) -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(target.parent / f"{target.name}.lock", "w", encoding="ascii") as lock:
-        progress("waiting for another process that prepares the same model")
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("waiting for another process that prepares the same model")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.is_dir():
             made = Path(tempfile.mkdtemp(prefix=target.name, dir=target.parent))
             try:

@@ -78,6 +78,9 @@ class BaseModelWorker(ABC):
 
     Instance attributes:
         steps: Bound before `load` is called.
+
+    The command line makes a backend of the dataclass that it names `Options` (its fields become flags), or by a classmethod
+    `from_arguments(argv, settings)` that parses what is left by itself, or else without arguments.
     """
 
     parameters: ClassVar[frozenset[str]] = frozenset()

@@ -1,0 +1,121 @@
+"""What `make` does before it runs anything: an environment that is as the lock says, or a sentence."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def bootstrap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """The script as a module, that installs nothing and notes what it would have."""
+    spec = importlib.util.spec_from_file_location("bootstrap", ROOT / "tools" / "bootstrap.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    installed: list[str] = []
+
+    def create(target: Path, *, with_pip: bool, clear: bool) -> None:
+        assert with_pip
+        assert clear
+        (target / "bin").mkdir(parents=True, exist_ok=True)
+        (target / "bin" / "python").touch()
+        installed.append("venv")
+
+    def install_all(wanted: str, python: Path, steps: list[list[str]]) -> bool:
+        assert not (python.parent.parent / "zfabric.stamp").exists()
+        installed.append(wanted)
+        return getattr(module, "succeeds", True)
+
+    monkeypatch.setattr(module.venv, "create", create)
+    monkeypatch.setattr(module, "_install_all", install_all)
+    vars(module)["installed"] = installed
+    return module
+
+
+def test_an_unchanged_set_is_left_alone_and_so_is_a_smaller_one(bootstrap: ModuleType, tmp_path: Path) -> None:
+    target = tmp_path / "venv"
+    for wanted in ("core", "core", "test", "demo", "core", "test"):
+        assert bootstrap.install(wanted, target) == 0
+    assert bootstrap.installed == ["venv", "core", "test"]
+
+
+def test_an_interrupted_installation_does_not_count(bootstrap: ModuleType, tmp_path: Path) -> None:
+    target = tmp_path / "venv"
+    assert bootstrap.install("core", target) == 0
+    vars(bootstrap)["succeeds"] = False
+    assert bootstrap.install("demo", target) == 1
+    vars(bootstrap)["succeeds"] = True
+    assert bootstrap.install("core", target) == 0
+    assert bootstrap.installed == ["venv", "core", "demo", "core"]
+
+
+def test_a_lost_interpreter_or_a_moved_checkout_begins_anew(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "venv"
+    assert bootstrap.install("core", target) == 0
+    (target / "bin" / "python").unlink()
+    assert bootstrap.install("core", target) == 0
+    monkeypatch.setattr(bootstrap, "stamp_of", lambda name: f"{name} 0 /somewhere/else")
+    (target / "zfabric.stamp").write_text("core 1 /somewhere/before")
+    assert bootstrap.install("core", target) == 0
+    assert bootstrap.installed == ["venv", "core"] * 3
+
+
+def test_settings_of_pip_hold_for_uv(bootstrap: ModuleType) -> None:
+    listing = """:env:.find-links='/wheels'
+global.find-links='/wheels'
+global.index-url='https://one.example/simple'
+global.extra-index-url='https://two.example/simple https://three.example/simple'
+global.timeout='5'
+"""
+    assert bootstrap.uv_options(listing) == [
+        *("--find-links", "/wheels"),
+        *("--default-index", "https://one.example/simple"),
+        *("--index", "https://two.example/simple"),
+        *("--index", "https://three.example/simple"),
+        *("--index-strategy", "unsafe-best-match"),
+    ]
+    assert bootstrap.uv_options("") == []
+
+
+def test_a_python_that_is_too_old_looks_for_another(
+    bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(bootstrap, "OLDEST", (4, 0))
+    monkeypatch.setattr(bootstrap, "NAMES", ("python3.14",))
+    monkeypatch.setattr(sys, "argv", ["bootstrap.py", "core"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert bootstrap.main() == 2
+    assert "needs 4.0 or newer" in capsys.readouterr().err
+    newer = tmp_path / "python3.14"
+    newer.write_text('#!/bin/sh\n[ "$1" = -c ] || exit 7\n')
+    newer.chmod(0o755)
+    assert bootstrap.main() == 7
+
+
+def test_wrong_use_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools" / "bootstrap.py", "everything"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "Usage:" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["core", "demo", "test", "models"])
+def test_locks_pin_exactly_and_name_no_place(name: str) -> None:
+    lines = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
+    assert lines
+    for line in lines:
+        assert re.fullmatch(r"[a-z0-9][a-z0-9._-]*==[A-Za-z0-9.]+( ; [^/@]+)?", line), line
+    assert not [line for line in lines if line.startswith(("nvidia-", "cuda-", "triton", "torchvision", "torchaudio"))]
