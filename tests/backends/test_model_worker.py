@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.backends.tiny import Answers, ask
+from tests.backends.tiny import Answers, ask, reference
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ConfigurationError, ContextOverflowError, RequestError
@@ -29,16 +29,6 @@ async def run(served: Served, *requests: GenerateRequest) -> Answers:
     return answers
 
 
-def alone(directory: Path, prompt: str, count: int) -> list[int]:
-    """What transformers' own generate makes of it, greedily."""
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-    output = model.generate(**inputs, max_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=2)
-    tokens: list[int] = output[0, inputs["input_ids"].shape[1] :].tolist()
-    return tokens
-
-
 async def test_a_batch_says_what_generate_says_one_by_one(tiny_worker: Served, tiny_llama: Path) -> None:
     worker, answers = tiny_worker
     names = [f"r{index}" for index in range(len(PROMPTS))]
@@ -48,7 +38,7 @@ async def test_a_batch_says_what_generate_says_one_by_one(tiny_worker: Served, t
     await answers.until(*names)
     assert answers.largest_step > 1
     for index, (name, prompt) in enumerate(zip(names, PROMPTS, strict=True)):
-        assert answers.tokens(name) == alone(tiny_llama, prompt, 20 + 7 * index)
+        assert answers.tokens(name) == reference(tiny_llama, prompt, 20 + 7 * index)
         assert answers.last(name).finish_reason == "length"
 
 

@@ -17,7 +17,8 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from zfabric.backends.hf_transformers.sampling import Row, draw, penalize, uniform, warp
+from zfabric.backends.hf_transformers.penalties import Row, penalize
+from zfabric.backends.hf_transformers.sampling import _pick, draw, keep, uniform
 from zfabric.wire.payloads import SamplingParams
 
 SIZE = 50
@@ -54,8 +55,10 @@ def test_warpers_keep_what_those_of_transformers_keep(
     if typical_p < 1:
         theirs.append(TypicalLogitsWarper(mass=typical_p))
     expected = theirs(torch.zeros((1, 1), dtype=torch.long), logits.clone())
-    mine = logits.clone()
-    warp(mine, [row(top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p)])
+    params = SamplingParams(top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p)
+    values, tokens = logits.sort(dim=-1, descending=True, stable=True)
+    kept, _ = keep(values, logits.logsumexp(dim=-1, keepdim=True), [params])
+    mine = torch.empty_like(logits).scatter_(1, tokens, kept)
     assert torch.equal(mine.isinf(), expected.isinf())
     assert torch.equal(mine[~mine.isinf()], logits[~mine.isinf()])
 
@@ -89,6 +92,43 @@ def test_bias_bans_and_least_length() -> None:
     assert scores[1] == 2.5
     assert scores[2] == -1.0
     assert [token for token in range(SIZE) if scores[token].isinf()] == [5, 8, 9]
+
+
+LARGE = 3_000
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    SEEDS,
+    st.sampled_from([0.3, 1.0, 4.0]),
+    st.sampled_from([-1, 1, 40, 255, 256, 257, 2_900]),
+    st.sampled_from([1.0, 0.9, 0.3]),
+    st.sampled_from([0.0, 0.1]),
+    st.sampled_from([1.0, 0.5]),
+)
+def test_few_candidates_draw_what_the_whole_vocabulary_draws(
+    seed: int, spread: float, top_k: int, top_p: float, min_p: float, typical_p: float
+) -> None:
+    """Logits in steps of an eighth, as of a model in bfloat16: many are equal."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = (torch.randn((3, LARGE), generator=generator) * spread * 8).round() / 8
+    params = SamplingParams(top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p)
+    numbers = torch.rand(3, generator=generator, dtype=torch.float64)
+    few = _pick(logits, [params] * 3, numbers, 256)
+    assert few.tolist() == _pick(logits, [params] * 3, numbers, LARGE).tolist()
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, SIZE - 1), max_size=6), min_size=1, max_size=5), SEEDS)
+def test_a_history_that_follows_equals_one_made_anew(parts: list[list[int]], seed: int) -> None:
+    subject = row(prompt=[1, 2], repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.25)
+    for part in parts:
+        subject.output.extend(part)
+        logits = random_logits(seed)[0]
+        followed, anew = logits.clone(), logits.clone()
+        penalize(followed, subject)
+        penalize(anew, Row(subject.params, 1, [1, 2], list(subject.output)))
+        torch.testing.assert_close(followed, anew)
 
 
 @settings(deadline=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from zfabric.errors import FabricError
 from zfabric.wire.messages import ModelInfo
@@ -71,6 +72,22 @@ def save_llama(directory: Path) -> Path:
     return directory
 
 
+@functools.cache
+def _loaded(directory: Path) -> tuple[Any, Any]:
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    return AutoTokenizer.from_pretrained(directory), model.eval()
+
+
+@functools.cache
+def reference(directory: Path, prompt: str, count: int) -> list[int]:
+    """What transformers' own generate makes of a prompt alone, greedily."""
+    tokenizer, model = _loaded(directory)
+    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+    output = model.generate(**inputs, max_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=2)
+    tokens: list[int] = output[0, inputs["input_ids"].shape[1] :].tolist()
+    return tokens
+
+
 class Answers:
     """A step sink that collects, for tests without a fabric."""
 
@@ -109,6 +126,12 @@ class Answers:
             self.ended(name) or (tokens is not None and len(self.tokens(name)) >= tokens) for name in request_ids
         ):
             assert self.died is None, self.died
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def death(self) -> None:
+        """Wait until the engine has died."""
+        while self.died is None:
             self._changed.clear()
             await self._changed.wait()
 

@@ -1,82 +1,90 @@
 """The engine: one thread that steps a running batch, and lets requests join and leave at every step.
 
-Theory of operation. Requests wait in order of arrival until the cache has room for all they may need, then their prompts
-are computed a chunk at a time between two steps of the batch, so that a long prompt delays running streams by one chunk
-and no more. All deltas of a step are handed over in one call. The event loop is never blocked: it only appends to a list
-of commands, and the thread only calls back.
+Theory of operation. Requests are tokenized beside the engine's thread and wait in order of arrival until the cache has
+room for their prompts. Prompts are computed between two steps of the batch, short ones together and long ones in parts, so
+that running streams wait for a part and no more. When the cache is full, the youngest row gives its place back and waits
+at the head of the line; what it has is computed again then, and since a draw depends on seed and position alone, its text
+is the same. All deltas of a step are handed over in one call. The event loop is never blocked: it only appends to lists,
+and the thread only calls back.
 """
 
 from __future__ import annotations
 
-import secrets
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final
 
 import torch
 
-from zfabric.backends.hf_transformers.batch import Batch, Prefill
-from zfabric.backends.hf_transformers.logprobs import prompt_logprobs, token_logprobs
-from zfabric.backends.hf_transformers.prompts import fit, prompt_tokens
+from zfabric.backends.hf_transformers.batch import Batch, Model, Prefill
+from zfabric.backends.hf_transformers.intake import Intake
+from zfabric.backends.hf_transformers.logprobs import Entries, table
+from zfabric.backends.hf_transformers.pace import Pace
 from zfabric.backends.hf_transformers.sampling import draw
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
-from zfabric.errors import BackendError, FabricError, OutOfMemoryError
+from zfabric.errors import BackendError, FabricError, OutOfMemoryError, RequestError
 from zfabric.wire.payloads import Delta, GenerateRequest, TokenLogprobs
 
-Step = list[tuple[str, Delta]]
+Step = list[tuple[Answer, Delta]]
+
+#: A row joins only if the batch can go on for so many steps: less, and it would soon have to leave again.
+_HEADROOM_COLUMNS: Final = 16
+#: One prompt that cannot be computed is at fault itself; so many in a row, and the engine is.
+_FAILURES_MAX: Final = 3
 
 
 class Engine:
     """Steps a causal language model.
 
     Args:
-        model, tokenizer: Of transformers; the model in evaluation mode.
-        context_length: Tokens of prompt and answer.
+        model: The forward pass.
+        intake: Prepares requests.
+        tokenizer: For the texts of log-probabilities.
         batch_size_max: Sequences in the batch.
-        prefill_chunk_tokens: Prompt tokens between two steps.
-        kv_tokens_max: Tokens that all admitted requests may come to hold.
-        seed: For requests without one; None draws.
+        kv_tokens_max: Cells of the cache, padding included.
+        pace: How much of a prompt is computed between two steps.
         on_step: Called on the engine's thread with all deltas of a step.
-        on_failure: Called on the engine's thread for a request that failed alone.
+        on_failure: Called on any thread for a request that failed alone.
         on_death: Called on the engine's thread when it cannot go on.
     """
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
+        intake: Intake,
         tokenizer: Any,
         *,
-        context_length: int,
         batch_size_max: int,
-        prefill_chunk_tokens: int,
         kv_tokens_max: int,
-        seed: int | None,
+        pace: Pace,
         on_step: Callable[[Step], None],
-        on_failure: Callable[[str, FabricError], None],
+        on_failure: Callable[[Answer, FabricError], None],
         on_death: Callable[[FabricError], None],
     ) -> None:
         self._model = model
-        self._tokenizer = tokenizer
-        self._context_length = context_length
+        self._intake = intake
+        self._entries = Entries(tokenizer)
         self._batch_size_max = batch_size_max
-        self._chunk = prefill_chunk_tokens
         self._kv_tokens_max = kv_tokens_max
-        self._seed = seed
+        self._pace = pace
         self._on_step, self._on_failure, self._on_death = on_step, on_failure, on_death
         self._changed = threading.Condition()
-        self._arrived: list[GenerateRequest] = []
-        self._aborted: set[str] = set()
+        self._answers: dict[str, Answer] = {}
+        self._arrived: list[list[Sequence]] = []
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._stopping = False
+        self._sweep = False
         self._waiting: deque[list[Sequence]] = deque()
-        self._prefills: deque[Prefill] = deque()
+        self._prefill: Prefill | None = None
         self._batch = Batch(model)
-        self._reserved: dict[int, int] = {}
         self._step: Step = []
-        self._end_tokens = _end_tokens(model, tokenizer)
+        self._together = True
+        self._failures = 0
         self.steps_taken = 0
+        self._clerk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="zfabric-intake")
         self._thread = threading.Thread(target=self._run, name="zfabric-engine", daemon=True)
 
     # ── from the event loop ─────────────────────────────────────────────────────────────────────────────────────────
@@ -87,6 +95,7 @@ class Engine:
 
     def stop(self) -> None:
         """End the thread after its present step, and wait for it."""
+        self._clerk.shutdown(wait=True, cancel_futures=True)
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -95,256 +104,311 @@ class Engine:
 
     def submit(self, request: GenerateRequest) -> None:
         """Have a request answered through `on_step` or `on_failure`."""
-        with self._changed:
-            self._arrived.append(request)
-            self._changed.notify()
+        self.abort(request.request_id)
+        answer = self._answers[request.request_id] = Answer(request)
+        self._clerk.submit(self._prepare, answer)
 
     def abort(self, request_id: str) -> None:
         """Drop a request at the next step."""
-        with self._changed:
-            self._aborted.add(request_id)
-            self._changed.notify()
+        answer = self._answers.pop(request_id, None)
+        if answer is not None:
+            answer.cancelled = True
+            with self._changed:
+                self._sweep = True
+                self._changed.notify()
 
     def run_job(self, job: Callable[[], Any]) -> Future[Any]:
         """Run something else with the model, between two steps."""
         future: Future[Any] = Future()
         with self._changed:
-            self._jobs.append((job, future))
-            self._changed.notify()
+            if self._stopping:
+                future.set_exception(BackendError("the engine has ended"))
+            else:
+                self._jobs.append((job, future))
+                self._changed.notify()
         return future
 
     @property
     def waiting(self) -> int:
-        """Requests not yet in the batch."""
-        return len(self._arrived) + len(self._waiting) + len(self._prefills)
+        """Requests of which nothing is in the batch."""
+        return max(0, len(self._answers) - len({id(row.answer) for row in list(self._batch.rows)}))
 
     @property
     def kv_tokens_free(self) -> int:
-        """Tokens of cache that no admitted request may come to need."""
-        return max(0, self._kv_tokens_max - sum(self._reserved.copy().values()))
+        """Cells of the cache that are not in use."""
+        prefill = self._prefill
+        return max(0, self._kv_tokens_max - self._batch.cells() - (0 if prefill is None else prefill.done))
 
-    # ── the thread ──────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── the intake's thread ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _prepare(self, answer: Answer) -> None:
+        if answer.cancelled:
+            return
+        try:
+            sequences = self._intake.sequences(answer)
+        except FabricError as error:
+            self._fail(answer, error)
+        except Exception as error:  # noqa: BLE001 — a tokenizer's complaint is about this request
+            self._fail(answer, RequestError(f"the request cannot be tokenized: {type(error).__name__}: {error}"))
+        else:
+            with self._changed:
+                self._arrived.append(sequences)
+                self._changed.notify()
+
+    # ── the engine's thread ─────────────────────────────────────────────────────────────────────────────────────────
 
     def _run(self) -> None:
+        end: FabricError = BackendError("the engine has ended")
         try:
             with torch.inference_mode():
                 while self._next_work():
                     self._turn()
         except BaseException as error:  # noqa: BLE001 — a dead engine has to be known, whatever killed it
-            self._on_death(BackendError(f"the engine's thread died: {type(error).__name__}: {error}"))
+            end = BackendError(f"the engine's thread died: {type(error).__name__}: {error}")
+            self._on_death(end)
+        with self._changed:
+            self._stopping = True
+            jobs, self._jobs = self._jobs, deque()
+        for _, future in jobs:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(end)
 
     def _next_work(self) -> bool:
-        """Wait for something to do and take the commands in. False when it is time to stop."""
+        """Wait for something to do and take it in. False when it is time to stop."""
         with self._changed:
-            while not (self._stopping or self._arrived or self._aborted or self._jobs or self._busy):
+            while not (self._stopping or self._arrived or self._sweep or self._jobs or self._busy):
                 self._changed.wait()
             arrived, self._arrived = self._arrived, []
-            aborted, self._aborted = self._aborted, set()
-        for request in arrived:
-            if request.request_id not in aborted:
-                self._accept(request)
-        if aborted:
-            self._drop(aborted)
+            sweep, self._sweep = self._sweep, False
+        for sequences in arrived:
+            self._accept(sequences)
+        if sweep:
+            self._drop_ended()
         return not self._stopping
 
     @property
     def _busy(self) -> bool:
-        return bool(self._batch.rows or self._prefills or self._waiting)
+        return bool(self._batch.rows or self._prefill or self._waiting)
 
     def _turn(self) -> None:
         """One job, some prompt tokens, one step of the batch."""
         if self._jobs:
-            job, future = self._jobs.popleft()
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(job())
-                except BaseException as error:  # noqa: BLE001 — handed to whoever waits for the job
-                    future.set_exception(error)
-        self._admit()
-        budget = self._chunk
-        while self._prefills and budget > 0:
-            budget -= self._prefill(min(budget, self._prefills[0].left))
+            self._work_on(*self._jobs.popleft())
+        self._compute_prompts()
+        self._make_room()
         if self._batch.rows:
             self._decode()
+        self.steps_taken += 1
         if self._step:
             step, self._step = self._step, []
-            self.steps_taken += 1
             self._on_step(step)
+
+    @staticmethod
+    def _work_on(job: Callable[[], Any], future: Future[Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(job())
+        except BaseException as error:  # noqa: BLE001 — handed to whoever waits for the job
+            future.set_exception(error)
 
     # ── in ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _accept(self, request: GenerateRequest) -> None:
-        """Tokenize a request and put it in line."""
-        try:
-            sequences = self._sequences(request)
-        except FabricError as error:
-            self._on_failure(request.request_id, error)
+    def _accept(self, sequences: list[Sequence]) -> None:
+        """Put a prepared request in line, unless it has ended already."""
+        answer = sequences[0].answer
+        if answer.cancelled:
             return
-        except Exception as error:  # noqa: BLE001 — a tokenizer's complaint is about this request
-            self._on_failure(request.request_id, BackendError(f"{type(error).__name__}: {error}"))
-            return
-        first = sequences[0]
-        echo = first.echo(lambda tokens: str(self._tokenizer.decode(tokens, skip_special_tokens=True)))
-        if echo is not None:
-            for sequence in sequences:
-                self._step.append((request.request_id, Delta(text=echo.text, index=sequence.index)))
-        if request.resume_token_ids:
-            ended = first.resume(list(request.resume_token_ids))
+        if answer.request.resume_token_ids:
+            ended = sequences[0].resume(list(answer.request.resume_token_ids))
             if ended is not None:
-                self._step.append((request.request_id, ended))
+                self._give(answer, ended)
                 return
         self._waiting.append(sequences)
 
-    def _sequences(self, request: GenerateRequest) -> list[Sequence]:
-        sampling = request.sampling
-        tokens = prompt_tokens(
-            self._tokenizer, request.prompt, request.messages, request.prompt_token_ids, request.tools
-        )
-        tokens = fit(tokens, self._context_length, truncate=sampling.truncate_prompt)
-        room = self._context_length - len(tokens)
-        if len(tokens) + 1 > self._kv_tokens_max:
-            raise OutOfMemoryError(
-                f"prompt of {len(tokens)} tokens is larger than the cache of {self._kv_tokens_max}",
-                prompt_tokens=len(tokens),
-                kv_tokens_max=self._kv_tokens_max,
-            )
-        room = min(room, self._kv_tokens_max - len(tokens))
-        answer = Answer(request, tokens)
-        ends = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self._end_tokens)
-        seed = sampling.seed if sampling.seed is not None else self._seed
-        base = secrets.randbits(63) if seed is None else seed
-        banned = tuple(
-            tuple(self._tokenizer(form, add_special_tokens=False)["input_ids"])
-            for word in sampling.bad_words
-            for form in (word, f" {word}")
-        )
-        return [
-            Sequence(
-                answer,
-                index=index,
-                limit=min(sampling.max_new_tokens or room, room),
-                seed=base + index * 0x9E3779B9,
-                end_tokens=ends,
-                bad_words=tuple(words for words in banned if words),
-                tokenizer=self._tokenizer,
-            )
-            for index in range(sampling.n)
-        ]
+    def _compute_prompts(self) -> None:
+        """Compute some tokens of the prompts in line; those that are whole join the batch."""
+        running = bool(self._batch.rows)
+        budget = total = self._pace.budget(running=running)
+        began = time.monotonic()
+        while budget > 0:
+            if self._prefill is None:
+                self._prefill = self._next_prefill(budget)
+            if self._prefill is None:
+                break
+            budget -= self._advance(self._prefill, budget)
+        if running and budget < total:
+            self._pace.took(total - budget, time.monotonic() - began)
 
-    def _admit(self) -> None:
-        """Start prompts while there is room for all that they may come to hold."""
+    def _next_prefill(self, budget: int) -> Prefill | None:
+        """The prompts at the head of the line for which there is room: several if they fit the budget."""
+        groups: list[list[Sequence]] = []
+        width = rows = 0
         while self._waiting:
-            sequences = self._waiting[0]
-            first = sequences[0]
-            need = len(sequences) * (len(first.answer.prompt) + first.limit)
-            running = len(self._batch.rows) + sum(len(prefill.rows) for prefill in self._prefills)
-            full = running + len(sequences) > self._batch_size_max or need > self.kv_tokens_free
-            if full and running:
-                return
+            group = self._waiting[0]
+            size = len(group[0].answer.prompt) + len(group[0].output)
+            count = min(len(group), self._room(rows, max(width, size)))
+            alone = size > budget or group[0].answer.prompt_logprobs is not None or not self._together
+            crowded = (len(groups) + 1) * max(width, size) > budget
+            if not count or (groups and (alone or crowded)):
+                break
             self._waiting.popleft()
-            self._reserved[id(first.answer)] = need
-            self._prefills.append(Prefill(self._model, sequences, [*first.answer.prompt, *first.output]))
+            if count < len(group):
+                self._waiting.appendleft(group[count:])
+            groups.append(group[:count])
+            rows += count
+            width = max(width, size)
+            if alone or count < len(group):
+                break
+        return Prefill(self._model, groups) if groups else None
 
-    def _prefill(self, count: int) -> int:
-        """Compute some tokens of the first prompt in line; when it is whole, it joins the batch. Returns how many."""
-        prefill = self._prefills[0]
-        sequences = prefill.rows
-        wanted = sequences[0].answer.request.sampling.prompt_logprobs
+    def _room(self, rows: int, width: int) -> int:
+        """How many rows of such a width may join beside so many others. One may always, if it is the only one."""
+        present = len(self._batch.rows) + rows
+        columns = max(self._batch.width, width) + _HEADROOM_COLUMNS
+        room = min(self._batch_size_max, self._kv_tokens_max // columns) - present
+        return max(room, 0 if present else 1)
+
+    def _advance(self, prefill: Prefill, budget: int) -> int:
+        """Compute a part. Returns how many tokens it took."""
+        answer = prefill.groups[0][0].answer
+        wanted = answer.prompt_logprobs
         begin = prefill.done
         try:
-            logits = prefill.advance(count, all_logits=wanted is not None)
-        except torch.OutOfMemoryError as error:
-            self._prefills.popleft()
-            self._out_of_memory(sequences, error)
-            return count
-        if wanted is not None:
-            self._give_prompt_logprobs(prefill, logits, begin, wanted)
-        if prefill.left:
-            return count
-        self._prefills.popleft()
-        scores = logits[-1:].repeat(len(sequences), 1) if len(sequences) > 1 else logits[-1:]
-        drawn = self._take(sequences, scores)
-        alive = [index for index, sequence in enumerate(sequences) if drawn[index] is not None]
-        if alive:
-            tokens = [token for token in drawn if token is not None]
-            self._batch.join([sequences[i] for i in alive], prefill.cache, len(prefill.tokens), tokens)
-        return count
+            logits = prefill.advance(budget, all_logits=wanted is not None)
+            if wanted is not None:
+                count = answer.request.sampling.prompt_logprobs or 0
+                wanted += self._entries.of_prompt(logits[0], answer.prompt, begin, count)
+                logits = logits[:, -1]
+            if not prefill.left:
+                self._start(prefill, logits)
+        except Exception as error:  # noqa: BLE001 — a prompt that cannot be computed costs its request
+            self._give_up(prefill, error)
+        else:
+            self._failures = 0
+            if not prefill.left:
+                self._prefill = None
+        return (prefill.done - begin) * len(prefill.groups) or budget
 
-    def _give_prompt_logprobs(self, prefill: Prefill, logits: torch.Tensor, begin: int, count: int) -> None:
-        answer = prefill.rows[0].answer
-        entries = prompt_logprobs(logits, prefill.tokens, begin, count, self._tokenizer)
-        entries = entries[: max(0, len(answer.prompt) - begin)]
-        if entries and not answer.request.resume_token_ids:
-            self._step.append((answer.request.request_id, Delta(prompt_logprobs=entries)))
+    def _start(self, prefill: Prefill, logits: torch.Tensor) -> None:
+        """The prompts are computed: draw first tokens, and put those that go on into the batch."""
+        owners = [number for number, group in enumerate(prefill.groups) for _ in group]
+        sequences = prefill.rows
+        drawn = self._draw(sequences, logits[owners])
+        going = [index for index in self._enter(sequences, drawn) if _wanted(sequences[index])]
+        if going:
+            cache, lengths = prefill.spread(going)
+            tokens = [drawn[index][0] for index in going]
+            self._batch.join([sequences[index] for index in going], cache, lengths, tokens)
+
+    def _give_up(self, prefill: Prefill, error: Exception) -> None:
+        """A prompt cannot be computed. Of several, each is tried alone from now on."""
+        self._prefill = None
+        self._failures += 1
+        if self._failures > _FAILURES_MAX and not _out_of_memory(error):
+            raise error
+        if len(prefill.groups) > 1:
+            self._together = False
+            self._waiting.extendleft(reversed(prefill.groups))
+        else:
+            self._fail(prefill.rows[0].answer, _as_fabric_error(error))
 
     # ── a step ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _make_room(self) -> None:
+        """While another column would not fit into the cache, let the youngest row wait."""
+        batch = self._batch
+        while len(batch.rows) > 1 and batch.cells(width=batch.width + 1) > self._kv_tokens_max:
+            youngest = batch.rows[-1]
+            batch.leave(list(range(len(batch.rows) - 1)))
+            self._waiting.appendleft([youngest])
 
     def _decode(self) -> None:
         """One token for every row."""
         rows = self._batch.rows
+        began = time.monotonic()
         try:
-            logits = self._batch.forward()
-        except torch.OutOfMemoryError as error:
-            self._batch.repair()
-            youngest = rows[-1].answer
-            self._out_of_memory([row for row in rows if row.answer is youngest], error)
-            self._batch.leave([i for i, row in enumerate(rows) if row.answer is not youngest])
+            drawn = self._draw(rows, self._batch.forward())
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            self._batch.rollback()
+            self._fail(rows[-1].answer, _as_fabric_error(error))
             return
-        drawn = self._take(rows, logits)
-        self._batch.feed([token if token is not None else 0 for token in drawn])
-        keep = [index for index, token in enumerate(drawn) if token is not None]
-        self._batch.leave(keep)
+        self._pace.stepped(time.monotonic() - began)
+        self._batch.commit([token for token, _ in drawn])
+        self._batch.leave(self._enter(rows, drawn))
 
-    def _take(self, rows: list[Sequence], logits: torch.Tensor) -> list[int | None]:
-        """Draw for these rows and enter what was drawn. None where a row has ended."""
+    def _draw(self, rows: list[Sequence], logits: torch.Tensor) -> list[tuple[int, TokenLogprobs | None]]:
+        """A token for each row, with its entry if one is wanted. One copy brings all to the host."""
         counts = [row.answer.request.sampling.logprobs for row in rows]
-        raw = logits.clone() if any(count is not None for count in counts) else None
-        tokens: list[int] = draw(logits, [row.row for row in rows]).tolist()
-        result: list[int | None] = []
-        for index, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            count = counts[index]
-            logprobs: TokenLogprobs | None = None
-            if raw is not None and count is not None:
-                logprobs = token_logprobs(raw[index], token, count, self._tokenizer)
+        wanted = [index for index, count in enumerate(counts) if count is not None]
+        if not wanted:
+            return [(token, None) for token in draw(logits, [row.row for row in rows]).tolist()]
+        untouched = logits[wanted]
+        tokens = draw(logits, [row.row for row in rows])
+        lines = table(untouched, tokens[wanted], max(count or 0 for count in counts))
+        packed = torch.cat([tokens.to(lines.dtype), lines.flatten()]).tolist()
+        drawn: list[tuple[int, TokenLogprobs | None]] = [(int(token), None) for token in packed[: len(rows)]]
+        for place, index in enumerate(wanted):
+            begin = len(rows) + place * lines.shape[1]
+            entry = self._entries.make(packed[begin : begin + lines.shape[1]], counts[index] or 0)
+            drawn[index] = (drawn[index][0], entry)
+        return drawn
+
+    def _enter(self, rows: list[Sequence], drawn: list[tuple[int, TokenLogprobs | None]]) -> list[int]:
+        """Give each row its token. Returns the indexes of those that go on."""
+        going = []
+        for index, (row, (token, logprobs)) in enumerate(zip(rows, drawn, strict=True)):
             delta = row.take(token, logprobs)
-            self._step.append((row.answer.request.request_id, delta))
-            result.append(token if delta.finish_reason is None else None)
-            if delta.usage is not None:
-                self._reserved.pop(id(row.answer), None)
-        return result
+            self._give(row.answer, delta)
+            if delta.finish_reason is None:
+                going.append(index)
+        return going
 
     # ── out ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _drop(self, request_ids: set[str]) -> None:
-        """Forget aborted requests wherever they are."""
+    def _give(self, answer: Answer, delta: Delta) -> None:
+        self._step.append((answer, delta))
+        if delta.usage is not None:
+            self._end(answer)
 
-        def wanted(sequence: Sequence) -> bool:
-            if sequence.answer.request.request_id not in request_ids:
-                return True
-            self._reserved.pop(id(sequence.answer), None)
-            return False
+    def _fail(self, answer: Answer, error: FabricError) -> None:
+        self._end(answer)
+        with self._changed:
+            self._sweep = True
+        self._on_failure(answer, error)
 
-        self._waiting = deque(group for group in self._waiting if wanted(group[0]))
-        self._prefills = deque(prefill for prefill in self._prefills if wanted(prefill.rows[0]))
-        self._batch.leave([index for index, row in enumerate(self._batch.rows) if wanted(row)])
+    def _end(self, answer: Answer) -> None:
+        answer.over = True
+        with self._changed:
+            if self._answers.get(answer.request.request_id) is answer:
+                del self._answers[answer.request.request_id]
 
-    def _out_of_memory(self, sequences: list[Sequence], error: BaseException) -> None:
-        """The request that asked for too much pays; the others go on."""
-        answer = sequences[0].answer
-        self._reserved.pop(id(answer), None)
+    def _drop_ended(self) -> None:
+        """Forget aborted and failed requests wherever they are."""
+        self._waiting = deque(group for group in self._waiting if _wanted(group[0]))
+        prefill = self._prefill
+        if prefill is not None and not any(_wanted(row) for row in prefill.rows):
+            self._prefill = None
+        self._batch.leave([index for index, row in enumerate(self._batch.rows) if _wanted(row)])
+
+
+def _wanted(sequence: Sequence) -> bool:
+    return not (sequence.answer.cancelled or sequence.answer.over)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether torch failed for want of memory; on a CPU that has no class of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _as_fabric_error(error: Exception) -> FabricError:
+    first_line = str(error).partition("\n")[0]
+    if isinstance(error, FabricError):
+        return error
+    if _out_of_memory(error):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        first_line = str(error).partition("\n")[0]
-        self._on_failure(answer.request.request_id, OutOfMemoryError(f"out of device memory: {first_line}"))
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end an answer, by the generation settings and the tokenizer."""
-    found: set[int] = set()
-    settings = getattr(model, "generation_config", None)
-    for value in (getattr(settings, "eos_token_id", None), tokenizer.eos_token_id):
-        if isinstance(value, int):
-            found.add(value)
-        elif value is not None:
-            found.update(value)
-    return frozenset(found)
+        return OutOfMemoryError(f"out of device memory: {first_line}")
+    return BackendError(f"{type(error).__name__}: {first_line}")

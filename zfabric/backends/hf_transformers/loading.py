@@ -9,15 +9,19 @@ from typing import Any, Final
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from zfabric.backends.hf_transformers.embedding import own_pooling
+from zfabric.backends.hf_transformers.embedding import own_length, own_pooling
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.prompts import context_length
 from zfabric.errors import ConfigurationError
 
-#: Part of a CPU's cache budget: a gigabyte holds far more than a CPU can usefully step.
+#: A CPU's cache: a gigabyte holds far more than a CPU can usefully step.
 _CPU_CACHE_BYTES: Final = 1024**3
 #: Part of the free device memory that the cache may take after the weights are there; the rest is for activations.
 _DEVICE_CACHE_SHARE: Final = 0.8
+#: Layers that remember by keys and values of each token, which is what a padded batch can hold.
+_LAYER_KINDS: Final = frozenset({"full_attention", "sliding_attention", "chunked_attention", "attention"})
+#: Kinds of models that remember otherwise and do not tell by their layers.
+_RECURRENT: Final = frozenset({"mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "xlstm"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,38 +47,71 @@ def load(options: TransformersOptions) -> Loaded:
     """
     if options.threads:
         torch.set_num_threads(options.threads)
+    device = _device(options.device)
     common = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
+    common |= {"gguf_file": options.gguf_file}
     common = {name: value for name, value in common.items() if value}
     try:
         config = AutoConfig.from_pretrained(options.model, **common)
         tokenizer = AutoTokenizer.from_pretrained(options.model, **common)
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"model {options.model!r} cannot be loaded: {error}", model=options.model) from error
-    if options.chat_template is not None:
-        tokenizer.chat_template = options.chat_template.read_text()
-    if getattr(config, "is_encoder_decoder", False):
-        raise ConfigurationError(f"{options.model!r} is an encoder-decoder model, which this backend does not serve")
-    device = _device(options.device)
+    _prepare_tokenizer(tokenizer, options)
+    _check_kind(config, options.model)
     generates = any("ForCausalLM" in name or "LMHead" in name for name in config.architectures or ())
     factory = AutoModelForCausalLM if generates else AutoModel
     model = factory.from_pretrained(options.model, **common, **_placement(options, device))
     if options.device_map is None and options.quantization is None:
         model = model.to(device)
     model.eval()
-    own_length = context_length(config)
-    if not generates:
-        own_length = min(own_length, int(tokenizer.model_max_length))
+    kv_tokens_max = options.kv_tokens_max or _kv_tokens(config, model)
+    length = options.context_length or _length(config, tokenizer, options.model, generates=generates)
     return Loaded(
         model=model,
         tokenizer=tokenizer,
         generates=generates,
-        context_length=options.context_length or own_length,
-        kv_tokens_max=options.kv_tokens_max or _kv_tokens(config, model),
+        # What the cache cannot hold cannot be served: the smaller of the two is what clients are told.
+        context_length=min(length, kv_tokens_max) if generates else length,
+        kv_tokens_max=kv_tokens_max,
         dimensions=int(config.get_text_config().hidden_size),
         pooling=options.pooling or own_pooling(Path(options.model)),
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
     )
+
+
+def _prepare_tokenizer(tokenizer: Any, options: TransformersOptions) -> None:
+    """Raises: ConfigurationError if the chat template cannot be read."""
+    inner = getattr(tokenizer, "backend_tokenizer", None)
+    if inner is not None:
+        # Cutting and padding are ours to do. Left on, each call would switch them off, and calls come from two threads.
+        inner.no_truncation()
+        inner.no_padding()
+    if options.chat_template is not None:
+        try:
+            tokenizer.chat_template = options.chat_template.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigurationError(f"chat template {options.chat_template} cannot be read: {error}") from error
+
+
+def _check_kind(config: Any, name: str) -> None:
+    """Raises: ConfigurationError if it is a model whose memory is not a cache of keys and values."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise ConfigurationError(f"{name!r} is an encoder-decoder model, which this backend does not serve")
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
+    others = sorted(kinds - _LAYER_KINDS)
+    if others or config.model_type in _RECURRENT:
+        raise ConfigurationError(
+            f"{name!r} has layers of kind {', '.join(others) or 'recurrent'}, which this backend does not serve"
+        )
+
+
+def _length(config: Any, tokenizer: Any, name: str, *, generates: bool) -> int:
+    """The model's own length of context."""
+    length = context_length(config.get_text_config())
+    if generates:
+        return length
+    return min(own_length(Path(name)) or length, length, int(tokenizer.model_max_length))
 
 
 def _device(name: str) -> str:
@@ -87,10 +124,13 @@ def _device(name: str) -> str:
 
 def _placement(options: TransformersOptions, device: str) -> dict[str, Any]:
     """Arguments of from_pretrained that say where and in what form weights go."""
-    arguments: dict[str, Any] = {
-        "dtype": "auto" if options.dtype == "auto" else getattr(torch, options.dtype),
-        "attn_implementation": options.attention,
-    }
+    arguments: dict[str, Any] = {"dtype": "auto" if options.dtype == "auto" else getattr(torch, options.dtype)}
+    if options.attention is not None:
+        arguments["attn_implementation"] = options.attention
+    if options.gguf_file is not None:
+        from transformers import GgufConfig
+
+        arguments["quantization_config"] = GgufConfig(dequantize=True)
     if options.device_map is not None:
         arguments["device_map"] = options.device_map
         if options.max_gpu_memory is not None:

@@ -14,19 +14,22 @@ class TransformersOptions:
     Attributes:
         model: Directory of the model, or a name that transformers can find.
         model_names: Names it is served under; the first is the model, the others aliases. Default: the last path part.
+        gguf_file: Name of a GGUF file in that directory; its weights are unpacked when it is loaded.
         revision: Branch, tag or commit of a model from a hub.
         device: cpu, cuda, cuda:1, mps …; auto takes CUDA if there is one.
         dtype: auto takes what the checkpoint holds.
         device_map: Spread over devices by accelerate (auto, balanced, sequential).
         max_gpu_memory: With device_map, per GPU, such as 20GiB.
         quantization: Load weights in 8 or 4 bit (bitsandbytes, CUDA).
-        attention: Attention implementation: sdpa, eager, flash_attention_2.
+        attention: Attention implementation, such as sdpa, eager or flash_attention_2; the best that the model has by default.
         trust_remote_code: Run code that the model's repository brings along.
         chat_template: File with a Jinja chat template, instead of the tokenizer's own.
         context_length: Tokens of prompt and answer; the model's own by default.
-        max_batch_size: Requests in the running batch; also the worker's slots.
-        prefill_chunk_tokens: Prompt tokens computed between two steps of the running batch.
-        kv_tokens_max: Cached tokens over all requests; derived from the device by default.
+        max_batch_size: Sequences in the running batch; also the worker's slots.
+        prefill_chunk_tokens: Prompt tokens computed between two steps of the running batch at most.
+        prefill_wait_ms: How long running streams may wait for part of a new prompt; parts are cut to fit that.
+        kv_tokens_max: Cells of the cache over all requests, padding included; derived from the device by default.
+        embed_batch_tokens: Tokens of one pass of embeddings, padding included.
         pooling: How embeddings are made; by default as the model's own files say, else the mean.
         threads: CPU threads of torch.
         seed: Seed for requests that bring none; random by default.
@@ -34,19 +37,22 @@ class TransformersOptions:
 
     model: str
     model_names: tuple[str, ...] = ()
+    gguf_file: str | None = None
     revision: str | None = None
     device: str = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device_map: str | None = None
     max_gpu_memory: str | None = None
     quantization: Literal["8bit", "4bit"] | None = None
-    attention: str = "sdpa"
+    attention: str | None = None
     trust_remote_code: bool = False
     chat_template: Path | None = None
     context_length: int | None = None
     max_batch_size: int = 32
-    prefill_chunk_tokens: int = 256
+    prefill_chunk_tokens: int = 512
+    prefill_wait_ms: int = 100
     kv_tokens_max: int | None = None
+    embed_batch_tokens: int = 8_192
     pooling: Literal["mean", "cls", "last"] | None = None
     threads: int | None = None
     seed: int | None = None

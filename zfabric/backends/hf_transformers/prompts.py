@@ -37,6 +37,8 @@ def prompt_tokens(
     messages: Sequence[Message] | None,
     token_ids: Sequence[int] | None,
     tools: list[dict[str, Any]] | None = None,
+    *,
+    vocabulary_size: int | None = None,
 ) -> list[int]:
     """Token ids of whichever prompt is given.
 
@@ -45,16 +47,16 @@ def prompt_tokens(
         RequestError: The template refuses the messages, an id is outside of the vocabulary, or nothing is left.
     """
     if token_ids is not None:
-        size = len(tokenizer)
+        size = vocabulary_size or len(tokenizer)
         wrong = next((token for token in token_ids if not 0 <= token < size), None)
         if wrong is not None:
             raise RequestError(f"token id {wrong} is outside of the vocabulary of {size}", token_id=wrong)
         return list(token_ids)
     if messages is not None:
         text = _template(tokenizer, messages, tools)
-        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     else:
-        ids = tokenizer(prompt)["input_ids"]
+        ids = tokenizer(prompt, verbose=False)["input_ids"]
     if not ids:
         raise RequestError("the prompt has no tokens")
     return ids

@@ -8,56 +8,27 @@ the same seed draws the same text, whoever shares the batch, and a continuation 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 import torch
 
+from zfabric.backends.hf_transformers.penalties import OFF, Row, penalize
 from zfabric.wire.payloads import SamplingParams
 
 _MASK64: Final = (1 << 64) - 1
-_OFF: Final = float("-inf")
+#: On a CPU, ordering a whole vocabulary costs more than a small model's step. So many of the likeliest nearly always do.
+_CANDIDATES: Final = 256
 
 
 def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) by SplitMix64 (Steele, Lea, Flood 2014) of seed and position."""
+    """A number in [0, 1) by SplitMix64 (Steele, Lea, Flood 2014) of seed and position.
+
+    52 bits: times any positive double, it stays below that double.
+    """
     state = (seed * 0xD1B54A32D192ED03 + (position + 1) * 0x9E3779B97F4A7C15) & _MASK64
     state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
     state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK64
-    return ((state ^ (state >> 31)) >> 11) / (1 << 53)
-
-
-@dataclass(slots=True)
-class Row:
-    """What drawing needs to know of one sequence.
-
-    Attributes:
-        prompt: Its prompt's tokens.
-        output: Tokens of its answer so far.
-        end_tokens: Tokens that end it; masked before `min_new_tokens`.
-        bad_words: Token sequences that must not appear.
-    """
-
-    params: SamplingParams
-    seed: int
-    prompt: list[int]
-    output: list[int]
-    end_tokens: frozenset[int] = frozenset()
-    bad_words: tuple[tuple[int, ...], ...] = ()
-    plain: bool = field(init=False)
-    warps: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        p = self.params
-        self.plain = not (
-            p.repetition_penalty != 1.0
-            or p.presence_penalty
-            or p.frequency_penalty
-            or p.logit_bias
-            or p.min_new_tokens
-            or self.bad_words
-        )
-        self.warps = p.top_k > 0 or p.top_p < 1 or p.min_p > 0 or p.typical_p < 1
+    return ((state ^ (state >> 31)) >> 12) / (1 << 52)
 
 
 def draw(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
@@ -72,80 +43,113 @@ def draw(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     for index, row in enumerate(rows):
         if not row.plain:
             penalize(logits[index], row)
-    greedy = [row.params.greedy for row in rows]
-    if all(greedy):
+    drawn = [index for index, row in enumerate(rows) if not row.params.greedy]
+    if not drawn:
         return logits.argmax(dim=-1)
-    temperature = torch.tensor([1.0 if g else r.params.temperature for g, r in zip(greedy, rows, strict=True)])
-    scores = logits / temperature.to(logits.device).unsqueeze(1)
-    if any(row.warps for row in rows):
-        warp(scores, rows)
+    if len(drawn) == len(rows):
+        return _sample(logits, rows)
+    tokens = logits.argmax(dim=-1)
+    tokens[drawn] = _sample(logits[drawn], [rows[index] for index in drawn])
+    return tokens
+
+
+def _sample(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """Draw for rows that are not greedy."""
+    scores = logits / _column([row.params.temperature for row in rows], logits)
     numbers = torch.tensor([uniform(row.seed, len(row.output)) for row in rows], dtype=torch.float64)
-    drawn = _inverse(scores, numbers)
-    if not any(greedy):
-        return drawn
-    return torch.where(torch.tensor(greedy, device=logits.device), logits.argmax(dim=-1), drawn)
+    numbers = numbers.to(logits.device)
+    warped = [index for index, row in enumerate(rows) if row.warps]
+    if not warped:
+        return _inverse(scores, numbers)
+    size = scores.shape[1]
+    width = _CANDIDATES if scores.device.type == "cpu" and size > 4 * _CANDIDATES else size
+    if len(warped) == len(rows):
+        return _pick(scores, [row.params for row in rows], numbers, width)
+    plain = [index for index, row in enumerate(rows) if not row.warps]
+    tokens = torch.empty(len(rows), dtype=torch.long, device=scores.device)
+    tokens[plain] = _inverse(scores[plain], numbers[plain])
+    tokens[warped] = _pick(scores[warped], [rows[index].params for index in warped], numbers[warped], width)
+    return tokens
 
 
-def penalize(scores: torch.Tensor, row: Row) -> None:
-    """Apply penalties, bias and bans to one row (vocabulary,), in place."""
-    p = row.params
-    if p.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted({*row.prompt, *row.output}), device=scores.device)
-        values = scores[seen]
-        scores[seen] = torch.where(values < 0, values * p.repetition_penalty, values / p.repetition_penalty)
-    if row.output and (p.presence_penalty or p.frequency_penalty):
-        tokens, counts = torch.tensor(row.output, device=scores.device).unique(return_counts=True)
-        scores[tokens] -= p.presence_penalty + p.frequency_penalty * counts.to(scores.dtype)
-    if p.logit_bias:
-        biased = [token for token in p.logit_bias if 0 <= token < scores.shape[0]]
-        scores[biased] += torch.tensor([p.logit_bias[t] for t in biased], dtype=scores.dtype, device=scores.device)
-    if len(row.output) < p.min_new_tokens and row.end_tokens:
-        scores[sorted(row.end_tokens)] = _OFF
-    for *start, last in row.bad_words:
-        if not start or row.output[-len(start) :] == start:
-            scores[last] = _OFF
+def _pick(scores: torch.Tensor, params: Sequence[SamplingParams], numbers: torch.Tensor, width: int) -> torch.Tensor:
+    """Draw among the candidates that top-k, top-p, min-p and typical-p leave."""
+    values, tokens = _ordered(scores, width)
+    kept, counts = keep(values, scores.logsumexp(dim=-1, keepdim=True), params)
+    picked = tokens.gather(1, _inverse(kept, numbers).unsqueeze(1)).squeeze(1)
+    if width < scores.shape[1]:
+        # A row is settled if all it keeps is likelier than the last candidate: nothing outside could be kept, and
+        # among equals the order does not depend on how many candidates there are. The mass of top-k has to be known.
+        lowest = values.gather(1, counts.unsqueeze(1) - 1).squeeze(1)
+        unsettled = (lowest <= values[:, -1]).tolist()
+        again = [index for index, p in enumerate(params) if unsettled[index] or p.top_k > width]
+        if again:
+            some = [params[index] for index in again]
+            picked[again] = _pick(scores[again], some, numbers[again], scores.shape[1])
+    return picked
 
 
-def warp(scores: torch.Tensor, rows: Sequence[Row]) -> None:
-    """Apply top-k, top-p, min-p and typical-p to (rows, vocabulary), in place: what falls out becomes -inf."""
-    indexes = [index for index, row in enumerate(rows) if row.warps]
-    part = scores[indexes]
-    params = [rows[index].params for index in indexes]
-    ordered, order = part.sort(dim=-1, descending=True, stable=True)
-
-    def column(values: list[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=part.dtype, device=part.device).unsqueeze(1)
-
-    size = part.shape[1]
-    ranks = torch.arange(size, device=part.device).unsqueeze(0)
-    ordered.masked_fill_(ranks >= column([p.top_k if p.top_k > 0 else size for p in params]), _OFF)
-    mass = ordered.softmax(dim=-1).cumsum(dim=-1)
-    before = mass - ordered.softmax(dim=-1)
-    # The likeliest token always stays, whatever the bound.
-    beyond = (before >= column([p.top_p for p in params])) & (ranks > 0)
-    ordered.masked_fill_(beyond & column([float(p.top_p < 1) for p in params]).bool(), _OFF)
-    probabilities = ordered.softmax(dim=-1)
-    ordered.masked_fill_(probabilities < probabilities[:, :1] * column([p.min_p for p in params]), _OFF)
-    part.scatter_(1, order, ordered)
-    for position, p in enumerate(params):
-        if p.typical_p < 1:
-            _typical(part[position], p.typical_p)
-    scores[indexes] = part
+def _ordered(scores: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The likeliest so many, in falling order; among equals the lower token first. Returns values and tokens."""
+    if width == scores.shape[1]:
+        values, tokens = scores.sort(dim=-1, descending=True, stable=True)
+        return values, tokens
+    tokens = scores.topk(width, dim=-1, sorted=False).indices.sort(dim=-1).values
+    values, order = scores.gather(1, tokens).sort(dim=-1, descending=True, stable=True)
+    return values, tokens.gather(1, order)
 
 
-def _typical(scores: torch.Tensor, mass: float) -> None:
+def keep(
+    values: torch.Tensor, total: torch.Tensor, params: Sequence[SamplingParams]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Apply top-k, top-p, min-p and typical-p.
+
+    Args:
+        values: Scores in falling order, (rows, candidates).
+        total: log of the sum of the exponentials of all scores, (rows, 1).
+
+    Returns:
+        The scores, -inf for what falls out; and how many were left before typical-p, (rows,).
+    """
+    size = values.shape[1]
+    ranks = torch.arange(size, device=values.device).unsqueeze(0)
+    limits = _column([p.top_k if p.top_k > 0 else size for p in params], values)
+    kept = values.masked_fill(ranks >= limits, OFF)
+    has_limit = _column([float(p.top_k > 0) for p in params], values).bool()
+    share = (kept - torch.where(has_limit, kept.logsumexp(dim=-1, keepdim=True), total)).exp()
+    before = share.cumsum(dim=-1) - share
+    # The likeliest token always stays, whatever the bound; a bound of 1 cuts nothing off, whatever the rounding.
+    bounds = _column([p.top_p if p.top_p < 1 else 2.0 for p in params], values)
+    kept = kept.masked_fill((before >= bounds) & (ranks > 0), OFF)
+    relative = (kept - kept[:, :1]).exp()
+    kept = kept.masked_fill(relative < _column([p.min_p for p in params], values), OFF)
+    counts = kept.isfinite().sum(dim=-1).clamp_(min=1)
+    typical = [index for index, p in enumerate(params) if p.typical_p < 1]
+    if typical:
+        masses = _column([params[index].typical_p for index in typical], values)
+        kept[typical] = _typical(kept[typical], masses)
+    return kept, counts
+
+
+def _typical(scores: torch.Tensor, masses: torch.Tensor) -> torch.Tensor:
     """Keep the tokens whose surprise is nearest to the expected one, up to a mass (Meister et al. 2022)."""
     logp = scores.log_softmax(dim=-1)
-    probabilities = logp.exp()
-    entropy = -(probabilities * logp.nan_to_num(neginf=0.0)).sum()
-    order = (-logp - entropy).abs().argsort(stable=True)
-    cumulative = probabilities[order].cumsum(dim=-1)
-    keep = max(1, int((cumulative < mass).sum()) + 1)
-    scores[order[keep:]] = _OFF
+    shares = logp.exp()
+    entropy = -(shares * logp.nan_to_num(neginf=0.0)).sum(dim=-1, keepdim=True)
+    order = (-logp - entropy).abs().sort(dim=-1, stable=True).indices
+    before = shares.gather(1, order).cumsum(dim=-1) - shares.gather(1, order)
+    ranks = torch.arange(scores.shape[1], device=scores.device).unsqueeze(0)
+    beyond = torch.zeros_like(before, dtype=torch.bool).scatter_(1, order, (before >= masses) & (ranks > 0))
+    return scores.masked_fill(beyond, OFF)
 
 
 def _inverse(scores: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-    """The token at which each row's distribution function passes its number."""
-    cumulative = scores.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
-    targets = numbers.to(scores.device).unsqueeze(1) * cumulative[:, -1:]
+    """The place at which each row's distribution function passes its number."""
+    weights = (scores - scores.amax(dim=-1, keepdim=True)).exp()
+    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
+    targets = numbers.unsqueeze(1) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, targets, right=True).squeeze(1).clamp_(max=scores.shape[1] - 1)
+
+
+def _column(numbers: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(numbers, dtype=like.dtype, device=like.device).unsqueeze(1)

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from zfabric.backends.hf_transformers.sampling import Row
+from zfabric.backends.hf_transformers.penalties import Row
 from zfabric.backends.hf_transformers.text import Detokenizer, StopStrings
 from zfabric.wire.payloads import Delta, FinishReason, GenerateRequest, TokenLogprobs, Usage
 
 
 class Answer:
-    """What the choices of one request share."""
+    """What the choices of one request share.
 
-    __slots__ = ("cancelled", "completion_tokens", "open_choices", "prompt", "request")
+    Attributes:
+        prompt: Its tokens, once they are known.
+        prompt_logprobs: Entries so far, to go out with the first token; None if none are wanted (any more).
+        cancelled: Set by the event loop: nothing more is wanted.
+        over: Set by the engine: it has ended, well or not.
+    """
 
-    def __init__(self, request: GenerateRequest, prompt: list[int]) -> None:
+    __slots__ = ("cancelled", "completion_tokens", "open_choices", "over", "prompt", "prompt_logprobs", "request")
+
+    def __init__(self, request: GenerateRequest) -> None:
         self.request = request
-        self.prompt = prompt
+        self.prompt: list[int] = []
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = None
+        if request.sampling.prompt_logprobs is not None and not request.resume_token_ids:
+            self.prompt_logprobs = []
         self.open_choices = request.sampling.n
         self.completion_tokens = 0
         self.cancelled = False
+        self.over = False
 
 
 class Sequence:
@@ -32,10 +42,12 @@ class Sequence:
         limit: Tokens of the answer at most.
         seed: Of this choice.
         end_tokens: Tokens that end it.
+        bad_words: Token sequences that must not appear.
         tokenizer: A transformers tokenizer.
+        echo: The text to begin with, None for none.
     """
 
-    __slots__ = ("_detokenizer", "_shown", "_skip", "_stops", "answer", "end_tokens", "index", "limit", "output", "row")
+    __slots__ = ("_detokenizer", "_owed", "_skip", "_stops", "answer", "end_tokens", "index", "limit", "output", "row")
 
     def __init__(
         self,
@@ -47,6 +59,7 @@ class Sequence:
         end_tokens: frozenset[int],
         bad_words: tuple[tuple[int, ...], ...],
         tokenizer: Any,
+        echo: str | None = None,
     ) -> None:
         sampling = answer.request.sampling
         self.answer = answer
@@ -56,35 +69,38 @@ class Sequence:
         self.output: list[int] = []
         self.row = Row(sampling, seed, answer.prompt, self.output, end_tokens, bad_words)
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=sampling.skip_special_tokens)
+        if echo is not None:
+            self._detokenizer.go_on_after(answer.prompt)
         self._stops = StopStrings(sampling.stop)
-        self._shown = 0
+        #: Text that goes out with the next token.
+        self._owed = echo or ""
         self._skip = answer.request.resume_characters if index == 0 else 0
 
-    def echo(self, decode: Callable[[list[int]], str]) -> Delta | None:
-        """The prompt as the beginning of the text, if that is wanted and not shown yet."""
-        if not self.answer.request.sampling.echo:
-            return None
-        text = self._unseen(decode(self.answer.prompt))
-        return Delta(text=text, index=self.index) if text else None
+    def tokens(self) -> list[int]:
+        """All that the model has to have read before the next token can be drawn."""
+        return [*self.answer.prompt, *self.output]
 
     def resume(self, tokens: list[int]) -> Delta | None:
-        """Take up tokens that the reader has. A delta if they leave nothing to compute."""
-        for position, token in enumerate(tokens):
+        """Take up tokens that the reader has. A delta if they leave nothing to compute.
+
+        Text of these tokens that the reader lacks goes out with the next token.
+        """
+        missing = ""
+        for token in tokens:
             delta = self.take(token, None)
-            if delta.finish_reason is not None and position == len(tokens) - 1:
+            missing += delta.text
+            if delta.finish_reason is not None:
                 delta.token_ids = []
+                delta.text = missing
                 return delta
-            if delta.text:
-                # The reader lacks text of tokens that it has: give it with the next delta.
-                self._skip = 0
+        self._owed = missing
         return None
 
     def take(self, token: int, logprobs: TokenLogprobs | None) -> Delta:
         """Enter a drawn token. The delta's `finish_reason` says whether it was the last."""
         self.output.append(token)
         ended = token in self.end_tokens
-        piece = "" if ended else self._detokenizer.add(token)
-        text, stopped = self._stops.add(piece)
+        text, stopped = self._stops.add("" if ended else self._detokenizer.add(token))
         reason: FinishReason | None = None
         if ended or stopped:
             reason = "stop"
@@ -100,6 +116,8 @@ class Sequence:
         delta = Delta(text=self._unseen(text), token_ids=[token], index=self.index, finish_reason=reason)
         if logprobs is not None:
             delta.logprobs = [logprobs]
+        if self.answer.prompt_logprobs is not None:
+            delta.prompt_logprobs, self.answer.prompt_logprobs = self.answer.prompt_logprobs, None
         if reason is not None:
             self._close(delta)
         return delta
@@ -112,7 +130,9 @@ class Sequence:
             delta.usage = Usage(prompt_tokens=len(answer.prompt), completion_tokens=answer.completion_tokens)
 
     def _unseen(self, text: str) -> str:
-        """The part of new text that the reader does not have from an earlier attempt."""
+        """What is owed and this, without what the reader has from an earlier attempt."""
+        text = self._owed + text
+        self._owed = ""
         skipped = min(self._skip, len(text))
         self._skip -= skipped
         return text[skipped:]

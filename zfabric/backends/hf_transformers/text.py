@@ -12,6 +12,10 @@ from typing import Any, Final
 #: How SentencePiece vocabularies with byte fallback name their bytes.
 _BYTE_TOKEN: Final = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _INCOMPLETE: Final = "\ufffd"
+#: No character has more bytes than four, and no token fewer than one: what came before so many tokens is settled.
+_SETTLED_AFTER: Final = 4
+#: Tokens of a prompt that decide how the text after it begins.
+_CONTEXT_TOKENS: Final = 16
 
 
 class Detokenizer:
@@ -52,7 +56,16 @@ class Detokenizer:
         self._given = max(self._given, stable)
         if piece and not unfinished:
             self._move_on()
+        elif unfinished and len(self._window) > self._context + 2 * _SETTLED_AFTER:
+            self._leave_behind()
         return piece
+
+    def go_on_after(self, tokens: Sequence[int]) -> None:
+        """Begin as if these had been decoded and shown before."""
+        shown = [token for token in tokens[-_CONTEXT_TOKENS:] if token not in self._left_out]
+        self._window = shown
+        self._context = len(shown)
+        self._given = len(self._decode(shown))
 
     def finish(self) -> str:
         """What is still held back; nothing more will come."""
@@ -66,6 +79,12 @@ class Detokenizer:
         del self._window[: self._context]
         self._context = len(self._window)
         self._given = len(self._decode(self._window))
+
+    def _leave_behind(self) -> None:
+        """Bytes that make no characters come on and on: keep those that a character may still begin with."""
+        self._window = self._window[-_SETTLED_AFTER:]
+        self._context = 0
+        self._given = len(self._decode(self._window)) - 1
 
     def _decode(self, tokens: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=self._skip, clean_up_tokenization_spaces=False)
@@ -89,10 +108,11 @@ class StopStrings:
         if not self._stops:
             return piece, False
         text = self._held + piece
-        found = min((at for stop in self._stops if (at := text.find(stop)) >= 0), default=-1)
-        if found >= 0:
+        # The one that is complete first, of these the one that begins first: so it does not matter where tokens end.
+        matches = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if matches:
             self._held = ""
-            return text[:found], True
+            return text[: min(matches)[1]], True
         keep = self._possible_start(text)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], False

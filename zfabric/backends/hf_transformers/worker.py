@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from zfabric.backends.hf_transformers.options import TransformersOptions
-from zfabric.errors import BackendError, FabricError, OutOfMemoryError
+from zfabric.errors import FabricError
 from zfabric.wire.messages import ModelInfo
-from zfabric.wire.payloads import CountRequest, Delta, EmbedRequest, EmbedResult, GenerateRequest, SamplingParams
+from zfabric.wire.payloads import CountRequest, Delta, EmbedRequest, EmbedResult, GenerateRequest
 from zfabric.worker.base import BaseModelWorker, EngineLoad
 
 if TYPE_CHECKING:
+    from zfabric.backends.hf_transformers.embed_queue import EmbedQueue
     from zfabric.backends.hf_transformers.embedding import Embedder
     from zfabric.backends.hf_transformers.engine import Engine
     from zfabric.backends.hf_transformers.loading import Loaded
+    from zfabric.backends.hf_transformers.sequence import Answer
 
 #: The engine's thread holds the interpreter between two tensor operations; beats and cancels must get it quickly.
 _SWITCH_INTERVAL_S: Final = 0.0005
@@ -40,6 +42,7 @@ class ModelWorker(BaseModelWorker):
         self._engine: Engine | None = None
         self._loaded: Loaded | None = None
         self._embedder: Embedder | None = None
+        self._queue: EmbedQueue | None = None
 
     async def load(self) -> ModelInfo:
         self._loop = asyncio.get_running_loop()
@@ -69,59 +72,35 @@ class ModelWorker(BaseModelWorker):
 
     def _load(self) -> Loaded:
         """Everything slow, on a thread: imports, weights, and a first pass through the model."""
-        from zfabric.backends.hf_transformers.embedding import Embedder
-        from zfabric.backends.hf_transformers.engine import Engine
-        from zfabric.backends.hf_transformers.loading import load
+        from zfabric.backends.hf_transformers.assembly import assemble
 
-        loaded = self._loaded = load(self.options)
-        engine = self._engine = Engine(
-            loaded.model,
-            loaded.tokenizer,
-            context_length=loaded.context_length,
-            batch_size_max=self.options.max_batch_size,
-            prefill_chunk_tokens=self.options.prefill_chunk_tokens,
-            kv_tokens_max=loaded.kv_tokens_max,
-            seed=self.options.seed,
+        loaded, engine, embedder, queue = assemble(
+            self.options,
             on_step=lambda step: self._post(self._hand_over, step),
-            on_failure=lambda request_id, error: self._post(self._give_up, request_id, error),
-            on_death=lambda error: self._post(lambda: self.steps.engine_died(error)),
+            on_failure=lambda answer, error: self._post(self._give_up, answer, error),
+            on_death=lambda error: self._post(self._died, error),
         )
-        self._embedder = Embedder(
-            loaded.model if not loaded.generates else loaded.model.base_model,
-            loaded.tokenizer,
-            context_length=loaded.context_length,
-            pooling=loaded.pooling,
-            dimensions=loaded.dimensions,
-        )
-        engine.start()
-        self._warm_up(engine)
+        self._loaded, self._engine, self._embedder, self._queue = loaded, engine, embedder, queue
         return loaded
-
-    def _warm_up(self, engine: Engine) -> None:
-        """One short text through the model: lazy initialisation happens before the worker says that it is ready."""
-        embedder = self._embedder
-        assert embedder is not None
-        engine.run_job(lambda: embedder.embed(EmbedRequest(inputs=["warm-up"]))).result()
-        if self._loaded is not None and self._loaded.generates:
-            engine.submit(
-                GenerateRequest(
-                    prompt="warm-up", request_id="", sampling=SamplingParams(max_new_tokens=2, temperature=0)
-                )
-            )
 
     def begin(self, request: GenerateRequest) -> None:
         assert self._engine is not None
         self._engine.submit(request)
 
     def abort(self, request_id: str) -> None:
-        assert self._engine is not None
-        self._engine.abort(request_id)
+        if self._engine is not None:
+            self._engine.abort(request_id)
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
-        embedder = self._embedder
+        """One vector per input. Texts of requests that wait at the same time share passes.
+
+        When cancelled, those of its texts that are not computed yet are not.
+        """
+        embedder, queue = self._embedder, self._queue
         assert embedder is not None
-        result: EmbedResult = await self._job(lambda: embedder.embed(request))
-        return result
+        assert queue is not None
+        pieces = await asyncio.to_thread(embedder.pieces, request)
+        return await asyncio.wrap_future(queue.submit(pieces))
 
     async def count_tokens(self, request: CountRequest) -> int:
         loaded = self._loaded
@@ -134,24 +113,16 @@ class ModelWorker(BaseModelWorker):
 
         return int(await asyncio.to_thread(count))
 
-    async def _job(self, job: Any) -> Any:
-        """Run on the engine's thread. What torch raises becomes an error of ours."""
-        assert self._engine is not None
-        try:
-            return await asyncio.wrap_future(self._engine.run_job(job))
-        except FabricError:
-            raise
-        except (RuntimeError, ValueError, IndexError) as error:
-            if "out of memory" in str(error).lower():
-                raise OutOfMemoryError(f"out of device memory: {error}") from error
-            raise BackendError(f"{type(error).__name__}: {error}") from error
-
     def load_report(self) -> EngineLoad:
         engine = self._engine
         if engine is None:
             return EngineLoad()
+        # The cache is not paged: a block is a token.
         return EngineLoad(
-            waiting=engine.waiting, progress=engine.steps_taken, gauges={"kv_tokens_free": engine.kv_tokens_free}
+            waiting=engine.waiting,
+            progress=engine.steps_taken,
+            kv_blocks_free=engine.kv_tokens_free,
+            gauges={"kv_tokens_free": engine.kv_tokens_free},
         )
 
     async def close(self) -> None:
@@ -163,8 +134,13 @@ class ModelWorker(BaseModelWorker):
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(call, *arguments)
 
-    def _hand_over(self, step: list[tuple[str, Delta]]) -> None:
-        self.steps.emit(step)
+    def _hand_over(self, step: list[tuple[Answer, Delta]]) -> None:
+        # A name may be in use again: what an aborted request still had is not the new one's.
+        self.steps.emit([(answer.request.request_id, delta) for answer, delta in step if not answer.cancelled])
 
-    def _give_up(self, request_id: str, error: FabricError) -> None:
-        self.steps.fail(request_id, error)
+    def _give_up(self, answer: Answer, error: FabricError) -> None:
+        if not answer.cancelled:
+            self.steps.fail(answer.request.request_id, error)
+
+    def _died(self, error: FabricError) -> None:
+        self.steps.engine_died(error)

@@ -1,0 +1,177 @@
+"""Vectors: of the real MiniLM, in shared passes, of long texts, and of causal models."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytest_asyncio
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from tests.backends.test_engine import hold
+from tests.backends.tiny import Answers
+from zfabric.backends.hf_transformers.embedding import own_length, own_pooling
+from zfabric.backends.hf_transformers.options import TransformersOptions
+from zfabric.backends.hf_transformers.worker import ModelWorker
+from zfabric.errors import BackendError, ConfigurationError, OutOfMemoryError, ParameterRangeError, RequestError
+from zfabric.wire.payloads import EmbedRequest
+
+Vectors = np.ndarray[Any, Any]
+
+
+@pytest_asyncio.fixture
+async def embedder(minilm: Path) -> AsyncIterator[ModelWorker]:
+    """A worker on the real MiniLM."""
+    worker = ModelWorker(TransformersOptions(model=str(minilm), device="cpu", embed_batch_tokens=64))
+    worker.steps = Answers()
+    await worker.load()
+    yield worker
+    await worker.close()
+
+
+async def vectors(worker: ModelWorker, *inputs: Any, **options: Any) -> Vectors:
+    result = await worker.embed(EmbedRequest(inputs=list(inputs), **options))
+    return np.frombuffer(result.data, dtype="<f4").reshape(result.rows, result.dimensions)
+
+
+def by_hand(directory: Path, text: str) -> Vectors:
+    """What the model's card says: cut to 256 tokens, masked mean, length 1."""
+    tokenizer, model = AutoTokenizer.from_pretrained(directory), AutoModel.from_pretrained(directory)
+    with torch.inference_mode():
+        encoded = tokenizer(text, truncation=True, max_length=256, return_tensors="pt", padding=False)
+        hidden = model(**encoded).last_hidden_state[0]
+    return np.asarray(torch.nn.functional.normalize(hidden.mean(dim=0), dim=0).numpy())
+
+
+async def test_minilm_gives_the_vectors_of_its_card(embedder: ModelWorker, minilm: Path) -> None:
+    texts = ["a cat", "a kitten", "quarterly revenue", "word " * 700]
+    found = await vectors(embedder, *texts, truncate="cut")
+    for text, vector in zip(texts, found, strict=True):
+        np.testing.assert_allclose(vector, by_hand(minilm, text), atol=1e-5)
+    assert found[0] @ found[1] == pytest.approx(0.766, abs=1e-3)
+    assert found[0] @ found[1] > 0.5 > found[0] @ found[2]
+
+
+async def test_a_long_text_is_the_mean_of_its_pieces(embedder: ModelWorker) -> None:
+    words = ["cat", "dog", "cow", "red", "blue"] * 80
+    whole = (await vectors(embedder, " ".join(words), truncate="chunk", normalize=False))[0]
+    # Each word is one token: 254 of them and two special ones fill a piece.
+    parts = await vectors(embedder, " ".join(words[:254]), " ".join(words[254:]), normalize=False)
+    np.testing.assert_allclose(whole, (parts[0] * 256 + parts[1] * 148) / 404, atol=1e-5)
+
+
+async def test_requests_that_wait_together_share_passes(embedder: ModelWorker) -> None:
+    assert embedder._loaded is not None
+    passes: list[tuple[int, int]] = []
+    embedder._loaded.model.register_forward_pre_hook(
+        lambda _, __, given: passes.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    texts = ["a", "the quick brown fox", "b c d", "one two three four five six", "e"]
+    single = [(await vectors(embedder, text))[0] for text in texts]
+    passes.clear()
+    gate = hold(embedder)
+    tasks = [asyncio.create_task(vectors(embedder, text, "again " * n)) for n, text in enumerate(texts, start=1)]
+    assert embedder._queue is not None
+    while len(embedder._queue._works) < len(tasks):
+        await asyncio.sleep(0)
+    gate.set()
+    together = await asyncio.gather(*tasks)
+    assert len(passes) < len(texts)
+    assert all(rows * width <= 64 for rows, width in passes)
+    for expected, found in zip(single, together, strict=True):
+        np.testing.assert_allclose(found[0], expected, atol=1e-5)
+
+
+async def test_a_cancelled_request_is_not_computed(embedder: ModelWorker) -> None:
+    assert embedder._loaded is not None
+    assert embedder._queue is not None
+    gate = hold(embedder)
+    task = asyncio.create_task(vectors(embedder, *(["word " * 60] * 50)))
+    while not embedder._queue._works:
+        await asyncio.sleep(0)
+    passes: list[int] = []
+    embedder._loaded.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    gate.set()
+    await vectors(embedder, "after")
+    assert len(passes) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(torch.OutOfMemoryError("CUDA out of memory"), OutOfMemoryError), (ValueError("odd"), BackendError)],
+)
+async def test_a_text_that_fails_costs_its_own_request(
+    embedder: ModelWorker, error: Exception, kind: type[Exception]
+) -> None:
+    assert embedder._loaded is not None
+    assert embedder._queue is not None
+
+    def fail(_: Any, __: Any, given: dict[str, Any]) -> None:
+        if (given["input_ids"] == 4937).any():  # "cat"
+            raise error
+
+    embedder._loaded.model.register_forward_pre_hook(fail, with_kwargs=True)
+    gate = hold(embedder)
+    tasks = [asyncio.create_task(vectors(embedder, text)) for text in ("a dog", "a cat", "a cow")]
+    while len(embedder._queue._works) < 3:
+        await asyncio.sleep(0)
+    gate.set()
+    dog, cat, cow = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(cat, kind)
+    assert isinstance(dog, np.ndarray)
+    assert isinstance(cow, np.ndarray)
+
+
+async def test_poolings_and_dimensions(embedder: ModelWorker, minilm: Path) -> None:
+    tokenizer, model = AutoTokenizer.from_pretrained(minilm), AutoModel.from_pretrained(minilm)
+    with torch.inference_mode():
+        hidden = model(**tokenizer("a small cat", return_tensors="pt")).last_hidden_state[0]
+    for pooling, expected in (("cls", hidden[0]), ("last", hidden[-1]), ("mean", hidden.mean(dim=0))):
+        found = await vectors(embedder, "a small cat", "another text that is longer", pooling=pooling, normalize=False)
+        np.testing.assert_allclose(found[0], expected.numpy(), atol=1e-5)
+    assert (await vectors(embedder, "a", dimensions=5)).shape == (1, 5)
+    for dimensions in (0, 385):
+        with pytest.raises(ParameterRangeError):
+            await vectors(embedder, "a", dimensions=dimensions)
+    with pytest.raises(RequestError):
+        await vectors(embedder, [1, 10**6])
+
+
+async def test_token_ids_are_taken_as_they_are(embedder: ModelWorker, minilm: Path) -> None:
+    ids = AutoTokenizer.from_pretrained(minilm)("a small cat")["input_ids"]
+    np.testing.assert_allclose(await vectors(embedder, ids), await vectors(embedder, "a small cat"), atol=1e-6)
+
+
+async def test_causal_models_embed_as_well(tiny_worker: tuple[ModelWorker, Answers]) -> None:
+    worker, _ = tiny_worker
+    alone = await vectors(worker, "hello")
+    together = await vectors(worker, "hello", "a longer neighbour in the same pass")
+    assert alone.shape == (1, 64)
+    np.testing.assert_allclose(alone[0], together[0], atol=1e-5)
+
+
+def test_what_a_checkpoint_says_of_itself(tmp_path: Path, minilm: Path) -> None:
+    assert own_pooling(minilm) == "mean"
+    assert own_length(minilm) == 256
+    assert own_pooling(tmp_path) == "mean"
+    assert own_length(tmp_path) is None
+    pooling = tmp_path / "1_Pooling" / "config.json"
+    pooling.parent.mkdir()
+    pooling.write_text(json.dumps({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}))
+    assert own_pooling(tmp_path) == "cls"
+    pooling.write_text(json.dumps({"pooling_mode": "lasttoken"}))
+    assert own_pooling(tmp_path) == "last"
+    pooling.write_text(json.dumps({"pooling_mode_max_tokens": True}))
+    with pytest.raises(ConfigurationError, match="max_tokens"):
+        own_pooling(tmp_path)
+    (tmp_path / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Dense"}]))
+    with pytest.raises(ConfigurationError, match="Dense"):
+        own_pooling(tmp_path)

@@ -1,0 +1,344 @@
+"""The engine under pressure: a full cache, failures at every place, names used again, and what it reports of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import torch
+
+from tests.backends.tiny import Answers, ask, reference
+from zfabric.backends.hf_transformers.cache import GrowingLayer
+from zfabric.backends.hf_transformers.options import TransformersOptions
+from zfabric.backends.hf_transformers.worker import ModelWorker
+from zfabric.errors import BackendError, OutOfMemoryError, ParameterRangeError
+from zfabric.wire.payloads import EmbedRequest
+
+Served = tuple[ModelWorker, Answers]
+Start = Callable[..., Awaitable[Served]]
+PROMPTS = ["Hello", "The quick brown fox jumps over", "a", "Once upon a time"]
+
+
+@pytest_asyncio.fixture
+async def start(tiny_llama: Path) -> AsyncIterator[Start]:
+    """Starts workers on the tiny model with options of the test's own."""
+    workers: list[ModelWorker] = []
+
+    async def start_one(**options: Any) -> Served:
+        worker = ModelWorker(TransformersOptions(model=str(tiny_llama), dtype="float32", device="cpu", **options))
+        workers.append(worker)
+        worker.steps = answers = Answers()
+        await worker.load()
+        return worker, answers
+
+    yield start_one
+    for worker in workers:
+        await worker.close()
+
+
+def hold(worker: ModelWorker) -> threading.Event:
+    """Keeps the engine's thread busy until the event is set, so that requests gather."""
+    gate = threading.Event()
+    assert worker._engine is not None
+    worker._engine.run_job(gate.wait)
+    return gate
+
+
+def causal_model(worker: ModelWorker) -> Any:
+    assert worker._loaded is not None
+    return worker._loaded.model
+
+
+async def prepared(worker: ModelWorker) -> None:
+    """Wait until the intake has done all that it was given."""
+    assert worker._engine is not None
+    await asyncio.wrap_future(worker._engine._clerk.submit(lambda: None))
+
+
+def greedy(name: str, prompt: str, count: int, **sampling: Any) -> Any:
+    return ask(name, prompt, temperature=0, max_new_tokens=count, ignore_eos=True, **sampling)
+
+
+async def test_prompts_that_come_together_are_computed_together(start: Start, tiny_llama: Path) -> None:
+    worker, answers = await start()
+    passes: list[int] = []
+    causal_model(worker).register_forward_pre_hook(
+        lambda _, __, given: passes.append(given["input_ids"].shape[0]), with_kwargs=True
+    )
+    gate = hold(worker)
+    for prompt in PROMPTS:
+        worker.begin(greedy(prompt, prompt, 8))
+    await prepared(worker)
+    gate.set()
+    await answers.until(*PROMPTS)
+    assert passes == [4] * 8
+    for prompt in PROMPTS:
+        assert answers.tokens(prompt) == reference(tiny_llama, prompt, 8)
+
+
+async def test_a_full_cache_makes_the_youngest_wait_and_changes_no_text(start: Start, tiny_llama: Path) -> None:
+    limit = 150
+    worker, answers = await start(kv_tokens_max=limit)
+    cells: list[int] = []
+    prompts: list[int] = []
+
+    def note(_: Any, __: Any, given: dict[str, Any]) -> None:
+        rows, columns = given["input_ids"].shape
+        prompts.extend([rows] * (columns > 1))
+        cells.append(given["input_ids"].shape[0] * (given["past_key_values"].get_seq_length() + 1))
+
+    causal_model(worker).register_forward_pre_hook(note, with_kwargs=True)
+    names = [f"{number} {prompt}" for number, prompt in enumerate(PROMPTS)]
+    for name in names:
+        worker.begin(greedy(name, name, 60))
+    await answers.until(*names)
+    assert answers.largest_step > 1
+    assert max(cells) <= limit
+    # A row that gave its place back was computed again.
+    assert sum(prompts) > len(names)
+    for name in names:
+        assert answers.tokens(name) == reference(tiny_llama, name, 60)
+        usage = answers.last(name).usage
+        assert usage is not None
+        assert (usage.prompt_tokens, usage.completion_tokens) == (len(name), 60)
+    assert worker.load_report().kv_blocks_free == limit
+
+
+async def test_seeded_text_survives_giving_its_place_back(start: Start) -> None:
+    texts = []
+    for limit in (130, 10_000):
+        worker, answers = await start(kv_tokens_max=limit)
+        for seed in range(3):
+            worker.begin(ask(f"s{seed}", seed=seed, max_new_tokens=50, ignore_eos=True, repetition_penalty=1.2))
+        await answers.until("s0", "s1", "s2")
+        texts.append([answers.tokens(f"s{seed}") for seed in range(3)])
+    assert texts[0] == texts[1]
+
+
+async def test_more_choices_than_places_take_turns(start: Start) -> None:
+    results = []
+    for size in (2, 8):
+        worker, answers = await start(max_batch_size=size)
+        worker.begin(ask("n", n=5, seed=1, max_new_tokens=6, ignore_eos=True, prompt_logprobs=0))
+        await answers.until("n")
+        results.append([answers.tokens("n", index) for index in range(5)])
+        assert sum(delta.prompt_logprobs is not None for delta in answers.deltas["n"]) == 1
+        usage = answers.last("n").usage
+        assert usage is not None
+        assert (usage.prompt_tokens, usage.completion_tokens) == (len("Hello there"), 30)
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "sampling"),
+    [
+        ("stop_token_ids", {"stop_token_ids": (100_000,), "min_new_tokens": 2}),
+        ("logit_bias", {"logit_bias": {100_000: 1.0}}),
+        ("logit_bias", {"logit_bias": {5: float("nan")}}),
+        ("logit_bias", {"logit_bias": {-1: 1.0}}),
+    ],
+)
+async def test_tokens_that_the_model_lacks_are_refused_by_name(
+    tiny_worker: Served, name: str, sampling: dict[str, Any]
+) -> None:
+    worker, answers = tiny_worker
+    worker.begin(ask("bad", **sampling))
+    worker.begin(greedy("good", "Hello", 3))
+    await answers.until("bad", "good")
+    error = answers.errors["bad"]
+    assert isinstance(error, ParameterRangeError)
+    assert error.details["parameter"] == name
+    assert len(answers.tokens("good")) == 3
+
+
+async def test_prompt_logprobs_of_a_long_prompt_come_in_one_piece(start: Start) -> None:
+    worker, answers = await start(prefill_chunk_tokens=32)
+    worker.begin(greedy("a", "x" * 300, 2, prompt_logprobs=2, echo=True))
+    await answers.until("a")
+    first, *others = answers.deltas["a"]
+    assert len(first.prompt_logprobs or ()) == 300
+    assert all(delta.prompt_logprobs is None for delta in others)
+    assert first.text.startswith("x" * 300)
+    assert first.token_ids
+
+
+async def test_progress_is_seen_while_a_prompt_is_computed(start: Start) -> None:
+    worker, answers = await start(prefill_chunk_tokens=16)
+    before = worker.load_report().progress or 0
+    worker.begin(greedy("a", "x" * 400, 1))
+    await answers.until("a")
+    assert (worker.load_report().progress or 0) - before >= 400 // 16
+
+
+# ── failures ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def failing(worker: ModelWorker, error: Exception, when: Callable[[int, int], bool], *, times: int = 1) -> None:
+    """Has the last layer fail in passes of such rows and columns, when the first layers have grown already."""
+    left = [times]
+
+    def fail(_: Any, arguments: tuple[Any, ...]) -> None:
+        rows, columns, _size = arguments[0].shape
+        if left[0] and when(rows, columns):
+            left[0] -= 1
+            raise error
+
+    causal_model(worker).model.layers[-1].register_forward_pre_hook(fail)
+
+
+async def test_memory_that_runs_out_in_a_step_costs_the_youngest(tiny_worker: Served, tiny_llama: Path) -> None:
+    worker, answers = tiny_worker
+    failing(worker, torch.OutOfMemoryError("CUDA out of memory. Tried"), lambda rows, columns: rows == 2)
+    worker.begin(greedy("old", "Hello", 30))
+    await answers.until("old", tokens=2)
+    worker.begin(greedy("young", "Hello you", 30))
+    await answers.until("old", "young")
+    assert isinstance(answers.errors["young"], OutOfMemoryError)
+    assert answers.tokens("old") == reference(tiny_llama, "Hello", 30)
+    worker.begin(greedy("next", "Hello you", 5))
+    await answers.until("next")
+    assert answers.tokens("next") == reference(tiny_llama, "Hello you", 5)
+
+
+async def test_memory_that_runs_out_for_a_prompt_costs_that_request(tiny_worker: Served, tiny_llama: Path) -> None:
+    worker, answers = tiny_worker
+    failing(worker, RuntimeError("DefaultCPUAllocator: can't allocate memory"), lambda rows, columns: columns > 40)
+    worker.begin(greedy("old", "Hello", 30))
+    await answers.until("old", tokens=2)
+    worker.begin(greedy("large", "x" * 100, 30))
+    await answers.until("old", "large")
+    assert isinstance(answers.errors["large"], OutOfMemoryError)
+    assert answers.tokens("old") == reference(tiny_llama, "Hello", 30)
+
+
+async def test_memory_that_runs_out_while_joining_leaves_the_batch_whole(
+    tiny_worker: Served, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, answers = tiny_worker
+    merge, calls = GrowingLayer.merge, []
+
+    def merge_once(layer: GrowingLayer, other: GrowingLayer) -> None:
+        calls.append(layer)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried")
+        merge(layer, other)
+
+    monkeypatch.setattr(GrowingLayer, "merge", merge_once)
+    worker.begin(greedy("old", "Hello", 30))
+    await answers.until("old", tokens=2)
+    worker.begin(greedy("young", "A much longer prompt, so that the batch would become wider", 30))
+    await answers.until("old", "young")
+    assert isinstance(answers.errors["young"], OutOfMemoryError)
+    assert answers.tokens("old") == reference(tiny_llama, "Hello", 30)
+
+
+async def test_a_prompt_that_fails_among_others_fails_alone(tiny_worker: Served, tiny_llama: Path) -> None:
+    worker, answers = tiny_worker
+    failing(worker, ValueError("odd"), lambda rows, columns: columns == 9, times=2)
+    gate = hold(worker)
+    for name, prompt in (("a", "Hello"), ("odd", "nine char"), ("b", "Hi")):
+        worker.begin(greedy(name, prompt, 6))
+    await prepared(worker)
+    gate.set()
+    await answers.until("a", "odd", "b")
+    assert type(answers.errors["odd"]) is BackendError
+    assert answers.tokens("a") == reference(tiny_llama, "Hello", 6)
+    assert answers.tokens("b") == reference(tiny_llama, "Hi", 6)
+
+
+async def test_a_dead_engine_is_known_and_leaves_nobody_waiting(start: Start) -> None:
+    worker, answers = await start()
+    failing(worker, ValueError("broken"), lambda rows, columns: columns == 1)
+    worker.begin(greedy("a", "Hello", 30))
+    await answers.death()
+    assert "broken" in str(answers.died)
+    with pytest.raises(BackendError):
+        await worker.embed(EmbedRequest(inputs=["a"]))
+
+
+async def test_prompts_that_all_fail_are_the_engines_fault(start: Start) -> None:
+    worker, answers = await start()
+    failing(worker, ValueError("broken"), lambda rows, columns: columns > 1, times=100)
+    for number in range(5):
+        worker.begin(greedy(f"r{number}", f"Hello {number}" + "x" * number * 20, 5))
+    await answers.death()
+    assert "broken" in str(answers.died)
+
+
+# ── cancelling ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_name_may_be_used_again_at_once(tiny_worker: Served, tiny_llama: Path) -> None:
+    worker, answers = tiny_worker
+    worker.begin(greedy("a", "Hello", 300))
+    await answers.until("a", tokens=3)
+    worker.abort("a")
+    answers.deltas.clear()
+    worker.begin(greedy("a", "The other", 12))
+    await answers.until("a")
+    assert answers.tokens("a") == reference(tiny_llama, "The other", 12)
+
+
+async def test_what_waits_and_what_is_being_computed_can_be_cancelled(start: Start) -> None:
+    worker, answers = await start(prefill_chunk_tokens=16, max_batch_size=1)
+    gate = hold(worker)
+    for name in ("a", "b", "c"):
+        worker.begin(greedy(name, name * 100, 5))
+    await prepared(worker)
+    assert worker.load_report().waiting == 3
+    worker.abort("a")
+    worker.abort("b")
+    worker.abort("unknown")
+    gate.set()
+    await answers.until("c")
+    assert set(answers.deltas) == {"c"}
+    assert worker.load_report().waiting == 0
+    assert worker.load_report().gauges["kv_tokens_free"] > 0
+
+
+async def test_the_batch_loses_a_cancelled_row_at_the_next_step(tiny_worker: Served) -> None:
+    worker, answers = tiny_worker
+    rows: list[int] = []
+    worker.begin(greedy("a", "Hello", 400))
+    worker.begin(greedy("b", "Hello", 400))
+    await answers.until("a", "b", tokens=3)
+    gate = hold(worker)
+    worker.abort("a")
+    causal_model(worker).register_forward_pre_hook(
+        lambda _, __, given: rows.append(given["input_ids"].shape[0]), with_kwargs=True
+    )
+    seen = len(answers.tokens("b"))
+    gate.set()
+    await answers.until("b", tokens=seen + 5)
+    worker.abort("b")
+    # One step may be under way when the gate is closed behind it.
+    assert set(rows[1:]) == {1}
+
+
+async def test_text_that_a_reader_of_tokens_lacks_is_made_up_for(tiny_worker: Served) -> None:
+    worker, answers = tiny_worker
+    worker.begin(greedy("whole", "Hello", 12))
+    await answers.until("whole")
+    tokens, text = answers.tokens("whole"), answers.text("whole")
+    worker.begin(greedy("rest", "Hello", 12, resume_token_ids=tokens[:8], resume_characters=2))
+    await answers.until("rest")
+    assert answers.text("rest") == text[2:]
+    assert answers.tokens("rest") == tokens[8:]
+
+
+@pytest.mark.gpu
+async def test_a_batch_on_the_device_says_what_generate_says(tiny_llama: Path) -> None:
+    worker = ModelWorker(TransformersOptions(model=str(tiny_llama), dtype="float32", device="cuda"))
+    worker.steps = answers = Answers()
+    await worker.load()
+    for prompt in PROMPTS:
+        worker.begin(greedy(prompt, prompt, 20))
+    await answers.until(*PROMPTS)
+    await worker.close()
+    for prompt in PROMPTS:
+        assert answers.tokens(prompt) == reference(tiny_llama, prompt, 20)

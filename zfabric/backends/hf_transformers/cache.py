@@ -1,0 +1,95 @@
+"""A key-value cache that grows in place.
+
+The cache of transformers appends by copying all that it holds, at every step and in every layer. This one keeps spare
+columns and copies only when they are used up, so a step writes one column whatever the length of the context.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+#: Spare columns: one copy in so many steps, and this much more memory per row.
+_SPARE_COLUMNS: Final = 128
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values of one layer, (rows, heads, columns, size). The newest column is the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._keys: Any = None
+        self._values: Any = None
+
+    def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """Append columns. Returns all keys and all values."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        present = self.get_seq_length()
+        columns = present + key_states.shape[2]
+        if self._keys is None or columns > self._keys.shape[2]:
+            self._keys = _store(key_states, key_states.shape[0], columns, self.keys if present else None)
+            self._values = _store(value_states, value_states.shape[0], columns, self.values if present else None)
+        self._keys[:, :, present:columns] = key_states
+        self._values[:, :, present:columns] = value_states
+        self._show(columns)
+        return self.keys, self.values
+
+    def crop_to(self, columns: int) -> None:
+        """Forget what was appended after so many columns."""
+        if self.get_seq_length() > columns:
+            self._show(columns)
+
+    def select(self, rows: list[int], skip: int) -> None:
+        """Go on with these rows, in this order, and without the first `skip` columns. A row may come twice."""
+        chosen = torch.tensor(rows, device=self.keys.device)
+        columns = self.keys.shape[2] - skip
+        self._replace(
+            [(self.keys[:, :, skip:].index_select(0, chosen), self.values[:, :, skip:].index_select(0, chosen))],
+            columns,
+        )
+
+    def merge(self, other: GrowingLayer) -> None:
+        """Add the rows of another layer below these. The shorter ones are padded with zeros on the left."""
+        columns = max(self.get_seq_length(), other.get_seq_length())
+        self._replace([(self.keys, self.values), (other.keys, other.values)], columns)
+
+    def undo_merge(self, rows: int, columns: int) -> None:
+        """Go back to the first rows and the last columns. Allocates nothing."""
+        skip = self.get_seq_length() - columns
+        self._keys = self._keys[:rows, :, skip:]
+        self._values = self._values[:rows, :, skip:]
+        self._show(columns)
+
+    def _replace(self, parts: list[tuple[Any, Any]], columns: int) -> None:
+        rows = sum(keys.shape[0] for keys, _ in parts)
+        self._keys = _store(parts[0][0], rows, columns, None)
+        self._values = _store(parts[0][1], rows, columns, None)
+        begin = 0
+        for keys, values in parts:
+            end = begin + keys.shape[0]
+            self._keys[begin:end, :, columns - keys.shape[2] : columns] = keys
+            self._values[begin:end, :, columns - values.shape[2] : columns] = values
+            begin = end
+        self._show(columns)
+
+    def _show(self, columns: int) -> None:
+        self.keys = self._keys[:, :, :columns]
+        self.values = self._values[:, :, :columns]
+
+
+def new_cache() -> Any:
+    """An empty cache; layers are added as the model asks for them."""
+    return Cache(layer_class_to_replicate=GrowingLayer)
+
+
+def _store(like: Any, rows: int, columns: int, present: Any) -> Any:
+    """Zeros with room to spare: what padding holds must be finite, since a masked cell is multiplied by zero."""
+    made = torch.zeros(
+        (rows, like.shape[1], columns + _SPARE_COLUMNS, like.shape[3]), dtype=like.dtype, device=like.device
+    )
+    if present is not None:
+        made[:, :, : present.shape[2]] = present
+    return made

@@ -1,0 +1,139 @@
+"""Requests for vectors that share forward passes, one between two steps of the running batch.
+
+Texts of all waiting requests take turns, so a short request does not wait for the end of a long one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import torch
+
+from zfabric.backends.hf_transformers.embedding import Embedder, Pieces
+from zfabric.errors import BackendError, OutOfMemoryError
+from zfabric.wire.payloads import EmbedResult
+
+
+class _Work:
+    """A request on its way."""
+
+    __slots__ = ("alone", "future", "left", "pieces", "todo", "vectors")
+
+    def __init__(self, pieces: Pieces) -> None:
+        self.pieces = pieces
+        self.future: Future[EmbedResult] = Future()
+        self.vectors: list[Any] = [None] * len(pieces.tokens)
+        #: Longest last: texts of like length share a pass, so little is padded.
+        self.todo = deque(sorted(range(len(pieces.tokens)), key=lambda index: len(pieces.tokens[index])))
+        self.left = len(pieces.tokens)
+        #: A pass that it was in has failed: its texts are tried one by one.
+        self.alone = False
+
+
+class EmbedQueue:
+    """Gathers texts into passes.
+
+    Args:
+        embedder: Makes vectors.
+        run_job: Runs a function on the engine's thread, between two steps.
+        batch_tokens_max: Tokens of one pass, padding included; one text may have more.
+    """
+
+    def __init__(self, embedder: Embedder, run_job: Callable[[Callable[[], Any]], Any], batch_tokens_max: int) -> None:
+        self._embedder = embedder
+        self._run_job = run_job
+        self._batch_tokens_max = batch_tokens_max
+        self._lock = threading.Lock()
+        self._works: deque[_Work] = deque()
+
+    def submit(self, pieces: Pieces) -> Future[EmbedResult]:
+        """Have vectors made. A cancelled future takes no further part."""
+        work = _Work(pieces)
+        with self._lock:
+            self._works.append(work)
+        self._schedule()
+        return work.future
+
+    def _schedule(self) -> None:
+        """Have one pass made. If the engine has ended, nobody will: say so."""
+        self._run_job(self._step).add_done_callback(self._note)
+
+    def _note(self, job: Future[None]) -> None:
+        error = job.exception()
+        if error is None:
+            return
+        with self._lock:
+            works, self._works = self._works, deque()
+        for work in works:
+            if not work.future.done():
+                work.future.set_exception(error)
+
+    def _step(self) -> None:
+        chosen = self._choose()
+        if not chosen:
+            return
+        try:
+            with torch.inference_mode():
+                tokens = [work.pieces.tokens[index] for work, index in chosen]
+                vectors = self._embedder.vectors(tokens, chosen[0][0].pieces.pooling)
+        except Exception as error:  # noqa: BLE001 — it is an answer to whose texts these are
+            self._failed(chosen, error)
+        else:
+            for (work, index), vector in zip(chosen, vectors, strict=True):
+                self._enter(work, index, vector)
+        if self._works:
+            self._schedule()
+
+    def _choose(self) -> list[tuple[_Work, int]]:
+        """Texts of one pass: in turn from each request that pools alike."""
+        chosen: list[tuple[_Work, int]] = []
+        width = 0
+        with self._lock:
+            self._works = deque(work for work in self._works if work.todo and not work.future.done())
+            others: deque[_Work] = deque()
+            while self._works:
+                work = self._works.popleft()
+                longest = max(width, len(work.pieces.tokens[work.todo[0]]))
+                if chosen and (
+                    longest * (len(chosen) + 1) > self._batch_tokens_max
+                    or work.pieces.pooling != chosen[0][0].pieces.pooling
+                    or work.alone
+                    or chosen[0][0].alone
+                ):
+                    others.append(work)
+                    continue
+                width = longest
+                chosen.append((work, work.todo.popleft()))
+                if work.todo:
+                    self._works.append(work)
+            self._works = others
+        return chosen
+
+    def _enter(self, work: _Work, index: int, vector: Any) -> None:
+        work.vectors[index] = vector
+        work.left -= 1
+        if not work.left and work.future.set_running_or_notify_cancel():
+            work.future.set_result(work.pieces.result(torch.stack(work.vectors)))
+
+    def _failed(self, chosen: list[tuple[_Work, int]], error: Exception) -> None:
+        """For want of memory, smaller passes are tried, else single texts; one that fails alone costs its request."""
+        message = str(error)
+        memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in message
+        if len(chosen) > 1:
+            if memory:
+                self._batch_tokens_max = max(1, self._batch_tokens_max // 2)
+            with self._lock:
+                for work, index in chosen:
+                    work.alone = not memory
+                    work.todo.appendleft(index)
+                    if work not in self._works:
+                        self._works.append(work)
+            return
+        work = chosen[0][0]
+        kind = OutOfMemoryError if memory else BackendError
+        if work.future.set_running_or_notify_cancel():
+            work.future.set_exception(kind(f"{type(error).__name__}: {message.partition(chr(10))[0]}"))

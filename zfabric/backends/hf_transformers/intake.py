@@ -1,0 +1,112 @@
+"""From a request to sequences that can be computed: tokens, bounds, seeds, and refusals of what cannot be honoured."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from typing import Any
+
+from zfabric.backends.hf_transformers.prompts import fit, prompt_tokens
+from zfabric.backends.hf_transformers.sequence import Answer, Sequence
+from zfabric.errors import ParameterRangeError
+from zfabric.wire.payloads import SamplingParams
+
+#: Between the seeds of two choices of one request; any odd number of many bits will do.
+_SEED_STRIDE = 0x9E3779B97F4A7C15
+
+
+class Intake:
+    """Prepares requests; it computes nothing, and runs beside the engine's thread.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        vocabulary_size: Of the model's logits.
+        context_length: Tokens of prompt and answer.
+        end_tokens: Tokens that end an answer.
+        seed: For requests without one; None draws.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        vocabulary_size: int,
+        context_length: int,
+        end_tokens: frozenset[int],
+        seed: int | None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._vocabulary_size = vocabulary_size
+        self._context_length = context_length
+        self._end_tokens = frozenset(token for token in end_tokens if 0 <= token < vocabulary_size)
+        self._seed = seed
+
+    def sequences(self, answer: Answer) -> list[Sequence]:
+        """The choices of a request, nothing computed yet; `answer.prompt` is set.
+
+        Raises:
+            FabricError: The request cannot be served: see `prompt_tokens`, `fit`; or a parameter is out of range.
+        """
+        request = answer.request
+        sampling = request.sampling
+        self._check(sampling)
+        tokens = prompt_tokens(
+            self._tokenizer, request.prompt, request.messages, request.prompt_token_ids, request.tools,
+            vocabulary_size=self._vocabulary_size,
+        )  # fmt: skip
+        answer.prompt = fit(tokens, self._context_length, truncate=sampling.truncate_prompt)
+        room = self._context_length - len(answer.prompt)
+        ends = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self._end_tokens)
+        seed = sampling.seed if sampling.seed is not None else self._seed
+        base = secrets.randbits(63) if seed is None else seed
+        echo = None
+        if sampling.echo:
+            whole = request.prompt is not None and len(answer.prompt) == len(tokens)
+            echo = request.prompt if whole else self._decode(answer.prompt, sampling)
+        banned = self._banned(sampling)
+        return [
+            Sequence(
+                answer,
+                index=index,
+                limit=min(sampling.max_new_tokens or room, room),
+                seed=base + index * _SEED_STRIDE,
+                end_tokens=ends,
+                bad_words=banned,
+                tokenizer=self._tokenizer,
+                echo=echo,
+            )
+            for index in range(sampling.n)
+        ]
+
+    def _decode(self, tokens: list[int], sampling: SamplingParams) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=sampling.skip_special_tokens))
+
+    def _banned(self, sampling: SamplingParams) -> tuple[tuple[int, ...], ...]:
+        """Tokens of each bad word, as it begins a text and as it follows a space."""
+        forms = [form for word in sampling.bad_words for form in (word, f" {word}")]
+        return tuple(dict.fromkeys(words for form in forms if (words := self._words(form))))
+
+    def _words(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _check(self, sampling: SamplingParams) -> None:
+        """What only someone who knows the vocabulary can check.
+
+        Raises:
+            ParameterRangeError: A token that the model does not have, or a bias that is not a number.
+        """
+        for name, tokens in (("stop_token_ids", sampling.stop_token_ids), ("logit_bias", sampling.logit_bias or {})):
+            for token in tokens:
+                if not 0 <= token < self._vocabulary_size:
+                    raise ParameterRangeError(
+                        f"{name} holds token {token}, it must be 0 … {self._vocabulary_size - 1}",
+                        parameter=name,
+                        value=str(token),
+                    )
+        for token, bias in (sampling.logit_bias or {}).items():
+            if math.isnan(bias) or bias == math.inf:
+                raise ParameterRangeError(
+                    f"logit_bias of token {token} is {bias}, it must be a number or -inf",
+                    parameter="logit_bias",
+                    value=str(bias),
+                )
