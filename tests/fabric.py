@@ -100,11 +100,14 @@ class Process:
         self.log = log
 
     @classmethod
-    async def start(cls, module: str, *arguments: str, directory: Path, **environment: str) -> Process:
-        """Start `python -m module arguments`."""
+    async def start(
+        cls, module: str, *arguments: str, directory: Path, prefix: tuple[str, ...] = (), **environment: str
+    ) -> Process:
+        """Start `python -m module arguments`, or have the command `prefix` start it."""
         log = directory / f"{module}-{len(list(directory.iterdir()))}.log"
         with log.open("w") as errors:
             process = await asyncio.create_subprocess_exec(
+                *prefix,
                 sys.executable,
                 "-m",
                 module,

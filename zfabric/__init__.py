@@ -10,6 +10,7 @@ from zfabric.client.results import Choice, Completion
 from zfabric.client.stream import TokenStream
 from zfabric.client.sync import BlockingStream, Client
 from zfabric.errors import FabricError
+from zfabric.transport.curve import Credentials
 from zfabric.version import __version__
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import (
@@ -33,6 +34,7 @@ __all__ = [
     "Client",
     "Completion",
     "CountRequest",
+    "Credentials",
     "Delta",
     "EmbedRequest",
     "EmbedResult",

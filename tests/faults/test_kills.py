@@ -209,7 +209,7 @@ async def test_a_storm_of_workers(ipc: str, row: Row) -> None:
         rng = random.Random(1)
         for _ in range(1_000):
             socket = context.socket(zmq.DEALER)
-            set_dealer_options(socket, rng)
+            set_dealer_options(socket, rng, None)
             socket.connect(ipc)
             sockets.append(socket)
         await asyncio.sleep(0.5)

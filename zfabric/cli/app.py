@@ -17,6 +17,7 @@ from rich.console import Console
 
 from zfabric.cli.settings import FileSettings, config_file
 from zfabric.errors import (
+    AccessError,
     ConfigurationError,
     ConnectionLostError,
     EndpointInUseError,
@@ -30,6 +31,7 @@ from zfabric.errors import (
 from zfabric.version import __version__
 
 _HINTS: Final[dict[type[FabricError], str]] = {
+    AccessError: "$ZFABRIC_KEY and $ZFABRIC_CONTROLLER_KEY name the keys; the controller's keyring says what each may",
     ConnectionLostError: "is a controller running there? start one with: zfabric-controller",
     EndpointInUseError: "stop the other controller, or choose another --endpoint",
     NameTakenError: "choose another --name, or wait until the other worker is gone",

@@ -32,6 +32,8 @@ For other hosts: `zfabric-controller --endpoint tcp://0.0.0.0:9000 --public --en
 
 Another policy: `zfabric-controller --policy power_of_two`, or your own: `--policy mypackage.policies:cheapest`
 
+With keys: `zfabric-controller --endpoint tcp://0.0.0.0:9000 --public --key c.key_secret --keyring keyring.toml`
+
 Settings come from flags, then ZFABRIC_CONTROLLER_… variables, then the [controller] table of a TOML file.
 SIGTERM drains: nothing new is taken, what runs may finish within --drain-ms, and the exit code is 0.
 """
@@ -46,6 +48,8 @@ def build(arguments: list[str]) -> cyclopts.App:
         *,
         endpoint: Annotated[tuple[str, ...], cyclopts.Parameter(consume_multiple=False)] = (),
         public: bool = False,
+        key: Path | None = None,
+        keyring: Path | None = None,
         policy: str = "shortest_queue",
         beat_ms: int = limits.BEAT_MS,
         lease_ms: int = limits.LEASE_MS,
@@ -66,6 +70,8 @@ def build(arguments: list[str]) -> cyclopts.App:
             endpoint: Where to listen; repeat for several. ipc://PATH or tcp://HOST:PORT. By default $ZFABRIC_ENDPOINT,
                 else a socket of the user's own.
             public: Allow endpoints that other hosts can reach.
+            key: The controller's secret key file, made by `zfabric keys`. With it everything is encrypted.
+            keyring: TOML file of the keys that may connect, and what each may do; goes with --key.
             policy: How a worker is chosen: a name, or module:function.
             beat_ms: Workers report so often.
             lease_ms: A worker silent for so long is removed.
@@ -92,7 +98,12 @@ def build(arguments: list[str]) -> cyclopts.App:
             client_requests_max=client_requests_max,
         )
         settings = ControllerConfig(
-            endpoints=endpoint or (default_endpoint(),), public=public, drain_ms=drain_ms, broker=broker
+            endpoints=endpoint or (default_endpoint(),),
+            public=public,
+            key=key,
+            keyring=keyring,
+            drain_ms=drain_ms,
+            broker=broker,
         )
         return run(serve(settings, log_level, log_format), use_uvloop=uvloop)
 

@@ -21,6 +21,7 @@ from zfabric.cli.settings import CONFIG_VARIABLE
 from zfabric.cli.tables import Column, print_json, show
 from zfabric.client.sync import BlockingStream, Client
 from zfabric.errors import FabricError, RequestError
+from zfabric.transport.curve import create_keys
 from zfabric.wire.payloads import Message
 
 HELP = """Look at a fabric, talk to it, and operate it.
@@ -34,7 +35,8 @@ HELP = """Look at a fabric, talk to it, and operate it.
 `zfabric chat smollm2` · `zfabric embed minilm "one text" "another" --json` · `zfabric drain worker-7`
 
 The controller is the one of --endpoint, $ZFABRIC_ENDPOINT, or this host's default. Other settings come from flags, then
-ZFABRIC_CLIENT_… variables, then the [client] table of a TOML file, which all commands share.
+ZFABRIC_CLIENT_… variables, then the [client] table of a TOML file, which all commands share. For a controller with
+keys, $ZFABRIC_KEY and $ZFABRIC_CONTROLLER_KEY name this side's secret key file and the controller's public one.
 """
 
 Endpoint = Annotated[str | None, cyclopts.Parameter(help="The controller's endpoint.")]
@@ -72,7 +74,7 @@ _WORKER_COLUMNS: Sequence[Column] = (
 
 def build(arguments: list[str]) -> cyclopts.App:
     """The parser with all commands."""
-    commands = (models, workers, status, generate, chat, embed, count, drain, operate)
+    commands = (models, workers, status, generate, chat, embed, count, drain, operate, keys)
     app = make_app("zfabric", HELP, "client", arguments, shared=_options(commands))
     for command in commands:
         app.command(command)
@@ -253,6 +255,22 @@ def operate(
             given[name] = msgspec.json.decode(value)
     with Client(endpoint) as client:
         print_json(client.operate(worker, call, model=model, **given))
+
+
+def keys(
+    name: str,
+    /,
+    *,
+    directory: Annotated[Path, cyclopts.Parameter(help="Where the two files go.")] = Path(),
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
+    """Make a key pair: NAME.key for a keyring, or for whoever dials a controller, and NAME.key_secret to keep."""
+    public, secret = create_keys(directory, name)
+    if as_json:
+        print_json({"public": str(public), "secret": str(secret)})
+        return
+    Console().print(f"public key {public}\nsecret key {secret}", highlight=False, soft_wrap=True)
 
 
 def _prompt(given: str) -> str:

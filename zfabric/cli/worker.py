@@ -20,6 +20,7 @@ from zfabric.cli.daemon import leave, on_signals, ready, run
 from zfabric.cli.logs import LogFormat, LogLevel, events, make_logger
 from zfabric.cli.settings import CONFIG_VARIABLE, config_file, read_section
 from zfabric.errors import ConfigurationError
+from zfabric.transport.curve import credentials_of
 from zfabric.transport.endpoints import default_endpoint
 from zfabric.wire.messages import ModelInfo
 from zfabric.worker.base import BaseModelWorker
@@ -64,6 +65,8 @@ class WorkerSettings:
         beats: Send beats. --no-beats registers a static worker, which is never removed for silence.
         drain_ms: How long a drain lets running requests finish.
         close_ms: How long after that an engine may take to end, or a model that is still loading to finish.
+        key: This worker's secret key file, for a controller with keys; $ZFABRIC_KEY by default.
+        controller_key: The controller's public key file; $ZFABRIC_CONTROLLER_KEY by default.
         log_level: debug, info, warning or error.
         log_format: console, json, or auto (by terminal).
         uvloop: Use uvloop where it is installed.
@@ -79,6 +82,8 @@ class WorkerSettings:
     beats: bool = True
     drain_ms: int = limits.DRAIN_MS
     close_ms: int = 10_000
+    key: Path | None = None
+    controller_key: Path | None = None
     log_level: LogLevel = "info"
     log_format: LogFormat = "auto"
     uvloop: bool = True
@@ -86,8 +91,8 @@ class WorkerSettings:
 
     def worker_config(self) -> WorkerConfig:
         """The part that the service takes."""
-        shared = {f.name: getattr(self, f.name) for f in fields(WorkerConfig)}
-        return WorkerConfig(**shared)
+        shared = {f.name: getattr(self, f.name) for f in fields(WorkerConfig) if f.name != "credentials"}
+        return WorkerConfig(**shared, credentials=credentials_of(self.key, self.controller_key))
 
 
 _SETTINGS: Final = frozenset(f.name for f in fields(WorkerSettings))

@@ -19,6 +19,7 @@ from zfabric.core.client_session import ClientSession
 from zfabric.core.pending import Pending
 from zfabric.errors import ClosedError, ConnectionLostError, FabricError, ProtocolError
 from zfabric.transport.clock import monotonic_ns
+from zfabric.transport.curve import Credentials, default_credentials
 from zfabric.transport.dealer import DealerLink
 from zfabric.transport.endpoints import default_endpoint
 from zfabric.transport.loop_timer import LoopTimer
@@ -51,10 +52,19 @@ class AsyncClient:
         connect_timeout_ms: How long requests wait for a controller that is not there, at the start or after it was
             lost, before they fail with ConnectionLostError. Within that time an outage is invisible.
         label: Shown to operators.
+        credentials: Keys for a controller that wants them; $ZFABRIC_KEY and $ZFABRIC_CONTROLLER_KEY by default.
     """
 
-    def __init__(self, endpoint: str | None = None, *, connect_timeout_ms: int = 10_000, label: str = "") -> None:
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        *,
+        connect_timeout_ms: int = 10_000,
+        label: str = "",
+        credentials: Credentials | None = None,
+    ) -> None:
         self.endpoint = endpoint or default_endpoint()
+        self._credentials = credentials or default_credentials()
         self._connect_timeout_ms = connect_timeout_ms
         self._rng = random.Random(secrets.randbits(64))
         self._session = ClientSession(instance=secrets.randbits(63), rng=self._rng, build=__version__, label=label)
@@ -80,7 +90,7 @@ class AsyncClient:
             raise ClosedError("the client is open already")
         self._loop = asyncio.get_running_loop()
         self._timer = LoopTimer(self._loop, self._tick)
-        self._link = DealerLink(self.endpoint, self, self._rng)
+        self._link = DealerLink(self.endpoint, self, self._rng, self._credentials)
 
     async def close(self) -> None:
         """End all requests with ClosedError, say goodbye, and free the socket. Safe to call twice."""
@@ -282,6 +292,9 @@ class AsyncClient:
         self._session.disconnected()
         if self._session.busy:
             self._wait_for_controller()
+
+    def link_denied(self) -> None:
+        self._session.denied(self.endpoint)
 
     def link_message(self, header: bytes, body: bytes) -> None:
         try:

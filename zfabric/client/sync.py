@@ -22,6 +22,7 @@ from zfabric.client.results import Completion
 from zfabric.core.pending import Pending
 from zfabric.errors import ClosedError, FabricError, RequestCancelledError
 from zfabric.limits import WINDOW_UNITS
+from zfabric.transport.curve import Credentials
 from zfabric.wire.payloads import Chunk, Delta, Message, Outcome
 from zfabric.wire.status import FabricStatus, ModelStatus, WorkerStatus
 
@@ -97,11 +98,20 @@ class Client:
     It belongs to the process that made it: after a fork its calls raise ClosedError, and the child makes its own.
 
     Args:
-        endpoint, connect_timeout_ms, label: As of `AsyncClient`.
+        endpoint, connect_timeout_ms, label, credentials: As of `AsyncClient`.
     """
 
-    def __init__(self, endpoint: str | None = None, *, connect_timeout_ms: int = 10_000, label: str = "") -> None:
-        self._client = AsyncClient(endpoint, connect_timeout_ms=connect_timeout_ms, label=label)
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        *,
+        connect_timeout_ms: int = 10_000,
+        label: str = "",
+        credentials: Credentials | None = None,
+    ) -> None:
+        self._client = AsyncClient(
+            endpoint, connect_timeout_ms=connect_timeout_ms, label=label, credentials=credentials
+        )
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from zfabric import limits
 from zfabric.core.broker_config import BrokerConfig
@@ -17,18 +18,24 @@ class ControllerConfig:
     Attributes:
         endpoints: Where to listen; any number. tcp beyond loopback needs `public`.
         public: Listen on addresses that other hosts can reach.
+        key: The controller's secret key file; with it every connection is encrypted and has to prove a known key.
+        keyring: File of the known keys and what they may do (`KeyRing.load`); goes with `key`.
         drain_ms: How long a drain waits for running requests.
         broker: Policy, timings and bounds of the broker.
     """
 
     endpoints: tuple[str, ...] = field(default_factory=lambda: (default_endpoint(),))
     public: bool = False
+    key: Path | None = None
+    keyring: Path | None = None
     drain_ms: int = limits.DRAIN_MS
     broker: BrokerConfig = field(default_factory=BrokerConfig)
 
     def __post_init__(self) -> None:
         if not self.endpoints:
             raise ConfigurationError("no endpoint is given, one at least is needed")
+        if (self.key is None) != (self.keyring is None):
+            raise ConfigurationError("key and keyring go together, only one of them is given")
         for endpoint in self.endpoints:
             check_endpoint(endpoint)
             if not self.public and not is_local(endpoint):

@@ -11,9 +11,11 @@ from typing import Any, Final
 
 from zfabric import limits
 from zfabric.controller.config import ControllerConfig
+from zfabric.controller.keyring import KeyRing
 from zfabric.core.broker import Broker
 from zfabric.errors import ConfigurationError
 from zfabric.transport.clock import monotonic_ns
+from zfabric.transport.curve import ControllerKeys, load_secret
 from zfabric.transport.loop_timer import LoopTimer
 from zfabric.transport.router import RouterLink
 from zfabric.version import __version__
@@ -71,7 +73,7 @@ class Controller:
         self._broker = Broker(
             self.config.broker, rng, monotonic_ns(), __version__, make_token=lambda: secrets.token_bytes(16)
         )
-        self._link = link = RouterLink(self.config.endpoints)
+        self._link = link = self._open_link(self._broker)
         self._broker.transport_figures = self._figures
         self._timer = LoopTimer(self._loop, self._tick)
         self._probe_timer = LoopTimer(self._loop, self._check_connections)
@@ -85,6 +87,16 @@ class Controller:
         self._log("listening", endpoints=list(link.endpoints), policy=self.config.broker.policy, files=link.file_limit)
         self._pump()
         return self
+
+    def _open_link(self, broker: Broker) -> RouterLink:
+        """The socket; with keys configured it knows who each peer is, and tells the broker."""
+        if self.config.key is None or self.config.keyring is None:
+            return RouterLink(self.config.endpoints)
+        ring = KeyRing.load(self.config.keyring)
+        link = RouterLink(self.config.endpoints, ControllerKeys(load_secret(self.config.key), ring.allows))
+        broker.grant_of = lambda peer: ring.grant(link.key_of(peer))
+        self._log("keys", known=len(ring), file=str(self.config.keyring))
+        return link
 
     async def __aexit__(self, *_: object) -> None:
         link, self._link = self._link, None

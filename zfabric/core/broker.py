@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Final
 
 from zfabric.core import status
+from zfabric.core.access import EVERYBODY, Grant
 from zfabric.core.broker_config import BrokerConfig
 from zfabric.core.desk import RequestDesk
 from zfabric.core.outbox import Outbox
@@ -39,6 +41,8 @@ from zfabric.wire import codec, kinds
 from zfabric.wire.messages import Answer, Beat, ClientHello, Drain, Goodbye, Load, Query, Welcome, WorkerHello
 
 Peer = ClientPeer | WorkerPeer
+#: Queries that change something.
+_OPERATOR_QUERIES: Final = frozenset({"drain", "refresh"})
 
 
 class Broker:
@@ -74,6 +78,8 @@ class Broker:
         self.workers_lost = self.clients_lost = self.bad_frames = 0
         #: The driver's own figures, shown in the status.
         self.transport_figures: Callable[[], dict[str, int]] = dict
+        #: What the key of a connection allows.
+        self.grant_of: Callable[[RoutingId], Grant] = lambda _: EVERYBODY
         self._make_token = make_token or (lambda: rng.randbytes(16))
         self._peers: dict[RoutingId, Peer] = {}
         self._faults: dict[RoutingId, int] = {}
@@ -155,6 +161,8 @@ class Broker:
 
     def _client_hello(self, sender: RoutingId, hello: ClientHello, now_ns: int) -> None:
         _check_version(hello.version, hello.build, self.build)
+        grant = self.grant_of(sender)
+        grant.check_client()
         known = self._peers.get(sender)
         if known is not None:
             raise ProtocolError("this connection has a session already")
@@ -167,7 +175,7 @@ class Broker:
             raise QuotaExceededError(
                 f"{len(self.registry.clients)} clients are connected, limit is {self.config.clients_max}"
             )
-        client = ClientPeer(self._next_session(), hello.instance, self._make_token(), sender, hello.label, now_ns)
+        client = ClientPeer(self._next_session(), hello, self._make_token(), sender, grant, now_ns)
         self.registry.clients[client.instance] = client
         self._peers[sender] = client
         self.outbox.send(sender, self._welcome(client.number, client.token))
@@ -175,6 +183,11 @@ class Broker:
 
     def _worker_hello(self, sender: RoutingId, hello: WorkerHello, now_ns: int) -> None:
         _check_version(hello.version, hello.build, self.build)
+        grant = self.grant_of(sender)
+        grant.check_worker(hello.name)
+        for info in hello.models:
+            for name in (info.name, *info.aliases):
+                grant.check_model(name)
         present = self._peers.get(sender)
         if present is not None:
             if not isinstance(present, WorkerPeer) or present.name != hello.name:
@@ -294,6 +307,8 @@ class Broker:
 
     def _query(self, client: ClientPeer, query: Query) -> None:
         try:
+            if query.what in _OPERATOR_QUERIES:
+                client.grant.check_operator(query.what)
             if query.what == "drain":
                 result: object = self._drain_worker(query.arguments)
             elif query.what == "refresh":

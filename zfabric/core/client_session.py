@@ -24,6 +24,7 @@ from zfabric.errors import (
     ConnectionLostError,
     DeadlineExceededError,
     FabricError,
+    IncorrectKeyError,
     ParameterRangeError,
     ProtocolError,
     QuotaExceededError,
@@ -104,6 +105,10 @@ class ClientSession:
         self.welcome = None
         delay_ms = 0.0 if self._connections == 1 else self._rng.uniform(0, limits.HELLO_JITTER_MS)
         self._say_hello_in(now_ns, delay_ms)
+
+    def denied(self, endpoint: str) -> None:
+        """The controller does not know this side's key: no try will do better."""
+        self.refused = IncorrectKeyError(f"the controller at {endpoint} does not know this key", endpoint=endpoint)
 
     def disconnected(self) -> None:
         """The link is down: requests wait for it to come back."""

@@ -129,9 +129,11 @@ class RequestDesk:
                 in_flight=len(client.requests),
             )
         if envelope.worker:
+            client.grant.check_operator("a call to one worker")
             if envelope.worker not in self._registry.workers:
                 raise NoWorkerError(f"no worker is named {envelope.worker!r}", worker=envelope.worker)
             return None
+        client.grant.check_model(envelope.model)
         model = self._registry.find(envelope.model)
         if model is None:
             if not self.recovering:

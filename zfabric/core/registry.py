@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from enum import IntEnum
 
+from zfabric.core.access import Grant
 from zfabric.core.dispatch import Candidates, Host
 from zfabric.core.queueing import FairQueue
 from zfabric.core.request_state import RequestState
 from zfabric.core.timers import Timer
 from zfabric.ids import RoutingId
-from zfabric.wire.messages import ModelInfo, Operation, WorkerHello
+from zfabric.wire.messages import ClientHello, ModelInfo, Operation, WorkerHello
 
 
 class WorkerState(IntEnum):
@@ -25,16 +26,17 @@ class WorkerState(IntEnum):
 class ClientPeer:
     """One client session."""
 
-    __slots__ = ("heard_ns", "instance", "label", "number", "requests", "routing_id", "since_ns", "token")
+    __slots__ = ("grant", "heard_ns", "instance", "label", "number", "requests", "routing_id", "since_ns", "token")
 
     def __init__(
-        self, number: int, instance: int, token: bytes, routing_id: RoutingId, label: str, now_ns: int
+        self, number: int, hello: ClientHello, token: bytes, routing_id: RoutingId, grant: Grant, now_ns: int
     ) -> None:
         self.number = number
-        self.instance = instance
+        self.instance = hello.instance
+        self.grant = grant
         self.token = token
         self.routing_id = routing_id
-        self.label = label
+        self.label = hello.label
         self.requests: dict[int, Request] = {}
         self.since_ns = now_ns
         self.heard_ns = now_ns

@@ -18,8 +18,9 @@ import zmq
 
 from zfabric import limits
 from zfabric.transport.context import make_context
+from zfabric.transport.curve import Credentials
 from zfabric.transport.endpoints import check_endpoint
-from zfabric.transport.monitor import UP, Monitor
+from zfabric.transport.monitor import DENIED, UP, Monitor
 from zfabric.transport.options import set_dealer_options
 
 _MORE: Final = zmq.SNDMORE | zmq.NOBLOCK
@@ -36,6 +37,9 @@ class Receiver(Protocol):
 
     def link_down(self) -> None:
         """The connection is gone; libzmq tries again by itself, for ever."""
+
+    def link_denied(self) -> None:
+        """The controller does not know this peer's key."""
 
     def link_message(self, header: bytes, body: bytes) -> None:
         """A message came."""
@@ -60,16 +64,19 @@ class DealerLink:
         endpoint: The controller's.
         receiver: Told what comes.
         rng: Chance, for the jitter of reconnects.
+        credentials: Keys for a controller that wants them.
     """
 
-    def __init__(self, endpoint: str, receiver: Receiver, rng: random.Random) -> None:
+    def __init__(
+        self, endpoint: str, receiver: Receiver, rng: random.Random, credentials: Credentials | None = None
+    ) -> None:
         self.endpoint = check_endpoint(endpoint)
         self.figures = DealerFigures()
         self._receiver = receiver
         self._loop = asyncio.get_running_loop()
         self._context = make_context()
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
-        set_dealer_options(self._socket, rng)
+        set_dealer_options(self._socket, rng, credentials)
         self._monitor = Monitor(self._socket)
         self._outbox: deque[tuple[bytes, bytes]] = deque()
         self._connected = False
@@ -187,6 +194,8 @@ class DealerLink:
                 self._connected = True
                 self.figures.connections += 1
                 self._receiver.link_up()
+            elif kind == DENIED:
+                self._receiver.link_denied()
             elif self._connected:
                 self._connected = False
                 self._outbox.clear()

@@ -9,10 +9,12 @@ import zmq
 
 #: The monitor's event frame: event number, then its value.
 _EVENT: Final = struct.Struct("=Hi")
-_EVENTS: Final = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+_EVENTS: Final = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_DISCONNECTED
 
 UP: Final = 1
 DOWN: Final = 2
+#: The controller does not know this peer's key.
+DENIED: Final = 3
 
 
 class Monitor:
@@ -35,7 +37,7 @@ class Monitor:
         return int(self._pair.getsockopt(zmq.FD))
 
     def read(self) -> list[tuple[int, int]]:
-        """All events since the last call, as (UP or DOWN, the connection's file descriptor)."""
+        """All events since the last call, as (UP, DOWN or DENIED, the connection's file descriptor)."""
         events: list[tuple[int, int]] = []
         while True:
             try:
@@ -47,6 +49,8 @@ class Monitor:
                 events.append((UP, value))
             elif event == zmq.EVENT_DISCONNECTED:
                 events.append((DOWN, value))
+            elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                events.append((DENIED, value))
 
     def close(self) -> None:
         """Stop watching."""

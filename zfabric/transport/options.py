@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import random
-from typing import Final
 
 import zmq
 
 from zfabric import limits
-
-#: A domain makes libzmq ask the ZAP handler even without keys, and with a handler only ZMTP 3 gets through: without
-#: one, older handshakes and plain garbage would surface as messages.
-ZAP_DOMAIN: Final = b"zfabric"
+from zfabric.transport.curve import ZAP_DOMAIN, ControllerKeys, Credentials, set_controller_keys, set_credentials
 
 
-def set_router_options(socket: zmq.Socket[bytes]) -> None:
+def set_router_options(socket: zmq.Socket[bytes], keys: ControllerKeys | None) -> None:
     """Options of the controller's socket."""
     _set_common(socket)
     # An unknown peer raises EHOSTUNREACH and a full one EAGAIN, instead of a silent drop: both are events for the core.
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     # With handover the newest connection could take another's identity. Peers set none; the ROUTER assigns.
     socket.setsockopt(zmq.ROUTER_HANDOVER, 0)
-    socket.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+    socket.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN.encode())
+    if keys is not None:
+        set_controller_keys(socket, keys)
     # The kernel's default of 100 is too short for a thousand peers that return at once.
     socket.setsockopt(zmq.BACKLOG, 4_096)
 
 
-def set_dealer_options(socket: zmq.Socket[bytes], rng: random.Random) -> None:
+def set_dealer_options(socket: zmq.Socket[bytes], rng: random.Random, credentials: Credentials | None) -> None:
     """Options of a client's or worker's socket."""
     _set_common(socket)
+    if credentials is not None:
+        set_credentials(socket, credentials)
     socket.setsockopt(zmq.IPV6, 1)
     # Nothing is queued for a controller that is not there: the sessions know what to send to the next one.
     socket.setsockopt(zmq.IMMEDIATE, 1)

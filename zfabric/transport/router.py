@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from typing import IO, Final, cast
 
 import zmq
-from zmq.auth.thread import ThreadAuthenticator
 
 from zfabric import limits
 from zfabric.errors import ConfigurationError, EndpointInUseError
 from zfabric.ids import RoutingId
 from zfabric.transport.context import make_context, raise_file_limit
+from zfabric.transport.curve import ControllerKeys, start_authenticator
 from zfabric.transport.endpoints import ipc_path, prepare_ipc_directory
 from zfabric.transport.monitor import DOWN, Monitor
-from zfabric.transport.options import ZAP_DOMAIN, set_router_options
+from zfabric.transport.options import set_router_options
 from zfabric.wire.kinds import BEAT, CLIENT_HELLO, SUBMIT, WORKER_HELLO
 
 #: A message in: from whom, header, body. A large SUBMIT's body stays where libzmq has it (a zmq.Frame).
@@ -53,25 +53,25 @@ class RouterLink:
 
     Args:
         endpoints: Where to listen. An ipc socket is guarded by a lock, since libzmq would silently steal it.
+        keys: Encrypt, and let only known keys in; None lets everybody in.
 
     Raises:
         EndpointInUseError: Another controller has the endpoint.
         ConfigurationError: The endpoint cannot be bound.
     """
 
-    def __init__(self, endpoints: tuple[str, ...]) -> None:
+    def __init__(self, endpoints: tuple[str, ...], keys: ControllerKeys | None = None) -> None:
         self.figures = RouterFigures()
         self.file_limit = raise_file_limit()
         self._locks: list[tuple[IO[str], str]] = []
         self._context = make_context()
-        self._authenticator = ThreadAuthenticator(self._context)
-        self._authenticator.start()
-        self._authenticator.configure_curve(domain=ZAP_DOMAIN.decode())
+        self._authenticator = start_authenticator(self._context, keys)
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
-        set_router_options(self._socket)
+        set_router_options(self._socket, keys)
         self._monitor = Monitor(self._socket)
         self._descriptors: dict[int, set[RoutingId]] = {}
         self._descriptor_of: dict[RoutingId, int] = {}
+        self._keys: dict[RoutingId, bytes] = {}
         self._parked: dict[RoutingId, deque[tuple[bytes, bytes]]] = {}
         self._parked_bytes: dict[RoutingId, int] = {}
         self._suspects: list[tuple[int, RoutingId]] = []
@@ -148,7 +148,7 @@ class RouterLink:
         """The body of a message that may be large, or that opens a session."""
         frame = self._socket.recv(zmq.NOBLOCK, copy=False)
         if kind != SUBMIT:
-            self._note_descriptor(sender, frame)
+            self._note_peer(sender, frame)
         elif len(frame) > _COPY_BYTES_MAX:
             return frame  # type: ignore[return-value]
         return frame.bytes
@@ -222,6 +222,7 @@ class RouterLink:
         """Drop what is parked and known of a peer."""
         self._parked.pop(peer, None)
         self._parked_bytes.pop(peer, None)
+        self._keys.pop(peer, None)
         descriptor = self._descriptor_of.pop(peer, None)
         if descriptor is not None:
             peers = self._descriptors.get(descriptor)
@@ -232,7 +233,13 @@ class RouterLink:
 
     # ── lost connections ────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _note_descriptor(self, peer: RoutingId, frame: zmq.Frame) -> None:
+    def key_of(self, peer: RoutingId) -> bytes:
+        """The public key (Z85) of a peer that has said HELLO; empty without encryption."""
+        return self._keys.get(peer, b"")
+
+    def _note_peer(self, peer: RoutingId, frame: zmq.Frame) -> None:
+        with contextlib.suppress(zmq.ZMQError, ValueError):
+            self._keys[peer] = str(frame.get("User-Id")).encode()
         with contextlib.suppress(zmq.ZMQError, ValueError):
             descriptor = int(frame.get("__fd"))
             self._descriptors.setdefault(descriptor, set()).add(peer)

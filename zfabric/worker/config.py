@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from zfabric import limits
 from zfabric.errors import ConfigurationError
+from zfabric.transport.curve import Credentials, default_credentials
 from zfabric.transport.endpoints import check_endpoint, default_endpoint
 
 
@@ -27,6 +28,7 @@ class WorkerConfig:
         speed: Relative speed for `lottery` and `shortest_queue`.
         stream_interval: Tokens gathered into one delta after the first, which is never held back; 1 is each.
         beats: False registers a static worker, which is never removed for silence.
+        credentials: Keys for a controller that wants them.
         drain_ms: How long a drain lets running requests finish before it hands them back.
     """
 
@@ -36,6 +38,7 @@ class WorkerConfig:
     speed: float = 1.0
     stream_interval: int = 1
     beats: bool = True
+    credentials: Credentials | None = field(default_factory=default_credentials)
     drain_ms: int = limits.DRAIN_MS
 
     def __post_init__(self) -> None:

@@ -10,7 +10,14 @@ from contextlib import aclosing
 from typing import Any, Final
 
 from zfabric.core.worker_session import Begin, DrainAsked, Order, Refused, Registered, Stop, WorkerSession
-from zfabric.errors import BackendError, ConfigurationError, FabricError, UnknownModelError, WorkerLostError
+from zfabric.errors import (
+    BackendError,
+    ConfigurationError,
+    FabricError,
+    IncorrectKeyError,
+    UnknownModelError,
+    WorkerLostError,
+)
 from zfabric.transport.clock import monotonic_ns
 from zfabric.transport.dealer import DealerLink
 from zfabric.transport.loop_timer import LoopTimer
@@ -88,7 +95,7 @@ class WorkerService:
         self._timer = LoopTimer(self._loop, self._tick)
         try:
             await self._load()
-            self._link = DealerLink(self.config.endpoint, self, rng)
+            self._link = DealerLink(self.config.endpoint, self, rng, self.config.credentials)
             await self._stopping.wait()
         finally:
             await self._close()
@@ -160,6 +167,10 @@ class WorkerService:
     def link_down(self) -> None:
         self._log("disconnected", endpoint=self.config.endpoint, running=len(self._session.streams))
         self._session.disconnected()
+
+    def link_denied(self) -> None:
+        endpoint = self.config.endpoint
+        self.die(IncorrectKeyError(f"the controller at {endpoint} does not know this key", endpoint=endpoint))
 
     def link_message(self, header: bytes, body: bytes) -> None:
         try:

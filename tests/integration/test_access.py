@@ -1,0 +1,217 @@
+"""Keys: who gets in, and what each may do. One controller with a keyring, real sockets, encrypted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fabric import Fabric, at_rest, words
+from zfabric import AsyncClient, Client, Credentials
+from zfabric.backends.echo import EchoOptions, EchoWorker
+from zfabric.controller.config import ControllerConfig
+from zfabric.controller.keyring import KeyRing
+from zfabric.controller.service import Controller
+from zfabric.core.broker_config import BrokerConfig
+from zfabric.errors import (
+    ConfigurationError,
+    ConnectionLostError,
+    IncorrectKeyError,
+    PermissionDeniedError,
+    UnsupportedOperationError,
+)
+from zfabric.transport.curve import create_keys
+
+KEYRING = """
+[backend]
+role = "client"
+key = "backend.key"
+
+[narrow]
+role = "client"
+key = "narrow.key"
+models = ["other-*"]
+
+[gpu]
+role = "worker"
+key = "gpu.key"
+models = ["echo", "other-*"]
+workers = ["gpu-*"]
+
+[admin]
+role = "operator"
+key = "admin.key"
+"""
+NAMES = ("controller", "backend", "narrow", "gpu", "admin", "stranger")
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with everybody's keys and the keyring."""
+    directory = tmp_path_factory.mktemp("keys")
+    for name in NAMES:
+        create_keys(directory, name)
+    (directory / "keyring.toml").write_text(KEYRING)
+    return directory
+
+
+def credentials(keys: Path, name: str, controller: str = "controller") -> Credentials:
+    return Credentials.load(keys / f"{name}.key_secret", keys / f"{controller}.key")
+
+
+@contextlib.asynccontextmanager
+async def guarded(endpoint: str, keys: Path) -> AsyncIterator[Fabric]:
+    """A controller with keys, and one worker that has one."""
+    config = ControllerConfig(
+        endpoints=(endpoint,),
+        key=keys / "controller.key_secret",
+        keyring=keys / "keyring.toml",
+        broker=BrokerConfig(recovery_ms=0),
+    )
+    async with Controller(config) as controller:
+        made = Fabric(controller.endpoints[0], controller)
+        await made.add_worker("gpu-0", credentials=credentials(keys, "gpu"))
+        try:
+            yield made
+            await at_rest(controller)
+        finally:
+            for name in list(made.services):
+                await made.remove_worker(name)
+
+
+async def test_a_known_key_gets_its_answer(endpoint: str, keys: Path) -> None:
+    async with guarded(endpoint, keys) as made:
+        async with AsyncClient(made.endpoint, credentials=credentials(keys, "backend")) as client:
+            completion = await client.generate("echo", "secret words", max_new_tokens=50)
+        assert completion.text == words("secret words", 50)
+
+
+async def test_the_blocking_client_takes_its_keys_from_the_environment(
+    ipc: str, keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with guarded(ipc, keys) as made:
+        monkeypatch.setenv("ZFABRIC_KEY", str(keys / "backend.key_secret"))
+        monkeypatch.setenv("ZFABRIC_CONTROLLER_KEY", str(keys / "controller.key"))
+
+        def ask() -> str:
+            with Client(made.endpoint) as client:
+                return client.generate("echo", "a b", max_new_tokens=4).text
+
+        assert await asyncio.to_thread(ask) == "a b a b "
+
+
+async def test_a_stranger_is_told_so_and_harms_nobody(endpoint: str, keys: Path) -> None:
+    async with guarded(endpoint, keys) as made:
+        async with AsyncClient(made.endpoint, credentials=credentials(keys, "stranger")) as stranger:
+            with pytest.raises(IncorrectKeyError, match="does not know this key"):
+                await stranger.generate("echo", "x", max_new_tokens=1)
+        assert made.controller.broker.registry.clients == {}
+
+
+@pytest.mark.parametrize("controller", ["stranger", None])
+async def test_without_the_right_controller_key_nothing_connects(ipc: str, keys: Path, controller: str | None) -> None:
+    own = credentials(keys, "backend", controller) if controller else None
+    async with (
+        guarded(ipc, keys) as made,
+        AsyncClient(made.endpoint, connect_timeout_ms=300, credentials=own) as client,
+    ):
+        with pytest.raises(ConnectionLostError):
+            await client.generate("echo", "x", max_new_tokens=1)
+        assert made.controller.broker.registry.clients == {}
+
+
+async def test_a_client_is_kept_to_its_models(ipc: str, keys: Path) -> None:
+    async with guarded(ipc, keys) as made:
+        await made.add_worker(
+            "gpu-1", EchoWorker(EchoOptions(model_names=("other-one",))), credentials=credentials(keys, "gpu")
+        )
+        async with AsyncClient(made.endpoint, credentials=credentials(keys, "narrow")) as client:
+            with pytest.raises(PermissionDeniedError, match="no access to model 'echo'"):
+                await client.generate("echo", "x", max_new_tokens=1)
+            assert (await client.generate("other-one", "x", max_new_tokens=1)).text == "x "
+
+
+async def _operate(client: AsyncClient, act: str) -> Any:
+    if act == "drain":
+        return await client.drain_worker("gpu-1")
+    return await (client.refresh() if act == "refresh" else client.operate("gpu-1", "reset"))
+
+
+@pytest.mark.parametrize("act", ["drain", "refresh", "operate"])
+async def test_operating_needs_an_operators_key(ipc: str, keys: Path, act: str) -> None:
+    async with guarded(ipc, keys) as made:
+        await made.add_worker("gpu-1", credentials=credentials(keys, "gpu"))
+        async with AsyncClient(made.endpoint, credentials=credentials(keys, "backend")) as client:
+            with pytest.raises(PermissionDeniedError, match="needs an operator's key"):
+                await _operate(client, act)
+            assert len(await client.workers()) == 2
+        async with AsyncClient(made.endpoint, credentials=credentials(keys, "admin")) as operator:
+            # Echo has no calls: that its worker says so shows that the call came through.
+            refusal = pytest.raises(UnsupportedOperationError) if act == "operate" else contextlib.nullcontext()
+            with refusal:
+                await _operate(operator, act)
+            assert (await operator.generate("echo", "x", max_new_tokens=1)).text == "x "
+
+
+@pytest.mark.parametrize(
+    ("holder", "name", "model", "reason"),
+    [
+        ("backend", "gpu-1", "echo", "is not a worker's"),
+        ("gpu", "cpu-1", "echo", "may not name a worker"),
+        ("gpu", "gpu-1", "foreign", "no access to model"),
+    ],
+)
+async def test_a_worker_is_what_its_key_says(
+    ipc: str, keys: Path, holder: str, name: str, model: str, reason: str
+) -> None:
+    async with guarded(ipc, keys) as made:
+        with pytest.raises(PermissionDeniedError, match=reason):
+            await made.add_worker(
+                name, EchoWorker(EchoOptions(model_names=(model,))), credentials=credentials(keys, holder)
+            )
+        made.services.pop(name)
+        assert set(made.controller.broker.registry.workers) == {"gpu-0"}
+
+
+async def test_a_worker_cannot_pose_as_a_client(ipc: str, keys: Path) -> None:
+    async with guarded(ipc, keys) as made, AsyncClient(made.endpoint, credentials=credentials(keys, "gpu")) as client:
+        with pytest.raises(PermissionDeniedError, match="is not a client's"):
+            await client.generate("echo", "x", max_new_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "names no key"),
+        ("[a]\nrole = 'king'\nkey = 'backend.key'", "king"),
+        ("[a]\nrole = 'client'", "key"),
+        ("[a]\nrole = 'client'\nkey = 'missing.key'", "missing.key"),
+        ("[a]\nrole = 'client'\nkey = 'short'", "5 characters"),
+        ("[a]\nrole = 'client'\nkey = 'backend.key'\n[b]\nrole = 'worker'\nkey = 'backend.key'", "has the key of"),
+        ("[a]\nrole = 'client'\nkey = 'backend.key'\nmodel = 'x'", "model"),
+        ("a = [", "cannot be read"),
+    ],
+)
+def test_a_wrong_keyring_names_the_place(keys: Path, text: str, reason: str) -> None:
+    path = keys / "wrong.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match=reason):
+        KeyRing.load(path)
+
+
+def test_a_secret_is_neither_shown_nor_shared_nor_replaced(keys: Path) -> None:
+    own = credentials(keys, "backend")
+    assert own.keys.secret.decode() not in repr(own)
+    with pytest.raises(ConfigurationError, match="never overwritten"):
+        create_keys(keys, "backend")
+    with pytest.raises(ConfigurationError, match="no secret key"):
+        Credentials.load(keys / "backend.key", keys / "controller.key")
+    public = keys / "open.key_secret"
+    public.write_text((keys / "backend.key_secret").read_text())
+    public.chmod(0o644)
+    with pytest.raises(ConfigurationError, match="0600"):
+        Credentials.load(public, keys / "controller.key")

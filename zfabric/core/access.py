@@ -1,0 +1,76 @@
+"""Who may do what: the grant of a key, and the checks that a broker makes against it.
+
+A grant is looked up once, when a session opens. The session is the connection, and the connection's key cannot change, so
+nobody can act for another peer later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from typing import Final
+
+from zfabric.errors import PermissionDeniedError
+
+
+class Role(StrEnum):
+    """What a peer is to the fabric. An operator is a client that may also drain, refresh and call workers."""
+
+    CLIENT = "client"
+    WORKER = "worker"
+    OPERATOR = "operator"
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What one key allows.
+
+    Attributes:
+        name: Of the key's holder, for messages.
+        roles: What it may be.
+        models: Patterns, as of a shell: a client may ask these models only, a worker may serve these only.
+        workers: Patterns of the names that a worker may take.
+    """
+
+    name: str
+    roles: frozenset[Role]
+    models: tuple[str, ...] = ("*",)
+    workers: tuple[str, ...] = ("*",)
+
+    @property
+    def is_client(self) -> bool:
+        """Whether it may submit requests."""
+        return Role.CLIENT in self.roles or Role.OPERATOR in self.roles
+
+    def check_client(self) -> None:
+        """Raises: PermissionDeniedError, it may not submit requests."""
+        if not self.is_client:
+            raise PermissionDeniedError(f"key {self.name!r} is not a client's", key=self.name)
+
+    def check_operator(self, what: str) -> None:
+        """Raises: PermissionDeniedError, it may not operate the fabric."""
+        if Role.OPERATOR not in self.roles:
+            raise PermissionDeniedError(f"{what} needs an operator's key, key {self.name!r} is none", key=self.name)
+
+    def check_worker(self, worker: str) -> None:
+        """Raises: PermissionDeniedError, it may not be a worker, or not one of this name."""
+        if Role.WORKER not in self.roles:
+            raise PermissionDeniedError(f"key {self.name!r} is not a worker's", key=self.name)
+        if not _matches(worker, self.workers):
+            raise PermissionDeniedError(f"key {self.name!r} may not name a worker {worker!r}", key=self.name)
+
+    def check_model(self, model: str) -> None:
+        """Raises: PermissionDeniedError, it has nothing to do with this model."""
+        if not _matches(model, self.models):
+            raise PermissionDeniedError(
+                f"key {self.name!r} has no access to model {model!r}", key=self.name, model=model
+            )
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(pattern == "*" or fnmatchcase(name, pattern) for pattern in patterns)
+
+
+#: Everybody's grant on a fabric without keys.
+EVERYBODY: Final = Grant("everybody", frozenset(Role))
