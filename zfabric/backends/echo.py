@@ -7,6 +7,7 @@ is a function of its prompt and its position, and any worker can go on where ano
 from __future__ import annotations
 
 import asyncio
+import math
 import struct
 import zlib
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class EchoOptions:
     Attributes:
         model_names: Names it serves; the first is the model, the others aliases.
         tokens_per_second: Per stream; 0 is as fast as the event loop turns.
+        aligned: Paced streams all step at the same moments, as an engine's batch does.
         first_token_ms: Time before the first token, as a prefill would take.
         context_length: Tokens of prompt and answer together.
         dimensions: Length of its embeddings.
@@ -40,6 +42,7 @@ class EchoOptions:
 
     model_names: tuple[str, ...] = ("echo",)
     tokens_per_second: float = 0.0
+    aligned: bool = False
     first_token_ms: float = 0.0
     context_length: int = 1_000_000
     dimensions: int = 8
@@ -112,6 +115,8 @@ class EchoWorker(BaseModelWorker):
         tokens = _prompt_tokens(request.prompt, request.messages, request.prompt_token_ids)
         _check_context(len(tokens), self.options.context_length)
         due = asyncio.get_running_loop().time() + self.options.first_token_ms / 1_000
+        if self.options.aligned and self.options.tokens_per_second:
+            due = math.ceil(due * self.options.tokens_per_second) / self.options.tokens_per_second
         self._streams[request.request_id] = _Stream(tokens, request, due, self.options.context_length)
         self._wake.set()
 

@@ -1,0 +1,25 @@
+"""zfabric's own client."""
+
+from __future__ import annotations
+
+from bench.adapters import Arrived
+from zfabric import AsyncClient
+
+
+class FabricAdapter:
+    """`AsyncClient.stream`, read as the README shows."""
+
+    async def open(self, target: str) -> None:
+        self._client = AsyncClient(target)
+        self._client.open()
+        await self._client.status()
+
+    async def ask(self, prompt: str, tokens: int, arrived: Arrived) -> None:
+        async for delta in self._client.stream("echo", prompt, max_new_tokens=tokens):
+            arrived(len(delta.token_ids))
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+make = FabricAdapter

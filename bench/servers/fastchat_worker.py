@@ -1,0 +1,54 @@
+"""The engine behind FastChat's controller: its worker's HTTP interface as a bare ASGI application.
+
+FastChat's own workers answer with the whole text so far in each document; so does this one. Registration is one POST to
+the controller, without heartbeats, which costs FastChat nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import urllib.request
+from typing import Any
+
+import orjson
+
+from bench.servers.asgi_echo import Receive, Send
+
+_JSON = [(b"content-type", b"application/json")]
+
+
+def register(controller: str, own: str) -> None:
+    """Tell the controller of this worker."""
+    status = {"model_names": ["echo"], "speed": 1, "queue_length": 0}
+    body = {"worker_name": own, "check_heart_beat": False, "worker_status": status, "multimodal": False}
+    request = urllib.request.Request(  # noqa: S310
+        f"{controller}/register_worker", orjson.dumps(body), {"content-type": "application/json"}
+    )
+    urllib.request.urlopen(request, timeout=20).read()  # noqa: S310
+
+
+async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    """The application."""
+    if scope["type"] == "lifespan":
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        return
+    if scope["path"] != "/worker_generate_stream":
+        status = {"model_names": ["echo"], "speed": 1, "queue_length": 0}
+        await send({"type": "http.response.start", "status": 200, "headers": _JSON})
+        await send({"type": "http.response.body", "body": orjson.dumps(status)})
+        return
+    request = orjson.loads((await receive())["body"])
+    words = request["prompt"].split() or [""]
+    await send({"type": "http.response.start", "status": 200, "headers": _JSON})
+    text = ""
+    for position in range(int(request["max_new_tokens"])):
+        text += words[position % len(words)] + " "
+        usage = {"prompt_tokens": len(words), "completion_tokens": position + 1}
+        document = orjson.dumps({"text": text, "error_code": 0, "usage": usage, "finish_reason": None}) + b"\0"
+        await send({"type": "http.response.body", "body": document, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+if "FASTCHAT_CONTROLLER" in os.environ:
+    register(os.environ["FASTCHAT_CONTROLLER"], os.environ["FASTCHAT_OWN"])
