@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from zfabric.backends.hf_api.models_file import Server, Upstream
 from zfabric.errors import UnsupportedOperationError
-from zfabric.wire.payloads import GenerateRequest, SamplingParams
+from zfabric.wire.payloads import GenerateRequest, Message, SamplingParams
 
 _COMMON: Final = frozenset({"temperature", "top_p", "max_new_tokens", "stop", "seed"})
 _OPENAI: Final = _COMMON | {"presence_penalty", "frequency_penalty", "n", "logprobs", "logit_bias"}
@@ -48,6 +48,11 @@ def path_of(upstream: Upstream) -> str:
     return {"chat": "/chat/completions", "completions": "/completions"}.get(upstream.protocol, "")
 
 
+def as_chat(prompt: str) -> list[Message]:
+    """A prompt, where only chats are spoken."""
+    return [{"role": "user", "content": prompt}]
+
+
 def body_of(upstream: Upstream, request: GenerateRequest, prompt: str | list[int] | None) -> dict[str, Any]:
     """The body of a streaming request. `prompt` replaces the request's own where a tokenizer made it.
 
@@ -58,7 +63,7 @@ def body_of(upstream: Upstream, request: GenerateRequest, prompt: str | list[int
         return _tgi(upstream, request, prompt)
     body: dict[str, Any] = {"model": upstream.model, "stream": True}
     if upstream.protocol == "chat":
-        body["messages"] = request.messages or [{"role": "user", "content": _text(upstream, request.prompt)}]
+        body["messages"] = request.messages or as_chat(_text(upstream, request.prompt))
         if request.tools:
             body["tools"] = request.tools
         if request.response_format:

@@ -13,11 +13,20 @@ from zfabric.backends.hf_api.answers import AnswerReader
 from zfabric.backends.hf_api.channel import CLOSE_WAIT_S, USAGE_WAIT_S, AttemptError, Channel
 from zfabric.backends.hf_api.embeddings import embed
 from zfabric.backends.hf_api.models_file import Upstream, read_models_file
-from zfabric.backends.hf_api.requests import body_of, parameters_of, path_of
+from zfabric.backends.hf_api.requests import as_chat, body_of, parameters_of, path_of
 from zfabric.backends.hf_api.tokens import Tokenizer
 from zfabric.errors import UnknownModelError, UnsupportedOperationError
 from zfabric.wire.messages import ModelInfo
-from zfabric.wire.payloads import ALL_PARAMETERS, CountRequest, Delta, EmbedRequest, EmbedResult, GenerateRequest, Usage
+from zfabric.wire.payloads import (
+    ALL_PARAMETERS,
+    CountRequest,
+    Delta,
+    EmbedRequest,
+    EmbedResult,
+    GenerateRequest,
+    Message,
+    Usage,
+)
 from zfabric.worker.base import BaseModelWorker, EngineLoad
 
 
@@ -168,7 +177,7 @@ class HuggingfaceApiWorker(BaseModelWorker):
                 operation="count_tokens",
                 model=upstream.name,
             )
-        return len(await asyncio.to_thread(tokenizer.prompt, request.prompt, request.messages))
+        return len(await asyncio.to_thread(tokenizer.prompt, *_asked(upstream, request)))
 
     def _channel(self, model: str) -> Channel:
         channel = self._by_name.get(model) if model else next(iter(self._channels.values()), None)
@@ -216,10 +225,17 @@ class HuggingfaceApiWorker(BaseModelWorker):
             return Usage(prompt, reader.tokens + resumed, estimated=True)
 
         def count() -> Usage:
-            before = prompt or len(tokenizer.prompt(request.prompt, request.messages, request.tools))
+            before = prompt or len(tokenizer.prompt(*_asked(upstream, request), request.tools))
             return Usage(before, tokenizer.count_text(reader.text) + resumed, estimated=True)
 
         return await asyncio.to_thread(count)
+
+
+def _asked(upstream: Upstream, request: GenerateRequest | CountRequest) -> tuple[str | None, list[Message] | None]:
+    """Prompt and messages as the server sees them: where only chats are spoken, a prompt goes as one message."""
+    if upstream.protocol == "chat" and request.prompt is not None:
+        return None, as_chat(request.prompt)
+    return request.prompt, request.messages
 
 
 async def _deltas(channel: Channel, path: str, body: dict[str, Any], reader: AnswerReader) -> AsyncIterator[Delta]:
