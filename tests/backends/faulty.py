@@ -47,9 +47,12 @@ class FaultyServer:
     url: str = ""
     scripts: list[Script] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
-    closed: asyncio.Event = field(default_factory=asyncio.Event)
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.tasks.append(task)
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             length = next((int(x.partition(":")[2]) for x in head.splitlines() if x.lower().startswith("content-l")), 0)
@@ -73,6 +76,8 @@ async def faulty(*scripts: Script) -> AsyncIterator[FaultyServer]:
         server.close()
         for asked in made.asked:
             asked.writer.close()
+        async with asyncio.timeout(10):
+            await asyncio.gather(*made.tasks)
 
 
 def chat_event(text: str | None = None, finish: str | None = None, **more: Any) -> bytes:
