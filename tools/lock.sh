@@ -19,4 +19,4 @@ trap 'rm -f "$torch"' EXIT
 echo "torch==2.13.0" > "$torch"
 compile core --extra cli
 compile demo --extra cli --extra transformers --constraint "$torch"
-compile test --extra cli --extra transformers --extra test --constraint "$torch"
+compile test --extra cli --extra hf-api --extra transformers --extra test --constraint "$torch"

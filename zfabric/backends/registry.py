@@ -10,6 +10,7 @@ from zfabric.worker.base import BaseModelWorker
 
 BACKENDS: Final[dict[str, str]] = {
     "echo": "zfabric.backends.echo:EchoWorker",
+    "hf-api": "zfabric.backends.hf_api.worker:HuggingfaceApiWorker",
     "transformers": "zfabric.backends.hf_transformers.worker:ModelWorker",
 }
 

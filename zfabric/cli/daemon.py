@@ -58,6 +58,22 @@ def on_signals(drain: Callable[[], Awaitable[object]]) -> None:
         loop.add_signal_handler(number, received, number)
 
 
+def on_hangup(reload: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """SIGHUP calls `reload`; one that comes while it runs leads to another run after it."""
+    loop = asyncio.get_running_loop()
+    wanted = asyncio.Event()
+
+    async def reloading() -> None:
+        while True:
+            await wanted.wait()
+            wanted.clear()
+            await reload()
+
+    # The loop itself keeps no task alive.
+    task = loop.create_task(reloading(), name="reload")
+    loop.add_signal_handler(signal.SIGHUP, lambda: None if task.done() else wanted.set())
+
+
 def leave(code: int) -> None:
     """End the process now, without waiting for threads, which nobody can interrupt."""
     for stream in (sys.stdout, sys.stderr):

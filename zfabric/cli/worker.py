@@ -16,7 +16,7 @@ import cyclopts
 from zfabric import limits
 from zfabric.backends.registry import BACKENDS, backend_class
 from zfabric.cli.app import make_app, run_app
-from zfabric.cli.daemon import leave, on_signals, ready, run
+from zfabric.cli.daemon import leave, on_hangup, on_signals, ready, run
 from zfabric.cli.logs import LogFormat, LogLevel, events, make_logger
 from zfabric.cli.settings import CONFIG_VARIABLE, config_file, read_section
 from zfabric.errors import ConfigurationError
@@ -30,7 +30,7 @@ from zfabric.worker.service import WorkerService
 #: Between the descriptions of two backends of one process.
 AND: Final = "--and"
 #: What brings the modules that a backend needs.
-_EXTRAS: Final = {"transformers": "zfabric[transformers]"}
+_EXTRAS: Final = {"hf-api": "zfabric[hf-api]", "transformers": "zfabric[transformers]"}
 
 HELP = f"""Serve models on the fabric. Backends: {", ".join(sorted(BACKENDS))}, or your own as package.module:Class.
 
@@ -40,6 +40,8 @@ HELP = f"""Serve models on the fabric. Backends: {", ".join(sorted(BACKENDS))}, 
 
 `zfabric-worker --backend transformers --model ./SmolLM2-135M-Instruct --model-names smollm2 --model-names chat`
 
+`zfabric-worker --backend hf-api --models models.toml`
+
 Several models in one process, each after `--and` with a backend and options of its own:
 `zfabric-worker --backend transformers --model ./chat --and --backend transformers --model ./embedder`
 
@@ -47,7 +49,8 @@ Several models in one process, each after `--and` with a backend and options of 
 
 `zfabric-worker --backend NAME --help` lists the options of that backend as well. Settings come from flags, then
 ZFABRIC_WORKER_… variables, then the [worker] table of a TOML file. The worker dials out, waits for a controller that is
-late, and reconnects for ever. SIGTERM drains: what runs may finish within --drain-ms, the rest is handed back.
+late, and reconnects for ever. SIGTERM drains: what runs may finish within --drain-ms, the rest is handed back. SIGHUP has
+backends read their own files anew.
 """
 
 
@@ -227,6 +230,7 @@ async def serve(settings: WorkerSettings, makers: Sequence[Callable[[], BaseMode
         leave(0)
 
     on_signals(drain)
+    on_hangup(service.reload)
     try:
         await service.run()
     except ImportError as error:

@@ -118,6 +118,13 @@ class BaseModelWorker(ABC):
             f"{type(self).__name__} has no call {request.call!r}", operation="operate", call=request.call
         )
 
+    async def reload(self) -> None:
+        """Read configuration anew, without touching what runs; `steps.models_changed` tells of other models.
+
+        Raises:
+            FabricError: The new configuration is wrong; the old one stays.
+        """
+
     def load_report(self) -> EngineLoad:
         """Called at each beat, from the event loop: must not block."""
         return EngineLoad()

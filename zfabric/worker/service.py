@@ -118,6 +118,17 @@ class WorkerService:
                 self._log("drain_limit_reached", handed_back=len(self._session.streams))
         self._stopping.set()
 
+    async def reload(self) -> None:
+        """Have all backends read their configuration anew. What fails is logged, and stays as it was."""
+        if self._link is None or self._session.draining:
+            return
+        for backend in self._backends:
+            try:
+                await backend.reload()
+                self._log("reloaded", backend=type(backend).__name__, models=sorted(self._route))
+            except Exception as error:  # noqa: BLE001 — a mistyped file must not end what serves
+                self._log("reload_failed", backend=type(backend).__name__, error=f"{type(error).__name__}: {error}")
+
     async def _load(self) -> None:
         for backend in self._backends:
             backend.steps = _Steps(self, backend)

@@ -1,0 +1,175 @@
+"""Parts of the hf-api backend that need no network."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zfabric.backends.hf_api.answers import AnswerReader
+from zfabric.backends.hf_api.breaker import CircuitBreaker
+from zfabric.backends.hf_api.events import EventReader
+from zfabric.backends.hf_api.failures import backoff_s, retry_after_s
+from zfabric.backends.hf_api.models_file import Upstream, read_models_file
+from zfabric.backends.hf_api.requests import body_of, parameters_of
+from zfabric.errors import ConfigurationError, UnsupportedOperationError
+from zfabric.wire.payloads import GenerateRequest, SamplingParams
+
+URL = "http://127.0.0.1:1"
+
+
+@given(st.lists(st.sampled_from(["ok", "fail", "probe", "wait"])))
+def test_a_breaker_never_gets_stuck(steps: list[str]) -> None:
+    breaker, now = CircuitBreaker(2, 1.0, 4.0), 0.0
+    for step in steps:
+        if step == "ok":
+            breaker.succeeded()
+        elif step == "fail":
+            breaker.failed(now)
+        elif step == "wait":
+            now += 1.0
+        elif breaker.begin_probe(now):
+            assert not breaker.begin_probe(now)
+            breaker.probed()
+        assert breaker.wait_s(now) <= 4.0
+    breaker.begin_probe(now + 4.0)
+    breaker.probed()
+    assert breaker.dispatchable
+
+
+def test_a_breaker_opens_for_longer_each_time() -> None:
+    breaker = CircuitBreaker(2, 1.0, 4.0)
+    assert [breaker.failed(0.0), breaker.failed(0.0), breaker.failed(0.0)] == [False, True, False]
+    times = [breaker.wait_s(0.0)]
+    for _ in range(3):
+        assert not breaker.begin_probe(times[-1] - 0.5)
+        assert breaker.begin_probe(times[-1])
+        breaker.failed(0.0)
+        times.append(breaker.wait_s(0.0))
+    assert times == [1.0, 2.0, 4.0, 4.0]
+    assert breaker.begin_probe(4.0)
+    breaker.probed()
+    assert breaker.failed(0.0)
+    assert breaker.begin_probe(4.0)
+    breaker.probed()
+    breaker.succeeded()
+    assert not breaker.failed(0.0)
+
+
+@given(st.lists(st.binary(max_size=12).filter(lambda data: b"\n" not in data and b"\r" not in data)), st.data())
+def test_events_come_whole_however_they_are_cut(datas: list[bytes], data: st.DataObject) -> None:
+    stream = b"".join(b": c\n\ndata: " + item + b"\r\nid: 1\r\n\r\n" for item in datas)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
+    reader, found = EventReader(), []
+    for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+        found += reader.feed(stream[start:end])
+    assert found == datas
+
+
+def test_waits_follow_what_the_server_asks() -> None:
+    rng = random.Random(1)
+    assert retry_after_s("2", 0) == 2
+    assert retry_after_s("Thu, 01 Jan 1970 00:00:09 GMT", 4) == 5
+    assert retry_after_s("soon", 0) is None
+    assert 2 <= (backoff_s(0, 2.0, rng) or 0) < 2.5
+    assert backoff_s(0, 1e6, rng) is None
+    assert 0.4 <= (backoff_s(2, None, rng) or 0) <= 0.8
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({}, "base_url: is missing"),
+        ({"base_url": "ftp://x"}, "base_url: must be an http"),
+        ({"base_url": "http://user:hf_secret@x"}, "base_url: must not hold credentials"),
+        ({"base_url": URL, "token": "hf_secret"}, "token: is not allowed"),
+        ({"base_url": URL, "token_env": "NO_SUCH_VARIABLE"}, "token_env: names the variable"),
+        ({"base_url": URL, "token_file": "no-such-file"}, "token_file: 'no-such-file' cannot be read"),
+        ({"base_url": URL, "protocol": "soap"}, "protocol: is 'soap'"),
+        ({"base_url": URL, "slots": 0}, "slots: is 0"),
+        ({"base_url": URL, "slot": 1}, "slot: is unknown"),
+        ({"base_url": URL, "headers": {"X-Key": 7}}, "headers: must be a table"),
+        ({"base_url": URL, "headers": {"X-Key": "hf_secret\n"}}, "headers: must be printable"),
+        ({"base_url": URL, "server": "tgi"}, "server: 'tgi' does not speak 'chat'"),
+        ({"base_url": URL, "aliases": ["b"]}, "aliases: 'b' is a name of"),
+    ],
+)
+def test_a_wrong_file_names_entry_and_key_but_no_secret(tmp_path: Path, entry: dict[str, Any], said: str) -> None:
+    path = tmp_path / "models.json"
+    path.write_text(json.dumps({"models": {"a": entry, "b": {"base_url": URL}}}))
+    with pytest.raises(ConfigurationError) as caught:
+        read_models_file(path)
+    assert "model 'a'" in str(caught.value) or "model 'b'" in str(caught.value)
+    assert said in str(caught.value)
+    assert "hf_secret" not in str(caught.value)
+
+
+def test_toml_and_fastchat_files(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("hf_secret\n")
+    toml = tmp_path / "models.toml"
+    toml.write_text(f'[models.a]\nbase_url = "{URL}/v1"\ntoken_file = "token"\naliases = ["b"]\n')
+    (made,) = read_models_file(toml)
+    assert (made.name, made.aliases, made.token, made.model) == ("a", ("b",), "hf_secret", "a")
+    assert "hf_secret" not in repr(made)
+    old = tmp_path / "models.json"
+    entry = {"model_path": "org/x", "api_base": URL, "token": "hf_secret", "context_length": 9, "model_names": "x,y"}
+    old.write_text(json.dumps({"falcon": entry}))
+    (made,) = read_models_file(old)
+    assert (made.name, made.aliases, made.base_url, made.protocol) == ("x", ("y",), f"{URL}/org/x", "tgi")
+
+
+def test_every_parameter_that_is_honoured_is_in_the_body() -> None:
+    values: dict[str, Any] = {
+        "temperature": 0.5, "top_p": 0.6, "top_k": 7, "min_p": 0.1, "typical_p": 0.3, "repetition_penalty": 1.5,
+        "presence_penalty": 0.25, "frequency_penalty": 0.75, "max_new_tokens": 11, "min_new_tokens": 2, "stop": ("q",),
+        "stop_token_ids": (5,), "ignore_eos": True, "seed": 13, "n": 3, "logprobs": 4, "logit_bias": {1: 2.0},
+        "bad_words": ("z",), "guided_json": "{}", "guided_regex": "a", "guided_choice": ("c",), "guided_grammar": "g",
+        "skip_special_tokens": False,
+    }  # fmt: skip
+    for protocol, server in (("chat", "openai"), ("completions", "vllm"), ("tgi", "tgi"), ("chat", "transformers")):
+        upstream = Upstream(name="m", base_url=URL, protocol=protocol, server=server)  # type: ignore[arg-type]
+        plain = body_of(upstream, GenerateRequest(prompt="x"), None)
+        for name in parameters_of(upstream):
+            request = GenerateRequest(prompt="x", sampling=SamplingParams(**{name: values[name]}))
+            assert body_of(upstream, request, None) != plain, f"{name} has no effect on {server}"
+
+
+def test_what_has_no_place_is_refused() -> None:
+    tgi = Upstream(name="m", base_url=URL, protocol="tgi", server="tgi")
+    for request in (
+        GenerateRequest(messages=[{"role": "user", "content": "x"}]),
+        GenerateRequest(prompt="x", tools=[{}]),
+        GenerateRequest(prompt="x", response_format={"type": "json_object"}),
+    ):
+        with pytest.raises(UnsupportedOperationError):
+            body_of(tgi, request, None)
+
+
+def test_text_generation_tells_true_tokens_and_logprobs() -> None:
+    upstream = Upstream(name="m", base_url=URL, protocol="tgi", server="tgi")
+    reader = AnswerReader(upstream, GenerateRequest(prompt="x", sampling=SamplingParams(logprobs=1, stop=("!",))))
+    token = {"id": 7, "text": "hi", "logprob": -0.5, "special": False}
+    (delta,) = reader.take(json.dumps({"token": token, "top_tokens": [token]}).encode())
+    assert (delta.text, delta.token_ids) == ("hi", [7])
+    assert delta.logprobs is not None
+    assert (delta.logprobs[0].token.logprob, delta.logprobs[0].top[0].token_id) == (-0.5, 7)
+    last = {"token": {"id": 8, "text": "!", "special": False}, "details": {"finish_reason": "stop_sequence"}}
+    reader.take(json.dumps(last).encode())
+    assert reader.ended
+    assert not reader.stopped_here
+    assert reader.text == "hi"
+
+
+def test_tool_calls_come_as_text_at_the_end() -> None:
+    reader = AnswerReader(Upstream(name="m", base_url=URL), GenerateRequest(prompt="x"))
+    for call in ({"function": {"name": "f", "arguments": '{"a"'}}, {"function": {"arguments": ":1}"}}):
+        reader.take(json.dumps({"choices": [{"delta": {"tool_calls": [call]}}]}).encode())
+    reader.take(b'{"choices":[{"delta":{},"finish_reason":"tool_calls"}]}')
+    (delta,) = reader.finish(None)
+    assert delta.text == '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>\n'
+    assert delta.finish_reason == "stop"

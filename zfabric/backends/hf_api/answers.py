@@ -1,0 +1,194 @@
+"""From an upstream's events to deltas: text, true token ids where there are some, logprobs, usage and ends."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+
+from zfabric.backends.hf_api.events import HalfCharacters
+from zfabric.backends.hf_api.failures import from_event
+from zfabric.backends.hf_api.models_file import Upstream
+from zfabric.backends.hf_api.scores import logprobs_of, tgi_logprobs
+from zfabric.backends.hf_transformers.text import StopStrings
+from zfabric.errors import BackendError
+from zfabric.wire.payloads import Delta, FinishReason, GenerateRequest, TokenLogprobs, Usage
+
+_REASONS: dict[str, FinishReason] = {"length": "length", "max_tokens": "length", "abort": "abort"}
+
+
+class _Choice:
+    """One choice of an answer."""
+
+    __slots__ = ("calls", "halves", "reason", "stops")
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self.halves = HalfCharacters()
+        self.stops = StopStrings(stops)
+        self.reason: FinishReason | None = None
+        self.calls: dict[int, dict[str, str]] = {}
+
+
+class AnswerReader:
+    """Reads one answer.
+
+    Attributes:
+        text: All text given out, of all choices.
+        tokens: Tokens seen, or events where the server tells of none.
+        usage: As the server reported it.
+        stopped_here: Whether stop strings found here ended all choices, and the server does not know.
+    """
+
+    def __init__(self, upstream: Upstream, request: GenerateRequest) -> None:
+        sampling = request.sampling
+        self._upstream = upstream
+        self._logprobs = sampling.logprobs
+        self._choices = [_Choice(sampling.stop) for _ in range(sampling.n)]
+        self._open = sampling.n
+        self._told = 0
+        self.text = ""
+        self.tokens = 0
+        self.usage: Usage | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether every choice has ended. Usage may still come."""
+        return self._open == 0
+
+    @property
+    def stopped_here(self) -> bool:
+        return self._open == 0 and self._told < len(self._choices)
+
+    def take(self, data: bytes) -> list[Delta]:
+        """Deltas of one event.
+
+        Raises:
+            FabricError: The event is no JSON object of this protocol, or tells of an error.
+        """
+        event = self._decoded(data)
+        if event.get("error"):
+            raise from_event(event, self._upstream.name, self._upstream.secrets)
+        try:
+            return self._tgi(event) if self._upstream.protocol == "tgi" else self._openai(event)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+            raise self._garbage() from error
+
+    def finish(self, usage: Usage | None) -> list[Delta]:
+        """The ends of all choices, once nothing more will come."""
+        deltas: list[Delta] = []
+        for index, choice in enumerate(self._choices):
+            calls = "".join(_call_text(choice.calls[number]) for number in sorted(choice.calls))
+            deltas.append(Delta(text=calls, index=index, finish_reason=choice.reason or "abort"))
+        deltas[-1].usage = usage
+        return deltas
+
+    def _decoded(self, data: bytes) -> dict[str, Any]:
+        try:
+            event = msgspec.json.decode(data)
+        except (ValueError, RecursionError):
+            # Bytes of half a character, and lone surrogates, are what the strict decoder refuses.
+            try:
+                event = json.loads(data.decode("utf-8", "surrogateescape"))
+            except (ValueError, RecursionError):
+                raise self._garbage() from None
+        if not isinstance(event, dict):
+            raise self._garbage()
+        return event
+
+    def _garbage(self) -> BackendError:
+        return BackendError(f"upstream of {self._upstream.name!r} sent an event that is not of its protocol")
+
+    # ── protocols ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _openai(self, event: dict[str, Any]) -> list[Delta]:
+        if usage := event.get("usage"):
+            cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+            self.usage = Usage(int(usage["prompt_tokens"]), int(usage.get("completion_tokens") or 0), int(cached))
+        deltas: list[Delta] = []
+        for told in event.get("choices") or ():
+            index = int(told.get("index") or 0)
+            if not 0 <= index < len(self._choices):
+                raise self._garbage()
+            choice = self._choices[index]
+            if self._upstream.protocol == "chat":
+                delta = told.get("delta") or {}
+                text = _text(delta.get("content"))
+                for call in delta.get("tool_calls") or ():
+                    _add_call(choice.calls, call)
+            else:
+                text = _text(told.get("text"))
+            ids = [int(token) for token in told.get("token_ids") or ()]
+            scores = None if self._logprobs is None else logprobs_of(told.get("logprobs"), ids)
+            reason = told.get("finish_reason")
+            self._add(deltas, index, text, ids, scores, None if reason is None else _REASONS.get(reason, "stop"))
+        return deltas
+
+    def _tgi(self, event: dict[str, Any]) -> list[Delta]:
+        token = event["token"]
+        special = bool(token.get("special"))
+        details = event.get("details")
+        reason: FinishReason | None = None
+        if details or event.get("generated_text") is not None:
+            reason = _REASONS.get((details or {}).get("finish_reason", ""), "stop")
+        scores = None if self._logprobs is None else tgi_logprobs(token, event.get("top_tokens"))
+        deltas: list[Delta] = []
+        self._add(deltas, 0, "" if special else _text(token["text"]), [int(token["id"])], scores, reason)
+        return deltas
+
+    def _add(
+        self,
+        deltas: list[Delta],
+        index: int,
+        text: str,
+        ids: list[int],
+        scores: list[TokenLogprobs] | None,
+        reason: FinishReason | None,
+    ) -> None:
+        """Take what one event says of one choice; what comes after its end is dropped."""
+        choice = self._choices[index]
+        self._told += reason is not None
+        if choice.reason is not None:
+            return
+        if text or ids:
+            self.tokens += len(ids) or 1
+        whole = choice.halves.add(text)
+        if reason is not None:
+            whole += choice.halves.finish()
+        shown, stopped = choice.stops.add(whole)
+        if stopped:
+            reason = "stop"
+        elif reason is not None:
+            shown += choice.stops.finish()
+        if shown or ids or scores:
+            self.text += shown
+            deltas.append(Delta(text=shown, token_ids=ids, index=index, logprobs=scores))
+        if reason is not None:
+            choice.reason = reason
+            self._open -= 1
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _add_call(calls: dict[int, dict[str, str]], told: dict[str, Any]) -> None:
+    """A piece of a tool call: name at once, arguments bit by bit."""
+    call = calls.setdefault(int(told.get("index") or 0), {"name": "", "arguments": ""})
+    function = told.get("function") or {}
+    call["name"] += _text(function.get("name"))
+    call["arguments"] += _text(function.get("arguments"))
+
+
+def _call_text(call: dict[str, str]) -> str:
+    """A tool call as text, as open models themselves write one."""
+    try:
+        arguments = json.loads(call["arguments"] or "{}")
+    except ValueError:
+        arguments = call["arguments"]
+    body = json.dumps({"name": call["name"], "arguments": arguments}, ensure_ascii=False)
+    return f"<tool_call>\n{body}\n</tool_call>\n"

@@ -1,0 +1,156 @@
+"""What is asked of an upstream: paths and bodies of each protocol, with every parameter mapped or refused by name."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from zfabric.backends.hf_api.models_file import Server, Upstream
+from zfabric.errors import UnsupportedOperationError
+from zfabric.wire.payloads import GenerateRequest, Message, SamplingParams
+
+_COMMON: Final = frozenset({"temperature", "top_p", "max_new_tokens", "stop", "seed"})
+_OPENAI: Final = _COMMON | {"presence_penalty", "frequency_penalty", "n", "logprobs", "logit_bias"}
+#: What each server honours. The server of transformers takes others too, without effect or with another meaning.
+_BY_SERVER: Final[dict[Server, frozenset[str]]] = {
+    "openai": _OPENAI,
+    "transformers": _COMMON,
+    "vllm": _OPENAI
+    | {
+        "top_k", "min_p", "repetition_penalty", "min_new_tokens", "stop_token_ids", "ignore_eos", "skip_special_tokens",
+        "bad_words", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+    },
+    "tgi": _COMMON
+    | {
+        "top_k", "typical_p", "repetition_penalty", "frequency_penalty", "logprobs", "guided_json", "guided_regex",
+    },
+}  # fmt: skip
+#: Where vLLM has them by the same or another name.
+_VLLM: Final = {
+    "top_k": "top_k", "min_p": "min_p", "repetition_penalty": "repetition_penalty", "min_new_tokens": "min_tokens",
+    "stop_token_ids": "stop_token_ids", "ignore_eos": "ignore_eos", "skip_special_tokens": "skip_special_tokens",
+    "bad_words": "bad_words",
+}  # fmt: skip
+_GUIDES: Final = ("json", "regex", "choice", "grammar")
+#: Text generation inference takes no more stop strings than this by default; more are applied here alone.
+_TGI_STOPS_MAX: Final = 4
+
+
+def parameters_of(upstream: Upstream) -> frozenset[str]:
+    """Sampling parameters that are honoured for this model."""
+    if upstream.protocol == "feature-extraction":
+        return frozenset()
+    known = _BY_SERVER[upstream.server]
+    return known if upstream.parameters is None else known & set(upstream.parameters)
+
+
+def path_of(upstream: Upstream) -> str:
+    """Relative to base_url."""
+    return {"chat": "/chat/completions", "completions": "/completions"}.get(upstream.protocol, "")
+
+
+def as_chat(prompt: str) -> list[Message]:
+    """A prompt, where only chats are spoken."""
+    return [{"role": "user", "content": prompt}]
+
+
+def body_of(upstream: Upstream, request: GenerateRequest, prompt: str | list[int] | None) -> dict[str, Any]:
+    """The body of a streaming request. `prompt` replaces the request's own where a tokenizer made it.
+
+    Raises:
+        UnsupportedOperationError: This protocol has no place for this kind of prompt, for tools or a response_format.
+    """
+    if upstream.protocol == "tgi":
+        return _tgi(upstream, request, prompt)
+    body: dict[str, Any] = {"model": upstream.model, "stream": True}
+    if upstream.protocol == "chat":
+        body["messages"] = request.messages or as_chat(_text(upstream, request.prompt))
+        if request.tools:
+            body["tools"] = request.tools
+        if request.response_format:
+            body["response_format"] = request.response_format
+    else:
+        _refuse_extras(upstream, request)
+        body["prompt"] = prompt if prompt is not None else _text(upstream, request.prompt)
+    if upstream.server != "transformers":
+        body["stream_options"] = {"include_usage": True}
+    body.update(_sampling(upstream, request.sampling))
+    if request.resume_token_ids and "max_tokens" in body:
+        body["max_tokens"] -= len(request.resume_token_ids)
+    return body
+
+
+def _sampling(upstream: Upstream, sampling: SamplingParams) -> dict[str, Any]:
+    """Of the OpenAI protocols. Temperature and mass are always said: servers have defaults of their own."""
+    values: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+    if sampling.max_new_tokens is not None:
+        values["max_tokens"] = sampling.max_new_tokens
+    if sampling.stop and upstream.server_stops:
+        values["stop"] = list(sampling.stop)
+    for name in ("seed", "presence_penalty", "frequency_penalty"):
+        if getattr(sampling, name):
+            values[name] = getattr(sampling, name)
+    if sampling.seed == 0:
+        values["seed"] = 0
+    if sampling.n != 1:
+        values["n"] = sampling.n
+    if sampling.logit_bias:
+        values["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
+    if sampling.logprobs is not None:
+        chat = upstream.protocol == "chat"
+        values |= {"logprobs": True, "top_logprobs": sampling.logprobs} if chat else {"logprobs": sampling.logprobs}
+    if upstream.server == "vllm":
+        values["return_token_ids"] = True
+        changed = set(sampling.changed())
+        values |= {theirs: getattr(sampling, ours) for ours, theirs in _VLLM.items() if ours in changed}
+        guides = {kind: guide for kind in _GUIDES if (guide := getattr(sampling, f"guided_{kind}"))}
+        if guides:
+            values["structured_outputs"] = guides
+    return values
+
+
+def _tgi(upstream: Upstream, request: GenerateRequest, prompt: str | list[int] | None) -> dict[str, Any]:
+    _refuse_extras(upstream, request)
+    sampling = request.sampling
+    values: dict[str, Any] = {"details": True, "return_full_text": False, "do_sample": not sampling.greedy}
+    if not sampling.greedy:
+        values["temperature"] = sampling.temperature
+        # The server takes masses below 1 only; 1 is its default.
+        values |= {name: getattr(sampling, name) for name in ("top_p", "typical_p") if getattr(sampling, name) < 1}
+        values |= {"top_k": sampling.top_k} if sampling.top_k > 0 else {}
+    values["max_new_tokens"] = sampling.max_new_tokens
+    if sampling.seed is not None:
+        # Unsigned there.
+        values["seed"] = sampling.seed & (2**64 - 1)
+    if sampling.repetition_penalty != 1.0:
+        values["repetition_penalty"] = sampling.repetition_penalty
+    if sampling.frequency_penalty:
+        values["frequency_penalty"] = sampling.frequency_penalty
+    if sampling.stop and upstream.server_stops and len(sampling.stop) <= _TGI_STOPS_MAX:
+        values["stop"] = list(sampling.stop)
+    if sampling.logprobs:
+        values["top_n_tokens"] = sampling.logprobs
+    for kind in ("json", "regex"):
+        if guide := getattr(sampling, f"guided_{kind}"):
+            values["grammar"] = {"type": kind, "value": guide}
+    text = prompt if isinstance(prompt, str) else _text(upstream, request.prompt)
+    return {"inputs": text, "parameters": values, "stream": True}
+
+
+def _text(upstream: Upstream, prompt: str | None) -> str:
+    if prompt is None:
+        raise UnsupportedOperationError(
+            f"model {upstream.name!r} speaks {upstream.protocol}, which takes no such prompt; a tokenizer would help",
+            operation="generate",
+            model=upstream.name,
+        )
+    return prompt
+
+
+def _refuse_extras(upstream: Upstream, request: GenerateRequest) -> None:
+    for name in ("tools", "response_format"):
+        if getattr(request, name):
+            raise UnsupportedOperationError(
+                f"{name} is not supported by model {upstream.name!r}, which speaks {upstream.protocol}",
+                operation=name,
+                model=upstream.name,
+            )

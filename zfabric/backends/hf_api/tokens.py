@@ -1,0 +1,45 @@
+"""A remote model's own tokenizer, where the models file names one: counts, and prompts for exact continuation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zfabric.backends.hf_transformers.prompts import prompt_tokens
+from zfabric.errors import ConfigurationError
+from zfabric.wire.payloads import Message
+
+
+class Tokenizer:
+    """Loads on construction, which takes seconds: do it on a thread.
+
+    Raises:
+        ConfigurationError: It cannot be loaded.
+    """
+
+    def __init__(self, directory: str, model: str) -> None:
+        try:
+            from transformers import AutoTokenizer
+
+            self._inner: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        except ImportError as error:
+            raise ConfigurationError(
+                f"model {model!r}, tokenizer: needs zfabric[transformers]: {error}", model=model, key="tokenizer"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"model {model!r}, tokenizer: {directory!r} cannot be loaded", model=model, key="tokenizer"
+            ) from error
+
+    @property
+    def has_template(self) -> bool:
+        return self._inner.chat_template is not None
+
+    def prompt(
+        self, prompt: str | None, messages: list[Message] | None, tools: list[dict[str, Any]] | None = None
+    ) -> list[int]:
+        """Tokens of a prompt. Raises: RequestError, UnsupportedOperationError."""
+        return prompt_tokens(self._inner, prompt, messages, None, tools)
+
+    def count_text(self, text: str) -> int:
+        """Tokens of an answer's text; an estimate, since the model may have cut it otherwise."""
+        return len(self._inner(text, add_special_tokens=False, verbose=False)["input_ids"])

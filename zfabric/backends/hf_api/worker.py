@@ -1,0 +1,265 @@
+"""HuggingfaceApiWorker: many remote models in one process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zfabric.backends.hf_api.answers import AnswerReader
+from zfabric.backends.hf_api.channel import CLOSE_WAIT_S, USAGE_WAIT_S, AttemptError, Channel
+from zfabric.backends.hf_api.embeddings import embed
+from zfabric.backends.hf_api.models_file import Upstream, read_models_file
+from zfabric.backends.hf_api.requests import as_chat, body_of, parameters_of, path_of
+from zfabric.backends.hf_api.tokens import Tokenizer
+from zfabric.errors import UnknownModelError, UnsupportedOperationError
+from zfabric.wire.messages import ModelInfo
+from zfabric.wire.payloads import (
+    ALL_PARAMETERS,
+    CountRequest,
+    Delta,
+    EmbedRequest,
+    EmbedResult,
+    GenerateRequest,
+    Message,
+    Usage,
+)
+from zfabric.worker.base import BaseModelWorker, EngineLoad
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingfaceApiOptions:
+    """Options of the hf-api backend.
+
+    Attributes:
+        models: The models file, TOML or JSON. SIGHUP reads it anew.
+    """
+
+    models: Path
+
+
+class HuggingfaceApiWorker(BaseModelWorker):
+    """Serves what a models file lists, each from a server that speaks one of the protocols of the Hugging Face API."""
+
+    # Each model announces those that its server honours.
+    parameters = ALL_PARAMETERS
+    Options = HuggingfaceApiOptions
+
+    def __init__(self, options: HuggingfaceApiOptions) -> None:
+        self.options = options
+        self._channels: dict[str, Channel] = {}
+        self._by_name: dict[str, Channel] = {}
+        self._tokenizers: dict[str, Tokenizer] = {}
+        self._reports = 0
+        self._loaded = False
+
+    # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def load(self) -> list[ModelInfo]:
+        await self._read()
+        self._loaded = True
+        return self._infos()
+
+    async def reload(self) -> None:
+        """Read the models file anew. What runs goes on over the connections that it has.
+
+        Raises:
+            ConfigurationError: The file is wrong; all stays as it was.
+        """
+        await self._read()
+        self.steps.models_changed(self._infos())
+
+    async def _read(self) -> None:
+        upstreams = await asyncio.to_thread(read_models_file, self.options.models)
+        tokenizers = dict(self._tokenizers)
+        for upstream in upstreams:
+            if upstream.tokenizer and upstream.tokenizer not in tokenizers:
+                loaded = await asyncio.to_thread(Tokenizer, upstream.tokenizer, upstream.name)
+                tokenizers[upstream.tokenizer] = loaded
+        # Nothing can fail from here on.
+        self._tokenizers = tokenizers
+        old = self._channels
+        kept = {name: channel for name, channel in old.items() if channel.upstream in upstreams}
+        channels = [kept.get(upstream.name) or Channel(upstream, self._announce) for upstream in upstreams]
+        self._channels = {channel.upstream.name: channel for channel in channels}
+        self._by_name = {name: c for c in channels for name in (c.upstream.name, *c.upstream.aliases)}
+        for name, channel in old.items():
+            if name not in kept:
+                channel.retire()
+        self.slots = sum(upstream.slots for upstream in upstreams)
+
+    async def close(self) -> None:
+        await asyncio.gather(*(channel.close() for channel in self._channels.values()))
+
+    def load_report(self) -> EngineLoad:
+        # Every wait here has a limit of its own, so a slow upstream must not look like a worker that has hung.
+        self._reports += 1
+        out = sum(not channel.breaker.dispatchable for channel in self._channels.values())
+        return EngineLoad(progress=self._reports, slots=self.slots, gauges={"upstreams_out": float(out)})
+
+    def _announce(self) -> None:
+        if self._loaded:
+            self.steps.models_changed(self._infos())
+
+    def _infos(self) -> list[ModelInfo]:
+        """What is served now: upstreams that are taken out are left out."""
+        return [self._info(channel.upstream) for channel in self._channels.values() if channel.breaker.dispatchable]
+
+    def _info(self, upstream: Upstream) -> ModelInfo:
+        tokenizer = self._tokenizer(upstream)
+        if upstream.protocol == "feature-extraction":
+            capabilities = ["embed"]
+        else:
+            capabilities = ["generate"]
+            templated = upstream.protocol == "completions" and tokenizer is not None and tokenizer.has_template
+            capabilities += ["chat"] * (upstream.protocol == "chat" or templated)
+            capabilities += ["resume"] * self._continues(upstream)
+        capabilities += ["count_tokens"] * (tokenizer is not None)
+        return ModelInfo(
+            name=upstream.name,
+            aliases=list(upstream.aliases),
+            context_length=upstream.context_length,
+            capabilities=capabilities,
+            parameters=sorted(parameters_of(upstream)),
+            dimensions=upstream.dimensions,
+            slots=upstream.slots,
+            details={"engine": "hf-api", "protocol": upstream.protocol, "server": upstream.server},
+        )
+
+    # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+        """Deltas as the upstream sends them. Cancelled, it closes the connection at once."""
+        channel = self._channel(request.model)
+        upstream = channel.upstream
+        if upstream.protocol == "feature-extraction":
+            raise UnsupportedOperationError(f"model {upstream.name!r} does not generate", operation="generate")
+        prompt = await self._prompt(upstream, request)
+        body, path = body_of(upstream, request, prompt), path_of(upstream)
+        attempt = 0
+        channel.check()
+        with channel:
+            while True:
+                reader = AnswerReader(upstream, request)
+                started = False
+                try:
+                    async with aclosing(_deltas(channel, path, body, reader)) as deltas:  # type: ignore[type-var]
+                        async for delta in deltas:
+                            started = True
+                            yield delta
+                    break
+                except AttemptError as failure:
+                    if started or not channel.breaker.dispatchable:
+                        raise failure.error from None
+                    await channel.pause(attempt, failure)
+                    attempt += 1
+        usage = await self._usage(upstream, request, reader)
+        for delta in reader.finish(usage):
+            yield delta
+
+    async def embed(self, request: EmbedRequest) -> EmbedResult:
+        channel = self._channel(request.model)
+        if channel.upstream.protocol != "feature-extraction":
+            raise UnsupportedOperationError(f"model {channel.name!r} does not embed", operation="embed")
+        channel.check()
+        with channel:
+            return await embed(channel, request)
+
+    async def count_tokens(self, request: CountRequest) -> int:
+        upstream = self._channel(request.model).upstream
+        tokenizer = self._tokenizer(upstream)
+        if tokenizer is None:
+            raise UnsupportedOperationError(
+                f"model {upstream.name!r} does not count tokens: the models file names no tokenizer for it",
+                operation="count_tokens",
+                model=upstream.name,
+            )
+        return len(await asyncio.to_thread(tokenizer.prompt, *_asked(upstream, request)))
+
+    def _channel(self, model: str) -> Channel:
+        channel = self._by_name.get(model) if model else next(iter(self._channels.values()), None)
+        if channel is None:
+            raise UnknownModelError(f"the models file has no {model!r}", model=model)
+        return channel
+
+    def _tokenizer(self, upstream: Upstream) -> Tokenizer | None:
+        return self._tokenizers[upstream.tokenizer] if upstream.tokenizer else None
+
+    def _continues(self, upstream: Upstream) -> bool:
+        """Whether the API takes and gives tokens, so that an answer can go on exactly where another worker stopped."""
+        return upstream.protocol == "completions" and upstream.server == "vllm" and upstream.tokenizer is not None
+
+    async def _prompt(self, upstream: Upstream, request: GenerateRequest) -> list[int] | None:
+        """The prompt as tokens, where the protocol takes those and there is need of them.
+
+        Raises:
+            UnsupportedOperationError: The answer was begun elsewhere, and this API cannot go on with it.
+        """
+        if request.resume_token_ids and not self._continues(upstream):
+            raise UnsupportedOperationError(
+                f"model {upstream.name!r} cannot go on with an answer that was begun elsewhere",
+                operation="resume",
+                model=upstream.name,
+            )
+        if upstream.protocol != "completions":
+            return None
+        ids = request.prompt_token_ids
+        tokenizer = self._tokenizer(upstream)
+        if ids is None and tokenizer is not None and (request.messages is not None or self._continues(upstream)):
+            ids = await asyncio.to_thread(tokenizer.prompt, request.prompt, request.messages, request.tools)
+        return None if ids is None else [*ids, *request.resume_token_ids]
+
+    async def _usage(self, upstream: Upstream, request: GenerateRequest, reader: AnswerReader) -> Usage:
+        """As the server counted, else with the tokenizer, else by what came; all but the first marked as estimated."""
+        resumed = len(request.resume_token_ids)
+        told = reader.usage
+        if told is not None:
+            # To the server the part from before was prompt.
+            return Usage(told.prompt_tokens - resumed, told.completion_tokens + resumed, told.cached_tokens)
+        tokenizer = self._tokenizer(upstream)
+        prompt = len(request.prompt_token_ids or ())
+        if tokenizer is None:
+            return Usage(prompt, reader.tokens + resumed, estimated=True)
+
+        def count() -> Usage:
+            before = prompt or len(tokenizer.prompt(*_asked(upstream, request), request.tools))
+            return Usage(before, tokenizer.count_text(reader.text) + resumed, estimated=True)
+
+        return await asyncio.to_thread(count)
+
+
+def _asked(upstream: Upstream, request: GenerateRequest | CountRequest) -> tuple[str | None, list[Message] | None]:
+    """Prompt and messages as the server sees them: where only chats are spoken, a prompt goes as one message."""
+    if upstream.protocol == "chat" and request.prompt is not None:
+        return None, as_chat(request.prompt)
+    return request.prompt, request.messages
+
+
+async def _deltas(channel: Channel, path: str, body: dict[str, Any], reader: AnswerReader) -> AsyncIterator[Delta]:
+    """One try at an answer, up to its end.
+
+    Raises:
+        AttemptError: It did not come to its end.
+    """
+    usage_comes = channel.upstream.protocol != "tgi"
+
+    def patience_s() -> float | None:
+        if not reader.ended:
+            return None
+        return USAGE_WAIT_S if usage_comes and reader.usage is None else CLOSE_WAIT_S
+
+    async with aclosing(channel.events(path, body, patience_s)) as events:  # type: ignore[type-var]
+        async for data in events:
+            if data == b"[DONE]":
+                usage_comes = False
+                continue
+            for delta in reader.take(data):
+                yield delta
+            if reader.stopped_here:
+                # The server would go on; closing the connection ends that.
+                return
+    if not reader.ended:
+        raise channel.cut()
