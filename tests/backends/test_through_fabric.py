@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -60,8 +61,15 @@ async def test_echo_stop_and_errors_arrive(served: Served) -> None:
     assert stopped.finish_reason == "stop"
     with pytest.raises(ContextOverflowError):
         await client.generate("tiny", "x" * 600)
-    with pytest.raises(UnsupportedParameterError, match="guided_json"):
-        await client.generate("tiny", "x", guided_json="{}")
+    with pytest.raises(UnsupportedParameterError, match="use_beam_search"):
+        await client.generate("tiny", "x", use_beam_search=True)
+
+
+async def test_guided_answers_and_the_best_of_several_arrive(served: Served) -> None:
+    _, client = served
+    guided = await client.generate("tiny", "Hello", seed=1, temperature=50, guided_regex="[ab]{16}", best_of=3, n=2)
+    assert [re.fullmatch("[ab]{16}", choice.text) is not None for choice in guided.choices] == [True, True]
+    assert guided.choices[0].text != guided.choices[1].text
 
 
 @pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"seed": 11}])

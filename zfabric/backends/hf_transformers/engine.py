@@ -20,13 +20,13 @@ from typing import Any, Final
 import torch
 
 from zfabric.backends.hf_transformers.batch import Batch, Model, Prefill
+from zfabric.backends.hf_transformers.drawing import Drawer, Drawn
+from zfabric.backends.hf_transformers.failures import as_fabric_error, out_of_memory
 from zfabric.backends.hf_transformers.intake import Intake
-from zfabric.backends.hf_transformers.logprobs import Entries, table
 from zfabric.backends.hf_transformers.pace import Pace
-from zfabric.backends.hf_transformers.sampling import draw
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
-from zfabric.errors import BackendError, FabricError, OutOfMemoryError, RequestError
-from zfabric.wire.payloads import Delta, GenerateRequest, TokenLogprobs
+from zfabric.errors import BackendError, FabricError, RequestError
+from zfabric.wire.payloads import Delta, GenerateRequest
 
 Step = list[tuple[Answer, Delta]]
 
@@ -66,7 +66,7 @@ class Engine:
     ) -> None:
         self._model = model
         self._intake = intake
-        self._entries = Entries(tokenizer)
+        self._drawer = Drawer(tokenizer)
         self._batch_size_max = batch_size_max
         self._kv_tokens_max = kv_tokens_max
         self._pace = pace
@@ -278,7 +278,7 @@ class Engine:
             logits = prefill.advance(budget, all_logits=wanted is not None)
             if wanted is not None:
                 count = answer.request.sampling.prompt_logprobs or 0
-                wanted += self._entries.of_prompt(logits[0], answer.prompt, begin, count)
+                wanted += self._drawer.entries.of_prompt(logits[0], answer.prompt, begin, count)
                 logits = logits[:, -1]
             if not prefill.left:
                 self._start(prefill, logits)
@@ -294,7 +294,7 @@ class Engine:
         """The prompts are computed: draw first tokens, and put those that go on into the batch."""
         owners = [number for number, group in enumerate(prefill.groups) for _ in group]
         sequences = prefill.rows
-        drawn = self._draw(sequences, logits[owners])
+        drawn = self._drawer.draw(sequences, logits[owners])
         going = [index for index in self._enter(sequences, drawn) if _wanted(sequences[index])]
         if going:
             cache, lengths = prefill.spread(going)
@@ -305,13 +305,13 @@ class Engine:
         """A prompt cannot be computed. Of several, each is tried alone from now on."""
         self._prefill = None
         self._failures += 1
-        if self._failures > _FAILURES_MAX and not _out_of_memory(error):
+        if self._failures > _FAILURES_MAX and not out_of_memory(error):
             raise error
         if len(prefill.groups) > 1:
             self._together = False
             self._waiting.extendleft(reversed(prefill.groups))
         else:
-            self._fail(prefill.rows[0].answer, _as_fabric_error(error))
+            self._fail(prefill.rows[0].answer, as_fabric_error(error))
 
     # ── a step ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -328,39 +328,25 @@ class Engine:
         rows = self._batch.rows
         began = time.monotonic()
         try:
-            drawn = self._draw(rows, self._batch.forward())
+            drawn = self._drawer.draw(rows, self._batch.forward())
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             self._batch.rollback()
-            self._fail(rows[-1].answer, _as_fabric_error(error))
+            self._fail(rows[-1].answer, as_fabric_error(error))
             return
         self._pace.stepped(time.monotonic() - began)
         self._batch.commit([token for token, _ in drawn])
         self._batch.leave(self._enter(rows, drawn))
 
-    def _draw(self, rows: list[Sequence], logits: torch.Tensor) -> list[tuple[int, TokenLogprobs | None]]:
-        """A token for each row, with its entry if one is wanted. One copy brings all to the host."""
-        counts = [row.answer.request.sampling.logprobs for row in rows]
-        wanted = [index for index, count in enumerate(counts) if count is not None]
-        if not wanted:
-            return [(token, None) for token in draw(logits, [row.row for row in rows]).tolist()]
-        untouched = logits[wanted]
-        tokens = draw(logits, [row.row for row in rows])
-        lines = table(untouched, tokens[wanted], max(count or 0 for count in counts))
-        packed = torch.cat([tokens.to(lines.dtype), lines.flatten()]).tolist()
-        drawn: list[tuple[int, TokenLogprobs | None]] = [(int(token), None) for token in packed[: len(rows)]]
-        for place, index in enumerate(wanted):
-            begin = len(rows) + place * lines.shape[1]
-            entry = self._entries.make(packed[begin : begin + lines.shape[1]], counts[index] or 0)
-            drawn[index] = (drawn[index][0], entry)
-        return drawn
-
-    def _enter(self, rows: list[Sequence], drawn: list[tuple[int, TokenLogprobs | None]]) -> list[int]:
+    def _enter(self, rows: list[Sequence], drawn: list[Drawn]) -> list[int]:
         """Give each row its token. Returns the indexes of those that go on."""
         going = []
         for index, (row, (token, logprobs)) in enumerate(zip(rows, drawn, strict=True)):
             delta = row.take(token, logprobs)
+            if row.failure is not None:
+                self._fail(row.answer, row.failure)
+                continue
             self._give(row.answer, delta)
             if delta.finish_reason is None:
                 going.append(index)
@@ -369,7 +355,8 @@ class Engine:
     # ── out ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _give(self, answer: Answer, delta: Delta) -> None:
-        self._step.append((answer, delta))
+        given = [delta] if answer.contest is None else answer.contest.add(delta)
+        self._step.extend((answer, one) for one in given)
         if delta.usage is not None:
             self._end(answer)
 
@@ -396,19 +383,3 @@ class Engine:
 
 def _wanted(sequence: Sequence) -> bool:
     return not (sequence.answer.cancelled or sequence.answer.over)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether torch failed for want of memory; on a CPU that has no class of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _as_fabric_error(error: Exception) -> FabricError:
-    first_line = str(error).partition("\n")[0]
-    if isinstance(error, FabricError):
-        return error
-    if _out_of_memory(error):
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return OutOfMemoryError(f"out of device memory: {first_line}")
-    return BackendError(f"{type(error).__name__}: {first_line}")

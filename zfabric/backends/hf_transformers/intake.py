@@ -6,6 +6,7 @@ import math
 import secrets
 from typing import Any
 
+from zfabric.backends.hf_transformers.guides import Guides
 from zfabric.backends.hf_transformers.prompts import fit, prompt_tokens
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
 from zfabric.errors import ParameterRangeError
@@ -40,6 +41,7 @@ class Intake:
         self._context_length = context_length
         self._end_tokens = frozenset(token for token in end_tokens if 0 <= token < vocabulary_size)
         self._seed = seed
+        self._guides = Guides(tokenizer, vocabulary_size=vocabulary_size, end_tokens=self._end_tokens)
 
     def sequences(self, answer: Answer) -> list[Sequence]:
         """The choices of a request, nothing computed yet; `answer.prompt` is set.
@@ -64,6 +66,10 @@ class Intake:
             whole = request.prompt is not None and len(answer.prompt) == len(tokens)
             echo = request.prompt if whole else self._decode(answer.prompt, sampling)
         banned = self._banned(sampling)
+        guides = [self._guides.make(request) for _ in range(answer.choices)]
+        if guides[0] is not None:
+            # What is whole ends, also for those who ignore the model's own end.
+            ends |= self._guides.end_tokens
         return [
             Sequence(
                 answer,
@@ -74,8 +80,9 @@ class Intake:
                 bad_words=banned,
                 tokenizer=self._tokenizer,
                 echo=echo,
+                guide=guide,
             )
-            for index in range(sampling.n)
+            for index, guide in enumerate(guides)
         ]
 
     def _decode(self, tokens: list[int], sampling: SamplingParams) -> str:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from zfabric.backends.hf_transformers.contest import Contest
+from zfabric.backends.hf_transformers.guides import Guide
 from zfabric.backends.hf_transformers.penalties import Row
 from zfabric.backends.hf_transformers.text import Detokenizer, StopStrings
+from zfabric.errors import FabricError
 from zfabric.wire.payloads import Delta, FinishReason, GenerateRequest, TokenLogprobs, Usage
 
 
@@ -15,19 +18,27 @@ class Answer:
     Attributes:
         prompt: Its tokens, once they are known.
         prompt_logprobs: Entries so far, to go out with the first token; None if none are wanted (any more).
+        choices: How many are drawn.
+        contest: Decides which of them are given; None if all are.
         cancelled: Set by the event loop: nothing more is wanted.
         over: Set by the engine: it has ended, well or not.
     """
 
-    __slots__ = ("cancelled", "completion_tokens", "open_choices", "over", "prompt", "prompt_logprobs", "request")
+    __slots__ = (
+        "cancelled", "choices", "completion_tokens", "contest", "open_choices", "over", "prompt", "prompt_logprobs", "request",
+    )  # fmt: skip
 
     def __init__(self, request: GenerateRequest) -> None:
         self.request = request
         self.prompt: list[int] = []
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
-        if request.sampling.prompt_logprobs is not None and not request.resume_token_ids:
+        sampling = request.sampling
+        if sampling.prompt_logprobs is not None and not request.resume_token_ids:
             self.prompt_logprobs = []
-        self.open_choices = request.sampling.n
+        self.choices = self.open_choices = max(sampling.n, sampling.best_of or 0)
+        self.contest: Contest | None = None
+        if self.choices > sampling.n:
+            self.contest = Contest(sampling.n, self.choices, show_logprobs=sampling.logprobs is not None)
         self.completion_tokens = 0
         self.cancelled = False
         self.over = False
@@ -45,6 +56,7 @@ class Sequence:
         bad_words: Token sequences that must not appear.
         tokenizer: A transformers tokenizer.
         echo: The text to begin with, None for none.
+        guide: What its text has to follow.
     """
 
     __slots__ = ("_detokenizer", "_owed", "_skip", "_stops", "answer", "end_tokens", "index", "limit", "output", "row")
@@ -60,6 +72,7 @@ class Sequence:
         bad_words: tuple[tuple[int, ...], ...],
         tokenizer: Any,
         echo: str | None = None,
+        guide: Guide | None = None,
     ) -> None:
         sampling = answer.request.sampling
         self.answer = answer
@@ -67,7 +80,7 @@ class Sequence:
         self.limit = limit
         self.end_tokens = end_tokens
         self.output: list[int] = []
-        self.row = Row(sampling, seed, answer.prompt, self.output, end_tokens, bad_words)
+        self.row = Row(sampling, seed, answer.prompt, self.output, end_tokens, bad_words, guide)
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=sampling.skip_special_tokens)
         if echo is not None:
             self._detokenizer.go_on_after(answer.prompt)
@@ -75,6 +88,18 @@ class Sequence:
         #: Text that goes out with the next token.
         self._owed = echo or ""
         self._skip = answer.request.resume_characters if index == 0 else 0
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many alternatives are to be told beside each drawn token; None if not even its own log-probability is."""
+        wanted = self.answer.request.sampling.logprobs
+        return 0 if wanted is None and self.answer.contest is not None else wanted
+
+    @property
+    def failure(self) -> FabricError | None:
+        """Why it cannot go on."""
+        guide = self.row.guide
+        return None if guide is None else guide.failure
 
     def tokens(self) -> list[int]:
         """All that the model has to have read before the next token can be drawn."""
@@ -102,7 +127,9 @@ class Sequence:
         ended = token in self.end_tokens
         text, stopped = self._stops.add("" if ended else self._detokenizer.add(token))
         reason: FinishReason | None = None
-        if ended or stopped:
+        guide = self.row.guide
+        whole = not ended and guide is not None and guide.take(token)
+        if ended or stopped or whole:
             reason = "stop"
         elif len(self.output) >= self.limit:
             reason = "length"

@@ -31,7 +31,8 @@ class ModelWorker(BaseModelWorker):
         {
             "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
             "frequency_penalty", "max_new_tokens", "min_new_tokens", "stop", "stop_token_ids", "ignore_eos", "seed", "n",
-            "logprobs", "prompt_logprobs", "echo", "logit_bias", "bad_words", "truncate_prompt", "skip_special_tokens",
+            "best_of", "logprobs", "prompt_logprobs", "echo", "logit_bias", "bad_words", "truncate_prompt",
+            "skip_special_tokens", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
         }
     )  # fmt: skip
     Options = TransformersOptions
@@ -45,6 +46,7 @@ class ModelWorker(BaseModelWorker):
         self._queue: EmbedQueue | None = None
 
     async def load(self) -> ModelInfo:
+        """Raises: ConfigurationError, see `loading.load`."""
         self._loop = asyncio.get_running_loop()
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         loaded = await asyncio.to_thread(self._load)
@@ -57,7 +59,7 @@ class ModelWorker(BaseModelWorker):
             aliases=list(names[1:]),
             context_length=loaded.context_length,
             capabilities=capabilities,
-            parameters=sorted(self.parameters) if loaded.generates else [],
+            parameters=self._honoured(loaded),
             dimensions=loaded.dimensions,
             slots=self.slots,
             details={
@@ -69,6 +71,15 @@ class ModelWorker(BaseModelWorker):
                 "pooling": loaded.pooling,
             },
         )
+
+    def _honoured(self, loaded: Loaded) -> list[str]:
+        """Sampling parameters that this model can honour; a request with another is refused by name."""
+        from zfabric.backends.hf_transformers import guides
+
+        if not loaded.generates:
+            return []
+        missing = frozenset() if guides.guidable(loaded.tokenizer) else guides.GUIDED
+        return sorted(self.parameters - missing)
 
     def _load(self) -> Loaded:
         """Everything slow, on a thread: imports, weights, and a first pass through the model."""
