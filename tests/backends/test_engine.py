@@ -44,20 +44,20 @@ async def start(tiny_llama: Path) -> AsyncIterator[Start]:
 def hold(worker: ModelWorker) -> threading.Event:
     """Keeps the engine's thread busy until the event is set, so that requests gather."""
     gate = threading.Event()
-    assert worker._engine is not None
-    worker._engine.run_job(gate.wait)
+    assert worker._assembled is not None
+    worker._assembled.engine.run_job(gate.wait)
     return gate
 
 
 def causal_model(worker: ModelWorker) -> Any:
-    assert worker._loaded is not None
-    return worker._loaded.model
+    assert worker._assembled is not None
+    return worker._assembled.loaded.model
 
 
 async def prepared(worker: ModelWorker) -> None:
     """Wait until the intake has done all that it was given."""
-    assert worker._engine is not None
-    await asyncio.wrap_future(worker._engine._clerk.submit(lambda: None))
+    assert worker._assembled is not None
+    await asyncio.wrap_future(worker._assembled.engine._clerk.submit(lambda: None))
 
 
 def greedy(name: str, prompt: str, count: int, **sampling: Any) -> Any:

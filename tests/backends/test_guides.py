@@ -83,7 +83,7 @@ async def test_a_continuation_follows_on(tiny_worker: Served) -> None:
     whole = await say(tiny_worker, "whole", seed=5, guided_json=json.dumps(SCHEMA))
     tokens = answers.tokens("whole")
     half = len(tokens) // 2
-    shown = len(worker._loaded.tokenizer.decode(tokens[:half]))  # type: ignore[union-attr]
+    shown = len(worker._assembled.loaded.tokenizer.decode(tokens[:half]))  # type: ignore[union-attr]
     await say(
         tiny_worker, "rest", seed=5, guided_json=json.dumps(SCHEMA), resume_token_ids=tokens[:half],
         resume_characters=shown,
@@ -134,7 +134,7 @@ async def test_without_the_library_guides_are_refused_by_name(
     monkeypatch.setattr(guides, "guidable", lambda _: False)
     worker = ModelWorker(TransformersOptions(model=str(tiny_llama), device="cpu"))
     worker.steps = answers = Answers()
-    info = await worker.load()
+    (info,) = await worker.load()
     worker.begin(ask("a", guided_regex="x"))
     await answers.until("a")
     await worker.close()

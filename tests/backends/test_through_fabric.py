@@ -7,15 +7,17 @@ import re
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from tests.backends.test_lora import save_adapter
 from tests.fabric import Fabric, fabric
 from zfabric import AsyncClient
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
-from zfabric.errors import ContextOverflowError, UnsupportedParameterError
+from zfabric.errors import ContextOverflowError, DeadlineExceededError, UnsupportedParameterError
 
 Served = tuple[Fabric, AsyncClient]
 
@@ -102,3 +104,17 @@ async def test_many_at_once_are_batched_and_right(served: Served) -> None:
     )
     assert [c.token_ids for c in together[:4]] == [c.token_ids for c in alone]
     assert {c.worker for c in together} == {"w0", "w1"}
+
+
+async def test_an_adapter_comes_and_goes_by_an_operators_call(served: Served, tiny_llama: Path, tmp_path: Path) -> None:
+    _, client = served
+    adapter = save_adapter(tmp_path / "red", tiny_llama, 1)
+    options: dict[str, Any] = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
+    assert set(await client.operate("w0", "load_adapter", name="red", path=str(adapter))) == {"red"}
+    red = await client.generate("red", "Hello", **options)
+    plain = await client.generate("tiny", "Hello", **options)
+    assert red.text != plain.text
+    assert await client.operate("w0", "unload_adapter", name="red") == {}
+    # A model that lost its last worker is waited for.
+    with pytest.raises(DeadlineExceededError):
+        await client.generate("red", "Hello", deadline_ms=200, **options)

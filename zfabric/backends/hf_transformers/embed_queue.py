@@ -79,7 +79,8 @@ class EmbedQueue:
         try:
             with torch.inference_mode():
                 tokens = [work.pieces.tokens[index] for work, index in chosen]
-                vectors = self._embedder.vectors(tokens, chosen[0][0].pieces.pooling)
+                adapters = [work.pieces.adapter for work, _ in chosen]
+                vectors = self._embedder.vectors(tokens, chosen[0][0].pieces.pooling, adapters)
         except Exception as error:  # noqa: BLE001 — it is an answer to whose texts these are
             self._failed(chosen, error)
         else:

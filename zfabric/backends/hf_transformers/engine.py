@@ -19,10 +19,11 @@ from typing import Any, Final
 
 import torch
 
-from zfabric.backends.hf_transformers.batch import Batch, Model, Prefill
+from zfabric.backends.hf_transformers.batch import Batch, Prefill
 from zfabric.backends.hf_transformers.drawing import Drawer, Drawn
 from zfabric.backends.hf_transformers.failures import as_fabric_error, out_of_memory
 from zfabric.backends.hf_transformers.intake import Intake
+from zfabric.backends.hf_transformers.model import Model
 from zfabric.backends.hf_transformers.pace import Pace
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
 from zfabric.errors import BackendError, FabricError, RequestError
@@ -246,9 +247,9 @@ class Engine:
         width = rows = 0
         while self._waiting:
             group = self._waiting[0]
-            size = len(group[0].answer.prompt) + len(group[0].output)
+            size = group[0].size
             count = min(len(group), self._room(rows, max(width, size)))
-            alone = size > budget or group[0].answer.prompt_logprobs is not None or not self._together
+            alone = size > budget or group[0].answer.alone or not self._together
             crowded = (len(groups) + 1) * max(width, size) > budget
             if not count or (groups and (alone or crowded)):
                 break
@@ -265,7 +266,7 @@ class Engine:
     def _room(self, rows: int, width: int) -> int:
         """How many rows of such a width may join beside so many others. One may always, if it is the only one."""
         present = len(self._batch.rows) + rows
-        columns = max(self._batch.width, width) + _HEADROOM_COLUMNS
+        columns = max(self._batch.columns, width) + _HEADROOM_COLUMNS
         room = min(self._batch_size_max, self._kv_tokens_max // columns) - present
         return max(room, 0 if present else 1)
 
@@ -288,7 +289,7 @@ class Engine:
             self._failures = 0
             if not prefill.left:
                 self._prefill = None
-        return (prefill.done - begin) * len(prefill.groups) or budget
+        return prefill.spent or budget
 
     def _start(self, prefill: Prefill, logits: torch.Tensor) -> None:
         """The prompts are computed: draw first tokens, and put those that go on into the batch."""
@@ -318,7 +319,7 @@ class Engine:
     def _make_room(self) -> None:
         """While another column would not fit into the cache, let the youngest row wait."""
         batch = self._batch
-        while len(batch.rows) > 1 and batch.cells(width=batch.width + 1) > self._kv_tokens_max:
+        while len(batch.rows) > 1 and batch.cells(width=batch.columns + 1) > self._kv_tokens_max:
             youngest = batch.rows[-1]
             batch.leave(list(range(len(batch.rows) - 1)))
             self._waiting.appendleft([youngest])

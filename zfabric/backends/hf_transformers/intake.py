@@ -7,6 +7,7 @@ import secrets
 from typing import Any
 
 from zfabric.backends.hf_transformers.guides import Guides
+from zfabric.backends.hf_transformers.lora import Adapters
 from zfabric.backends.hf_transformers.prompts import fit, prompt_tokens
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
 from zfabric.errors import ParameterRangeError
@@ -25,6 +26,8 @@ class Intake:
         context_length: Tokens of prompt and answer.
         end_tokens: Tokens that end an answer.
         seed: For requests without one; None draws.
+        start_token: What a decoder begins with whose encoder reads the prompt; None if there is no encoder.
+        adapters: Those that requests can name.
     """
 
     def __init__(
@@ -35,12 +38,16 @@ class Intake:
         context_length: int,
         end_tokens: frozenset[int],
         seed: int | None,
+        start_token: int | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._vocabulary_size = vocabulary_size
         self._context_length = context_length
         self._end_tokens = frozenset(token for token in end_tokens if 0 <= token < vocabulary_size)
         self._seed = seed
+        self._start_token = start_token
+        self._adapters = adapters or Adapters()
         self._guides = Guides(tokenizer, vocabulary_size=vocabulary_size, end_tokens=self._end_tokens)
 
     def sequences(self, answer: Answer) -> list[Sequence]:
@@ -56,15 +63,15 @@ class Intake:
             self._tokenizer, request.prompt, request.messages, request.prompt_token_ids, request.tools,
             vocabulary_size=self._vocabulary_size,
         )  # fmt: skip
-        answer.prompt = fit(tokens, self._context_length, truncate=sampling.truncate_prompt)
+        kept = self._place(answer, tokens)
         room = self._context_length - len(answer.prompt)
         ends = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self._end_tokens)
         seed = sampling.seed if sampling.seed is not None else self._seed
         base = secrets.randbits(63) if seed is None else seed
         echo = None
         if sampling.echo:
-            whole = request.prompt is not None and len(answer.prompt) == len(tokens)
-            echo = request.prompt if whole else self._decode(answer.prompt, sampling)
+            whole = request.prompt is not None and len(kept) == len(tokens)
+            echo = request.prompt if whole else self._decode(kept, sampling)
         banned = self._banned(sampling)
         guides = [self._guides.make(request) for _ in range(answer.choices)]
         if guides[0] is not None:
@@ -84,6 +91,22 @@ class Intake:
             )
             for index, guide in enumerate(guides)
         ]
+
+    def _place(self, answer: Answer, tokens: list[int]) -> list[int]:
+        """Where the prompt goes: before the answer, or into the encoder. Returns what is kept of it.
+
+        Raises:
+            ContextOverflowError: It is too long.
+        """
+        answer.adapter = self._adapters.find(answer.request.model)
+        truncate = answer.request.sampling.truncate_prompt
+        if self._start_token is None:
+            answer.prompt = fit(tokens, self._context_length, truncate=truncate)
+            return answer.prompt
+        # The answer takes nothing of the encoder's context.
+        answer.source = fit(tokens, self._context_length + 1, truncate=truncate)
+        answer.prompt = [self._start_token]
+        return answer.source
 
     def _decode(self, tokens: list[int], sampling: SamplingParams) -> str:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=sampling.skip_special_tokens))

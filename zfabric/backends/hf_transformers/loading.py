@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+)
 
 from zfabric.backends.hf_transformers.embedding import own_length, own_pooling
 from zfabric.backends.hf_transformers.options import TransformersOptions
@@ -24,19 +31,43 @@ _LAYER_KINDS: Final = frozenset({"full_attention", "sliding_attention", "chunked
 _RECURRENT: Final = frozenset({"mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "xlstm"})
 
 
+#: Encoder-decoders whose decoder has relative positions, so that its rows can be padded.
+_PAIRED: Final = frozenset({"t5", "mt5", "umt5"})
+#: What a model is: a decoder, an encoder with a decoder, a decoder that sees images, or an encoder.
+Kind = Literal["causal", "paired", "vision", "encoder"]
+_FACTORIES: Final[dict[Kind, Any]] = {
+    "causal": AutoModelForCausalLM,
+    "paired": AutoModelForSeq2SeqLM,
+    "vision": AutoModelForImageTextToText,
+    "encoder": AutoModel,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """What was loaded."""
 
     model: Any
     tokenizer: Any
-    generates: bool
+    kind: Kind
     context_length: int
     kv_tokens_max: int
     dimensions: int
     pooling: str
     device: str
     dtype: str
+
+    @property
+    def generates(self) -> bool:
+        """Whether it makes text."""
+        return self.kind != "encoder"
+
+    @property
+    def encoder(self) -> Any:
+        """The part that makes vectors."""
+        if self.kind == "paired":
+            return self.model.get_encoder()
+        return self.model if self.kind == "encoder" else getattr(self.model, "model", self.model.base_model)
 
 
 def load(options: TransformersOptions) -> Loaded:
@@ -51,17 +82,18 @@ def load(options: TransformersOptions) -> Loaded:
     common = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
     common |= {"gguf_file": options.gguf_file}
     common = {name: value for name, value in common.items() if value}
+    placement = _placement(options, device)
     try:
         config = AutoConfig.from_pretrained(options.model, **common)
+        kind = _kind(config, options.model)
         tokenizer = AutoTokenizer.from_pretrained(options.model, **common)
-    except (OSError, ValueError) as error:
+        model = _FACTORIES[kind].from_pretrained(options.model, **common, **placement)
+    except (OSError, ValueError, ImportError) as error:
         raise ConfigurationError(f"model {options.model!r} cannot be loaded: {error}", model=options.model) from error
+    generates = kind != "encoder"
     _prepare_tokenizer(tokenizer, options)
-    _check_kind(config, options.model)
-    generates = any("ForCausalLM" in name or "LMHead" in name for name in config.architectures or ())
-    factory = AutoModelForCausalLM if generates else AutoModel
-    model = factory.from_pretrained(options.model, **common, **_placement(options, device))
-    if options.device_map is None and options.quantization is None:
+    # Weights that are quantized are where they belong already.
+    if options.device_map is None and getattr(model, "hf_quantizer", None) is None:
         model = model.to(device)
     model.eval()
     kv_tokens_max = options.kv_tokens_max or _kv_tokens(config, model)
@@ -69,7 +101,7 @@ def load(options: TransformersOptions) -> Loaded:
     return Loaded(
         model=model,
         tokenizer=tokenizer,
-        generates=generates,
+        kind=kind,
         # What the cache cannot hold cannot be served: the smaller of the two is what clients are told.
         context_length=min(length, kv_tokens_max) if generates else length,
         kv_tokens_max=kv_tokens_max,
@@ -94,16 +126,28 @@ def _prepare_tokenizer(tokenizer: Any, options: TransformersOptions) -> None:
             raise ConfigurationError(f"chat template {options.chat_template} cannot be read: {error}") from error
 
 
-def _check_kind(config: Any, name: str) -> None:
-    """Raises: ConfigurationError if it is a model whose memory is not a cache of keys and values."""
+def _kind(config: Any, name: str) -> Kind:
+    """Raises: ConfigurationError if it is a model whose memory is not a cache of keys and values by column."""
     if getattr(config, "is_encoder_decoder", False):
-        raise ConfigurationError(f"{name!r} is an encoder-decoder model, which this backend does not serve")
-    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
+        if config.model_type not in _PAIRED:
+            raise ConfigurationError(
+                f"{name!r} is an encoder-decoder model of type {config.model_type!r}, this backend serves "
+                f"{', '.join(sorted(_PAIRED))}"
+            )
+        return "paired"
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ())
     others = sorted(kinds - _LAYER_KINDS)
     if others or config.model_type in _RECURRENT:
         raise ConfigurationError(
             f"{name!r} has layers of kind {', '.join(others) or 'recurrent'}, which this backend does not serve"
         )
+    if getattr(config, "vision_config", None) is not None and text is not config:
+        if "mrope_section" in (getattr(text, "rope_parameters", None) or {}):
+            raise ConfigurationError(f"{name!r} has positions in several dimensions, which this backend does not serve")
+        return "vision"
+    makes_text = any("ForCausalLM" in kind or "LMHead" in kind for kind in config.architectures or ())
+    return "causal" if makes_text else "encoder"
 
 
 def _length(config: Any, tokenizer: Any, name: str, *, generates: bool) -> int:

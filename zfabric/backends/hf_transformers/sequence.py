@@ -6,6 +6,7 @@ from typing import Any
 
 from zfabric.backends.hf_transformers.contest import Contest
 from zfabric.backends.hf_transformers.guides import Guide
+from zfabric.backends.hf_transformers.lora import Adapter
 from zfabric.backends.hf_transformers.penalties import Row
 from zfabric.backends.hf_transformers.text import Detokenizer, StopStrings
 from zfabric.errors import FabricError
@@ -16,7 +17,10 @@ class Answer:
     """What the choices of one request share.
 
     Attributes:
-        prompt: Its tokens, once they are known.
+        prompt: The tokens that its text goes on from, once they are known.
+        source: The tokens that an encoder reads before; none for a model without one.
+        media: Images and the like, as arguments of the model.
+        adapter: What is added to the model's weights for it.
         prompt_logprobs: Entries so far, to go out with the first token; None if none are wanted (any more).
         choices: How many are drawn.
         contest: Decides which of them are given; None if all are.
@@ -25,12 +29,16 @@ class Answer:
     """
 
     __slots__ = (
-        "cancelled", "choices", "completion_tokens", "contest", "open_choices", "over", "prompt", "prompt_logprobs", "request",
+        "adapter", "cancelled", "choices", "completion_tokens", "contest", "media", "open_choices", "over", "prompt",
+        "prompt_logprobs", "request", "source",
     )  # fmt: skip
 
     def __init__(self, request: GenerateRequest) -> None:
         self.request = request
         self.prompt: list[int] = []
+        self.source: list[int] = []
+        self.media: dict[str, Any] | None = None
+        self.adapter: Adapter | None = None
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
         sampling = request.sampling
         if sampling.prompt_logprobs is not None and not request.resume_token_ids:
@@ -42,6 +50,16 @@ class Answer:
         self.completion_tokens = 0
         self.cancelled = False
         self.over = False
+
+    @property
+    def prompt_tokens(self) -> int:
+        """What the caller's prompt has."""
+        return len(self.source) or len(self.prompt)
+
+    @property
+    def alone(self) -> bool:
+        """Whether its prompt has a pass of its own."""
+        return self.prompt_logprobs is not None or self.media is not None
 
 
 class Sequence:
@@ -101,6 +119,11 @@ class Sequence:
         guide = self.row.guide
         return None if guide is None else guide.failure
 
+    @property
+    def size(self) -> int:
+        """Cells that it takes when it joins."""
+        return len(self.answer.source) + len(self.answer.prompt) + len(self.output)
+
     def tokens(self) -> list[int]:
         """All that the model has to have read before the next token can be drawn."""
         return [*self.answer.prompt, *self.output]
@@ -154,7 +177,7 @@ class Sequence:
         answer.open_choices -= 1
         answer.completion_tokens += len(self.output)
         if not answer.open_choices:
-            delta.usage = Usage(prompt_tokens=len(answer.prompt), completion_tokens=answer.completion_tokens)
+            delta.usage = Usage(prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens)
 
     def _unseen(self, text: str) -> str:
         """What is owed and this, without what the reader has from an earlier attempt."""
