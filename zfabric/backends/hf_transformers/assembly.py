@@ -65,6 +65,7 @@ def assemble(
         seed=options.seed,
         start_token=_start_token(loaded),
         adapters=adapters,
+        processor=loaded.processor,
     )
     engine = Engine(
         model,

@@ -7,6 +7,7 @@ import secrets
 from typing import Any
 
 from zfabric.backends.hf_transformers.guides import Guides
+from zfabric.backends.hf_transformers.images import has_images, see
 from zfabric.backends.hf_transformers.lora import Adapters
 from zfabric.backends.hf_transformers.prompts import fit, prompt_tokens
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
@@ -28,6 +29,7 @@ class Intake:
         seed: For requests without one; None draws.
         start_token: What a decoder begins with whose encoder reads the prompt; None if there is no encoder.
         adapters: Those that requests can name.
+        processor: A transformers processor, for models that see images.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Intake:
         seed: int | None,
         start_token: int | None = None,
         adapters: Adapters | None = None,
+        processor: Any = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._vocabulary_size = vocabulary_size
@@ -47,6 +50,7 @@ class Intake:
         self._end_tokens = frozenset(token for token in end_tokens if 0 <= token < vocabulary_size)
         self._seed = seed
         self._start_token = start_token
+        self._processor = processor
         self._adapters = adapters or Adapters()
         self._guides = Guides(tokenizer, vocabulary_size=vocabulary_size, end_tokens=self._end_tokens)
 
@@ -59,10 +63,7 @@ class Intake:
         request = answer.request
         sampling = request.sampling
         self._check(sampling)
-        tokens = prompt_tokens(
-            self._tokenizer, request.prompt, request.messages, request.prompt_token_ids, request.tools,
-            vocabulary_size=self._vocabulary_size,
-        )  # fmt: skip
+        tokens = self._tokens(answer)
         kept = self._place(answer, tokens)
         room = self._context_length - len(answer.prompt)
         ends = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self._end_tokens)
@@ -92,6 +93,17 @@ class Intake:
             for index, guide in enumerate(guides)
         ]
 
+    def _tokens(self, answer: Answer) -> list[int]:
+        """Tokens of the prompt; `answer.media` is set if it has images."""
+        request = answer.request
+        if has_images(request.messages):
+            tokens, answer.media = see(self._processor, self._tokenizer, request.messages or (), request.tools)
+            return tokens
+        return prompt_tokens(
+            self._tokenizer, request.prompt, request.messages, request.prompt_token_ids, request.tools,
+            vocabulary_size=self._vocabulary_size,
+        )  # fmt: skip
+
     def _place(self, answer: Answer, tokens: list[int]) -> list[int]:
         """Where the prompt goes: before the answer, or into the encoder. Returns what is kept of it.
 
@@ -101,6 +113,8 @@ class Intake:
         answer.adapter = self._adapters.find(answer.request.model)
         truncate = answer.request.sampling.truncate_prompt
         if self._start_token is None:
+            # Without its placeholders an image cannot be seen, so such a prompt is not cut.
+            truncate = truncate and answer.media is None
             answer.prompt = fit(tokens, self._context_length, truncate=truncate)
             return answer.prompt
         # The answer takes nothing of the encoder's context.

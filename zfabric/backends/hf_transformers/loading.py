@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
+    AutoProcessor,
     AutoTokenizer,
 )
 
@@ -49,6 +50,7 @@ class Loaded:
 
     model: Any
     tokenizer: Any
+    processor: Any
     kind: Kind
     context_length: int
     kv_tokens_max: int
@@ -87,10 +89,15 @@ def load(options: TransformersOptions) -> Loaded:
         config = AutoConfig.from_pretrained(options.model, **common)
         kind = _kind(config, options.model)
         tokenizer = AutoTokenizer.from_pretrained(options.model, **common)
+        processor = AutoProcessor.from_pretrained(options.model, **common) if kind == "vision" else None
         model = _FACTORIES[kind].from_pretrained(options.model, **common, **placement)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigurationError(f"model {options.model!r} cannot be loaded: {error}", model=options.model) from error
     generates = kind != "encoder"
+    if processor is not None:
+        # The template of such a model may be its processor's; both have to make the same tokens.
+        processor.tokenizer, own = tokenizer, processor.chat_template
+        tokenizer.chat_template = tokenizer.chat_template or own
     _prepare_tokenizer(tokenizer, options)
     # Weights that are quantized are where they belong already.
     if options.device_map is None and getattr(model, "hf_quantizer", None) is None:
@@ -101,6 +108,7 @@ def load(options: TransformersOptions) -> Loaded:
     return Loaded(
         model=model,
         tokenizer=tokenizer,
+        processor=processor,
         kind=kind,
         # What the cache cannot hold cannot be served: the smaller of the two is what clients are told.
         context_length=min(length, kv_tokens_max) if generates else length,

@@ -27,9 +27,7 @@ class Model:
         self._model = model
         self.device = model.device
         self.lora = Lora(model)
-        accepted = inspect.signature(model.forward).parameters
-        self._takes_positions = "position_ids" in accepted
-        self._takes_keep = "logits_to_keep" in accepted
+        self._accepted = frozenset(inspect.signature(model.forward).parameters)
         embeddings = model.get_output_embeddings() or model.get_input_embeddings()
         self.vocabulary_size = int(embeddings.weight.shape[0])
 
@@ -61,11 +59,11 @@ class Model:
         columns = len(rows[0])
         width = cache.get_seq_length() + columns
         mask, first = self._mask(lengths, width)
-        arguments = self._arguments(rows, mask, cache) | self._sent(media, columns)
-        if self._takes_positions:
+        arguments = self._arguments(rows, mask, cache) | self._sent(media or {}, columns)
+        if "position_ids" in self._accepted:
             places = torch.arange(width - columns, width, device=self.device).expand(len(rows), -1)
             arguments["position_ids"] = places if first is None else (places - first).clamp_(min=0)
-        if self._takes_keep and not all_logits:
+        if "logits_to_keep" in self._accepted and not all_logits:
             arguments["logits_to_keep"] = 1
         with self.lora.rows(adapters):
             logits = self._model(**arguments).logits
@@ -95,10 +93,11 @@ class Model:
         first = self._send([width - length for length in lengths]).unsqueeze(1)
         return (torch.arange(width, device=self.device).unsqueeze(0) >= first).long(), first
 
-    def _sent(self, media: dict[str, Any] | None, columns: int) -> dict[str, Any]:
+    def _sent(self, media: dict[str, Any], columns: int) -> dict[str, Any]:
         """Media on the device, in the model's own type; what has an entry per token has one for each column."""
         sent: dict[str, Any] = {}
-        for name, value in (media or {}).items():
+        for name in media.keys() & self._accepted:
+            value = media[name]
             tensor = value.to(self._model.dtype) if torch.is_floating_point(value) else value
             if name.endswith(_PER_TOKEN):
                 tensor = torch.nn.functional.pad(tensor, (0, columns - tensor.shape[1]))

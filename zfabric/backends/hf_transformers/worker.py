@@ -68,6 +68,7 @@ class ModelWorker(BaseModelWorker):
         capabilities = ["embed", "count_tokens"]
         if loaded.generates:
             capabilities += ["generate", "resume"] + ["chat"] * (loaded.tokenizer.chat_template is not None)
+            capabilities += ["multimodal"] * (loaded.kind == "vision")
         first, *aliases = self._names
         model = ModelInfo(
             name=first,
@@ -139,8 +140,11 @@ class ModelWorker(BaseModelWorker):
         loaded = self._assembled.loaded
 
         def count() -> int:
+            from zfabric.backends.hf_transformers.images import has_images, see
             from zfabric.backends.hf_transformers.prompts import prompt_tokens
 
+            if has_images(request.messages):
+                return len(see(loaded.processor, loaded.tokenizer, request.messages or (), None)[0])
             return len(prompt_tokens(loaded.tokenizer, request.prompt, request.messages, None))
 
         return int(await asyncio.to_thread(count))
