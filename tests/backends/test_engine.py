@@ -16,7 +16,7 @@ from tests.backends.tiny import Answers, ask, reference
 from zfabric.backends.hf_transformers.cache import GrowingLayer
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
-from zfabric.errors import BackendError, OutOfMemoryError, ParameterRangeError
+from zfabric.errors import BackendError, EngineStalledError, OutOfMemoryError, ParameterRangeError
 from zfabric.wire.payloads import EmbedRequest
 
 Served = tuple[ModelWorker, Answers]
@@ -329,6 +329,17 @@ async def test_text_that_a_reader_of_tokens_lacks_is_made_up_for(tiny_worker: Se
     await answers.until("rest")
     assert answers.text("rest") == text[2:]
     assert answers.tokens("rest") == tokens[8:]
+
+
+async def test_an_engine_that_hangs_is_given_up(start: Start) -> None:
+    worker, answers = await start(stall_ms=40)
+    gate = hold(worker)
+    worker.begin(greedy("a", "Hello", 5))
+    await answers.death()
+    assert isinstance(answers.died, EngineStalledError)
+    # It does not wait for the thread, which is still held.
+    await worker.close()
+    gate.set()
 
 
 @pytest.mark.gpu

@@ -85,6 +85,9 @@ class Engine:
         self._together = True
         self._failures = 0
         self.steps_taken = 0
+        #: When the present turn began, by the monotonic clock; None while there is nothing to do.
+        self._turn_began: float | None = None
+        self._hung = False
         self._clerk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="zfabric-intake")
         self._thread = threading.Thread(target=self._run, name="zfabric-engine", daemon=True)
 
@@ -95,13 +98,19 @@ class Engine:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread after its present step, and wait for it."""
-        self._clerk.shutdown(wait=True, cancel_futures=True)
+        """End the thread after its present step, and wait for it unless it was given up."""
+        self._clerk.shutdown(wait=not self._hung, cancel_futures=True)
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        if self._thread.is_alive():
+        if self._thread.is_alive() and not self._hung:
             self._thread.join()
+
+    def hangs(self, limit_s: float) -> bool:
+        """Whether a turn takes longer than this; if so the thread is given up, and `stop` does not wait for it."""
+        began = self._turn_began
+        self._hung = self._hung or (began is not None and time.monotonic() - began > limit_s)
+        return self._hung
 
     def submit(self, request: GenerateRequest) -> None:
         """Have a request answered through `on_step` or `on_failure`."""
@@ -163,7 +172,9 @@ class Engine:
         try:
             with torch.inference_mode():
                 while self._next_work():
+                    self._turn_began = time.monotonic()
                     self._turn()
+                    self._turn_began = None
         except BaseException as error:  # noqa: BLE001 — a dead engine has to be known, whatever killed it
             end = BackendError(f"the engine's thread died: {type(error).__name__}: {error}")
             self._on_death(end)

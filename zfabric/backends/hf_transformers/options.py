@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from zfabric import limits
+
 
 @dataclass(frozen=True, kw_only=True)
 class TransformersOptions:
@@ -32,6 +34,7 @@ class TransformersOptions:
         kv_tokens_max: Cells of the cache over all requests, padding included; derived from the device by default.
         embed_batch_tokens: Tokens of one pass of embeddings, padding included.
         pooling: How embeddings are made; by default as the model's own files say, else the mean.
+        stall_ms: A turn of the engine that takes longer has hung: its requests go elsewhere, and the worker ends.
         threads: CPU threads of torch.
         seed: Seed for requests that bring none; random by default.
     """
@@ -56,5 +59,6 @@ class TransformersOptions:
     kv_tokens_max: int | None = None
     embed_batch_tokens: int = 8_192
     pooling: Literal["mean", "cls", "last"] | None = None
+    stall_ms: int = limits.STALL_MS
     threads: int | None = None
     seed: int | None = None

@@ -11,19 +11,22 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import structs
 
 from zfabric.backends.hf_transformers.options import TransformersOptions
-from zfabric.errors import FabricError
+from zfabric.errors import EngineStalledError, FabricError
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import CountRequest, Delta, EmbedRequest, EmbedResult, GenerateRequest, OperateRequest
 from zfabric.worker.base import BaseModelWorker, EngineLoad
 
 if TYPE_CHECKING:
     from zfabric.backends.hf_transformers.assembly import Assembled
+    from zfabric.backends.hf_transformers.engine import Engine
     from zfabric.backends.hf_transformers.loading import Loaded
     from zfabric.backends.hf_transformers.operations import Operations
     from zfabric.backends.hf_transformers.sequence import Answer
 
 #: The engine's thread holds the interpreter between two tensor operations; beats and cancels must get it quickly.
 _SWITCH_INTERVAL_S: Final = 0.0005
+#: Often enough to say so soon after the limit, and next to no work.
+_WATCH_INTERVAL_S: Final = 1.0
 
 
 class ModelWorker(BaseModelWorker):
@@ -44,6 +47,7 @@ class ModelWorker(BaseModelWorker):
         self.slots = options.max_batch_size
         self._assembled: Assembled | None = None
         self._operations: Operations | None = None
+        self._watch: asyncio.Task[None] | None = None
 
     async def load(self) -> Sequence[ModelInfo]:
         """The model, and each adapter as a model of its own. Raises: ConfigurationError, see `loading.load`."""
@@ -55,7 +59,18 @@ class ModelWorker(BaseModelWorker):
         self._operations = Operations(
             self._assembled, frozenset(self._names), lambda: self.steps.models_changed(self._models())
         )
+        self._watch = self._loop.create_task(self._watch_engine(self._assembled.engine))
         return self._models()
+
+    async def _watch_engine(self, engine: Engine) -> None:
+        """Notice a turn of the engine that does not end."""
+        limit_s = self.options.stall_ms / 1_000
+        while True:
+            await asyncio.sleep(min(_WATCH_INTERVAL_S, limit_s / 4))
+            if engine.hangs(limit_s):
+                message = f"the engine has made no step for {limit_s:g} s"
+                self._died(EngineStalledError(message, limit_ms=self.options.stall_ms))
+                return
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -167,6 +182,8 @@ class ModelWorker(BaseModelWorker):
         )
 
     async def close(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
         if self._assembled is not None:
             await asyncio.to_thread(self._assembled.engine.stop)
 
