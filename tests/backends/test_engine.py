@@ -43,9 +43,15 @@ async def start(tiny_llama: Path) -> AsyncIterator[Start]:
 
 def hold(worker: ModelWorker) -> threading.Event:
     """Keeps the engine's thread busy until the event is set, so that requests gather."""
-    gate = threading.Event()
+    begun, gate = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        gate.wait()
+
     assert worker._assembled is not None
-    worker._assembled.engine.run_job(gate.wait)
+    worker._assembled.engine.run_job(wait)
+    begun.wait()
     return gate
 
 
@@ -194,12 +200,12 @@ def failing(worker: ModelWorker, error: Exception, when: Callable[[int, int], bo
 async def test_memory_that_runs_out_in_a_step_costs_the_youngest(tiny_worker: Served, tiny_llama: Path) -> None:
     worker, answers = tiny_worker
     failing(worker, torch.OutOfMemoryError("CUDA out of memory. Tried"), lambda rows, columns: rows == 2)
-    worker.begin(greedy("old", "Hello", 30))
+    worker.begin(greedy("old", "Hello", 300))
     await answers.until("old", tokens=2)
     worker.begin(greedy("young", "Hello you", 30))
     await answers.until("old", "young")
     assert isinstance(answers.errors["young"], OutOfMemoryError)
-    assert answers.tokens("old") == reference(tiny_llama, "Hello", 30)
+    assert answers.tokens("old") == reference(tiny_llama, "Hello", 300)
     worker.begin(greedy("next", "Hello you", 5))
     await answers.until("next")
     assert answers.tokens("next") == reference(tiny_llama, "Hello you", 5)
