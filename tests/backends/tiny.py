@@ -49,7 +49,7 @@ def fallback_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
-def save_llama(directory: Path) -> Path:
+def save_llama(directory: Path, positions: int = 512) -> Path:
     """Two layers of random weights. Untied and widely spread, or it would repeat one token for ever."""
     torch.manual_seed(0)
     tokenizer = byte_tokenizer()
@@ -60,7 +60,7 @@ def save_llama(directory: Path) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=positions,
         tie_word_embeddings=False,
         initializer_range=0.5,
         bos_token_id=0,

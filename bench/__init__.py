@@ -1,0 +1,1 @@
+"""The benchmark suite: what zfabric costs, beside everything that could be used instead."""
