@@ -63,8 +63,8 @@ async def test_echo_stop_and_errors_arrive(served: Served) -> None:
     assert stopped.finish_reason == "stop"
     with pytest.raises(ContextOverflowError):
         await client.generate("tiny", "x" * 600)
-    with pytest.raises(UnsupportedParameterError, match="use_beam_search"):
-        await client.generate("tiny", "x", use_beam_search=True)
+    with pytest.raises(UnsupportedParameterError, match="top_k"):
+        await client.generate("tiny", "x", use_beam_search=True, n=2, top_k=3)
 
 
 async def test_guided_answers_and_the_best_of_several_arrive(served: Served) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Final
 import torch
 
 from zfabric.backends.hf_transformers.batch import Batch, Prefill
+from zfabric.backends.hf_transformers.beams import SearchLine
 from zfabric.backends.hf_transformers.drawing import Drawer, Drawn
 from zfabric.backends.hf_transformers.failures import as_fabric_error, out_of_memory
 from zfabric.backends.hf_transformers.intake import Intake
@@ -80,6 +81,7 @@ class Engine:
         self._sweep = False
         self._waiting: deque[list[Sequence]] = deque()
         self._prefill: Prefill | None = None
+        self._searches = SearchLine(model, kv_tokens_max)
         self._batch = Batch(model)
         self._step: Step = []
         self._together = True
@@ -147,7 +149,12 @@ class Engine:
     def kv_tokens_free(self) -> int:
         """Cells of the cache that are not in use."""
         prefill = self._prefill
-        return max(0, self._kv_tokens_max - self._batch.cells() - (0 if prefill is None else prefill.done))
+        return max(0, self._kv_limit - self._batch.cells() - (0 if prefill is None else prefill.done))
+
+    @property
+    def _kv_limit(self) -> int:
+        """Cells for the batch: the search at the head of the line has its own."""
+        return self._kv_tokens_max - self._searches.cells
 
     # ── the intake's thread ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -200,7 +207,7 @@ class Engine:
 
     @property
     def _busy(self) -> bool:
-        return bool(self._batch.rows or self._prefill or self._waiting)
+        return bool(self._batch.rows or self._prefill or self._waiting or self._searches)
 
     def _turn(self) -> None:
         """One job, some prompt tokens, one step of the batch."""
@@ -210,6 +217,8 @@ class Engine:
         self._make_room()
         if self._batch.rows:
             self._decode()
+        if self._searches:
+            self._search()
         self.steps_taken += 1
         if self._step:
             step, self._step = self._step, []
@@ -230,6 +239,12 @@ class Engine:
         """Put a prepared request in line, unless it has ended already."""
         answer = sequences[0].answer
         if answer.cancelled:
+            return
+        if answer.request.sampling.use_beam_search:
+            try:
+                self._searches.add(sequences)
+            except RequestError as error:
+                self._fail(answer, error)
             return
         if answer.request.resume_token_ids:
             ended = sequences[0].resume(list(answer.request.resume_token_ids))
@@ -278,7 +293,7 @@ class Engine:
         """How many rows of such a width may join beside so many others. One may always, if it is the only one."""
         present = len(self._batch.rows) + rows
         columns = max(self._batch.columns, width) + _HEADROOM_COLUMNS
-        room = min(self._batch_size_max, self._kv_tokens_max // columns) - present
+        room = min(self._batch_size_max, self._kv_limit // columns) - present
         return max(room, 0 if present else 1)
 
     def _advance(self, prefill: Prefill, budget: int) -> int:
@@ -307,7 +322,7 @@ class Engine:
         owners = [number for number, group in enumerate(prefill.groups) for _ in group]
         sequences = prefill.rows
         drawn = self._drawer.draw(sequences, logits[owners])
-        going = [index for index in self._enter(sequences, drawn) if _wanted(sequences[index])]
+        going = [index for index in self._enter(sequences, drawn) if sequences[index].answer.wanted]
         if going:
             cache, lengths = prefill.spread(going)
             tokens = [drawn[index][0] for index in going]
@@ -330,7 +345,7 @@ class Engine:
     def _make_room(self) -> None:
         """While another column would not fit into the cache, let the youngest row wait."""
         batch = self._batch
-        while len(batch.rows) > 1 and batch.cells(width=batch.columns + 1) > self._kv_tokens_max:
+        while len(batch.rows) > 1 and batch.cells(width=batch.columns + 1) > self._kv_limit:
             youngest = batch.rows[-1]
             batch.leave(list(range(len(batch.rows) - 1)))
             self._waiting.appendleft([youngest])
@@ -350,6 +365,16 @@ class Engine:
         self._pace.stepped(time.monotonic() - began)
         self._batch.commit([token for token, _ in drawn])
         self._batch.leave(self._enter(rows, drawn))
+
+    def _search(self) -> None:
+        """Take a beam search a step further."""
+        budget = self._pace.budget(running=bool(self._batch.rows))
+        crowded = self._batch.cells() > self._kv_limit
+        answer, deltas, error = self._searches.advance(budget, crowded=crowded)
+        if error is not None:
+            self._fail(answer, as_fabric_error(error))
+        for delta in deltas:
+            self._give(answer, delta)
 
     def _enter(self, rows: list[Sequence], drawn: list[Drawn]) -> list[int]:
         """Give each row its token. Returns the indexes of those that go on."""
@@ -386,12 +411,9 @@ class Engine:
 
     def _drop_ended(self) -> None:
         """Forget aborted and failed requests wherever they are."""
-        self._waiting = deque(group for group in self._waiting if _wanted(group[0]))
+        self._waiting = deque(group for group in self._waiting if group[0].answer.wanted)
         prefill = self._prefill
-        if prefill is not None and not any(_wanted(row) for row in prefill.rows):
+        if prefill is not None and not any(row.answer.wanted for row in prefill.rows):
             self._prefill = None
-        self._batch.leave([index for index, row in enumerate(self._batch.rows) if _wanted(row)])
-
-
-def _wanted(sequence: Sequence) -> bool:
-    return not (sequence.answer.cancelled or sequence.answer.over)
+        self._searches.drop_ended()
+        self._batch.leave([index for index, row in enumerate(self._batch.rows) if row.answer.wanted])

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 import secrets
-from typing import Any
+from typing import Any, Final
 
-from zfabric.backends.hf_transformers.guides import Guides
+from zfabric.backends.hf_transformers.guides import GUIDED, Guides
 from zfabric.backends.hf_transformers.images import has_images, see
 from zfabric.backends.hf_transformers.lora import Adapters
 from zfabric.backends.hf_transformers.prompts import fit, prompt_tokens
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
-from zfabric.errors import ParameterRangeError
-from zfabric.wire.payloads import SamplingParams
+from zfabric.errors import ParameterRangeError, UnsupportedParameterError
+from zfabric.wire.payloads import GenerateRequest, SamplingParams
 
 #: Between the seeds of two choices of one request; any odd number of many bits will do.
 _SEED_STRIDE = 0x9E3779B97F4A7C15
+
+#: Beams are compared as wholes and change places, so they are not drawn, told token by token, or guided.
+_NOT_BY_BEAMS: Final = GUIDED | {"top_p", "top_k", "min_p", "typical_p", "logprobs", "prompt_logprobs"}
 
 
 class Intake:
@@ -74,6 +77,8 @@ class Intake:
             whole = request.prompt is not None and len(kept) == len(tokens)
             echo = request.prompt if whole else self._decode(kept, sampling)
         banned = self._banned(sampling)
+        if sampling.use_beam_search:
+            _check_beams(request)
         guides = [self._guides.make(request) for _ in range(answer.choices)]
         if guides[0] is not None:
             # What is whole ends, also for those who ignore the model's own end.
@@ -154,3 +159,21 @@ class Intake:
                     parameter="logit_bias",
                     value=str(bias),
                 )
+
+
+def _check_beams(request: GenerateRequest) -> None:
+    """Raises: ParameterRangeError for a single beam, UnsupportedParameterError for what beams cannot honour."""
+    sampling = request.sampling
+    if max(sampling.n, sampling.best_of or 0) < 2:
+        raise ParameterRangeError(
+            "use_beam_search with one beam is no search, best_of or n must be at least 2",
+            parameter="best_of",
+            value=str(sampling.best_of),
+        )
+    others = [name for name in sampling.changed() if name in _NOT_BY_BEAMS]
+    if request.response_format not in (None, {"type": "text"}):
+        others.append("response_format")
+    if others:
+        raise UnsupportedParameterError(
+            f"parameter {others[0]!r} is not supported beside use_beam_search", parameter=others[0]
+        )

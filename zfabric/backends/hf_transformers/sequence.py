@@ -45,11 +45,18 @@ class Answer:
             self.prompt_logprobs = []
         self.choices = self.open_choices = max(sampling.n, sampling.best_of or 0)
         self.contest: Contest | None = None
-        if self.choices > sampling.n:
+        if sampling.use_beam_search:
+            self.open_choices = sampling.n
+        elif self.choices > sampling.n:
             self.contest = Contest(sampling.n, self.choices, show_logprobs=sampling.logprobs is not None)
         self.completion_tokens = 0
         self.cancelled = False
         self.over = False
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody still waits for it."""
+        return not (self.cancelled or self.over)
 
     @property
     def prompt_tokens(self) -> int:

@@ -36,7 +36,7 @@ class ModelWorker(BaseModelWorker):
         {
             "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
             "frequency_penalty", "max_new_tokens", "min_new_tokens", "stop", "stop_token_ids", "ignore_eos", "seed", "n",
-            "best_of", "logprobs", "prompt_logprobs", "echo", "logit_bias", "bad_words", "truncate_prompt",
+            "best_of", "use_beam_search", "logprobs", "prompt_logprobs", "echo", "logit_bias", "bad_words", "truncate_prompt",
             "skip_special_tokens", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
         }
     )  # fmt: skip
