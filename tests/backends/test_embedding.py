@@ -19,8 +19,15 @@ from tests.backends.tiny import Answers
 from zfabric.backends.hf_transformers.embedding import own_length, own_pooling
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
-from zfabric.errors import BackendError, ConfigurationError, OutOfMemoryError, ParameterRangeError, RequestError
-from zfabric.wire.payloads import EmbedRequest
+from zfabric.errors import (
+    BackendError,
+    ConfigurationError,
+    OutOfMemoryError,
+    ParameterRangeError,
+    RequestError,
+    UnsupportedOperationError,
+)
+from zfabric.wire.payloads import EmbedRequest, GenerateRequest
 
 Vectors = np.ndarray[Any, Any]
 
@@ -141,6 +148,11 @@ async def test_poolings_and_dimensions(embedder: ModelWorker, minilm: Path) -> N
             await vectors(embedder, "a", dimensions=dimensions)
     with pytest.raises(RequestError):
         await vectors(embedder, [1, 10**6])
+
+
+async def test_an_encoder_does_not_generate(embedder: ModelWorker) -> None:
+    with pytest.raises(UnsupportedOperationError):
+        embedder.begin(GenerateRequest(prompt="x", request_id="a"))
 
 
 async def test_token_ids_are_taken_as_they_are(embedder: ModelWorker, minilm: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -78,6 +78,9 @@ def load(options: TransformersOptions) -> Loaded:
     Raises:
         ConfigurationError: The model is of a kind that this backend does not serve, or the device is not there.
     """
+    path = Path(options.model)
+    if path.suffix == ".gguf":
+        options = replace(options, model=str(path.parent), gguf_file=path.name)
     if options.threads:
         torch.set_num_threads(options.threads)
     device = _device(options.device)
@@ -88,6 +91,9 @@ def load(options: TransformersOptions) -> Loaded:
     try:
         config = AutoConfig.from_pretrained(options.model, **common)
         kind = _kind(config, options.model)
+        if options.gguf_file is not None and kind == "encoder":
+            # Such a file does not say what it is for; text is what they are made for.
+            kind = "causal"
         tokenizer = AutoTokenizer.from_pretrained(options.model, **common)
         processor = AutoProcessor.from_pretrained(options.model, **common) if kind == "vision" else None
         model = _FACTORIES[kind].from_pretrained(options.model, **common, **placement)

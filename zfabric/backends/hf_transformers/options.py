@@ -14,7 +14,7 @@ class TransformersOptions:
     """Options of the transformers backend.
 
     Attributes:
-        model: Directory of the model, or a name that transformers can find.
+        model: Directory of the model, a GGUF file, or a name that transformers can find.
         model_names: Names it is served under; the first is the model, the others aliases. Default: the last path part.
         gguf_file: Name of a GGUF file in that directory; its weights are unpacked when it is loaded.
         revision: Branch, tag or commit of a model from a hub.

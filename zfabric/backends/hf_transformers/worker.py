@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import structs
 
 from zfabric.backends.hf_transformers.options import TransformersOptions
-from zfabric.errors import EngineStalledError, FabricError
+from zfabric.errors import EngineStalledError, FabricError, UnsupportedOperationError
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import CountRequest, Delta, EmbedRequest, EmbedResult, GenerateRequest, OperateRequest
 from zfabric.worker.base import BaseModelWorker, EngineLoad
@@ -135,6 +135,8 @@ class ModelWorker(BaseModelWorker):
 
     def begin(self, request: GenerateRequest) -> None:
         assert self._assembled is not None
+        if not self._assembled.loaded.generates:
+            raise UnsupportedOperationError(f"{self._names[0]!r} makes vectors and no text", operation="generate")
         self._assembled.engine.submit(request)
 
     def abort(self, request_id: str) -> None:
