@@ -145,6 +145,25 @@ async def test_a_cache_smaller_than_the_context_bounds_it(tiny_llama: Path) -> N
     assert answers.errors["a"].details == {"prompt_tokens": 120, "context_length": 100}
 
 
+@pytest.mark.parametrize(
+    ("device", "tokens", "rows"), [("cpu", 10**6, 32), ("cuda", 10**6, 256), ("cuda", 8_192, 8), ("cuda", 100, 4)]
+)
+def test_a_batch_is_as_large_as_the_cache_allows(device: str, tokens: int, rows: int) -> None:
+    assert loading._batch_size(device, tokens) == rows
+
+
+async def test_the_slots_are_those_of_the_batch(tiny_llama: Path) -> None:
+    for given, slots in ((None, 16), (5, 5)):
+        options = TransformersOptions(
+            model=str(tiny_llama), device="cpu", kv_tokens_max=16 * 1_024, max_batch_size=given
+        )
+        worker = ModelWorker(options)
+        worker.steps = Answers()
+        (info,) = await worker.load()
+        await worker.close()
+        assert (worker.slots, info.slots) == (slots, slots)
+
+
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
 def test_quantization_asks_for_a_device(tiny_llama: Path, quantization: Any) -> None:
     with pytest.raises(ConfigurationError, match="needs a CUDA device"):

@@ -71,7 +71,7 @@ def assemble(
         model,
         intake,
         loaded.tokenizer,
-        batch_size_max=options.max_batch_size,
+        batch_size_max=loaded.batch_size_max,
         kv_tokens_max=loaded.kv_tokens_max,
         pace=Pace(options.prefill_chunk_tokens, options.prefill_wait_ms / 1_000),
         on_step=on_step,

@@ -26,6 +26,13 @@ from zfabric.errors import ConfigurationError
 _CPU_CACHE_BYTES: Final = 1024**3
 #: Part of the free device memory that the cache may take after the weights are there; the rest is for activations.
 _DEVICE_CACHE_SHARE: Final = 0.8
+#: Prompt and answer of a usual request.
+_USUAL_TOKENS: Final = 1_024
+#: A device reads its weights once for all rows, and computes so many rows in that time; a CPU only few.
+_BATCH_MAX: Final = {"cpu": 32, "mps": 32}
+_BATCH_MAX_OTHER: Final = 256
+#: So many short ones fit nearly any cache; what does not fit waits.
+_BATCH_MIN: Final = 4
 #: Layers that remember by keys and values of each token, which is what a padded batch can hold.
 _LAYER_KINDS: Final = frozenset({"full_attention", "sliding_attention", "chunked_attention", "attention"})
 #: Kinds of models that remember otherwise and do not tell by their layers.
@@ -54,6 +61,7 @@ class Loaded:
     kind: Kind
     context_length: int
     kv_tokens_max: int
+    batch_size_max: int
     dimensions: int
     pooling: str
     device: str
@@ -119,6 +127,7 @@ def load(options: TransformersOptions) -> Loaded:
         # What the cache cannot hold cannot be served: the smaller of the two is what clients are told.
         context_length=min(length, kv_tokens_max) if generates else length,
         kv_tokens_max=kv_tokens_max,
+        batch_size_max=options.max_batch_size or _batch_size(model.device.type, kv_tokens_max),
         dimensions=int(config.get_text_config().hidden_size),
         pooling=options.pooling or own_pooling(Path(options.model)),
         device=str(model.device),
@@ -203,6 +212,11 @@ def _placement(options: TransformersOptions, device: str) -> dict[str, Any]:
         )
         arguments.setdefault("device_map", device)
     return arguments
+
+
+def _batch_size(device_type: str, kv_tokens_max: int) -> int:
+    """Sequences that the cache holds at a usual length, as far as more of them still make more tokens."""
+    return max(_BATCH_MIN, min(_BATCH_MAX.get(device_type, _BATCH_MAX_OTHER), kv_tokens_max // _USUAL_TOKENS))
 
 
 def _kv_tokens(config: Any, model: Any) -> int:

@@ -28,7 +28,7 @@ class TransformersOptions:
         chat_template: File with a Jinja chat template, instead of the tokenizer's own.
         lora: LoRA adapters as name=path, each served as a model of that name beside the model itself.
         context_length: Tokens of prompt and answer; the model's own by default.
-        max_batch_size: Sequences in the running batch; also the worker's slots.
+        max_batch_size: Sequences in the running batch; also the worker's slots. By the device's cache, if not given.
         prefill_chunk_tokens: Prompt tokens computed between two steps of the running batch at most.
         prefill_wait_ms: How long running streams may wait for part of a new prompt; parts are cut to fit that.
         kv_tokens_max: Cells of the cache over all requests, padding included; derived from the device by default.
@@ -53,7 +53,7 @@ class TransformersOptions:
     chat_template: Path | None = None
     lora: tuple[str, ...] = ()
     context_length: int | None = None
-    max_batch_size: int = 32
+    max_batch_size: int | None = None
     prefill_chunk_tokens: int = 512
     prefill_wait_ms: int = 100
     kv_tokens_max: int | None = None

@@ -44,7 +44,6 @@ class ModelWorker(BaseModelWorker):
 
     def __init__(self, options: TransformersOptions) -> None:
         self.options = options
-        self.slots = options.max_batch_size
         self._assembled: Assembled | None = None
         self._operations: Operations | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -56,6 +55,7 @@ class ModelWorker(BaseModelWorker):
         self._loop = asyncio.get_running_loop()
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._assembled = await asyncio.to_thread(self._assemble)
+        self.slots = self._assembled.loaded.batch_size_max
         self._operations = Operations(
             self._assembled, frozenset(self._names), lambda: self.steps.models_changed(self._models())
         )
