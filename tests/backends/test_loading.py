@@ -178,6 +178,9 @@ def test_what_bitsandbytes_is_told() -> None:
     whole = loading._placement(TransformersOptions(model="x", quantization="8bit", device_map="auto"), "cuda")
     assert whole["quantization_config"].load_in_8bit
     assert whole["device_map"] == "auto"
+    assert not whole["quantization_config"].llm_int8_enable_fp32_cpu_offload
+    with pytest.raises(ConfigurationError, match="8bit alone"):
+        loading._placement(TransformersOptions(model="x", cpu_offload=True), "cuda")
 
 
 @pytest.mark.gpu

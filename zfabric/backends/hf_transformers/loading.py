@@ -202,13 +202,17 @@ def _placement(options: TransformersOptions, device: str) -> dict[str, Any]:
         arguments["device_map"] = options.device_map
         if options.max_gpu_memory is not None:
             arguments["max_memory"] = dict.fromkeys(range(torch.cuda.device_count()), options.max_gpu_memory)
+    if options.cpu_offload and options.quantization != "8bit":
+        raise ConfigurationError("cpu_offload goes with quantization 8bit alone")
     if options.quantization is not None:
         if not device.startswith("cuda"):
             raise ConfigurationError(f"quantization {options.quantization!r} needs a CUDA device", device=device)
         from transformers import BitsAndBytesConfig
 
         arguments["quantization_config"] = BitsAndBytesConfig(
-            load_in_8bit=options.quantization == "8bit", load_in_4bit=options.quantization == "4bit"
+            load_in_8bit=options.quantization == "8bit",
+            load_in_4bit=options.quantization == "4bit",
+            llm_int8_enable_fp32_cpu_offload=options.cpu_offload,
         )
         arguments.setdefault("device_map", device)
     return arguments

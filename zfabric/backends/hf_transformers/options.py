@@ -23,6 +23,7 @@ class TransformersOptions:
         device_map: Spread over devices by accelerate (auto, balanced, sequential).
         max_gpu_memory: With device_map, per GPU, such as 20GiB.
         quantization: Load weights in 8 or 4 bit (bitsandbytes, CUDA).
+        cpu_offload: With 8bit and device_map, what no GPU has room for stays on the CPU, in float32.
         attention: Attention implementation, such as sdpa, eager or flash_attention_2; the best that the model has by default.
         trust_remote_code: Run code that the model's repository brings along.
         chat_template: File with a Jinja chat template, instead of the tokenizer's own.
@@ -48,6 +49,7 @@ class TransformersOptions:
     device_map: str | None = None
     max_gpu_memory: str | None = None
     quantization: Literal["8bit", "4bit"] | None = None
+    cpu_offload: bool = False
     attention: str | None = None
     trust_remote_code: bool = False
     chat_template: Path | None = None
