@@ -24,6 +24,7 @@ from zfabric.backends.hf_transformers.beams import SearchLine
 from zfabric.backends.hf_transformers.drawing import Drawer, Drawn
 from zfabric.backends.hf_transformers.failures import as_fabric_error, out_of_memory
 from zfabric.backends.hf_transformers.intake import Intake
+from zfabric.backends.hf_transformers.jobs import Jobs
 from zfabric.backends.hf_transformers.model import Model
 from zfabric.backends.hf_transformers.pace import Pace
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
@@ -76,7 +77,7 @@ class Engine:
         self._changed = threading.Condition()
         self._answers: dict[str, Answer] = {}
         self._arrived: list[list[Sequence]] = []
-        self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._jobs = Jobs()
         self._stopping = False
         self._sweep = False
         self._waiting: deque[list[Sequence]] = deque()
@@ -131,13 +132,12 @@ class Engine:
 
     def run_job(self, job: Callable[[], Any]) -> Future[Any]:
         """Run something else with the model, between two steps."""
-        future: Future[Any] = Future()
         with self._changed:
-            if self._stopping:
-                future.set_exception(BackendError("the engine has ended"))
-            else:
-                self._jobs.append((job, future))
+            if not self._stopping:
                 self._changed.notify()
+                return self._jobs.put(job)
+        future: Future[Any] = Future()
+        future.set_exception(BackendError("the engine has ended"))
         return future
 
     @property
@@ -187,10 +187,7 @@ class Engine:
             self._on_death(end)
         with self._changed:
             self._stopping = True
-            jobs, self._jobs = self._jobs, deque()
-        for _, future in jobs:
-            if future.set_running_or_notify_cancel():
-                future.set_exception(end)
+        self._jobs.end(end)
 
     def _next_work(self) -> bool:
         """Wait for something to do and take it in. False when it is time to stop."""
@@ -212,7 +209,7 @@ class Engine:
     def _turn(self) -> None:
         """One job, some prompt tokens, one step of the batch."""
         if self._jobs:
-            self._work_on(*self._jobs.popleft())
+            self._jobs.run_one()
         self._compute_prompts()
         self._make_room()
         if self._batch.rows:
@@ -223,15 +220,6 @@ class Engine:
         if self._step:
             step, self._step = self._step, []
             self._on_step(step)
-
-    @staticmethod
-    def _work_on(job: Callable[[], Any], future: Future[Any]) -> None:
-        if not future.set_running_or_notify_cancel():
-            return
-        try:
-            future.set_result(job())
-        except BaseException as error:  # noqa: BLE001 — handed to whoever waits for the job
-            future.set_exception(error)
 
     # ── in ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
