@@ -1,12 +1,13 @@
 """ModelWorker's figures, as JSON: ``python -m bench.engines.transformers [--models tiny smollm2] [--threads 1]``.
 
-- ``throughput``: tokens per second of so many answers at once, and of transformers' own ``generate`` one by one.
+- ``throughput``: tokens per second of so many answers at once, of transformers' own ``generate`` one by one, and of its own
+  continuous batching.
 - ``gaps``: time between two tokens of running streams, undisturbed, and while prompts of 2,000 tokens arrive.
 - ``answers``: how late the event loop's timers are while the model computes (a beat is such a timer), and how long a
   status report, a cancel and the handing over of a step take on it.
 
 All in one process, as a worker has it; times in milliseconds. The tiny model is random, so it shows the cost of the engine
-alone; SmolLM2-135M-Instruct shows what a real one leaves of that. Float32, greedy, ends ignored.
+alone; SmolLM2-135M-Instruct shows what a real one leaves of that. Greedy, ends ignored.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
 from tests.backends.tiny import Answers, save_llama
 from zfabric.backends.hf_transformers.options import TransformersOptions
@@ -90,9 +91,8 @@ def summary(seconds: Sequence[float]) -> dict[str, float]:
     return {"count": len(ordered), **figures}
 
 
-def one_by_one(directory: Path, count: int) -> float:
+def one_by_one(model: Any, count: int) -> float:
     """Tokens per second of transformers' own generate."""
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     options: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 2}
     with torch.inference_mode():
         model.generate(torch.tensor([prompt(0, PROMPT_TOKENS)]), max_new_tokens=4, **options)
@@ -100,6 +100,28 @@ def one_by_one(directory: Path, count: int) -> float:
         for seed in range(STREAMS):
             model.generate(torch.tensor([prompt(seed, PROMPT_TOKENS)]), max_new_tokens=count, **options)
     return STREAMS * count / (time.perf_counter() - began)
+
+
+def continuous(model: Any, count: int) -> float:
+    """Tokens per second of transformers' own continuous batching, its set-up not counted."""
+    settings = GenerationConfig(max_new_tokens=count, do_sample=False, eos_token_id=-1, pad_token_id=2)
+    # Without a bound it takes most of the machine's memory.
+    shape = ContinuousBatchingConfig(page_size=32, num_blocks=256, max_batch_tokens=512)
+    manager = model.init_continuous_batching(generation_config=settings, continuous_batching_config=shape)
+    manager.start()
+    try:
+        for run in range(2):
+            began = time.perf_counter()
+            for seed in range(STREAMS):
+                manager.add_request(prompt(seed, PROMPT_TOKENS), request_id=f"{run} {seed}", max_new_tokens=count)
+            done = 0
+            while done < STREAMS:
+                result = manager.get_result(timeout=60)
+                done += result is not None and result.is_finished()
+            seconds = time.perf_counter() - began
+    finally:
+        manager.stop(block=True, timeout=10)
+    return STREAMS * count / seconds
 
 
 async def together(worker: ModelWorker, answers: Timed, count: int, streams: int, run: int = 0) -> float:
@@ -163,10 +185,12 @@ async def loop_answers(worker: ModelWorker, answers: Timed, count: int) -> dict[
     }
 
 
-async def measure(name: str, directory: Path) -> dict[str, Any]:
+async def measure(name: str, directory: Path, dtype: Any) -> dict[str, Any]:
     count = ANSWER_TOKENS[name]
-    alone = one_by_one(directory, count)
-    options = TransformersOptions(model=str(directory), dtype="float32", device="cpu", context_length=4_096)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
+    alone = one_by_one(model, count)
+    own = continuous(model, count)
+    options = TransformersOptions(model=str(directory), dtype=dtype, device="cpu", context_length=4_096)
     worker = ModelWorker(options)
     worker.steps = answers = Timed()
     await worker.load()
@@ -179,6 +203,7 @@ async def measure(name: str, directory: Path) -> dict[str, Any]:
     found = {
         "throughput": {
             "generate_one_by_one_tokens_per_s": round(alone, 1),
+            "continuous_batching_of_transformers_8_tokens_per_s": round(own, 1),
             "worker_1_stream_tokens_per_s": round(rates[1], 1),
             "worker_8_streams_tokens_per_s": round(rates[STREAMS], 1),
             "gain_at_8": round(rates[STREAMS] / alone, 2),
@@ -195,14 +220,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=sorted(ANSWER_TOKENS), default=sorted(ANSWER_TOKENS))
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory(prefix="zf-bench-") as root:
         directories = {"tiny": lambda: save_llama(Path(root), positions=4_096), "smollm2": lambda: prepare("smollm2")}
-        models = {name: asyncio.run(measure(name, directories[name]())) for name in given.models}
+        models = {name: asyncio.run(measure(name, directories[name](), given.dtype)) for name in given.models}
     load = statistics.fmean(os.getloadavg())
     conditions = {
-        "cpus": os.cpu_count(), "threads": given.threads, "load_average": round(load, 1), "dtype": "float32",
+        "cpus": os.cpu_count(), "threads": given.threads, "load_average": round(load, 1), "dtype": given.dtype,
         "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
     }  # fmt: skip
     print(json.dumps({"engine": "transformers", "conditions": conditions, "models": models}, indent=2))

@@ -174,6 +174,8 @@ class Lora:
             raise BackendError(
                 f"a layer sees {x.shape[0]} rows of {self._rows}: adapters cannot be mixed on this model"
             )
+        # Layers may be spread over devices.
+        index = index.to(x.device)
         return output.index_add(0, index, (x[index].to(down.dtype) @ down @ up).to(output.dtype))
 
 

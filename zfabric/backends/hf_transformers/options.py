@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from zfabric import limits
+
+#: Its requests are long with others by then; a CPU that computes 512 tokens of a large model may take minutes.
+_STALL_MS: Final = 5 * limits.STALL_MS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,6 @@ class TransformersOptions:
     kv_tokens_max: int | None = None
     embed_batch_tokens: int = 8_192
     pooling: Literal["mean", "cls", "last"] | None = None
-    stall_ms: int = limits.STALL_MS
+    stall_ms: int = _STALL_MS
     threads: int | None = None
     seed: int | None = None
