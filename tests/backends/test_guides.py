@@ -168,3 +168,26 @@ async def test_of_the_best_the_likeliest_are_given(tiny_worker: Served) -> None:
     await asyncio.sleep(0)
     await say(tiny_worker, "after", **common)
     assert "dropped" not in answers.deltas
+
+
+async def test_a_real_model_is_guided_through_merged_tokens(smollm2: Path) -> None:
+    worker = ModelWorker(TransformersOptions(model=str(smollm2), device="cpu"))
+    worker.steps = answers = Answers()
+    await worker.load()
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 30}, "country": {"enum": ["France", "Peru"]}},
+        "required": ["city", "country"],
+        "additionalProperties": False,
+    }
+    question = [{"role": "user", "content": "What is the capital of France? Answer with its name and country."}]
+    for name, guide in (
+        ("json", {"guided_json": json.dumps(schema)}),
+        ("choice", {"guided_choice": ("Lima", "Paris")}),
+    ):
+        sampling = SamplingParams(temperature=0, max_new_tokens=40, **guide)  # type: ignore[arg-type]
+        worker.begin(GenerateRequest(messages=question, request_id=name, sampling=sampling))
+    await answers.until("json", "choice")
+    await worker.close()
+    assert json.loads(answers.text("json"))["country"] == "France"
+    assert answers.text("choice") == "Paris"

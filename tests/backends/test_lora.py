@@ -14,7 +14,9 @@ import torch
 from msgspec import structs
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
 
+from tests.backends.test_architectures import FAMILIES, save
 from tests.backends.test_engine import hold, prepared
 from tests.backends.tiny import Answers, ask
 from zfabric.backends.hf_transformers.options import TransformersOptions
@@ -42,13 +44,27 @@ class Adapting(Answers):
         self.announced.append([model.name for model in models])
 
 
-def save_adapter(directory: Path, base: Path, seed: int, rank: int = 4, **settings: Any) -> Path:
+def linear_layers(model: Any) -> list[str]:
+    """Names of all layers that an adapter can change, the last one aside."""
+    kinds = (torch.nn.Linear, Conv1D)
+    return [name for name, module in model.named_modules() if isinstance(module, kinds) and "head" not in name]
+
+
+def shape_of(module: Any) -> tuple[int, int]:
+    """Values that a layer gives, and takes."""
+    shape = module.weight.shape
+    return (shape[1], shape[0]) if isinstance(module, Conv1D) else (shape[0], shape[1])
+
+
+def save_adapter(
+    directory: Path, base: Path, seed: int, rank: int = 4, layers: Sequence[str] = LAYERS, **settings: Any
+) -> Path:
     """A random adapter in the form that PEFT saves."""
     generator = torch.Generator().manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base)
     tensors = {}
-    for layer in LAYERS:
-        outputs, inputs = model.get_submodule(layer).weight.shape
+    for layer in layers:
+        outputs, inputs = shape_of(model.get_submodule(layer))
         for half, shape in (("A", (rank, inputs)), ("B", (outputs, rank))):
             tensors[f"base_model.model.{layer}.lora_{half}.weight"] = torch.randn(shape, generator=generator) / 2
     directory.mkdir(exist_ok=True)
@@ -58,7 +74,7 @@ def save_adapter(directory: Path, base: Path, seed: int, rank: int = 4, **settin
     return directory
 
 
-def merged(base: Path, adapter: Path | None) -> Any:
+def merged(base: Path, adapter: Path | None, layers: Sequence[str] = LAYERS) -> Any:
     """The model with an adapter added to its weights, as the paper says: W + B A × alpha / r."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     if adapter is not None:
@@ -66,16 +82,18 @@ def merged(base: Path, adapter: Path | None) -> Any:
 
         tensors = load_file(adapter / "adapter_model.safetensors")
         config = json.loads((adapter / "adapter_config.json").read_text())
-        for layer in LAYERS:
+        for layer in layers:
             down, up = (tensors[f"base_model.model.{layer}.lora_{half}.weight"] for half in "AB")
             scale = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
-            model.get_submodule(layer).weight.data += up @ down * scale
+            module = model.get_submodule(layer)
+            change = up @ down * scale
+            module.weight.data += change.T if isinstance(module, Conv1D) else change
     return model
 
 
-def expected(base: Path, adapter: Path | None, count: int) -> list[int]:
+def expected(base: Path, adapter: Path | None, count: int, layers: Sequence[str] = LAYERS) -> list[int]:
     ids = AutoTokenizer.from_pretrained(base)(PROMPT, return_tensors="pt")["input_ids"]
-    output = merged(base, adapter).generate(
+    output = merged(base, adapter, layers).generate(
         ids, max_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=2
     )
     tokens: list[int] = output[0, ids.shape[1] :].tolist()
@@ -218,3 +236,29 @@ async def test_adapters_that_do_not_fit_are_refused(
 async def test_a_flag_of_another_form_is_refused(tiny_llama: Path) -> None:
     with pytest.raises(ConfigurationError, match="name=path"):
         await ModelWorker(TransformersOptions(model=str(tiny_llama), device="cpu", lora=("red",))).load()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_every_linear_layer_of_every_family_adapts(family: str, tmp_path: Path) -> None:
+    directory = save(tmp_path / "model", family, FAMILIES[family])
+    layers = linear_layers(AutoModelForCausalLM.from_pretrained(directory))
+    adapter = save_adapter(tmp_path / "adapter", directory, 1, layers=layers)
+    options = TransformersOptions(
+        model=str(directory), model_names=("base",), dtype="float32", device="cpu", lora=(f"red={adapter}",)
+    )
+    worker = ModelWorker(options)
+    worker.steps = answers = Answers()
+    await worker.load()
+    gate = hold(worker)
+    for model in ("base", "red"):
+        for number in range(2):
+            worker.begin(to(model, f"{model} {number}", 12 + number))
+    await prepared(worker)
+    gate.set()
+    await answers.until("base 0", "base 1", "red 0", "red 1")
+    await worker.close()
+    assert not answers.errors
+    for model, chosen in (("base", None), ("red", adapter)):
+        tokens = expected(directory, chosen, 13, layers)
+        assert [answers.tokens(f"{model} {number}") for number in range(2)] == [tokens[:12], tokens]
+    assert answers.tokens("base 0") != answers.tokens("red 0")

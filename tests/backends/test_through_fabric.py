@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from tests.backends.test_engine import hold
 from tests.backends.test_lora import save_adapter
 from tests.fabric import Fabric, fabric
 from zfabric import AsyncClient
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
-from zfabric.errors import ContextOverflowError, DeadlineExceededError, UnsupportedParameterError
+from zfabric.errors import ContextOverflowError, DeadlineExceededError, EngineStalledError, UnsupportedParameterError
 
 Served = tuple[Fabric, AsyncClient]
 
@@ -93,6 +94,32 @@ async def test_a_stream_migrates_between_workers_without_a_trace(served: Served,
     assert stream.worker != origin
     assert stream.text == undisturbed.text
     assert stream.usage == undisturbed.usage
+
+
+async def test_a_stream_outlives_an_engine_that_hangs(tiny_llama: Path) -> None:
+    """The worker notices it and ends with that error; its stream goes on at another, at the same text."""
+
+    def worker(**more: Any) -> ModelWorker:
+        options = {"model": str(tiny_llama), "model_names": ("tiny",), "dtype": "float32", "device": "cpu", **more}
+        return ModelWorker(TransformersOptions(**options))
+
+    with tempfile.TemporaryDirectory(prefix="zf-") as directory:
+        async with fabric(f"ipc://{directory}/c.sock") as made, AsyncClient(made.endpoint) as client:
+            failing = worker(stall_ms=1_000)
+            await made.add_worker("w0", failing)
+            undisturbed = await client.generate("tiny", "Once", seed=3, max_new_tokens=300, ignore_eos=True)
+            stream = client.stream("tiny", "Once", seed=3, max_new_tokens=300, ignore_eos=True)
+            await anext(stream)
+            gate = hold(failing)
+            await made.add_worker("w1", worker())
+            async for _ in stream:
+                pass
+            made.services.pop("w0")
+            with pytest.raises(EngineStalledError):
+                await made.tasks.pop("w0")
+            gate.set()
+            assert stream.worker == "w1"
+            assert stream.text == undisturbed.text
 
 
 async def test_many_at_once_are_batched_and_right(served: Served) -> None:
