@@ -185,7 +185,7 @@ async def test_a_real_model_is_guided_through_merged_tokens(smollm2: Path) -> No
         ("json", {"guided_json": json.dumps(schema)}),
         ("choice", {"guided_choice": ("Lima", "Paris")}),
     ):
-        sampling = SamplingParams(temperature=0, max_new_tokens=40, **guide)  # type: ignore[arg-type]
+        sampling = SamplingParams(temperature=0, max_new_tokens=40, **guide)
         worker.begin(GenerateRequest(messages=question, request_id=name, sampling=sampling))
     await answers.until("json", "choice")
     await worker.close()
