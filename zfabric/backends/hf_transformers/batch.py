@@ -75,8 +75,8 @@ class Batch:
     def forward(self) -> torch.Tensor:
         """Feed each row its token. Returns float32 logits (rows, vocabulary)."""
         lengths = [length + 1 for length in self._lengths]
-        adapters = [row.answer.adapter for row in self.rows]
-        return self._model([[token] for token in self._tokens], lengths, self._cache, adapters=adapters)
+        answers = [row.answer for row in self.rows]
+        return self._model([[token] for token in self._tokens], lengths, self._cache, answers=answers)
 
     def commit(self, tokens: Many[int]) -> None:
         """The step succeeded, and drew these tokens."""
@@ -127,21 +127,19 @@ class Prefill:
             Float32 logits of the last column, (groups, vocabulary), or of all, (groups, columns, vocabulary).
         """
         answers = [group[0].answer for group in self.groups]
-        adapters = [answer.adapter for answer in answers]
         width = self.width
         self.spent = 0
         if self.cache is None:
             self.cache = self._model.start(answers)
             self.spent = sum(len(answer.source) for answer in answers)
-        media = answers[0].media
-        whole = len(answers) > 1 or media is not None
+        whole = len(answers) > 1 or answers[0].media is not None
         end = width if whole else min(width, self.done + columns_max)
         if len(answers) == 1:
             part, lengths = [self.prompts[0][self.done : end]], [end]
         else:
             part = [[0] * (width - len(prompt)) + prompt for prompt in self.prompts]
             lengths = [len(prompt) for prompt in self.prompts]
-        logits = self._model(part, lengths, self.cache, adapters=adapters, media=media, all_logits=all_logits)
+        logits = self._model(part, lengths, self.cache, answers=answers, all_logits=all_logits)
         self.spent += (end - self.done) * len(answers)
         self.done = end
         return logits

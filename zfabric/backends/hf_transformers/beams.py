@@ -80,8 +80,7 @@ class BeamSearch:
     def _step(self) -> torch.Tensor:
         rows = [[beam.tokens[-1]] for beam in self._beams]
         length = len(self.answer.prompt) + len(self._beams[0].tokens)
-        adapters = [self.answer.adapter] * len(rows)
-        return self._model(rows, [length] * len(rows), self._cache, adapters=adapters)
+        return self._model(rows, [length] * len(rows), self._cache, answers=[self.answer] * len(rows))
 
     def _likeliest(self, logits: torch.Tensor) -> list[tuple[int, Beam]]:
         """The likeliest continuations of all beams, best first, each with the row it goes on from."""

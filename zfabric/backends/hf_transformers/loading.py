@@ -113,6 +113,7 @@ def load(options: TransformersOptions) -> Loaded:
         processor.tokenizer, own = tokenizer, processor.chat_template
         tokenizer.chat_template = tokenizer.chat_template or own
     _prepare_tokenizer(tokenizer, options)
+    _check_positions(config, model, options.model)
     # Weights that are quantized are where they belong already.
     if options.device_map is None and getattr(model, "hf_quantizer", None) is None:
         model = model.to(device)
@@ -166,11 +167,16 @@ def _kind(config: Any, name: str) -> Kind:
             f"{name!r} has layers of kind {', '.join(others) or 'recurrent'}, which this backend does not serve"
         )
     if getattr(config, "vision_config", None) is not None and text is not config:
-        if "mrope_section" in (getattr(text, "rope_parameters", None) or {}):
-            raise ConfigurationError(f"{name!r} has positions in several dimensions, which this backend does not serve")
         return "vision"
     makes_text = any("ForCausalLM" in kind or "LMHead" in kind for kind in config.architectures or ())
     return "causal" if makes_text else "encoder"
+
+
+def _check_positions(config: Any, model: Any, name: str) -> None:
+    """Raises: ConfigurationError if positions have several dimensions, and the model does not tell those of an image."""
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    if "mrope_section" in rope and not hasattr(getattr(model, "model", None), "get_rope_index"):
+        raise ConfigurationError(f"{name!r} has positions in several dimensions and does not place images in them")
 
 
 def _length(config: Any, tokenizer: Any, name: str, *, generates: bool) -> int:

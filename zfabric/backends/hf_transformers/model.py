@@ -28,6 +28,8 @@ class Model:
         self.device = model.device
         self.lora = Lora(model)
         self._accepted = frozenset(inspect.signature(model.forward).parameters)
+        #: Places images in the dimensions of a model that has several.
+        self._rope_index: Any = getattr(getattr(model, "model", None), "get_rope_index", None)
         embeddings = model.get_output_embeddings() or model.get_input_embeddings()
         self.vocabulary_size = int(embeddings.weight.shape[0])
 
@@ -41,8 +43,7 @@ class Model:
         lengths: Sequence[int],
         cache: Any,
         *,
-        adapters: Sequence[Adapter | None] = (),
-        media: dict[str, Any] | None = None,
+        answers: Sequence[Answer] = (),
         all_logits: bool = False,
     ) -> torch.Tensor:
         """Append columns to a left-padded cache.
@@ -50,8 +51,7 @@ class Model:
         Args:
             rows: Tokens to append, as many in each row; the first ones may be padding.
             lengths: Columns in use of each row afterwards; those to the left of them are padding.
-            adapters: Of each row; empty for none at all.
-            media: Images and the like of the one row, whose placeholders are all in this part.
+            answers: What each row belongs to; empty if to none. Media are those of the first, and all in the first part.
 
         Returns:
             Float32 logits of the last column, (rows, vocabulary), or of all, (rows, columns, vocabulary).
@@ -59,13 +59,17 @@ class Model:
         columns = len(rows[0])
         width = cache.get_seq_length() + columns
         mask, first = self._mask(lengths, width)
-        arguments = self._arguments(rows, mask, cache) | self._sent(media or {}, columns)
-        if "position_ids" in self._accepted:
-            places = torch.arange(width - columns, width, device=self.device).expand(len(rows), -1)
-            arguments["position_ids"] = places if first is None else (places - first).clamp_(min=0)
+        arguments = self._arguments(rows, mask, cache)
+        media = answers[0].media if answers and columns == width else None
+        if media is not None:
+            arguments |= self._sent(media, columns)
+        if media is not None and self._rope_index is not None:
+            arguments["position_ids"] = self._seen_positions(answers[0], arguments)
+        elif "position_ids" in self._accepted:
+            arguments["position_ids"] = self._positions(answers, width - columns, width, first)
         if "logits_to_keep" in self._accepted and not all_logits:
             arguments["logits_to_keep"] = 1
-        with self.lora.rows(adapters):
+        with self.lora.rows([answer.adapter for answer in answers]):
             logits = self._model(**arguments).logits
         logits = (logits if all_logits else logits[:, -1]).float()
         # Drawing needs float64, which MPS does not have.
@@ -85,6 +89,23 @@ class Model:
         arguments = {"input_ids": self._send(rows), "past_key_values": cache, "use_cache": True}
         # Without padding there is no mask, which takes the quicker attention kernels.
         return arguments if mask is None else {**arguments, "attention_mask": mask}
+
+    def _positions(self, answers: Sequence[Answer], begin: int, end: int, first: torch.Tensor | None) -> torch.Tensor:
+        """Of the columns, (rows, columns): from the first in use, and by as much less as images take less than columns."""
+        places = torch.arange(begin, end, device=self.device).unsqueeze(0)
+        if first is not None:
+            places = (places - first).clamp_(min=0)
+        if any(answer.shift for answer in answers):
+            places = places + self._send([answer.shift for answer in answers]).unsqueeze(1)
+        return places.expand(max(1, len(answers)), -1)
+
+    def _seen_positions(self, answer: Answer, arguments: dict[str, Any]) -> torch.Tensor:
+        """Of a prompt with images that have a height and a width, (3, 1, columns); `answer.shift` is set for what follows."""
+        names = inspect.signature(self._rope_index).parameters.keys() & arguments.keys()
+        chosen = {name: arguments[name] for name in names if name != "attention_mask"}
+        positions, shift = self._rope_index(**chosen)
+        answer.shift = int(shift.item())
+        return positions
 
     def _mask(self, lengths: Sequence[int], width: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Which columns are in use, and the first of each row; None if there is no padding."""

@@ -20,6 +20,7 @@ class Answer:
         prompt: The tokens that its text goes on from, once they are known.
         source: The tokens that an encoder reads before; none for a model without one.
         media: Images and the like, as arguments of the model.
+        shift: What its positions after images are off from columns; the images' own have more than one dimension.
         adapter: What is added to the model's weights for it.
         prompt_logprobs: Entries so far, to go out with the first token; None if none are wanted (any more).
         choices: How many are drawn.
@@ -30,7 +31,7 @@ class Answer:
 
     __slots__ = (
         "adapter", "cancelled", "choices", "completion_tokens", "contest", "media", "open_choices", "over", "prompt",
-        "prompt_logprobs", "request", "source",
+        "prompt_logprobs", "request", "shift", "source",
     )  # fmt: skip
 
     def __init__(self, request: GenerateRequest) -> None:
@@ -38,6 +39,7 @@ class Answer:
         self.prompt: list[int] = []
         self.source: list[int] = []
         self.media: dict[str, Any] | None = None
+        self.shift = 0
         self.adapter: Adapter | None = None
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
         sampling = request.sampling
