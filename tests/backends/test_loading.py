@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -101,6 +102,28 @@ async def test_weights_have_the_type_that_was_asked_for(tiny_llama: Path, dtype:
 async def test_weights_are_spread_by_a_device_map(tiny_llama: Path) -> None:
     tokens, _ = await say(model=str(tiny_llama), dtype="float32", device_map="cpu")
     assert tokens == reference(tiny_llama, PROMPT, 12)
+
+
+def test_a_revision_is_passed_on(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    for name in ("AutoConfig", "AutoTokenizer"):
+        real = getattr(loading, name).from_pretrained
+
+        def note(*given: Any, real: Any = real, **more: Any) -> Any:
+            asked.append(more.get("revision"))
+            return real(*given, **more)
+
+        monkeypatch.setattr(loading, name, SimpleNamespace(from_pretrained=note))
+    loading.load(TransformersOptions(model=str(tiny_llama), device="cpu", revision="v2"))
+    assert asked == ["v2", "v2"]
+
+
+def test_code_of_a_model_is_not_run_unless_told(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("raise SystemExit('this was run')")
+    config = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigurationError, match="trust_remote_code"):
+        loading.load(TransformersOptions(model=str(tmp_path), device="cpu"))
 
 
 async def test_a_template_of_a_file_is_used(tiny_llama: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from tests.backends.tiny import Answers, byte_tokenizer
+from tests.fabric import fabric
+from zfabric import AsyncClient
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ContextOverflowError, RequestError, TooLargeError, UnsupportedOperationError
@@ -187,6 +190,22 @@ async def test_images_that_cannot_be_seen_are_refused(
     await answers.until("a")
     assert isinstance(answers.errors["a"], error)
     assert words in str(answers.errors["a"])
+
+
+async def test_images_go_through_the_fabric(tiny_llava: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="zf-") as directory:
+        async with fabric(f"ipc://{directory}/c.sock") as made, AsyncClient(made.endpoint) as client:
+            options = TransformersOptions(model=str(tiny_llava), model_names=("eyes",), dtype="float32", device="cpu")
+            await made.add_worker("w0", ModelWorker(options))
+            found = []
+            for color in ("red", "blue"):
+                messages = chat({"type": "image", "image": png(color)}, text("What?"))
+                completion = await client.generate(
+                    "eyes", messages=messages, temperature=0, max_new_tokens=12, ignore_eos=True
+                )
+                found.append(completion.choices[0].token_ids)
+            assert [model.name for model in await client.models("multimodal")] == ["eyes"]
+            assert found[0] != found[1]
 
 
 async def test_a_prompt_with_images_is_not_cut(served: Served) -> None:

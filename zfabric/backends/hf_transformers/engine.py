@@ -133,11 +133,10 @@ class Engine:
     def run_job(self, job: Callable[[], Any]) -> Future[Any]:
         """Run something else with the model, between two steps."""
         with self._changed:
-            if not self._stopping:
-                self._changed.notify()
-                return self._jobs.put(job)
-        future: Future[Any] = Future()
-        future.set_exception(BackendError("the engine has ended"))
+            future = self._jobs.put(job)
+            self._changed.notify()
+            if self._stopping:
+                self._jobs.end(BackendError("the engine has ended"))
         return future
 
     @property
@@ -334,9 +333,8 @@ class Engine:
         """While another column would not fit into the cache, let the youngest row wait."""
         batch = self._batch
         while len(batch.rows) > 1 and batch.cells(width=batch.columns + 1) > self._kv_limit:
-            youngest = batch.rows[-1]
+            self._waiting.appendleft([batch.rows[-1]])
             batch.leave(list(range(len(batch.rows) - 1)))
-            self._waiting.appendleft([youngest])
 
     def _decode(self) -> None:
         """One token for every row."""
