@@ -29,7 +29,7 @@ from tests.fabric import fabric
 from zfabric import AsyncClient
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
-from zfabric.errors import ContextOverflowError, RequestError, TooLargeError, UnsupportedOperationError
+from zfabric.errors import BackendError, ContextOverflowError, RequestError, TooLargeError, UnsupportedOperationError
 from zfabric.wire.payloads import CountRequest, GenerateRequest, SamplingParams
 
 Served = tuple[ModelWorker, Answers]
@@ -190,6 +190,31 @@ async def test_images_that_cannot_be_seen_are_refused(
     await answers.until("a")
     assert isinstance(answers.errors["a"], error)
     assert words in str(answers.errors["a"])
+
+
+async def test_images_that_break_the_model_cost_their_requests_alone(served: Served) -> None:
+    worker, answers = served
+    names = [f"broken {number}" for number in range(8)]
+    assert worker._assembled is not None
+    made = worker._assembled.loaded.processor
+    real = type(made).__call__
+
+    def too_few(self: Any, **given: Any) -> Any:
+        inputs = real(self, **given)
+        inputs["pixel_values"] = inputs["pixel_values"][:, :, :8]
+        return inputs
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(made), "__call__", too_few)
+        for name in names:
+            worker.begin(ask(name, chat({"type": "image", "image": png("red")})))
+        await answers.until(*names)
+    worker.begin(ask("literal", chat({"type": "image", "image": png("red")}, text("an <image> in words"))))
+    worker.begin(ask("good", chat({"type": "image", "image": png("red")})))
+    await answers.until("literal", "good")
+    assert {type(answers.errors[name]) for name in names} == {BackendError}
+    assert isinstance(answers.errors["literal"], RequestError)
+    assert answers.died is None
 
 
 async def test_images_go_through_the_fabric(tiny_llava: Path) -> None:

@@ -318,7 +318,8 @@ class Engine:
     def _give_up(self, prefill: Prefill, error: Exception) -> None:
         """A prompt cannot be computed. Of several, each is tried alone from now on."""
         self._prefill = None
-        self._failures += 1
+        # Images are the caller's own: what they break tells nothing of the engine.
+        self._failures += prefill.groups[0][0].answer.media is None
         if self._failures > _FAILURES_MAX and not out_of_memory(error):
             raise error
         if len(prefill.groups) > 1:
