@@ -67,7 +67,7 @@ async def test_each_family_says_in_a_batch_what_it_says_alone(family: str, tmp_p
     ("family", "extra", "reason"),
     [
         ("MambaConfig", {"state_size": 4}, "linear_attention|recurrent"),
-        ("T5Config", {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4}, "encoder-decoder"),
+        ("BartConfig", {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1}, "type 'bart'.*mt5, t5"),
     ],
 )
 async def test_families_that_cannot_be_batched_so_are_refused(

@@ -19,8 +19,15 @@ from tests.backends.tiny import Answers
 from zfabric.backends.hf_transformers.embedding import own_length, own_pooling
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
-from zfabric.errors import BackendError, ConfigurationError, OutOfMemoryError, ParameterRangeError, RequestError
-from zfabric.wire.payloads import EmbedRequest
+from zfabric.errors import (
+    BackendError,
+    ConfigurationError,
+    OutOfMemoryError,
+    ParameterRangeError,
+    RequestError,
+    UnsupportedOperationError,
+)
+from zfabric.wire.payloads import EmbedRequest, GenerateRequest
 
 Vectors = np.ndarray[Any, Any]
 
@@ -67,9 +74,9 @@ async def test_a_long_text_is_the_mean_of_its_pieces(embedder: ModelWorker) -> N
 
 
 async def test_requests_that_wait_together_share_passes(embedder: ModelWorker) -> None:
-    assert embedder._loaded is not None
+    assert embedder._assembled is not None
     passes: list[tuple[int, int]] = []
-    embedder._loaded.model.register_forward_pre_hook(
+    embedder._assembled.loaded.model.register_forward_pre_hook(
         lambda _, __, given: passes.append(tuple(given["input_ids"].shape)), with_kwargs=True
     )
     texts = ["a", "the quick brown fox", "b c d", "one two three four five six", "e"]
@@ -77,8 +84,8 @@ async def test_requests_that_wait_together_share_passes(embedder: ModelWorker) -
     passes.clear()
     gate = hold(embedder)
     tasks = [asyncio.create_task(vectors(embedder, text, "again " * n)) for n, text in enumerate(texts, start=1)]
-    assert embedder._queue is not None
-    while len(embedder._queue._works) < len(tasks):
+    assert embedder._assembled is not None
+    while len(embedder._assembled.queue._works) < len(tasks):
         await asyncio.sleep(0)
     gate.set()
     together = await asyncio.gather(*tasks)
@@ -89,14 +96,13 @@ async def test_requests_that_wait_together_share_passes(embedder: ModelWorker) -
 
 
 async def test_a_cancelled_request_is_not_computed(embedder: ModelWorker) -> None:
-    assert embedder._loaded is not None
-    assert embedder._queue is not None
+    assert embedder._assembled is not None
     gate = hold(embedder)
     task = asyncio.create_task(vectors(embedder, *(["word " * 60] * 50)))
-    while not embedder._queue._works:
+    while not embedder._assembled.queue._works:
         await asyncio.sleep(0)
     passes: list[int] = []
-    embedder._loaded.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    embedder._assembled.loaded.model.register_forward_pre_hook(lambda *_: passes.append(1))
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     gate.set()
@@ -111,17 +117,16 @@ async def test_a_cancelled_request_is_not_computed(embedder: ModelWorker) -> Non
 async def test_a_text_that_fails_costs_its_own_request(
     embedder: ModelWorker, error: Exception, kind: type[Exception]
 ) -> None:
-    assert embedder._loaded is not None
-    assert embedder._queue is not None
+    assert embedder._assembled is not None
 
     def fail(_: Any, __: Any, given: dict[str, Any]) -> None:
         if (given["input_ids"] == 4937).any():  # "cat"
             raise error
 
-    embedder._loaded.model.register_forward_pre_hook(fail, with_kwargs=True)
+    embedder._assembled.loaded.model.register_forward_pre_hook(fail, with_kwargs=True)
     gate = hold(embedder)
     tasks = [asyncio.create_task(vectors(embedder, text)) for text in ("a dog", "a cat", "a cow")]
-    while len(embedder._queue._works) < 3:
+    while len(embedder._assembled.queue._works) < 3:
         await asyncio.sleep(0)
     gate.set()
     dog, cat, cow = await asyncio.gather(*tasks, return_exceptions=True)
@@ -143,6 +148,11 @@ async def test_poolings_and_dimensions(embedder: ModelWorker, minilm: Path) -> N
             await vectors(embedder, "a", dimensions=dimensions)
     with pytest.raises(RequestError):
         await vectors(embedder, [1, 10**6])
+
+
+async def test_an_encoder_does_not_generate(embedder: ModelWorker) -> None:
+    with pytest.raises(UnsupportedOperationError):
+        embedder.begin(GenerateRequest(prompt="x", request_id="a"))
 
 
 async def test_token_ids_are_taken_as_they_are(embedder: ModelWorker, minilm: Path) -> None:

@@ -16,7 +16,7 @@ from tests.backends.tiny import Answers, ask, reference
 from zfabric.backends.hf_transformers.cache import GrowingLayer
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
-from zfabric.errors import BackendError, OutOfMemoryError, ParameterRangeError
+from zfabric.errors import BackendError, EngineStalledError, OutOfMemoryError, ParameterRangeError
 from zfabric.wire.payloads import EmbedRequest
 
 Served = tuple[ModelWorker, Answers]
@@ -43,21 +43,27 @@ async def start(tiny_llama: Path) -> AsyncIterator[Start]:
 
 def hold(worker: ModelWorker) -> threading.Event:
     """Keeps the engine's thread busy until the event is set, so that requests gather."""
-    gate = threading.Event()
-    assert worker._engine is not None
-    worker._engine.run_job(gate.wait)
+    begun, gate = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        gate.wait()
+
+    assert worker._assembled is not None
+    worker._assembled.engine.run_job(wait)
+    begun.wait()
     return gate
 
 
 def causal_model(worker: ModelWorker) -> Any:
-    assert worker._loaded is not None
-    return worker._loaded.model
+    assert worker._assembled is not None
+    return worker._assembled.loaded.model
 
 
 async def prepared(worker: ModelWorker) -> None:
     """Wait until the intake has done all that it was given."""
-    assert worker._engine is not None
-    await asyncio.wrap_future(worker._engine._clerk.submit(lambda: None))
+    assert worker._assembled is not None
+    await asyncio.wrap_future(worker._assembled.engine._clerk.submit(lambda: None))
 
 
 def greedy(name: str, prompt: str, count: int, **sampling: Any) -> Any:
@@ -194,12 +200,12 @@ def failing(worker: ModelWorker, error: Exception, when: Callable[[int, int], bo
 async def test_memory_that_runs_out_in_a_step_costs_the_youngest(tiny_worker: Served, tiny_llama: Path) -> None:
     worker, answers = tiny_worker
     failing(worker, torch.OutOfMemoryError("CUDA out of memory. Tried"), lambda rows, columns: rows == 2)
-    worker.begin(greedy("old", "Hello", 30))
+    worker.begin(greedy("old", "Hello", 300))
     await answers.until("old", tokens=2)
     worker.begin(greedy("young", "Hello you", 30))
     await answers.until("old", "young")
     assert isinstance(answers.errors["young"], OutOfMemoryError)
-    assert answers.tokens("old") == reference(tiny_llama, "Hello", 30)
+    assert answers.tokens("old") == reference(tiny_llama, "Hello", 300)
     worker.begin(greedy("next", "Hello you", 5))
     await answers.until("next")
     assert answers.tokens("next") == reference(tiny_llama, "Hello you", 5)
@@ -329,6 +335,17 @@ async def test_text_that_a_reader_of_tokens_lacks_is_made_up_for(tiny_worker: Se
     await answers.until("rest")
     assert answers.text("rest") == text[2:]
     assert answers.tokens("rest") == tokens[8:]
+
+
+async def test_an_engine_that_hangs_is_given_up(start: Start) -> None:
+    worker, answers = await start(stall_ms=40)
+    gate = hold(worker)
+    worker.begin(greedy("a", "Hello", 5))
+    await answers.death()
+    assert isinstance(answers.died, EngineStalledError)
+    # It does not wait for the thread, which is still held.
+    await worker.close()
+    gate.set()
 
 
 @pytest.mark.gpu

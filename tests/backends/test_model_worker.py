@@ -165,7 +165,7 @@ async def test_an_aborted_request_frees_its_place(tiny_worker: Served) -> None:
     await run(tiny_worker, ask("another", temperature=0, max_new_tokens=20, ignore_eos=True))
     assert len(answers.tokens("long")) == seen
     assert seen < 400
-    assert worker.load_report().gauges["kv_tokens_free"] == worker._engine._kv_tokens_max  # type: ignore[union-attr]
+    assert worker.load_report().gauges["kv_tokens_free"] == worker._assembled.engine._kv_tokens_max  # type: ignore[union-attr]
 
 
 async def test_prompts_that_cannot_be_served_say_why(tiny_worker: Served) -> None:
@@ -208,7 +208,7 @@ async def test_the_event_loop_turns_while_the_model_computes(tiny_worker: Served
 async def test_smollm2_answers(smollm2: Path) -> None:
     worker = ModelWorker(TransformersOptions(model=str(smollm2), device="cpu", model_names=("smollm2",)))
     worker.steps = answers = Answers()
-    info = await worker.load()
+    (info,) = await worker.load()
     assert info.name == "smollm2"
     assert "chat" in info.capabilities
     request = GenerateRequest(
@@ -225,7 +225,7 @@ async def test_smollm2_answers(smollm2: Path) -> None:
 async def test_minilm_embeds(minilm: Path) -> None:
     worker = ModelWorker(TransformersOptions(model=str(minilm), device="cpu"))
     worker.steps = Answers()
-    info = await worker.load()
+    (info,) = await worker.load()
     assert info.capabilities == ["embed", "count_tokens"]
     texts = ["a cat", "a kitten", "quarterly revenue", "the quick brown fox jumps over the lazy dog"]
 

@@ -10,8 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
     LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+    TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
     TypicalLogitsWarper,
@@ -81,6 +85,70 @@ def test_presence_and_frequency_count_the_answer_alone(output: list[int]) -> Non
     for token in range(SIZE):
         count = output.count(token)
         assert scores[token].item() == (-(0.5 + 0.25 * count) if count else 0)
+
+
+TOKENS = st.integers(0, SIZE - 1)
+
+
+@settings(deadline=None)
+@given(SEEDS, st.lists(st.lists(TOKENS, min_size=1, max_size=3), min_size=1, max_size=4), st.lists(TOKENS, max_size=6))
+def test_bans_are_those_of_transformers(seed: int, words: list[list[int]], output: list[int]) -> None:
+    """Theirs looks at the prompt as well, so there is none."""
+    logits = random_logits(seed)
+    theirs = NoBadWordsLogitsProcessor(words, eos_token_id=torch.tensor([SIZE]))
+    expected = theirs(torch.tensor([output], dtype=torch.long), logits.clone())[0]
+    subject = row(output=output)
+    subject.bad_words = tuple(tuple(word) for word in words)
+    mine = logits[0].clone()
+    penalize(mine, subject)
+    assert torch.equal(mine, expected)
+
+
+@settings(deadline=None)
+@given(SEEDS, st.dictionaries(TOKENS, st.floats(-10, 10, width=32).filter(bool), min_size=1, max_size=6))
+def test_biases_are_those_of_transformers(seed: int, biases: dict[int, float]) -> None:
+    logits = random_logits(seed)
+    theirs = SequenceBiasLogitsProcessor([[[token], bias] for token, bias in biases.items()])
+    expected = theirs(torch.zeros((1, 1), dtype=torch.long), logits.clone())[0]
+    mine = logits[0].clone()
+    penalize(mine, row(logit_bias=biases))
+    torch.testing.assert_close(mine, expected)
+
+
+@settings(deadline=None)
+@given(SEEDS, st.lists(TOKENS, max_size=8), st.integers(1, 8), st.sets(TOKENS, min_size=1, max_size=3))
+def test_the_least_length_is_that_of_transformers(seed: int, output: list[int], least: int, ends: set[int]) -> None:
+    logits = random_logits(seed)
+    prompt = [1, 2, 3]
+    theirs = MinNewTokensLengthLogitsProcessor(len(prompt), least, torch.tensor(sorted(ends)))
+    expected = theirs(torch.tensor([prompt + output]), logits.clone())[0]
+    mine = logits[0].clone()
+    subject = row(prompt=prompt, output=output, min_new_tokens=least)
+    subject.end_tokens = frozenset(ends)
+    penalize(mine, subject)
+    assert torch.equal(mine, expected)
+
+
+@settings(deadline=None)
+@given(SEEDS, st.sampled_from([0.2, 0.7, 1.0, 3.0]), st.sampled_from([-1, 5]), st.sampled_from([1.0, 0.8]))
+def test_draws_are_from_the_distribution_of_transformers(
+    seed: int, temperature: float, top_k: int, top_p: float
+) -> None:
+    """A token is drawn where the sum of all before it, in falling order, passes the row's number."""
+    logits = random_logits(seed)
+    theirs = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+    if top_k > 0:
+        theirs.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        theirs.append(TopPLogitsWarper(top_p))
+    shares = theirs(torch.zeros((1, 1), dtype=torch.long), logits.clone())[0].double().softmax(dim=-1)
+    subject = row(seed=seed, temperature=temperature, top_k=top_k, top_p=top_p)
+    token = int(draw(logits.clone(), [subject])[0])
+    order = shares.sort(descending=True, stable=True).indices if subject.warps else torch.arange(SIZE)
+    before = shares[order].cumsum(dim=0)
+    place = int((order == token).nonzero())
+    number = uniform(seed, 0)
+    assert (before[place - 1] if place else 0) - 1e-5 <= number <= before[place] + 1e-5
 
 
 def test_bias_bans_and_least_length() -> None:

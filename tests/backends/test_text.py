@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from tests.backends.tiny import byte_tokenizer, fallback_tokenizer
+from tests.backends.tiny import byte_tokenizer, fallback_tokenizer, unigram_tokenizer
 from zfabric.backends.hf_transformers.text import Detokenizer, StopStrings
+from zfabric.models.wheels import prepare
 
 TOKENIZERS = {"byte-level": byte_tokenizer(), "byte-fallback": fallback_tokenizer()}
 
 
-@pytest.mark.parametrize("family", TOKENIZERS)
-@settings(deadline=None, max_examples=300)
+@functools.cache
+def known(family: str) -> Any:
+    """A tokenizer made here, or that of a real model."""
+    made = {**TOKENIZERS, "unigram": unigram_tokenizer()}
+    return made[family] if family in made else AutoTokenizer.from_pretrained(prepare(family))
+
+
+@pytest.mark.parametrize("family", [*TOKENIZERS, "unigram", "smollm2", "minilm"])
+@settings(deadline=None, max_examples=200)
 @given(data=st.data())
 def test_pieces_join_to_the_whole_text(family: str, data: st.DataObject) -> None:
-    tokenizer = TOKENIZERS[family]
+    tokenizer = known(family)
     tokens = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=60))
     detokenizer = Detokenizer(tokenizer)
     pieces = [detokenizer.add(token) for token in tokens]

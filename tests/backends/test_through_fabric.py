@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from tests.backends.test_engine import hold
+from tests.backends.test_lora import save_adapter
 from tests.fabric import Fabric, fabric
 from zfabric import AsyncClient
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
-from zfabric.errors import ContextOverflowError, UnsupportedParameterError
+from zfabric.errors import ContextOverflowError, DeadlineExceededError, EngineStalledError, UnsupportedParameterError
 
 Served = tuple[Fabric, AsyncClient]
 
@@ -60,8 +64,15 @@ async def test_echo_stop_and_errors_arrive(served: Served) -> None:
     assert stopped.finish_reason == "stop"
     with pytest.raises(ContextOverflowError):
         await client.generate("tiny", "x" * 600)
-    with pytest.raises(UnsupportedParameterError, match="guided_json"):
-        await client.generate("tiny", "x", guided_json="{}")
+    with pytest.raises(UnsupportedParameterError, match="top_k"):
+        await client.generate("tiny", "x", use_beam_search=True, n=2, top_k=3)
+
+
+async def test_guided_answers_and_the_best_of_several_arrive(served: Served) -> None:
+    _, client = served
+    guided = await client.generate("tiny", "Hello", seed=1, temperature=50, guided_regex="[ab]{16}", best_of=3, n=2)
+    assert [re.fullmatch("[ab]{16}", choice.text) is not None for choice in guided.choices] == [True, True]
+    assert guided.choices[0].text != guided.choices[1].text
 
 
 @pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"seed": 11}])
@@ -85,6 +96,32 @@ async def test_a_stream_migrates_between_workers_without_a_trace(served: Served,
     assert stream.usage == undisturbed.usage
 
 
+async def test_a_stream_outlives_an_engine_that_hangs(tiny_llama: Path) -> None:
+    """The worker notices it and ends with that error; its stream goes on at another, at the same text."""
+
+    def worker(**more: Any) -> ModelWorker:
+        options = {"model": str(tiny_llama), "model_names": ("tiny",), "dtype": "float32", "device": "cpu", **more}
+        return ModelWorker(TransformersOptions(**options))
+
+    with tempfile.TemporaryDirectory(prefix="zf-") as directory:
+        async with fabric(f"ipc://{directory}/c.sock") as made, AsyncClient(made.endpoint) as client:
+            failing = worker(stall_ms=1_000)
+            await made.add_worker("w0", failing)
+            undisturbed = await client.generate("tiny", "Once", seed=3, max_new_tokens=300, ignore_eos=True)
+            stream = client.stream("tiny", "Once", seed=3, max_new_tokens=300, ignore_eos=True)
+            await anext(stream)
+            gate = hold(failing)
+            await made.add_worker("w1", worker())
+            async for _ in stream:
+                pass
+            made.services.pop("w0")
+            with pytest.raises(EngineStalledError):
+                await made.tasks.pop("w0")
+            gate.set()
+            assert stream.worker == "w1"
+            assert stream.text == undisturbed.text
+
+
 async def test_many_at_once_are_batched_and_right(served: Served) -> None:
     _, client = served
     prompts = [f"prompt {n} " * (n % 5 + 1) for n in range(24)]
@@ -94,3 +131,17 @@ async def test_many_at_once_are_batched_and_right(served: Served) -> None:
     )
     assert [c.token_ids for c in together[:4]] == [c.token_ids for c in alone]
     assert {c.worker for c in together} == {"w0", "w1"}
+
+
+async def test_an_adapter_comes_and_goes_by_an_operators_call(served: Served, tiny_llama: Path, tmp_path: Path) -> None:
+    _, client = served
+    adapter = save_adapter(tmp_path / "red", tiny_llama, 1)
+    options: dict[str, Any] = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
+    assert set(await client.operate("w0", "load_adapter", name="red", path=str(adapter))) == {"red"}
+    red = await client.generate("red", "Hello", **options)
+    plain = await client.generate("tiny", "Hello", **options)
+    assert red.text != plain.text
+    assert await client.operate("w0", "unload_adapter", name="red") == {}
+    # A model that lost its last worker is waited for.
+    with pytest.raises(DeadlineExceededError):
+        await client.generate("red", "Hello", deadline_ms=200, **options)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
+from tokenizers.models import BPE, Unigram
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from zfabric.errors import FabricError
@@ -49,7 +49,29 @@ def fallback_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
-def save_llama(directory: Path) -> Path:
+def unigram_tokenizer() -> Any:
+    """As T5 has it: likelihoods instead of merges, and spaces made of marks."""
+    pieces = [
+        "<pad>",
+        "</s>",
+        "<unk>",
+        "▁",
+        "▁the",
+        "▁a",
+        "s",
+        "ing",
+        "▁walk",
+        "é",
+        "世界",
+        *"abcdefghijklmnopqrstuvwxyz.,!",
+    ]
+    inner = Tokenizer(Unigram([(piece, -float(rank)) for rank, piece in enumerate(pieces)], unk_id=2))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.decoder = decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
+
+
+def save_llama(directory: Path, positions: int = 512) -> Path:
     """Two layers of random weights. Untied and widely spread, or it would repeat one token for ever."""
     torch.manual_seed(0)
     tokenizer = byte_tokenizer()
@@ -60,7 +82,7 @@ def save_llama(directory: Path) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=positions,
         tie_word_embeddings=False,
         initializer_range=0.5,
         bos_token_id=0,

@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from zfabric.backends.hf_transformers.batch import Model
 from zfabric.backends.hf_transformers.embed_queue import EmbedQueue
 from zfabric.backends.hf_transformers.embedding import Embedder
 from zfabric.backends.hf_transformers.engine import Engine, Step
 from zfabric.backends.hf_transformers.intake import Intake
 from zfabric.backends.hf_transformers.loading import Loaded, load
+from zfabric.backends.hf_transformers.lora import Adapters, Lora
+from zfabric.backends.hf_transformers.model import Model, PairedModel
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.pace import Pace
 from zfabric.backends.hf_transformers.sequence import Answer
-from zfabric.errors import FabricError
+from zfabric.errors import ConfigurationError, FabricError
 from zfabric.wire.payloads import EmbedRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A running engine and what belongs to it.
+
+    Attributes:
+        adapters: Those that requests can name.
+        lora: Reads adapters, and has the model apply them.
+    """
+
+    loaded: Loaded
+    engine: Engine
+    embedder: Embedder
+    queue: EmbedQueue
+    lora: Lora
+    adapters: Adapters
 
 
 def assemble(
@@ -24,26 +44,34 @@ def assemble(
     on_step: Callable[[Step], None],
     on_failure: Callable[[Answer, FabricError], None],
     on_death: Callable[[FabricError], None],
-) -> tuple[Loaded, Engine, Embedder, EmbedQueue]:
+) -> Assembled:
     """Load, start the engine and warm it up. Takes as long as that takes.
 
     Raises:
-        ConfigurationError: See `load`.
+        ConfigurationError: See `load`, `Lora.read`.
     """
     loaded = load(options)
-    model = Model(loaded.model)
+    model = (PairedModel if loaded.kind == "paired" else Model)(loaded.model)
+    adapters = Adapters()
+    for name, path in adapter_paths(options.lora):
+        adapter = model.lora.read(name, path)
+        model.lora.install(adapter)
+        adapters.put(adapter)
     intake = Intake(
         loaded.tokenizer,
         vocabulary_size=model.vocabulary_size,
         context_length=loaded.context_length,
         end_tokens=_end_tokens(loaded.model, loaded.tokenizer),
         seed=options.seed,
+        start_token=_start_token(loaded),
+        adapters=adapters,
+        processor=loaded.processor,
     )
     engine = Engine(
         model,
         intake,
         loaded.tokenizer,
-        batch_size_max=options.max_batch_size,
+        batch_size_max=loaded.batch_size_max,
         kv_tokens_max=loaded.kv_tokens_max,
         pace=Pace(options.prefill_chunk_tokens, options.prefill_wait_ms / 1_000),
         on_step=on_step,
@@ -51,11 +79,13 @@ def assemble(
         on_death=on_death,
     )
     embedder = Embedder(
-        loaded.model if not loaded.generates else loaded.model.base_model,
+        loaded.encoder,
         loaded.tokenizer,
         context_length=loaded.context_length,
         pooling=loaded.pooling,
         dimensions=loaded.dimensions,
+        lora=model.lora,
+        adapters=adapters,
     )
     queue = EmbedQueue(embedder, engine.run_job, options.embed_batch_tokens)
     engine.start()
@@ -63,7 +93,33 @@ def assemble(
     if loaded.generates:
         engine.run_job(model.warm_up).result()
     queue.submit(embedder.pieces(EmbedRequest(inputs=["warm-up"]))).result()
-    return loaded, engine, embedder, queue
+    return Assembled(loaded, engine, embedder, queue, model.lora, adapters)
+
+
+def adapter_paths(given: tuple[str, ...]) -> list[tuple[str, Path]]:
+    """Names and directories of adapters given as name=path.
+
+    Raises:
+        ConfigurationError: One has another form.
+    """
+    found = []
+    for one in given:
+        name, separator, path = one.partition("=")
+        if not (name and separator and path):
+            raise ConfigurationError(f"adapter {one!r} is not of the form name=path", adapter=one)
+        found.append((name, Path(path)))
+    return found
+
+
+def _start_token(loaded: Loaded) -> int | None:
+    """What the decoder begins with, if an encoder reads the prompt."""
+    if loaded.kind != "paired":
+        return None
+    for settings in (loaded.model.generation_config, loaded.model.config):
+        token = getattr(settings, "decoder_start_token_id", None)
+        if token is not None:
+            return int(token)
+    return int(loaded.tokenizer.pad_token_id or 0)
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

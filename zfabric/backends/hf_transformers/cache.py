@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import torch
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache
 
 #: Spare columns: one copy in so many steps, and this much more memory per row.
 _SPARE_COLUMNS: Final = 128
@@ -80,9 +80,86 @@ class GrowingLayer(DynamicLayer):
         self.values = self._values[:, :, :columns]
 
 
-def new_cache() -> Any:
-    """An empty cache; layers are added as the model asks for them."""
-    return Cache(layer_class_to_replicate=GrowingLayer)
+class GrowingCache(Cache):
+    """All layers of one attention, their columns going together; layers are added as the model asks for them."""
+
+    #: Columns that each row has beside those of its own tokens.
+    source_columns = 0
+
+    def __init__(self) -> None:
+        super().__init__(layer_class_to_replicate=GrowingLayer)
+
+    def merge(self, other: GrowingCache) -> None:
+        """Add the rows of another below these: in all layers, or in none if the memory does not suffice."""
+        rows, columns = self.layers[0].keys.shape[0], self.get_seq_length()
+        merged: list[Any] = []
+        try:
+            for mine, its in zip(self.layers, other.layers, strict=True):
+                mine.merge(its)
+                merged.append(mine)
+        except RuntimeError:
+            for layer in merged:
+                layer.undo_merge(rows, columns)
+            raise
+
+    def undo_merge(self, rows: int, columns: int) -> None:
+        """Go back to the first rows and the last columns."""
+        for layer in self.layers:
+            layer.undo_merge(rows, columns)
+
+    def select(self, rows: list[int], skip: int) -> None:
+        """Go on with these rows, in this order, and without the first `skip` columns."""
+        for layer in self.layers:
+            layer.select(rows, skip)
+
+    def crop_to(self, columns: int) -> None:
+        """Forget what was appended after so many columns."""
+        for layer in self.layers:
+            layer.crop_to(columns)
+
+
+class PairedCache(EncoderDecoderCache):
+    """What a decoder remembers of its own tokens, and of those that the encoder read.
+
+    Args:
+        sources: How many of each row's source columns are in use; those to the left of them are padding.
+
+    Attributes:
+        encoded: What the encoder made of them, until the decoder has taken it in.
+    """
+
+    def __init__(self, sources: list[int]) -> None:
+        super().__init__(GrowingCache(), GrowingCache())
+        self.sources = sources
+        self.encoded: Any = None
+
+    @property
+    def source_columns(self) -> int:
+        """Columns that each row has beside those of its own tokens."""
+        return max(self.sources)
+
+    def merge(self, other: PairedCache) -> None:
+        """Add the rows of another below these, or nothing if the memory does not suffice."""
+        own = self.self_attention_cache
+        rows, columns = len(self.sources), own.get_seq_length()
+        own.merge(other.self_attention_cache)
+        try:
+            self.cross_attention_cache.merge(other.cross_attention_cache)
+        except RuntimeError:
+            own.undo_merge(rows, columns)
+            raise
+        self.sources = [*self.sources, *other.sources]
+
+    def select(self, rows: list[int], skip: int) -> None:
+        """Go on with these rows, in this order, and without the first `skip` columns of their own."""
+        self.self_attention_cache.select(rows, skip)
+        self.sources = [self.sources[row] for row in rows]
+        unused = self.cross_attention_cache.get_seq_length() - max(self.sources)
+        self.cross_attention_cache.select(rows, unused)
+
+    def crop_to(self, columns: int) -> None:
+        """Forget what was appended after so many columns."""
+        self.self_attention_cache.crop_to(columns)
 
 
 def _store(like: Any, rows: int, columns: int, present: Any) -> Any:

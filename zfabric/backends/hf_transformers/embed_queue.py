@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from zfabric.backends.hf_transformers.embedding import Embedder, Pieces
-from zfabric.errors import BackendError, OutOfMemoryError
+from zfabric.backends.hf_transformers.failures import as_fabric_error, out_of_memory
 from zfabric.wire.payloads import EmbedResult
 
 
@@ -79,7 +79,8 @@ class EmbedQueue:
         try:
             with torch.inference_mode():
                 tokens = [work.pieces.tokens[index] for work, index in chosen]
-                vectors = self._embedder.vectors(tokens, chosen[0][0].pieces.pooling)
+                adapters = [work.pieces.adapter for work, _ in chosen]
+                vectors = self._embedder.vectors(tokens, chosen[0][0].pieces.pooling, adapters)
         except Exception as error:  # noqa: BLE001 — it is an answer to whose texts these are
             self._failed(chosen, error)
         else:
@@ -121,8 +122,7 @@ class EmbedQueue:
 
     def _failed(self, chosen: list[tuple[_Work, int]], error: Exception) -> None:
         """For want of memory, smaller passes are tried, else single texts; one that fails alone costs its request."""
-        message = str(error)
-        memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in message
+        memory = out_of_memory(error)
         if len(chosen) > 1:
             if memory:
                 self._batch_tokens_max = max(1, self._batch_tokens_max // 2)
@@ -134,6 +134,5 @@ class EmbedQueue:
                         self._works.append(work)
             return
         work = chosen[0][0]
-        kind = OutOfMemoryError if memory else BackendError
         if work.future.set_running_or_notify_cancel():
-            work.future.set_exception(kind(f"{type(error).__name__}: {message.partition(chr(10))[0]}"))
+            work.future.set_exception(as_fabric_error(error))

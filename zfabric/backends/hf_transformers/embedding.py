@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import torch
 
+from zfabric.backends.hf_transformers.lora import Adapter, Adapters, Lora
 from zfabric.backends.hf_transformers.prompts import prompt_tokens
 from zfabric.errors import ConfigurationError, ContextOverflowError, ParameterRangeError, RequestError
 from zfabric.wire.payloads import EmbedRequest, EmbedResult
@@ -58,11 +59,13 @@ class Pieces:
     Attributes:
         tokens: Of each piece; an input that is too long has several, if that was asked for.
         owners: The input that each belongs to.
+        adapter: What is added to the model's weights for it.
     """
 
-    __slots__ = ("dimensions", "owners", "pooling", "request", "tokens")
+    __slots__ = ("adapter", "dimensions", "owners", "pooling", "request", "tokens")
 
-    def __init__(self, request: EmbedRequest, dimensions: int, pooling: str) -> None:
+    def __init__(self, request: EmbedRequest, dimensions: int, pooling: str, adapter: Adapter | None) -> None:
+        self.adapter = adapter
         self.request = request
         self.dimensions = dimensions
         self.pooling = pooling
@@ -92,14 +95,28 @@ class Embedder:
         context_length: Tokens of one text.
         pooling: The model's own.
         dimensions: Length of a vector.
+        lora: Adapters of the model.
+        adapters: Those that requests can name.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, context_length: int, pooling: str, dimensions: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        context_length: int,
+        pooling: str,
+        dimensions: int,
+        lora: Lora,
+        adapters: Adapters,
+    ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._context_length = context_length
         self._pooling = pooling
         self._dimensions = dimensions
+        self._lora = lora
+        self._adapters = adapters
         self._vocabulary_size = int(model.get_input_embeddings().weight.shape[0])
 
     def pieces(self, request: EmbedRequest) -> Pieces:
@@ -117,7 +134,7 @@ class Embedder:
                 parameter="dimensions",
                 value=str(dimensions),
             )
-        pieces = Pieces(request, dimensions, request.pooling or self._pooling)
+        pieces = Pieces(request, dimensions, request.pooling or self._pooling, self._adapters.find(request.model))
         for index, given in enumerate(request.inputs):
             for tokens in self._split(given, index, request.truncate):
                 pieces.tokens.append(tokens)
@@ -155,7 +172,9 @@ class Embedder:
         count = 1 if truncate == "cut" else -(-len(body) // size)
         return [[*begin, *body[size * part : size * (part + 1)], *end] for part in range(count)]
 
-    def vectors(self, pieces: Sequence[Sequence[int]], pooling: str) -> torch.Tensor:
+    def vectors(
+        self, pieces: Sequence[Sequence[int]], pooling: str, adapters: Sequence[Adapter | None] = ()
+    ) -> torch.Tensor:
         """float32 (pieces, dimensions), on the host, in one forward pass."""
         width = max(len(piece) for piece in pieces)
         pad = self._tokenizer.pad_token_id or 0
@@ -163,7 +182,8 @@ class Embedder:
         ids = torch.tensor([[*piece, *[pad] * (width - len(piece))] for piece in pieces], device=device)
         lengths = torch.tensor([len(piece) for piece in pieces], device=device)
         mask = (torch.arange(width, device=device).unsqueeze(0) < lengths.unsqueeze(1)).long()
-        hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+        with self._lora.rows(adapters):
+            hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         return _POOLINGS[pooling](hidden, mask, lengths).cpu()
 
 

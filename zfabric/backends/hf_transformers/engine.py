@@ -19,14 +19,17 @@ from typing import Any, Final
 
 import torch
 
-from zfabric.backends.hf_transformers.batch import Batch, Model, Prefill
+from zfabric.backends.hf_transformers.batch import Batch, Prefill
+from zfabric.backends.hf_transformers.beams import SearchLine
+from zfabric.backends.hf_transformers.drawing import Drawer, Drawn
+from zfabric.backends.hf_transformers.failures import as_fabric_error, out_of_memory
 from zfabric.backends.hf_transformers.intake import Intake
-from zfabric.backends.hf_transformers.logprobs import Entries, table
+from zfabric.backends.hf_transformers.jobs import Jobs
+from zfabric.backends.hf_transformers.model import Model
 from zfabric.backends.hf_transformers.pace import Pace
-from zfabric.backends.hf_transformers.sampling import draw
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
-from zfabric.errors import BackendError, FabricError, OutOfMemoryError, RequestError
-from zfabric.wire.payloads import Delta, GenerateRequest, TokenLogprobs
+from zfabric.errors import BackendError, FabricError, RequestError
+from zfabric.wire.payloads import Delta, GenerateRequest
 
 Step = list[tuple[Answer, Delta]]
 
@@ -66,7 +69,7 @@ class Engine:
     ) -> None:
         self._model = model
         self._intake = intake
-        self._entries = Entries(tokenizer)
+        self._drawer = Drawer(tokenizer)
         self._batch_size_max = batch_size_max
         self._kv_tokens_max = kv_tokens_max
         self._pace = pace
@@ -74,16 +77,20 @@ class Engine:
         self._changed = threading.Condition()
         self._answers: dict[str, Answer] = {}
         self._arrived: list[list[Sequence]] = []
-        self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._jobs = Jobs()
         self._stopping = False
         self._sweep = False
         self._waiting: deque[list[Sequence]] = deque()
         self._prefill: Prefill | None = None
+        self._searches = SearchLine(model, kv_tokens_max)
         self._batch = Batch(model)
         self._step: Step = []
         self._together = True
         self._failures = 0
         self.steps_taken = 0
+        #: When the present turn began, by the monotonic clock; None while there is nothing to do.
+        self._turn_began: float | None = None
+        self._hung = False
         self._clerk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="zfabric-intake")
         self._thread = threading.Thread(target=self._run, name="zfabric-engine", daemon=True)
 
@@ -94,13 +101,19 @@ class Engine:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread after its present step, and wait for it."""
-        self._clerk.shutdown(wait=True, cancel_futures=True)
+        """End the thread after its present step, and wait for it unless it was given up."""
+        self._clerk.shutdown(wait=not self._hung, cancel_futures=True)
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        if self._thread.is_alive():
+        if self._thread.is_alive() and not self._hung:
             self._thread.join()
+
+    def hangs(self, limit_s: float) -> bool:
+        """Whether a turn takes longer than this; if so the thread is given up, and `stop` does not wait for it."""
+        began = self._turn_began
+        self._hung = self._hung or (began is not None and time.monotonic() - began > limit_s)
+        return self._hung
 
     def submit(self, request: GenerateRequest) -> None:
         """Have a request answered through `on_step` or `on_failure`."""
@@ -119,13 +132,11 @@ class Engine:
 
     def run_job(self, job: Callable[[], Any]) -> Future[Any]:
         """Run something else with the model, between two steps."""
-        future: Future[Any] = Future()
         with self._changed:
+            future = self._jobs.put(job)
+            self._changed.notify()
             if self._stopping:
-                future.set_exception(BackendError("the engine has ended"))
-            else:
-                self._jobs.append((job, future))
-                self._changed.notify()
+                self._jobs.end(BackendError("the engine has ended"))
         return future
 
     @property
@@ -137,7 +148,12 @@ class Engine:
     def kv_tokens_free(self) -> int:
         """Cells of the cache that are not in use."""
         prefill = self._prefill
-        return max(0, self._kv_tokens_max - self._batch.cells() - (0 if prefill is None else prefill.done))
+        return max(0, self._kv_limit - self._batch.cells() - (0 if prefill is None else prefill.done))
+
+    @property
+    def _kv_limit(self) -> int:
+        """Cells for the batch: the search at the head of the line has its own."""
+        return self._kv_tokens_max - self._searches.cells
 
     # ── the intake's thread ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -162,16 +178,15 @@ class Engine:
         try:
             with torch.inference_mode():
                 while self._next_work():
+                    self._turn_began = time.monotonic()
                     self._turn()
+                    self._turn_began = None
         except BaseException as error:  # noqa: BLE001 — a dead engine has to be known, whatever killed it
             end = BackendError(f"the engine's thread died: {type(error).__name__}: {error}")
             self._on_death(end)
         with self._changed:
             self._stopping = True
-            jobs, self._jobs = self._jobs, deque()
-        for _, future in jobs:
-            if future.set_running_or_notify_cancel():
-                future.set_exception(end)
+        self._jobs.end(end)
 
     def _next_work(self) -> bool:
         """Wait for something to do and take it in. False when it is time to stop."""
@@ -188,29 +203,22 @@ class Engine:
 
     @property
     def _busy(self) -> bool:
-        return bool(self._batch.rows or self._prefill or self._waiting)
+        return bool(self._batch.rows or self._prefill or self._waiting or self._searches)
 
     def _turn(self) -> None:
         """One job, some prompt tokens, one step of the batch."""
         if self._jobs:
-            self._work_on(*self._jobs.popleft())
+            self._jobs.run_one()
         self._compute_prompts()
         self._make_room()
         if self._batch.rows:
             self._decode()
+        if self._searches:
+            self._search()
         self.steps_taken += 1
         if self._step:
             step, self._step = self._step, []
             self._on_step(step)
-
-    @staticmethod
-    def _work_on(job: Callable[[], Any], future: Future[Any]) -> None:
-        if not future.set_running_or_notify_cancel():
-            return
-        try:
-            future.set_result(job())
-        except BaseException as error:  # noqa: BLE001 — handed to whoever waits for the job
-            future.set_exception(error)
 
     # ── in ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -218,6 +226,12 @@ class Engine:
         """Put a prepared request in line, unless it has ended already."""
         answer = sequences[0].answer
         if answer.cancelled:
+            return
+        if answer.request.sampling.use_beam_search:
+            try:
+                self._searches.add(sequences)
+            except RequestError as error:
+                self._fail(answer, error)
             return
         if answer.request.resume_token_ids:
             ended = sequences[0].resume(list(answer.request.resume_token_ids))
@@ -246,9 +260,9 @@ class Engine:
         width = rows = 0
         while self._waiting:
             group = self._waiting[0]
-            size = len(group[0].answer.prompt) + len(group[0].output)
+            size = group[0].size
             count = min(len(group), self._room(rows, max(width, size)))
-            alone = size > budget or group[0].answer.prompt_logprobs is not None or not self._together
+            alone = size > budget or group[0].answer.alone or not self._together
             crowded = (len(groups) + 1) * max(width, size) > budget
             if not count or (groups and (alone or crowded)):
                 break
@@ -265,8 +279,8 @@ class Engine:
     def _room(self, rows: int, width: int) -> int:
         """How many rows of such a width may join beside so many others. One may always, if it is the only one."""
         present = len(self._batch.rows) + rows
-        columns = max(self._batch.width, width) + _HEADROOM_COLUMNS
-        room = min(self._batch_size_max, self._kv_tokens_max // columns) - present
+        columns = max(self._batch.columns, width) + _HEADROOM_COLUMNS
+        room = min(self._batch_size_max, self._kv_limit // columns) - present
         return max(room, 0 if present else 1)
 
     def _advance(self, prefill: Prefill, budget: int) -> int:
@@ -278,7 +292,7 @@ class Engine:
             logits = prefill.advance(budget, all_logits=wanted is not None)
             if wanted is not None:
                 count = answer.request.sampling.prompt_logprobs or 0
-                wanted += self._entries.of_prompt(logits[0], answer.prompt, begin, count)
+                wanted += self._drawer.entries.of_prompt(logits[0], answer.prompt, begin, count)
                 logits = logits[:, -1]
             if not prefill.left:
                 self._start(prefill, logits)
@@ -288,14 +302,14 @@ class Engine:
             self._failures = 0
             if not prefill.left:
                 self._prefill = None
-        return (prefill.done - begin) * len(prefill.groups) or budget
+        return prefill.spent or budget
 
     def _start(self, prefill: Prefill, logits: torch.Tensor) -> None:
         """The prompts are computed: draw first tokens, and put those that go on into the batch."""
         owners = [number for number, group in enumerate(prefill.groups) for _ in group]
         sequences = prefill.rows
-        drawn = self._draw(sequences, logits[owners])
-        going = [index for index in self._enter(sequences, drawn) if _wanted(sequences[index])]
+        drawn = self._drawer.draw(sequences, logits[owners])
+        going = [index for index in self._enter(sequences, drawn) if sequences[index].answer.wanted]
         if going:
             cache, lengths = prefill.spread(going)
             tokens = [drawn[index][0] for index in going]
@@ -304,63 +318,59 @@ class Engine:
     def _give_up(self, prefill: Prefill, error: Exception) -> None:
         """A prompt cannot be computed. Of several, each is tried alone from now on."""
         self._prefill = None
-        self._failures += 1
-        if self._failures > _FAILURES_MAX and not _out_of_memory(error):
+        # Images are the caller's own: what they break tells nothing of the engine.
+        self._failures += prefill.groups[0][0].answer.media is None
+        if self._failures > _FAILURES_MAX and not out_of_memory(error):
             raise error
         if len(prefill.groups) > 1:
             self._together = False
             self._waiting.extendleft(reversed(prefill.groups))
         else:
-            self._fail(prefill.rows[0].answer, _as_fabric_error(error))
+            self._fail(prefill.rows[0].answer, as_fabric_error(error))
 
     # ── a step ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _make_room(self) -> None:
         """While another column would not fit into the cache, let the youngest row wait."""
         batch = self._batch
-        while len(batch.rows) > 1 and batch.cells(width=batch.width + 1) > self._kv_tokens_max:
-            youngest = batch.rows[-1]
+        while len(batch.rows) > 1 and batch.cells(width=batch.columns + 1) > self._kv_limit:
+            self._waiting.appendleft([batch.rows[-1]])
             batch.leave(list(range(len(batch.rows) - 1)))
-            self._waiting.appendleft([youngest])
 
     def _decode(self) -> None:
         """One token for every row."""
         rows = self._batch.rows
         began = time.monotonic()
         try:
-            drawn = self._draw(rows, self._batch.forward())
+            drawn = self._drawer.draw(rows, self._batch.forward())
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             self._batch.rollback()
-            self._fail(rows[-1].answer, _as_fabric_error(error))
+            self._fail(rows[-1].answer, as_fabric_error(error))
             return
         self._pace.stepped(time.monotonic() - began)
         self._batch.commit([token for token, _ in drawn])
         self._batch.leave(self._enter(rows, drawn))
 
-    def _draw(self, rows: list[Sequence], logits: torch.Tensor) -> list[tuple[int, TokenLogprobs | None]]:
-        """A token for each row, with its entry if one is wanted. One copy brings all to the host."""
-        counts = [row.answer.request.sampling.logprobs for row in rows]
-        wanted = [index for index, count in enumerate(counts) if count is not None]
-        if not wanted:
-            return [(token, None) for token in draw(logits, [row.row for row in rows]).tolist()]
-        untouched = logits[wanted]
-        tokens = draw(logits, [row.row for row in rows])
-        lines = table(untouched, tokens[wanted], max(count or 0 for count in counts))
-        packed = torch.cat([tokens.to(lines.dtype), lines.flatten()]).tolist()
-        drawn: list[tuple[int, TokenLogprobs | None]] = [(int(token), None) for token in packed[: len(rows)]]
-        for place, index in enumerate(wanted):
-            begin = len(rows) + place * lines.shape[1]
-            entry = self._entries.make(packed[begin : begin + lines.shape[1]], counts[index] or 0)
-            drawn[index] = (drawn[index][0], entry)
-        return drawn
+    def _search(self) -> None:
+        """Take a beam search a step further."""
+        budget = self._pace.budget(running=bool(self._batch.rows))
+        crowded = self._batch.cells() > self._kv_limit
+        answer, deltas, error = self._searches.advance(budget, crowded=crowded)
+        if error is not None:
+            self._fail(answer, as_fabric_error(error))
+        for delta in deltas:
+            self._give(answer, delta)
 
-    def _enter(self, rows: list[Sequence], drawn: list[tuple[int, TokenLogprobs | None]]) -> list[int]:
+    def _enter(self, rows: list[Sequence], drawn: list[Drawn]) -> list[int]:
         """Give each row its token. Returns the indexes of those that go on."""
         going = []
         for index, (row, (token, logprobs)) in enumerate(zip(rows, drawn, strict=True)):
             delta = row.take(token, logprobs)
+            if row.failure is not None:
+                self._fail(row.answer, row.failure)
+                continue
             self._give(row.answer, delta)
             if delta.finish_reason is None:
                 going.append(index)
@@ -369,7 +379,8 @@ class Engine:
     # ── out ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _give(self, answer: Answer, delta: Delta) -> None:
-        self._step.append((answer, delta))
+        given = [delta] if answer.contest is None else answer.contest.add(delta)
+        self._step.extend((answer, one) for one in given)
         if delta.usage is not None:
             self._end(answer)
 
@@ -387,28 +398,9 @@ class Engine:
 
     def _drop_ended(self) -> None:
         """Forget aborted and failed requests wherever they are."""
-        self._waiting = deque(group for group in self._waiting if _wanted(group[0]))
+        self._waiting = deque(group for group in self._waiting if group[0].answer.wanted)
         prefill = self._prefill
-        if prefill is not None and not any(_wanted(row) for row in prefill.rows):
+        if prefill is not None and not any(row.answer.wanted for row in prefill.rows):
             self._prefill = None
-        self._batch.leave([index for index, row in enumerate(self._batch.rows) if _wanted(row)])
-
-
-def _wanted(sequence: Sequence) -> bool:
-    return not (sequence.answer.cancelled or sequence.answer.over)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether torch failed for want of memory; on a CPU that has no class of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _as_fabric_error(error: Exception) -> FabricError:
-    first_line = str(error).partition("\n")[0]
-    if isinstance(error, FabricError):
-        return error
-    if _out_of_memory(error):
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return OutOfMemoryError(f"out of device memory: {first_line}")
-    return BackendError(f"{type(error).__name__}: {first_line}")
+        self._searches.drop_ended()
+        self._batch.leave([index for index, row in enumerate(self._batch.rows) if row.answer.wanted])

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 import secrets
-from typing import Any
+from typing import Any, Final
 
+from zfabric.backends.hf_transformers.guides import GUIDED, Guides
+from zfabric.backends.hf_transformers.images import has_images, see
+from zfabric.backends.hf_transformers.lora import Adapters
 from zfabric.backends.hf_transformers.prompts import fit, prompt_tokens
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
-from zfabric.errors import ParameterRangeError
-from zfabric.wire.payloads import SamplingParams
+from zfabric.errors import ParameterRangeError, UnsupportedParameterError
+from zfabric.wire.payloads import GenerateRequest, SamplingParams
 
 #: Between the seeds of two choices of one request; any odd number of many bits will do.
 _SEED_STRIDE = 0x9E3779B97F4A7C15
+
+#: Beams are compared as wholes and change places, so they are not drawn, told token by token, or guided.
+_NOT_BY_BEAMS: Final = GUIDED | {"top_p", "top_k", "min_p", "typical_p", "logprobs", "prompt_logprobs"}
 
 
 class Intake:
@@ -24,6 +30,9 @@ class Intake:
         context_length: Tokens of prompt and answer.
         end_tokens: Tokens that end an answer.
         seed: For requests without one; None draws.
+        start_token: What a decoder begins with whose encoder reads the prompt; None if there is no encoder.
+        adapters: Those that requests can name.
+        processor: A transformers processor, for models that see images.
     """
 
     def __init__(
@@ -34,12 +43,19 @@ class Intake:
         context_length: int,
         end_tokens: frozenset[int],
         seed: int | None,
+        start_token: int | None = None,
+        adapters: Adapters | None = None,
+        processor: Any = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._vocabulary_size = vocabulary_size
         self._context_length = context_length
         self._end_tokens = frozenset(token for token in end_tokens if 0 <= token < vocabulary_size)
         self._seed = seed
+        self._start_token = start_token
+        self._processor = processor
+        self._adapters = adapters or Adapters()
+        self._guides = Guides(tokenizer, vocabulary_size=vocabulary_size, end_tokens=self._end_tokens)
 
     def sequences(self, answer: Answer) -> list[Sequence]:
         """The choices of a request, nothing computed yet; `answer.prompt` is set.
@@ -50,20 +66,23 @@ class Intake:
         request = answer.request
         sampling = request.sampling
         self._check(sampling)
-        tokens = prompt_tokens(
-            self._tokenizer, request.prompt, request.messages, request.prompt_token_ids, request.tools,
-            vocabulary_size=self._vocabulary_size,
-        )  # fmt: skip
-        answer.prompt = fit(tokens, self._context_length, truncate=sampling.truncate_prompt)
+        tokens = self._tokens(answer)
+        kept = self._place(answer, tokens)
         room = self._context_length - len(answer.prompt)
         ends = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self._end_tokens)
         seed = sampling.seed if sampling.seed is not None else self._seed
         base = secrets.randbits(63) if seed is None else seed
         echo = None
         if sampling.echo:
-            whole = request.prompt is not None and len(answer.prompt) == len(tokens)
-            echo = request.prompt if whole else self._decode(answer.prompt, sampling)
+            whole = request.prompt is not None and len(kept) == len(tokens)
+            echo = request.prompt if whole else self._decode(kept, sampling)
         banned = self._banned(sampling)
+        if sampling.use_beam_search:
+            _check_beams(request)
+        guides = [self._guides.make(request) for _ in range(answer.choices)]
+        if guides[0] is not None:
+            # What is whole ends, also for those who ignore the model's own end.
+            ends |= self._guides.end_tokens
         return [
             Sequence(
                 answer,
@@ -74,9 +93,39 @@ class Intake:
                 bad_words=banned,
                 tokenizer=self._tokenizer,
                 echo=echo,
+                guide=guide,
             )
-            for index in range(sampling.n)
+            for index, guide in enumerate(guides)
         ]
+
+    def _tokens(self, answer: Answer) -> list[int]:
+        """Tokens of the prompt; `answer.media` is set if it has images."""
+        request = answer.request
+        if has_images(request.messages):
+            tokens, answer.media = see(self._processor, self._tokenizer, request.messages or (), request.tools)
+            return tokens
+        return prompt_tokens(
+            self._tokenizer, request.prompt, request.messages, request.prompt_token_ids, request.tools,
+            vocabulary_size=self._vocabulary_size,
+        )  # fmt: skip
+
+    def _place(self, answer: Answer, tokens: list[int]) -> list[int]:
+        """Where the prompt goes: before the answer, or into the encoder. Returns what is kept of it.
+
+        Raises:
+            ContextOverflowError: It is too long.
+        """
+        answer.adapter = self._adapters.find(answer.request.model)
+        truncate = answer.request.sampling.truncate_prompt
+        if self._start_token is None:
+            # Without its placeholders an image cannot be seen, so such a prompt is not cut.
+            truncate = truncate and answer.media is None
+            answer.prompt = fit(tokens, self._context_length, truncate=truncate)
+            return answer.prompt
+        # The answer takes nothing of the encoder's context.
+        answer.source = fit(tokens, self._context_length + 1, truncate=truncate)
+        answer.prompt = [self._start_token]
+        return answer.source
 
     def _decode(self, tokens: list[int], sampling: SamplingParams) -> str:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=sampling.skip_special_tokens))
@@ -110,3 +159,21 @@ class Intake:
                     parameter="logit_bias",
                     value=str(bias),
                 )
+
+
+def _check_beams(request: GenerateRequest) -> None:
+    """Raises: ParameterRangeError for a single beam, UnsupportedParameterError for what beams cannot honour."""
+    sampling = request.sampling
+    if max(sampling.n, sampling.best_of or 0) < 2:
+        raise ParameterRangeError(
+            "use_beam_search with one beam is no search, best_of or n must be at least 2",
+            parameter="best_of",
+            value=str(sampling.best_of),
+        )
+    others = [name for name in sampling.changed() if name in _NOT_BY_BEAMS]
+    if request.response_format not in (None, {"type": "text"}):
+        others.append("response_format")
+    if others:
+        raise UnsupportedParameterError(
+            f"parameter {others[0]!r} is not supported beside use_beam_search", parameter=others[0]
+        )

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
+
+from zfabric import limits
+
+#: Its requests are long with others by then; a CPU that computes 512 tokens of a large model may take minutes.
+_STALL_MS: Final = 5 * limits.STALL_MS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,7 +17,7 @@ class TransformersOptions:
     """Options of the transformers backend.
 
     Attributes:
-        model: Directory of the model, or a name that transformers can find.
+        model: Directory of the model, a GGUF file, or a name that transformers can find.
         model_names: Names it is served under; the first is the model, the others aliases. Default: the last path part.
         gguf_file: Name of a GGUF file in that directory; its weights are unpacked when it is loaded.
         revision: Branch, tag or commit of a model from a hub.
@@ -21,16 +26,19 @@ class TransformersOptions:
         device_map: Spread over devices by accelerate (auto, balanced, sequential).
         max_gpu_memory: With device_map, per GPU, such as 20GiB.
         quantization: Load weights in 8 or 4 bit (bitsandbytes, CUDA).
+        cpu_offload: With 8bit and device_map, what no GPU has room for stays on the CPU, in float32.
         attention: Attention implementation, such as sdpa, eager or flash_attention_2; the best that the model has by default.
         trust_remote_code: Run code that the model's repository brings along.
         chat_template: File with a Jinja chat template, instead of the tokenizer's own.
+        lora: LoRA adapters as name=path, each served as a model of that name beside the model itself.
         context_length: Tokens of prompt and answer; the model's own by default.
-        max_batch_size: Sequences in the running batch; also the worker's slots.
+        max_batch_size: Sequences in the running batch; also the worker's slots. By the device's cache, if not given.
         prefill_chunk_tokens: Prompt tokens computed between two steps of the running batch at most.
         prefill_wait_ms: How long running streams may wait for part of a new prompt; parts are cut to fit that.
         kv_tokens_max: Cells of the cache over all requests, padding included; derived from the device by default.
         embed_batch_tokens: Tokens of one pass of embeddings, padding included.
         pooling: How embeddings are made; by default as the model's own files say, else the mean.
+        stall_ms: A turn of the engine that takes longer has hung: its requests go elsewhere, and the worker ends.
         threads: CPU threads of torch.
         seed: Seed for requests that bring none; random by default.
     """
@@ -44,15 +52,18 @@ class TransformersOptions:
     device_map: str | None = None
     max_gpu_memory: str | None = None
     quantization: Literal["8bit", "4bit"] | None = None
+    cpu_offload: bool = False
     attention: str | None = None
     trust_remote_code: bool = False
     chat_template: Path | None = None
+    lora: tuple[str, ...] = ()
     context_length: int | None = None
-    max_batch_size: int = 32
+    max_batch_size: int | None = None
     prefill_chunk_tokens: int = 512
     prefill_wait_ms: int = 100
     kv_tokens_max: int | None = None
     embed_batch_tokens: int = 8_192
     pooling: Literal["mean", "cls", "last"] | None = None
+    stall_ms: int = _STALL_MS
     threads: int | None = None
     seed: int | None = None

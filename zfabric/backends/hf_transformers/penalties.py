@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import torch
 
+from zfabric.backends.hf_transformers.guides import Guide
 from zfabric.wire.payloads import SamplingParams
 
 OFF: Final = float("-inf")
@@ -53,6 +54,7 @@ class Row:
         output: Tokens of its answer so far.
         end_tokens: Tokens that end it; masked before `min_new_tokens`.
         bad_words: Token sequences that must not appear.
+        guide: What the text has to follow.
     """
 
     params: SamplingParams
@@ -61,6 +63,7 @@ class Row:
     output: list[int]
     end_tokens: frozenset[int] = frozenset()
     bad_words: tuple[tuple[int, ...], ...] = ()
+    guide: Guide | None = None
     plain: bool = field(init=False)
     warps: bool = field(init=False)
     history: History | None = field(init=False, default=None)
@@ -74,6 +77,7 @@ class Row:
             or p.logit_bias
             or p.min_new_tokens
             or self.bad_words
+            or self.guide is not None
         )
         self.warps = p.top_k > 0 or p.top_p < 1 or p.min_p > 0 or p.typical_p < 1
 
@@ -92,6 +96,8 @@ def penalize(scores: torch.Tensor, row: Row) -> None:
             banned.add(last)
     if banned:
         scores[torch.tensor(sorted(banned), dtype=torch.long, device=scores.device)] = OFF
+    if row.guide is not None:
+        row.guide.ban(scores)
 
 
 def _penalize_repeats(scores: torch.Tensor, row: Row) -> None:

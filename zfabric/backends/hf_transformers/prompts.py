@@ -53,7 +53,7 @@ def prompt_tokens(
             raise RequestError(f"token id {wrong} is outside of the vocabulary of {size}", token_id=wrong)
         return list(token_ids)
     if messages is not None:
-        text = _template(tokenizer, messages, tools)
+        text = chat_text(tokenizer, messages, tools)
         ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     else:
         ids = tokenizer(prompt, verbose=False)["input_ids"]
@@ -79,7 +79,13 @@ def fit(tokens: list[int], length: int, *, truncate: bool) -> list[int]:
     )
 
 
-def _template(tokenizer: Any, messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> str:
+def chat_text(tokenizer: Any, messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> str:
+    """What the chat template makes of messages.
+
+    Raises:
+        UnsupportedOperationError: There is no template.
+        RequestError: It refuses the messages.
+    """
     if tokenizer.chat_template is None:
         raise UnsupportedOperationError(
             "this model's tokenizer has no chat template; send a prompt, or start the worker with --chat-template"

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from zfabric.backends.hf_transformers.contest import Contest
+from zfabric.backends.hf_transformers.guides import Guide
+from zfabric.backends.hf_transformers.lora import Adapter
 from zfabric.backends.hf_transformers.penalties import Row
 from zfabric.backends.hf_transformers.text import Detokenizer, StopStrings
+from zfabric.errors import FabricError
 from zfabric.wire.payloads import Delta, FinishReason, GenerateRequest, TokenLogprobs, Usage
 
 
@@ -13,24 +17,58 @@ class Answer:
     """What the choices of one request share.
 
     Attributes:
-        prompt: Its tokens, once they are known.
+        prompt: The tokens that its text goes on from, once they are known.
+        source: The tokens that an encoder reads before; none for a model without one.
+        media: Images and the like, as arguments of the model.
+        shift: What its positions after images are off from columns; the images' own have more than one dimension.
+        adapter: What is added to the model's weights for it.
         prompt_logprobs: Entries so far, to go out with the first token; None if none are wanted (any more).
+        choices: How many are drawn.
+        contest: Decides which of them are given; None if all are.
         cancelled: Set by the event loop: nothing more is wanted.
         over: Set by the engine: it has ended, well or not.
     """
 
-    __slots__ = ("cancelled", "completion_tokens", "open_choices", "over", "prompt", "prompt_logprobs", "request")
+    __slots__ = (
+        "adapter", "cancelled", "choices", "completion_tokens", "contest", "media", "open_choices", "over", "prompt",
+        "prompt_logprobs", "request", "shift", "source",
+    )  # fmt: skip
 
     def __init__(self, request: GenerateRequest) -> None:
         self.request = request
         self.prompt: list[int] = []
+        self.source: list[int] = []
+        self.media: dict[str, Any] | None = None
+        self.shift = 0
+        self.adapter: Adapter | None = None
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
-        if request.sampling.prompt_logprobs is not None and not request.resume_token_ids:
+        sampling = request.sampling
+        if sampling.prompt_logprobs is not None and not request.resume_token_ids:
             self.prompt_logprobs = []
-        self.open_choices = request.sampling.n
+        self.choices = self.open_choices = max(sampling.n, sampling.best_of or 0)
+        self.contest: Contest | None = None
+        if sampling.use_beam_search:
+            self.open_choices = sampling.n
+        elif self.choices > sampling.n:
+            self.contest = Contest(sampling.n, self.choices, show_logprobs=sampling.logprobs is not None)
         self.completion_tokens = 0
         self.cancelled = False
         self.over = False
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody still waits for it."""
+        return not (self.cancelled or self.over)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """What the caller's prompt has."""
+        return len(self.source) or len(self.prompt)
+
+    @property
+    def alone(self) -> bool:
+        """Whether its prompt has a pass of its own."""
+        return self.prompt_logprobs is not None or self.media is not None
 
 
 class Sequence:
@@ -45,6 +83,7 @@ class Sequence:
         bad_words: Token sequences that must not appear.
         tokenizer: A transformers tokenizer.
         echo: The text to begin with, None for none.
+        guide: What its text has to follow.
     """
 
     __slots__ = ("_detokenizer", "_owed", "_skip", "_stops", "answer", "end_tokens", "index", "limit", "output", "row")
@@ -60,6 +99,7 @@ class Sequence:
         bad_words: tuple[tuple[int, ...], ...],
         tokenizer: Any,
         echo: str | None = None,
+        guide: Guide | None = None,
     ) -> None:
         sampling = answer.request.sampling
         self.answer = answer
@@ -67,7 +107,7 @@ class Sequence:
         self.limit = limit
         self.end_tokens = end_tokens
         self.output: list[int] = []
-        self.row = Row(sampling, seed, answer.prompt, self.output, end_tokens, bad_words)
+        self.row = Row(sampling, seed, answer.prompt, self.output, end_tokens, bad_words, guide)
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=sampling.skip_special_tokens)
         if echo is not None:
             self._detokenizer.go_on_after(answer.prompt)
@@ -75,6 +115,23 @@ class Sequence:
         #: Text that goes out with the next token.
         self._owed = echo or ""
         self._skip = answer.request.resume_characters if index == 0 else 0
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many alternatives are to be told beside each drawn token; None if not even its own log-probability is."""
+        wanted = self.answer.request.sampling.logprobs
+        return 0 if wanted is None and self.answer.contest is not None else wanted
+
+    @property
+    def failure(self) -> FabricError | None:
+        """Why it cannot go on."""
+        guide = self.row.guide
+        return None if guide is None else guide.failure
+
+    @property
+    def size(self) -> int:
+        """Cells that it takes when it joins."""
+        return len(self.answer.source) + len(self.answer.prompt) + len(self.output)
 
     def tokens(self) -> list[int]:
         """All that the model has to have read before the next token can be drawn."""
@@ -102,7 +159,9 @@ class Sequence:
         ended = token in self.end_tokens
         text, stopped = self._stops.add("" if ended else self._detokenizer.add(token))
         reason: FinishReason | None = None
-        if ended or stopped:
+        guide = self.row.guide
+        whole = not ended and guide is not None and guide.take(token)
+        if ended or stopped or whole:
             reason = "stop"
         elif len(self.output) >= self.limit:
             reason = "length"
@@ -127,7 +186,7 @@ class Sequence:
         answer.open_choices -= 1
         answer.completion_tokens += len(self.output)
         if not answer.open_choices:
-            delta.usage = Usage(prompt_tokens=len(answer.prompt), completion_tokens=answer.completion_tokens)
+            delta.usage = Usage(prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens)
 
     def _unseen(self, text: str) -> str:
         """What is owed and this, without what the reader has from an earlier attempt."""

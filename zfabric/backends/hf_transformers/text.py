@@ -9,6 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
+from transformers import PreTrainedTokenizerFast
+
 #: How SentencePiece vocabularies with byte fallback name their bytes.
 _BYTE_TOKEN: Final = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _INCOMPLETE: Final = "\ufffd"
@@ -35,6 +37,12 @@ class Detokenizer:
     def __init__(self, tokenizer: Any, *, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
+        # A tokenizer that has no ways of its own adds only time to what its core does.
+        own = type(tokenizer)
+        plain = all(
+            getattr(own, name, None) is getattr(PreTrainedTokenizerFast, name) for name in ("decode", "_decode")
+        )
+        self._core = tokenizer.backend_tokenizer if plain else None
         self._byte_fallback = tokenizer.convert_tokens_to_ids("<0x00>") not in (None, tokenizer.unk_token_id)
         self._left_out = frozenset(tokenizer.all_special_ids if skip_special_tokens else ())
         self._window: list[int] = []
@@ -87,6 +95,8 @@ class Detokenizer:
         self._given = len(self._decode(self._window)) - 1
 
     def _decode(self, tokens: Sequence[int]) -> str:
+        if self._core is not None:
+            return str(self._core.decode(tokens, skip_special_tokens=self._skip))
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=self._skip, clean_up_tokenization_spaces=False)
         return text
 

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec import structs
+
 from zfabric.backends.hf_transformers.options import TransformersOptions
-from zfabric.errors import FabricError
+from zfabric.errors import EngineStalledError, FabricError, UnsupportedOperationError
 from zfabric.wire.messages import ModelInfo
-from zfabric.wire.payloads import CountRequest, Delta, EmbedRequest, EmbedResult, GenerateRequest
+from zfabric.wire.payloads import CountRequest, Delta, EmbedRequest, EmbedResult, GenerateRequest, OperateRequest
 from zfabric.worker.base import BaseModelWorker, EngineLoad
 
 if TYPE_CHECKING:
-    from zfabric.backends.hf_transformers.embed_queue import EmbedQueue
-    from zfabric.backends.hf_transformers.embedding import Embedder
+    from zfabric.backends.hf_transformers.assembly import Assembled
     from zfabric.backends.hf_transformers.engine import Engine
     from zfabric.backends.hf_transformers.loading import Loaded
+    from zfabric.backends.hf_transformers.operations import Operations
     from zfabric.backends.hf_transformers.sequence import Answer
 
 #: The engine's thread holds the interpreter between two tensor operations; beats and cancels must get it quickly.
 _SWITCH_INTERVAL_S: Final = 0.0005
+#: Often enough to say so soon after the limit, and next to no work.
+_WATCH_INTERVAL_S: Final = 1.0
 
 
 class ModelWorker(BaseModelWorker):
@@ -31,33 +36,61 @@ class ModelWorker(BaseModelWorker):
         {
             "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
             "frequency_penalty", "max_new_tokens", "min_new_tokens", "stop", "stop_token_ids", "ignore_eos", "seed", "n",
-            "logprobs", "prompt_logprobs", "echo", "logit_bias", "bad_words", "truncate_prompt", "skip_special_tokens",
+            "best_of", "use_beam_search", "logprobs", "prompt_logprobs", "echo", "logit_bias", "bad_words", "truncate_prompt",
+            "skip_special_tokens", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
         }
     )  # fmt: skip
     Options = TransformersOptions
 
     def __init__(self, options: TransformersOptions) -> None:
         self.options = options
-        self.slots = options.max_batch_size
-        self._engine: Engine | None = None
-        self._loaded: Loaded | None = None
-        self._embedder: Embedder | None = None
-        self._queue: EmbedQueue | None = None
+        self._assembled: Assembled | None = None
+        self._operations: Operations | None = None
+        self._watch: asyncio.Task[None] | None = None
 
-    async def load(self) -> ModelInfo:
+    async def load(self) -> Sequence[ModelInfo]:
+        """The model, and each adapter as a model of its own. Raises: ConfigurationError, see `loading.load`."""
+        from zfabric.backends.hf_transformers.operations import Operations
+
         self._loop = asyncio.get_running_loop()
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        loaded = await asyncio.to_thread(self._load)
-        names = self.options.model_names or (Path(self.options.model).name,)
+        self._assembled = await asyncio.to_thread(self._assemble)
+        self.slots = self._assembled.loaded.batch_size_max
+        self._operations = Operations(
+            self._assembled, frozenset(self._names), lambda: self.steps.models_changed(self._models())
+        )
+        self._watch = self._loop.create_task(self._watch_engine(self._assembled.engine))
+        return self._models()
+
+    async def _watch_engine(self, engine: Engine) -> None:
+        """Notice a turn of the engine that does not end."""
+        limit_s = self.options.stall_ms / 1_000
+        while True:
+            await asyncio.sleep(min(_WATCH_INTERVAL_S, limit_s / 4))
+            if engine.hangs(limit_s):
+                message = f"the engine has made no step for {limit_s:g} s"
+                self._died(EngineStalledError(message, limit_ms=self.options.stall_ms))
+                return
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return self.options.model_names or (Path(self.options.model).name,)
+
+    def _models(self) -> list[ModelInfo]:
+        """What is served now."""
+        assert self._assembled is not None
+        loaded = self._assembled.loaded
         capabilities = ["embed", "count_tokens"]
         if loaded.generates:
             capabilities += ["generate", "resume"] + ["chat"] * (loaded.tokenizer.chat_template is not None)
-        return ModelInfo(
-            name=names[0],
-            aliases=list(names[1:]),
+            capabilities += ["multimodal"] * (loaded.kind == "vision")
+        first, *aliases = self._names
+        model = ModelInfo(
+            name=first,
+            aliases=aliases,
             context_length=loaded.context_length,
             capabilities=capabilities,
-            parameters=sorted(self.parameters) if loaded.generates else [],
+            parameters=self._honoured(loaded),
             dimensions=loaded.dimensions,
             slots=self.slots,
             details={
@@ -69,54 +102,79 @@ class ModelWorker(BaseModelWorker):
                 "pooling": loaded.pooling,
             },
         )
+        return [model] + [
+            structs.replace(
+                model, name=adapter.name, aliases=[],
+                details={**model.details, "base": first, "adapter": adapter.path, "rank": adapter.rank},
+            )
+            for adapter in self._assembled.adapters
+        ]  # fmt: skip
 
-    def _load(self) -> Loaded:
+    def _honoured(self, loaded: Loaded) -> list[str]:
+        """Sampling parameters that this model can honour; a request with another is refused by name."""
+        from zfabric.backends.hf_transformers import guides
+
+        if not loaded.generates:
+            return []
+        missing = set() if guides.guidable(loaded.tokenizer) else set(guides.GUIDED)
+        if loaded.kind == "paired":
+            # The encoder reads the prompt; nothing predicts it.
+            missing.add("prompt_logprobs")
+        return sorted(self.parameters - missing)
+
+    def _assemble(self) -> Assembled:
         """Everything slow, on a thread: imports, weights, and a first pass through the model."""
         from zfabric.backends.hf_transformers.assembly import assemble
 
-        loaded, engine, embedder, queue = assemble(
+        return assemble(
             self.options,
             on_step=lambda step: self._post(self._hand_over, step),
             on_failure=lambda answer, error: self._post(self._give_up, answer, error),
             on_death=lambda error: self._post(self._died, error),
         )
-        self._loaded, self._engine, self._embedder, self._queue = loaded, engine, embedder, queue
-        return loaded
 
     def begin(self, request: GenerateRequest) -> None:
-        assert self._engine is not None
-        self._engine.submit(request)
+        assert self._assembled is not None
+        if not self._assembled.loaded.generates:
+            raise UnsupportedOperationError(f"{self._names[0]!r} makes vectors and no text", operation="generate")
+        self._assembled.engine.submit(request)
 
     def abort(self, request_id: str) -> None:
-        if self._engine is not None:
-            self._engine.abort(request_id)
+        if self._assembled is not None:
+            self._assembled.engine.abort(request_id)
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """One vector per input. Texts of requests that wait at the same time share passes.
 
         When cancelled, those of its texts that are not computed yet are not.
         """
-        embedder, queue = self._embedder, self._queue
-        assert embedder is not None
-        assert queue is not None
-        pieces = await asyncio.to_thread(embedder.pieces, request)
-        return await asyncio.wrap_future(queue.submit(pieces))
+        assert self._assembled is not None
+        pieces = await asyncio.to_thread(self._assembled.embedder.pieces, request)
+        return await asyncio.wrap_future(self._assembled.queue.submit(pieces))
 
     async def count_tokens(self, request: CountRequest) -> int:
-        loaded = self._loaded
-        assert loaded is not None
+        assert self._assembled is not None
+        loaded = self._assembled.loaded
 
         def count() -> int:
+            from zfabric.backends.hf_transformers.images import has_images, see
             from zfabric.backends.hf_transformers.prompts import prompt_tokens
 
+            if has_images(request.messages):
+                return len(see(loaded.processor, loaded.tokenizer, request.messages or (), None)[0])
             return len(prompt_tokens(loaded.tokenizer, request.prompt, request.messages, None))
 
         return int(await asyncio.to_thread(count))
 
+    async def operate(self, request: OperateRequest) -> Any:
+        """`load_adapter` (name, path), `unload_adapter` (name), `list_adapters`: see `Operations.run`."""
+        assert self._operations is not None
+        return await self._operations.run(request)
+
     def load_report(self) -> EngineLoad:
-        engine = self._engine
-        if engine is None:
+        if self._assembled is None:
             return EngineLoad()
+        engine = self._assembled.engine
         # The cache is not paged: a block is a token.
         return EngineLoad(
             waiting=engine.waiting,
@@ -126,8 +184,10 @@ class ModelWorker(BaseModelWorker):
         )
 
     async def close(self) -> None:
-        if self._engine is not None:
-            await asyncio.to_thread(self._engine.stop)
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._assembled is not None:
+            await asyncio.to_thread(self._assembled.engine.stop)
 
     def _post(self, call: Any, *arguments: Any) -> None:
         """From the engine's thread to the event loop, unless that is closed already."""

@@ -1,0 +1,1 @@
+"""What each engine makes of a model, without a fabric around it."""

@@ -1,0 +1,219 @@
+"""What can be loaded, and in what form: GGUF, types, templates, lengths, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gguf
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.backends.tiny import Answers, ask, byte_tokenizer, reference
+from zfabric.backends.hf_transformers import loading
+from zfabric.backends.hf_transformers.options import TransformersOptions
+from zfabric.backends.hf_transformers.prompts import context_length
+from zfabric.backends.hf_transformers.worker import ModelWorker
+from zfabric.errors import ConfigurationError
+from zfabric.wire.payloads import CountRequest, GenerateRequest, SamplingParams
+
+PROMPT = "Once upon a time"
+
+
+def save_gguf(path: Path, source: Path) -> None:
+    """The tiny Llama in GGUF's names and order: its query and key rows are interleaved."""
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    config, tokenizer = model.config, byte_tokenizer()
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    # A byte that no prompt here has makes way for a merge, which the format cannot do without.
+    writer.add_token_list([*tokenizer.convert_ids_to_tokens(list(range(config.vocab_size - 1))), "ab"])
+    writer.add_token_types([3] * 3 + [1] * (config.vocab_size - 3))
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    names = {
+        "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "model.layers": "blk",
+        "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+    }  # fmt: skip
+    for name, tensor in model.state_dict().items():
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+        count = next((number for part, number in heads.items() if part in name), None)
+        rows = tensor
+        if count is not None:
+            rows = tensor.reshape(count, 2, -1, tensor.shape[1]).swapaxes(1, 2).reshape(tensor.shape)
+        for old, new in sorted(names.items(), key=lambda pair: -len(pair[0])):
+            name = name.replace(old, new)
+        writer.add_tensor(name, rows.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+async def say(*, count: int = 12, **options: Any) -> tuple[list[int], dict[str, Any]]:
+    """Greedy tokens, and what the model says of itself."""
+    worker = ModelWorker(TransformersOptions(device="cpu", **options))
+    worker.steps = answers = Answers()
+    (info,) = await worker.load()
+    sampling = SamplingParams(temperature=0, max_new_tokens=count, ignore_eos=True)
+    ids = byte_tokenizer()(PROMPT)["input_ids"]
+    worker.begin(GenerateRequest(prompt_token_ids=ids, request_id="a", sampling=sampling))
+    await answers.until("a")
+    await worker.close()
+    assert not answers.errors
+    return answers.tokens("a"), dict(info.details)
+
+
+@pytest.mark.parametrize("directly", [True, False])
+async def test_gguf_says_what_the_model_says_that_it_was_made_of(
+    tiny_llama: Path, tmp_path: Path, directly: bool
+) -> None:
+    save_gguf(tmp_path / "tiny.gguf", tiny_llama)
+    given: dict[str, Any] = {"model": str(tmp_path / "tiny.gguf")}
+    if not directly:
+        given = {"model": str(tmp_path), "gguf_file": "tiny.gguf"}
+    tokens, _ = await say(dtype="float32", **given)
+    assert tokens == reference(tiny_llama, PROMPT, 12)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "auto"])
+async def test_weights_have_the_type_that_was_asked_for(tiny_llama: Path, dtype: Any) -> None:
+    tokens, details = await say(model=str(tiny_llama), dtype=dtype)
+    assert details["dtype"] == {"auto": "float32"}.get(dtype, dtype)
+    assert len(tokens) == 12
+
+
+async def test_weights_are_spread_by_a_device_map(tiny_llama: Path) -> None:
+    tokens, _ = await say(model=str(tiny_llama), dtype="float32", device_map="cpu")
+    assert tokens == reference(tiny_llama, PROMPT, 12)
+
+
+def test_a_revision_is_passed_on(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    for name in ("AutoConfig", "AutoTokenizer"):
+        real = getattr(loading, name).from_pretrained
+
+        def note(*given: Any, real: Any = real, **more: Any) -> Any:
+            asked.append(more.get("revision"))
+            return real(*given, **more)
+
+        monkeypatch.setattr(loading, name, SimpleNamespace(from_pretrained=note))
+    loading.load(TransformersOptions(model=str(tiny_llama), device="cpu", revision="v2"))
+    assert asked == ["v2", "v2"]
+
+
+def test_code_of_a_model_is_not_run_unless_told(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("raise SystemExit('this was run')")
+    config = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigurationError, match="trust_remote_code"):
+        loading.load(TransformersOptions(model=str(tmp_path), device="cpu"))
+
+
+async def test_a_template_of_a_file_is_used(tiny_llama: Path, tmp_path: Path) -> None:
+    file = tmp_path / "template.jinja"
+    file.write_text("{% for m in messages %}[{{ m['content'] }}]{% endfor %}")
+    worker = ModelWorker(TransformersOptions(model=str(tiny_llama), device="cpu", chat_template=file))
+    worker.steps = Answers()
+    await worker.load()
+    count = await worker.count_tokens(CountRequest(messages=[{"role": "user", "content": "abc"}]))
+    await worker.close()
+    assert count == len("[abc]")
+    missing = TransformersOptions(model=str(tiny_llama), device="cpu", chat_template=tmp_path / "none")
+    with pytest.raises(ConfigurationError, match="chat template"):
+        await ModelWorker(missing).load()
+
+
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        ({"max_position_embeddings": 4_096}, 4_096),
+        ({"max_position_embeddings": 4_096, "rope_scaling": {"type": "linear", "factor": 2.0}}, 8_192),
+        ({"max_position_embeddings": 8_192, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 8_192),
+        ({"max_sequence_length": 1_000, "seq_length": 2_000}, 1_000),
+        ({"seq_length": 2_000, "model_max_length": 9}, 2_000),
+        ({"max_seq_len": 3_000}, 3_000),
+        ({"model_max_length": 512}, 512),
+        ({"max_position_embeddings": None}, 2_048),
+    ],
+)
+def test_a_context_is_as_long_as_fastchat_finds_it(config: dict[str, Any], length: int) -> None:
+    assert context_length(SimpleNamespace(**config)) == length
+
+
+async def test_a_cache_smaller_than_the_context_bounds_it(tiny_llama: Path) -> None:
+    worker = ModelWorker(TransformersOptions(model=str(tiny_llama), device="cpu", kv_tokens_max=100))
+    worker.steps = answers = Answers()
+    (info,) = await worker.load()
+    assert info.context_length == 100
+    worker.begin(ask("a", "x" * 120))
+    await answers.until("a")
+    await worker.close()
+    assert answers.errors["a"].details == {"prompt_tokens": 120, "context_length": 100}
+
+
+@pytest.mark.parametrize(
+    ("device", "tokens", "rows"), [("cpu", 10**6, 32), ("cuda", 10**6, 256), ("cuda", 8_192, 8), ("cuda", 100, 4)]
+)
+def test_a_batch_is_as_large_as_the_cache_allows(device: str, tokens: int, rows: int) -> None:
+    assert loading._batch_size(device, tokens) == rows
+
+
+async def test_the_slots_are_those_of_the_batch(tiny_llama: Path) -> None:
+    for given, slots in ((None, 16), (5, 5)):
+        options = TransformersOptions(
+            model=str(tiny_llama), device="cpu", kv_tokens_max=16 * 1_024, max_batch_size=given
+        )
+        worker = ModelWorker(options)
+        worker.steps = Answers()
+        (info,) = await worker.load()
+        await worker.close()
+        assert (worker.slots, info.slots) == (slots, slots)
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_quantization_asks_for_a_device(tiny_llama: Path, quantization: Any) -> None:
+    with pytest.raises(ConfigurationError, match="needs a CUDA device"):
+        loading.load(TransformersOptions(model=str(tiny_llama), device="cpu", quantization=quantization))
+
+
+def test_what_bitsandbytes_is_told() -> None:
+    placed = loading._placement(TransformersOptions(model="x", quantization="4bit", dtype="bfloat16"), "cuda:0")
+    assert placed["quantization_config"].load_in_4bit
+    assert placed["device_map"] == "cuda:0"
+    assert placed["dtype"] == torch.bfloat16
+    whole = loading._placement(TransformersOptions(model="x", quantization="8bit", device_map="auto"), "cuda")
+    assert whole["quantization_config"].load_in_8bit
+    assert whole["device_map"] == "auto"
+    assert not whole["quantization_config"].llm_int8_enable_fp32_cpu_offload
+    with pytest.raises(ConfigurationError, match="8bit alone"):
+        loading._placement(TransformersOptions(model="x", cpu_offload=True), "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+async def test_weights_are_quantized_as_they_are_loaded(smollm2: Path, quantization: Any) -> None:
+    """Needs bitsandbytes."""
+    worker = ModelWorker(TransformersOptions(model=str(smollm2), device="cuda", quantization=quantization))
+    worker.steps = answers = Answers()
+    await worker.load()
+    worker.begin(ask("a", "The capital of France is", temperature=0, max_new_tokens=8))
+    await answers.until("a")
+    await worker.close()
+    assert "Paris" in answers.text("a")

@@ -1,0 +1,95 @@
+"""Images in chat messages: taken from the request itself, never fetched from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from collections.abc import Sequence
+from typing import Any, Final
+
+from zfabric.backends.hf_transformers.prompts import chat_text
+from zfabric.errors import RequestError, TooLargeError, UnsupportedOperationError
+from zfabric.wire.payloads import Message
+
+#: More pixels than any model looks at, and few enough for 200 MB of memory.
+_PIXELS_MAX: Final = 64 * 1024 * 1024
+_KINDS: Final = frozenset({"image", "image_url"})
+
+
+def has_images(messages: Sequence[Message] | None) -> bool:
+    """Whether any part of any message is an image."""
+    return any(_is_image(part) for message in messages or () for part in _parts(message))
+
+
+def see(
+    processor: Any, tokenizer: Any, messages: Sequence[Message], tools: list[dict[str, Any]] | None
+) -> tuple[list[int], dict[str, Any]]:
+    """Tokens of messages with images, and the images as arguments of the model.
+
+    Args:
+        processor: A transformers processor; None if the model takes no images.
+
+    Raises:
+        UnsupportedOperationError: The model takes no images.
+        RequestError: An image is neither bytes nor a data URI, or cannot be read; or the template refuses the messages.
+        TooLargeError: An image has too many pixels.
+    """
+    if processor is None:
+        raise UnsupportedOperationError("this model takes no images", operation="generate")
+    images = [_open(part) for message in messages for part in _parts(message) if _is_image(part)]
+    text = chat_text(tokenizer, [_without_images(message) for message in messages], tools)
+    try:
+        made = dict(processor(text=[text], images=images, add_special_tokens=False, return_tensors="pt"))
+    except (ValueError, TypeError, OSError) as error:
+        raise RequestError(f"the model's processor refuses these images: {error}") from None
+    tokens: list[int] = made.pop("input_ids")[0].tolist()
+    made.pop("attention_mask", None)
+    return tokens, made
+
+
+def _parts(message: Message) -> list[Any]:
+    content = message.get("content")
+    return content if isinstance(content, list) else []
+
+
+def _is_image(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") in _KINDS
+
+
+def _without_images(message: Message) -> Message:
+    """As chat templates of such models take it: a list of parts, in which an image is a mere mark."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return {**message, "content": [{"type": "text", "text": content}]}
+    return {**message, "content": [{"type": "image"} if _is_image(part) else part for part in _parts(message)]}
+
+
+def _open(part: dict[str, Any]) -> Any:
+    """The image of a part: {"type": "image", "image": …} or {"type": "image_url", "image_url": {"url": …}}."""
+    from PIL import Image
+
+    value = part.get("image", part.get("image_url"))
+    if isinstance(value, dict):
+        value = value.get("url")
+    data = _decoded(value) if isinstance(value, str) else value
+    if not isinstance(data, bytes):
+        raise RequestError(f"an image is {type(value).__name__}, it must be bytes or a data URI")
+    try:
+        image = Image.open(io.BytesIO(data))
+        pixels = image.width * image.height
+        if pixels > _PIXELS_MAX:
+            raise TooLargeError(f"an image has {pixels} pixels, {_PIXELS_MAX} are allowed", pixels=pixels)
+        return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise RequestError(f"an image cannot be read: {error}") from None
+
+
+def _decoded(uri: str) -> bytes:
+    head, comma, body = uri.partition(",")
+    if not (head.startswith("data:") and head.endswith(";base64") and comma):
+        raise RequestError("an image is a text that is no base64 data URI; images are not fetched from addresses")
+    try:
+        return base64.b64decode(body, validate=True)
+    except binascii.Error as error:
+        raise RequestError(f"an image's data URI is no base64: {error}") from None

@@ -1,0 +1,172 @@
+"""The forward pass: what a batch asks of a model, in the words that the model's class takes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from zfabric.backends.hf_transformers.cache import GrowingCache, PairedCache
+from zfabric.backends.hf_transformers.lora import Adapter, Lora
+from zfabric.backends.hf_transformers.sequence import Answer
+
+#: Media that have one entry per token of the prompt.
+_PER_TOKEN = "token_type_ids"
+
+
+class Model:
+    """The forward pass of a decoder.
+
+    Args:
+        model: Of transformers, in evaluation mode.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.device = model.device
+        self.lora = Lora(model)
+        self._accepted = frozenset(inspect.signature(model.forward).parameters)
+        #: Places images in the dimensions of a model that has several.
+        self._rope_index: Any = getattr(getattr(model, "model", None), "get_rope_index", None)
+        embeddings = model.get_output_embeddings() or model.get_input_embeddings()
+        self.vocabulary_size = int(embeddings.weight.shape[0])
+
+    def start(self, answers: Sequence[Answer]) -> Any:
+        """An empty cache for one row of each."""
+        return GrowingCache()
+
+    def __call__(
+        self,
+        rows: Sequence[Sequence[int]],
+        lengths: Sequence[int],
+        cache: Any,
+        *,
+        answers: Sequence[Answer] = (),
+        all_logits: bool = False,
+    ) -> torch.Tensor:
+        """Append columns to a left-padded cache.
+
+        Args:
+            rows: Tokens to append, as many in each row; the first ones may be padding.
+            lengths: Columns in use of each row afterwards; those to the left of them are padding.
+            answers: What each row belongs to; empty if to none. Media are those of the first, and all in the first part.
+
+        Returns:
+            Float32 logits of the last column, (rows, vocabulary), or of all, (rows, columns, vocabulary).
+        """
+        columns = len(rows[0])
+        width = cache.get_seq_length() + columns
+        mask, first = self._mask(lengths, width)
+        arguments = self._arguments(rows, mask, cache)
+        media = answers[0].media if answers and columns == width else None
+        if media is not None:
+            arguments |= self._sent(media, columns)
+        if media is not None and self._rope_index is not None:
+            arguments["position_ids"] = self._seen_positions(answers[0], arguments)
+        elif "position_ids" in self._accepted:
+            arguments["position_ids"] = self._positions(answers, width - columns, width, first)
+        if "logits_to_keep" in self._accepted and not all_logits:
+            arguments["logits_to_keep"] = 1
+        with self.lora.rows([answer.adapter for answer in answers]):
+            logits = self._model(**arguments).logits
+        logits = (logits if all_logits else logits[:, -1]).float()
+        # Drawing needs float64, which MPS does not have.
+        return logits.cpu() if logits.device.type == "mps" else logits
+
+    def warm_up(self) -> None:
+        """A prompt and a step, so that what is made at first use is there before the first request."""
+        with torch.inference_mode():
+            cache = self._warm_cache()
+            self([[0] * 8], [8], cache)
+            self([[0]], [9], cache)
+
+    def _warm_cache(self) -> Any:
+        return GrowingCache()
+
+    def _arguments(self, rows: Sequence[Sequence[int]], mask: torch.Tensor | None, cache: Any) -> dict[str, Any]:
+        arguments = {"input_ids": self._send(rows), "past_key_values": cache, "use_cache": True}
+        # Without padding there is no mask, which takes the quicker attention kernels.
+        return arguments if mask is None else {**arguments, "attention_mask": mask}
+
+    def _positions(self, answers: Sequence[Answer], begin: int, end: int, first: torch.Tensor | None) -> torch.Tensor:
+        """Of the columns, (rows, columns): from the first in use, and by as much less as images take less than columns."""
+        places = torch.arange(begin, end, device=self.device).unsqueeze(0)
+        if first is not None:
+            places = (places - first).clamp_(min=0)
+        if any(answer.shift for answer in answers):
+            places = places + self._send([answer.shift for answer in answers]).unsqueeze(1)
+        return places.expand(max(1, len(answers)), -1)
+
+    def _seen_positions(self, answer: Answer, arguments: dict[str, Any]) -> torch.Tensor:
+        """Of a prompt with images that have a height and a width, (3, 1, columns); `answer.shift` is set for what follows."""
+        names = inspect.signature(self._rope_index).parameters.keys() & arguments.keys()
+        chosen = {name: arguments[name] for name in names if name != "attention_mask"}
+        positions, shift = self._rope_index(**chosen)
+        answer.shift = int(shift.item())
+        return positions
+
+    def _mask(self, lengths: Sequence[int], width: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Which columns are in use, and the first of each row; None if there is no padding."""
+        if min(lengths) == width:
+            return None, None
+        first = self._send([width - length for length in lengths]).unsqueeze(1)
+        return (torch.arange(width, device=self.device).unsqueeze(0) >= first).long(), first
+
+    def _sent(self, media: dict[str, Any], columns: int) -> dict[str, Any]:
+        """Media on the device, in the model's own type; what has an entry per token has one for each column."""
+        sent: dict[str, Any] = {}
+        for name in media.keys() & self._accepted:
+            value = media[name]
+            tensor = value.to(self._model.dtype) if torch.is_floating_point(value) else value
+            if name.endswith(_PER_TOKEN):
+                tensor = torch.nn.functional.pad(tensor, (0, columns - tensor.shape[1]))
+            sent[name] = tensor.to(self.device)
+        return sent
+
+    def _send(self, values: Any) -> torch.Tensor:
+        tensor = torch.tensor(values, dtype=torch.long)
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+
+class PairedModel(Model):
+    """An encoder, which reads the prompt once, and a decoder, which is stepped.
+
+    Only for models whose positions are relative: a padded column has no place of its own.
+    """
+
+    def start(self, answers: Sequence[Answer]) -> PairedCache:
+        """Have the sources of these read."""
+        return self._read([answer.source for answer in answers], [answer.adapter for answer in answers])
+
+    def _read(self, sources: Sequence[Sequence[int]], adapters: Sequence[Adapter | None]) -> PairedCache:
+        width = max(len(source) for source in sources)
+        cache = PairedCache([len(source) for source in sources])
+        ids = self._send([[0] * (width - len(source)) + list(source) for source in sources])
+        mask, _ = self._mask(cache.sources, width)
+        with self.lora.rows(adapters):
+            cache.encoded = self._model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+        return cache
+
+    def _warm_cache(self) -> PairedCache:
+        return self._read([[0] * 8], ())
+
+    def _arguments(self, rows: Sequence[Sequence[int]], mask: torch.Tensor | None, cache: Any) -> dict[str, Any]:
+        encoded = cache.encoded
+        if encoded is None:
+            # All layers have read it: only its shape is still asked for.
+            shape = (len(cache.sources), cache.source_columns, self._model.config.d_model)
+            encoded = torch.zeros(1, device=self.device, dtype=self._model.dtype).expand(shape)
+        source_mask, _ = self._mask(cache.sources, cache.source_columns)
+        cache.encoded = None
+        return {
+            "decoder_input_ids": self._send(rows),
+            "decoder_attention_mask": mask,
+            "attention_mask": source_mask,
+            "encoder_outputs": (encoded,),
+            "past_key_values": cache,
+            "use_cache": True,
+        }
