@@ -11,6 +11,7 @@ from zfabric.worker.base import BaseModelWorker
 BACKENDS: Final[dict[str, str]] = {
     "echo": "zfabric.backends.echo:EchoWorker",
     "transformers": "zfabric.backends.hf_transformers.worker:ModelWorker",
+    "vllm": "zfabric.backends.vllm_engine.worker:VLLMWorker",
 }
 
 

@@ -29,7 +29,7 @@ from zfabric.worker.service import WorkerService
 #: Between the descriptions of two backends of one process.
 AND: Final = "--and"
 #: What brings the modules that a backend needs.
-_EXTRAS: Final = {"transformers": "zfabric[transformers]"}
+_EXTRAS: Final = {"transformers": "zfabric[transformers]", "vllm": "zfabric[vllm]"}
 
 HELP = f"""Serve models on the fabric. Backends: {", ".join(sorted(BACKENDS))}, or your own as package.module:Class.
 
