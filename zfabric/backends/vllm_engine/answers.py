@@ -50,7 +50,7 @@ class Answer:
             delta = self._delta(choice)
             if delta is not None:
                 found.append(delta)
-        if output.prompt_logprobs is not None and self._top_prompt is not None and found:
+        if output.prompt_logprobs and self._top_prompt is not None and found:
             found[0].prompt_logprobs = _prompt_entries(output, self._top_prompt)
         if output.finished:
             cached = min(output.num_cached_tokens or 0, self.prompt_tokens)

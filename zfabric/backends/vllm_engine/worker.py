@@ -215,8 +215,8 @@ class VLLMWorker(BaseModelWorker):
                 continue
             try:
                 step += [(request_id, delta) for delta in answer.deltas(output)]
-            except FabricError as error:
-                failed.append((request_id, error))
+            except Exception as error:  # noqa: BLE001 — one answer must not take the engine's reader along
+                failed.append((request_id, compat.translated(error, "vllm")))
             if output.finished:
                 del answers[request_id]
         if step:
