@@ -20,6 +20,8 @@ if find_spec("vllm") is None:
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 #: The engine's process computes by itself, instead of starting another one that does.
 ENVIRONMENT |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+#: Steps of the tests have several parts, as those of hundreds of streams.
+ENVIRONMENT |= {"VLLM_V1_OUTPUT_PROC_CHUNK_SIZE": "16"}
 for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
 
@@ -41,10 +43,8 @@ def vllm_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
 async def tiny_engine(vllm_llama: Path) -> AsyncIterator[VLLMWorker]:
-    """A worker on the tiny model in float32, that takes adapters."""
-    worker = VLLMWorker(
-        ["--model", str(vllm_llama), "--model-names", "tiny", "alias", "--enable-lora", "--max-lora-rank", "8", *TINY]
-    )
+    """A worker on the tiny model in float32."""
+    worker = VLLMWorker(["--model", str(vllm_llama), "--model-names", "tiny", "alias", *TINY])
     worker.steps = Answers()
     await worker.load()
     yield worker

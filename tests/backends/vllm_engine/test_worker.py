@@ -51,7 +51,7 @@ async def test_a_batch_says_what_generate_says_one_by_one(served: Served, vllm_l
 
 
 async def test_a_step_is_one_call_however_many_streams(served: Served) -> None:
-    """More streams than vLLM's reader handles in one part."""
+    """Of which vLLM's reader handles no more than 16 in one part, see conftest."""
     worker, answers = served
     before, calls = steps_of(worker), 0
     emit = answers.emit

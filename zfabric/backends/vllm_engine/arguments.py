@@ -1,4 +1,7 @@
-"""The command line of a vLLM worker: vLLM's own engine arguments, and a few of ours."""
+"""The command line of a vLLM worker: vLLM's own engine arguments, and a few of ours.
+
+Where one has the name of a setting of the worker's own, such as --log-level, vLLM's is given as --vllm-log-level.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from zfabric.backends.vllm_engine import compat
 from zfabric.errors import ConfigurationError
+
+#: Tells vLLM's arguments from the worker's own, where need be.
+PREFIX: Final = "--vllm-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +49,17 @@ def parse(argv: Sequence[str], settings: Mapping[str, Any]) -> Arguments:
     from vllm import AsyncEngineArgs
 
     parser = _parser(AsyncEngineArgs)
-    given = parser.parse_args([*as_flags(settings), *argv])
+    given = parser.parse_args([_unprefixed(argument) for argument in (*as_flags(settings), *argv)])
     if not given.model:
         raise ConfigurationError("--model is missing: a directory, or a name that vLLM can find")
     names = tuple(given.model_names or given.served_model_name or [Path(given.model).name])
+    try:
+        engine = AsyncEngineArgs.from_cli_args(given)
+    except (OSError, ValueError) as error:
+        # Offline, names of models are looked up here.
+        raise ConfigurationError(f"model {given.model!r} cannot be loaded: {error}", model=given.model) from error
     return Arguments(
-        engine=AsyncEngineArgs.from_cli_args(given),
+        engine=engine,
         names=names,
         chat_template=_template(given.chat_template),
         adapters=dict(_adapter(text) for text in given.lora_modules),
@@ -69,6 +80,10 @@ def as_flags(settings: Mapping[str, Any]) -> list[str]:
         else:
             flags += [f"--{name}", str(value)]
     return flags
+
+
+def _unprefixed(argument: str) -> str:
+    return argument.replace(PREFIX, "--", 1) if argument.startswith(PREFIX) else argument
 
 
 def _parser(engine_arguments: Any) -> Any:

@@ -5,7 +5,9 @@ Written for vLLM 0.31 and 0.32. The rest of the package uses what vLLM documents
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
@@ -57,6 +59,15 @@ def sampling_fields() -> frozenset[str]:
     return frozenset(SamplingParams.__struct_fields__)
 
 
+def dangerous_fields(engine: Any) -> frozenset[str]:
+    """Sampling parameters that this engine would die of."""
+    configuration = engine.vllm_config
+    if configuration.lora_config is not None and configuration.device_config.device_type == "cpu":
+        # Of two such requests in one step: the kernel takes rows of the prompt for requests.
+        return frozenset({"prompt_logprobs"})
+    return frozenset()
+
+
 def structured_outputs(kind: str, value: Any) -> dict[str, Any]:
     """The sampling argument that constrains the text: kind is json, regex, choice, grammar or json_object."""
     from vllm.sampling_params import StructuredOutputsParams
@@ -67,6 +78,27 @@ def structured_outputs(kind: str, value: Any) -> dict[str, Any]:
 def watch_outputs(engine: Any) -> None:
     """Let the engine's reader run from now on, not only from the first request on: it is what notices a death."""
     engine._run_output_handler()
+
+
+async def shut_down(engine: Any) -> None:
+    """End the engine and its processes, which takes seconds."""
+    if engine.output_handler is not None:
+        # It would report the end as a failure.
+        engine.output_handler.cancel()
+    await asyncio.to_thread(engine.shutdown)
+    # vLLM closes the sockets, and leaves their context to whoever collects garbage.
+    await asyncio.to_thread(engine.engine_core.resources.ctx.destroy, 0)
+
+
+async def warm_up(engine: Any) -> None:
+    """Let the engine compile what it compiles at the first request for log-probabilities.
+
+    That takes seconds, and all running streams would wait for it.
+    """
+    from vllm import SamplingParams
+
+    async for _ in engine.generate(tokens_input([0]), SamplingParams(max_tokens=1, logprobs=1), "warm-up"):
+        pass
 
 
 class StepTap:
@@ -254,8 +286,6 @@ def chat_template(engine: Any, template: str | None) -> str | None:
 
 def _unbounded(parameters: Any) -> Any:
     """Lengths are checked, and prompts cut, by the worker: its errors name both lengths."""
-    import dataclasses
-
     return dataclasses.replace(parameters, max_total_tokens=None)
 
 

@@ -66,9 +66,11 @@ class Runtime:
         self, on_step: Callable[[list[Any]], None], on_death: Callable[[BaseException], None]
     ) -> compat.StepTap:
         """Connect the engine to the event loop, and load the adapters that were asked for."""
+        self.tasks = tuple(await self.engine.get_supported_tasks())
+        if self.generates:
+            await compat.warm_up(self.engine)
         tap = compat.StepTap(self.engine, on_step, on_death)
         compat.watch_outputs(self.engine)
-        self.tasks = tuple(await self.engine.get_supported_tasks())
         self.pooling = Pooling(self.engine, self.prompts, self.tasks)
         for name, path in self.arguments.adapters.items():
             await self.adapters.load(name, path)

@@ -49,9 +49,9 @@ _REMEMBERING: Final = ("presence_penalty", "frequency_penalty", "bad_words", *_G
 PARAMETERS: Final = frozenset(_FIELDS) | frozenset(_GUIDES) | _OWN
 
 
-def supported() -> frozenset[str]:
-    """What the installed version honours."""
-    fields = compat.sampling_fields()
+def supported(engine: Any) -> frozenset[str]:
+    """What the installed version honours, with the engine as it was started."""
+    fields = compat.sampling_fields() - compat.dangerous_fields(engine)
     guides = frozenset(_GUIDES) if "structured_outputs" in fields else frozenset()
     return frozenset(name for name, theirs in _FIELDS.items() if theirs in fields) | guides | _OWN
 

@@ -91,7 +91,7 @@ class VLLMWorker(BaseModelWorker):
                 aliases=list(aliases),
                 context_length=runtime.context_length,
                 capabilities=capabilities,
-                parameters=sorted(sampling.supported()) if runtime.generates else [],
+                parameters=sorted(sampling.supported(runtime.engine)) if runtime.generates else [],
                 dimensions=int(configuration.get_hidden_size()) if runtime.pooling.embeds else 0,
                 details={**details, **more},
             )
@@ -110,7 +110,7 @@ class VLLMWorker(BaseModelWorker):
         for task in self._admissions.values():
             task.cancel()
         if self._runtime is not None:
-            await asyncio.to_thread(self._runtime.engine.shutdown)
+            await compat.shut_down(self._runtime.engine)
 
     # ── text ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
