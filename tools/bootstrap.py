@@ -59,6 +59,9 @@ def install(wanted: str, target: Path) -> int:
     steps = [["-r", str(ROOT / "requirements" / f"{wanted}.txt")]]
     if wanted != "core":
         steps.append(["--no-deps", "-r", str(ROOT / "requirements" / "models.txt")])
+    if wanted == "test":
+        # It asks for a CPU build of torch by name, which no index has, and runs on any build of that version.
+        steps.append(["--no-deps", "-r", str(ROOT / "requirements" / "vllm.txt")])
     steps.append(["--no-deps", "--editable", str(ROOT)])
     if not _install_all(wanted, python, steps):
         return 1
@@ -68,10 +71,11 @@ def install(wanted: str, target: Path) -> int:
 
 
 def stamp_of(name: str) -> str:
-    """What was installed and where: the set, a hash of its lock, the models and the project file, and the checkout."""
+    """What was installed and where: the set, a hash of the locks and the project file, and the checkout."""
     digest = hashlib.sha256()
-    for path in (ROOT / "requirements" / f"{name}.txt", ROOT / "requirements" / "models.txt", ROOT / "pyproject.toml"):
-        digest.update(path.read_bytes())
+    for lock in (name, "models", "vllm"):
+        digest.update((ROOT / "requirements" / f"{lock}.txt").read_bytes())
+    digest.update((ROOT / "pyproject.toml").read_bytes())
     return f"{name} {digest.hexdigest()} {ROOT}"
 
 
