@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from tests.backends.tiny import Answers, save_llama
+from zfabric.backends.vllm_engine.worker import VLLMWorker
 
 if find_spec("vllm") is None:
     # There is no build of it for this platform, see requirements/vllm.txt.
@@ -24,8 +25,6 @@ ENVIRONMENT |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 ENVIRONMENT |= {"VLLM_V1_OUTPUT_PROC_CHUNK_SIZE": "16"}
 for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
-
-from zfabric.backends.vllm_engine.worker import VLLMWorker
 
 #: What every engine of these tests is started with.
 ENGINE = ["--enforce-eager", "--distributed-executor-backend", "uni"]

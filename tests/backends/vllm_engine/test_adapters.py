@@ -41,7 +41,17 @@ def save_adapter(directory: Path, model: Path, seed: int) -> Path:
 async def client(vllm_llama: Path, tmp_path: Path) -> AsyncIterator[AsyncClient]:
     """A fabric with the tiny model, and one adapter of it."""
     poet = save_adapter(tmp_path / "poet", vllm_llama, 1)
-    argv = ["--model", str(vllm_llama), "--model-names", "tiny", "--enable-lora", "--max-lora-rank", "8", "--max-loras", "2"]
+    argv = [
+        "--model",
+        str(vllm_llama),
+        "--model-names",
+        "tiny",
+        "--enable-lora",
+        "--max-lora-rank",
+        "8",
+        "--max-loras",
+        "2",
+    ]
     with tempfile.TemporaryDirectory(prefix="zf-") as directory:
         async with fabric(f"ipc://{directory}/c.sock") as made, AsyncClient(made.endpoint) as one:
             await made.add_worker("w0", VLLMWorker([*argv, "--lora-modules", f"poet={poet}", *TINY]))

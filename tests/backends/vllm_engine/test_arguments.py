@@ -14,7 +14,12 @@ from zfabric.errors import ConfigurationError
 
 def test_vllms_own_arguments_pass_through(tmp_path: Path) -> None:
     argv = ["--model", str(tmp_path), "--tensor-parallel-size", "2", "--max_num_seqs", "7", "-cc.mode", "0"]
-    settings = {"gpu_memory_utilization": 0.5, "enable_prefix_caching": False, "max_num_seqs": 9, "hf_overrides": {"a": 1}}
+    settings = {
+        "gpu_memory_utilization": 0.5,
+        "enable_prefix_caching": False,
+        "max_num_seqs": 9,
+        "hf_overrides": {"a": 1},
+    }
     parsed = arguments.parse([*argv, "--vllm-stream-interval", "3"], settings)
     engine = parsed.engine
     assert (engine.model, engine.tensor_parallel_size, engine.max_num_seqs) == (str(tmp_path), 2, 7)

@@ -20,7 +20,7 @@ from zfabric.errors import DeadlineExceededError, UnsupportedParameterError, Wor
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
-LONG = {"max_new_tokens": 480, "ignore_eos": True, "temperature": 0}
+LONG: dict[str, Any] = {"max_new_tokens": 480, "ignore_eos": True, "temperature": 0}
 
 
 class Borrowed(VLLMWorker):

@@ -200,7 +200,7 @@ def statistics_logger(record: Callable[[int, Any], None]) -> Callable[[Any, int]
     """A factory of vLLM's loggers of statistics that calls `record(engine, scheduler_stats)` at every step."""
     from vllm.v1.metrics.loggers import StatLoggerBase
 
-    class Recorder(StatLoggerBase):  # type: ignore[misc]
+    class Recorder(StatLoggerBase):
         def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
             self._engine = engine_index
 

@@ -101,7 +101,9 @@ class Pooling:
             return [float(value) for value in matrix[1:] @ matrix[0]]
         self._require("classify")
         pairs = [await self._prompts.pair(query, document) for document in documents]
-        calls = [(pair, compat.pooling_params("classify", activate=True, segments=segments)) for pair, segments in pairs]
+        calls = [
+            (pair, compat.pooling_params("classify", activate=True, segments=segments)) for pair, segments in pairs
+        ]
         vectors = await self._all(calls, request_id, 0, adapter)
         if any(len(vector) != 1 for vector in vectors):
             raise RequestError(f"the model gives {len(vectors[0])} classes, a score needs a model with one")

@@ -12,7 +12,7 @@ from zfabric.backends.vllm_engine.arguments import parse
 from zfabric.backends.vllm_engine.operations import Operations
 from zfabric.backends.vllm_engine.prompts import Prompt
 from zfabric.backends.vllm_engine.runtime import Runtime
-from zfabric.errors import BackendError, FabricError, WorkerDrainingError
+from zfabric.errors import BackendError, Detail, FabricError, WorkerDrainingError
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import (
     CountRequest,
@@ -76,7 +76,7 @@ class VLLMWorker(BaseModelWorker):
             capabilities += ["generate", "resume"] + ["chat"] * runtime.prompts.chat
             capabilities += ["multimodal"] * bool(configuration.is_multimodal_model)
         capabilities += ["embed"] * runtime.pooling.embeds
-        details = {
+        details: dict[str, Detail] = {
             "engine": "vllm",
             "version": compat.version(),
             "architecture": str(configuration.architecture),
@@ -221,9 +221,9 @@ class VLLMWorker(BaseModelWorker):
                 del answers[request_id]
         if step:
             self.steps.emit(step)
-        for request_id, error in failed:
+        for request_id, failure in failed:
             self.abort(request_id)
-            self.steps.fail(request_id, error)
+            self.steps.fail(request_id, failure)
 
     def _on_death(self, error: BaseException) -> None:
         if not self._closing:
