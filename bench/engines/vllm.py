@@ -3,8 +3,8 @@
 Usage: python -m bench.engines.vllm [--model tiny|smollm2|DIRECTORY] [--streams 1 8 64] [--rounds 5] …
 
 All three run at the same time, each with an engine of its own and the same settings, and are measured in turns, so that
-whatever else the machine does hits all of them. Each engine has one thread, pinned to the first core: what lies around it,
-here as on a GPU host, has the other cores. Prints one JSON object: medians over the rounds.
+whatever else the machine does hits all of them. Each engine computes in one thread, pinned to the first core, and
+everything else of all three has the other cores, as on a GPU host. Prints one JSON object: medians over the rounds.
 """
 
 from __future__ import annotations
@@ -238,6 +238,7 @@ def report(arguments: argparse.Namespace, runs: dict[tuple[str, int], list[Run]]
     }
     conditions = {
         "cores": os.cpu_count(),
+        "load_after": os.getloadavg()[0],
         "machine": platform.machine(),
         "python": platform.python_version(),
         "vllm": vllm.__version__,
@@ -276,6 +277,9 @@ def main() -> int:
     arguments.load = os.getloadavg()[0]
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) > 1:
+        os.sched_setaffinity(0, cores[1:])
     if find_spec("vllm") is None:
         print("vllm is not installed", file=sys.stderr)
         return 2

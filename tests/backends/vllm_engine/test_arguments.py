@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from zfabric.backends.vllm_engine import arguments
+from zfabric.backends.vllm_engine.worker import VLLMWorker
 from zfabric.cli.worker import _SETTINGS
 from zfabric.errors import ConfigurationError
 
@@ -54,6 +55,15 @@ def test_names_adapters_and_template(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_a_configuration_error(argv: list[str], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         arguments.parse(argv, {})
+
+
+def test_help_lists_vllms_arguments_and_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        VLLMWorker.from_arguments(["--model", "m", "--vllm-help"], {})
+    assert ended.value.code == 0
+    output = capsys.readouterr().out
+    assert "--tensor-parallel-size" in output
+    assert "--lora-modules" in output
 
 
 def test_few_settings_of_the_worker_hide_arguments_of_vllms() -> None:

@@ -116,6 +116,9 @@ async def test_a_continuation_says_the_rest(served: Served, sampling: dict[str, 
         assert whole.tokens(name) == tokens[shown:]
         assert whole.text(name) == whole.text("whole")[request.resume_characters :]
         assert whole.last(name).finish_reason == "length"
+        if "logprobs" in sampling:
+            entries = [entry.token.token_id for delta in whole.deltas[name] for entry in delta.logprobs or ()]
+            assert entries == tokens[shown:]
         usage = whole.last(name).usage
         assert usage is not None
         assert (usage.prompt_tokens, usage.completion_tokens) == (11, 12)
@@ -341,3 +344,5 @@ async def test_operators_calls_that_cannot_be_done_say_why(served: Served) -> No
         await operate(worker, "load_lora", name="x", speed=3)
     with pytest.raises(UnsupportedOperationError, match="does not classify"):
         await operate(worker, "classify", inputs=["x"])
+    with pytest.raises(RequestError, match="inputs is no list of texts"):
+        await operate(worker, "classify", inputs="x")

@@ -45,11 +45,7 @@ class Answer:
             BackendError: The engine gave up, or drew something else than the reader has.
             WorkerDrainingError: The engine stopped it for a reason of its own; it may go on elsewhere.
         """
-        found = []
-        for choice in output.outputs:
-            delta = self._delta(choice)
-            if delta is not None:
-                found.append(delta)
+        found = [delta for choice in output.outputs if (delta := self._delta(choice)) is not None]
         if output.prompt_logprobs and self._top_prompt is not None and found:
             found[0].prompt_logprobs = _prompt_entries(output, self._top_prompt)
         if output.finished:
@@ -58,35 +54,37 @@ class Answer:
         return found
 
     def _delta(self, choice: Any) -> Delta | None:
-        text, token_ids, reason = choice.text, list(choice.token_ids), None
+        token_ids = choice.token_ids
         self._completion_tokens += len(token_ids)
+        delta = Delta(text=choice.text, token_ids=token_ids, index=choice.index)
         if choice.finish_reason is not None:
-            reason = _reason(choice.finish_reason)
+            delta.finish_reason = _reason(choice.finish_reason)
         if self._leads:
-            text = self._leads.pop(choice.index, "") + text
-        logprobs = None
+            delta.text = self._leads.pop(choice.index, "") + delta.text
         if self._top is not None and choice.logprobs is not None:
-            logprobs = [_entry(token, line, self._top) for token, line in zip(token_ids, choice.logprobs, strict=True)]
+            lines = zip(token_ids, choice.logprobs, strict=True)
+            delta.logprobs = [_entry(token, line, self._top) for token, line in lines]
         if self._known:
-            text, token_ids, logprobs = self._leave_out(text, token_ids, logprobs, reason)
-            if not token_ids and reason is None:
+            self._leave_out(delta)
+            if not delta.token_ids and delta.finish_reason is None:
                 return None
-        return Delta(text=text, token_ids=token_ids, index=choice.index, logprobs=logprobs, finish_reason=reason)
+        return delta
 
-    def _leave_out(
-        self, text: str, token_ids: list[int], logprobs: list[TokenLogprobs] | None, reason: FinishReason | None
-    ) -> tuple[str, list[int], list[TokenLogprobs] | None]:
-        """What the reader does not have yet."""
-        cut = min(self._cut, len(text))
+    def _leave_out(self, delta: Delta) -> None:
+        """Keep what the reader does not have yet."""
+        cut = min(self._cut, len(delta.text))
         self._cut -= cut
         rest = self._known[self._seen :]
-        again = token_ids[: len(rest)]
-        if again != rest[: len(again)] or (reason is not None and len(again) < len(rest)):
+        again = delta.token_ids[: len(rest)]
+        if again != rest[: len(again)] or (delta.finish_reason is not None and len(again) < len(rest)):
             raise BackendError(
                 f"the answer cannot go on: drawn again, it differs after {self._seen} tokens", tokens=self._seen
             )
         self._seen += len(again)
-        return text[cut:], token_ids[len(again) :], logprobs and logprobs[len(again) :]
+        delta.text = delta.text[cut:]
+        delta.token_ids = delta.token_ids[len(again) :]
+        if delta.logprobs is not None:
+            delta.logprobs = delta.logprobs[len(again) :]
 
 
 def _reason(name: str) -> FinishReason:

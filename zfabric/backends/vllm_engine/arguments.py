@@ -16,6 +16,8 @@ from zfabric.errors import ConfigurationError
 
 #: Tells vLLM's arguments from the worker's own, where need be.
 PREFIX: Final = "--vllm-"
+#: Lists vLLM's arguments; --help lists the worker's own.
+HELP: Final = f"{PREFIX}help"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,14 @@ def parse(argv: Sequence[str], settings: Mapping[str, Any]) -> Arguments:
         chat_template=_template(given.chat_template),
         adapters=dict(_adapter(text) for text in given.lora_modules),
     )
+
+
+def print_help() -> None:
+    """List all arguments on standard output."""
+    compat.prepare_environment()
+    from vllm import AsyncEngineArgs
+
+    _parser(AsyncEngineArgs).print_help()
 
 
 def as_flags(settings: Mapping[str, Any]) -> list[str]:

@@ -124,6 +124,7 @@ class StepTap:
         self._on_step = on_step
         self._on_death = on_death
         self._step: list[Any] = []
+        self._counts = _others_count()
         self._continued: dict[str, tuple[list[int], int]] = {}
         processor.process_outputs, processor.add_request = self._process_outputs, self._add_request
         processor.update_scheduler_stats, processor.propagate_error = self._update_scheduler_stats, self._fail
@@ -140,8 +141,9 @@ class StepTap:
         """The request was not added after all, or has been."""
         self._continued.pop(request_id, None)
 
-    def _process_outputs(self, *arguments: Any, **options: Any) -> Any:
-        processed = self._process(*arguments, **options)
+    def _process_outputs(self, outputs: Any, timestamp: Any, iteration: Any, *more: Any, **options: Any) -> Any:
+        # Counting tokens and times of every request is a tenth of the work, and the worker's beats do not carry them.
+        processed = self._process(outputs, timestamp, iteration if self._counts else None, *more, **options)
         self._step += processed.request_outputs
         processed.request_outputs = []
         return processed
@@ -177,7 +179,14 @@ class StepTap:
             state.sent_tokens_offset = len(token_ids)
 
 
-def translated(error: BaseException, worker: str) -> FabricError:
+def _others_count() -> bool:
+    """Whether plug-ins of vLLM's want its statistics of iterations."""
+    from vllm.v1.metrics.loggers import load_stat_logger_plugin_factories
+
+    return bool(load_stat_logger_plugin_factories())
+
+
+def translated(error: BaseException) -> FabricError:
     """What a caller is told of an error of vLLM's."""
     from vllm import exceptions
     from vllm.v1.engine.exceptions import EngineDeadError
@@ -185,7 +194,7 @@ def translated(error: BaseException, worker: str) -> FabricError:
     if isinstance(error, FabricError):
         return error
     if isinstance(error, EngineDeadError):
-        return WorkerLostError(f"engine died: {error}", worker=worker)
+        return WorkerLostError(f"engine died: {error}")
     if isinstance(error, exceptions.GracefulHTTPError):
         return QueueFullError(str(error))
     if isinstance(error, (exceptions.VLLMClientError, ValueError, TypeError, NotImplementedError)):

@@ -52,12 +52,13 @@ class Operations:
     async def _classify(self, request: OperateRequest) -> list[list[float]]:
         given = _arguments(request, "inputs")
         adapter = self._runtime.adapters.find(request.model)
-        return await self._runtime.pooling.classify(given["inputs"], request.request_id, adapter)
+        return await self._runtime.pooling.classify(_texts(given, "inputs"), request.request_id, adapter)
 
     async def _score(self, request: OperateRequest) -> list[float]:
         given = _arguments(request, "query", "documents")
         adapter = self._runtime.adapters.find(request.model)
-        return await self._runtime.pooling.score(given["query"], given["documents"], request.request_id, adapter)
+        documents = _texts(given, "documents")
+        return await self._runtime.pooling.score(str(given["query"]), documents, request.request_id, adapter)
 
     async def _reset_prefix_cache(self, request: OperateRequest) -> bool:
         _arguments(request)
@@ -105,3 +106,11 @@ def _arguments(request: OperateRequest, *required: str, **optional: Any) -> dict
         words = [f"{name} is missing" for name in missing] + [f"{name} is unknown" for name in unknown]
         raise RequestError(f"call {request.call!r}: {', '.join(words)}", call=request.call)
     return {**optional, **given}
+
+
+def _texts(given: dict[str, Any], name: str) -> list[str]:
+    """A list of texts. Raises: RequestError if it is something else."""
+    texts = given[name]
+    if not (isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)):
+        raise RequestError(f"{name} is no list of texts", parameter=name)
+    return texts

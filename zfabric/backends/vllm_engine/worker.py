@@ -8,7 +8,7 @@ from typing import Any
 
 from zfabric.backends.vllm_engine import compat, sampling
 from zfabric.backends.vllm_engine.answers import Answer
-from zfabric.backends.vllm_engine.arguments import parse
+from zfabric.backends.vllm_engine.arguments import HELP, parse, print_help
 from zfabric.backends.vllm_engine.operations import Operations
 from zfabric.backends.vllm_engine.prompts import Prompt
 from zfabric.backends.vllm_engine.runtime import Runtime
@@ -49,7 +49,14 @@ class VLLMWorker(BaseModelWorker):
 
     @classmethod
     def from_arguments(cls, argv: Sequence[str], settings: Mapping[str, Any]) -> VLLMWorker:
-        """Made by the command line. Parsing waits for `load`, since vLLM takes seconds to import."""
+        """Made by the command line. Parsing waits for `load`, since vLLM takes seconds to import.
+
+        Raises:
+            SystemExit: Help was asked for, and given.
+        """
+        if HELP in argv:
+            print_help()
+            raise SystemExit(0)
         return cls(argv, settings)
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -147,7 +154,7 @@ class VLLMWorker(BaseModelWorker):
             raise
         except Exception as error:  # noqa: BLE001 — whatever vLLM raises for a request is that request's error
             self._answers.pop(request_id, None)
-            self.steps.fail(request_id, compat.translated(error, "vllm"))
+            self.steps.fail(request_id, compat.translated(error))
         finally:
             self._tap.forget(request_id)
             if self._admissions.get(request_id) is asyncio.current_task():
@@ -216,7 +223,7 @@ class VLLMWorker(BaseModelWorker):
             try:
                 step += [(request_id, delta) for delta in answer.deltas(output)]
             except Exception as error:  # noqa: BLE001 — one answer must not take the engine's reader along
-                failed.append((request_id, compat.translated(error, "vllm")))
+                failed.append((request_id, compat.translated(error)))
             if output.finished:
                 del answers[request_id]
         if step:
@@ -238,7 +245,7 @@ class VLLMWorker(BaseModelWorker):
         try:
             return await runtime.pooling.embed(request, runtime.adapters.find(request.model))
         except Exception as error:  # noqa: BLE001
-            raise compat.translated(error, "vllm") from None
+            raise compat.translated(error) from None
 
     async def count_tokens(self, request: CountRequest) -> int:
         return await self._served().prompts.count(request)
@@ -248,7 +255,7 @@ class VLLMWorker(BaseModelWorker):
         try:
             return await self._operations.run(request)
         except Exception as error:  # noqa: BLE001
-            raise compat.translated(error, "vllm") from None
+            raise compat.translated(error) from None
 
     def _served(self) -> Runtime:
         assert self._runtime is not None, "not loaded"
