@@ -3,8 +3,8 @@
 Usage: python -m bench.engines.vllm [--model tiny|smollm2|DIRECTORY] [--streams 1 8 64] [--rounds 5] …
 
 All three run at the same time, each with an engine of its own and the same settings, and are measured in turns, so that
-whatever else the machine does hits all of them. Each engine computes in one thread, pinned to the first core, and
-everything else of all three has the other cores, as on a GPU host. Prints one JSON object: medians over the rounds.
+whatever else the machine does hits all of them. Each engine computes in one thread, pinned to the first core; with --pin
+everything else of all three is kept off that core. Prints one JSON object: medians over the rounds.
 """
 
 from __future__ import annotations
@@ -273,12 +273,13 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompt-tokens", type=int, default=32)
     parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--pin", action="store_true")
     arguments = parser.parse_args()
     arguments.load = os.getloadavg()[0]
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     cores = sorted(os.sched_getaffinity(0))
-    if len(cores) > 1:
+    if arguments.pin and len(cores) > 1:
         os.sched_setaffinity(0, cores[1:])
     if find_spec("vllm") is None:
         print("vllm is not installed", file=sys.stderr)
