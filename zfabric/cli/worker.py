@@ -39,6 +39,8 @@ HELP = f"""Serve models on the fabric. Backends: {", ".join(sorted(BACKENDS))}, 
 
 `zfabric-worker --backend transformers --model ./SmolLM2-135M-Instruct --model-names smollm2 --model-names chat`
 
+`zfabric-worker --backend vllm --model ./Llama-3.1-8B-Instruct --tensor-parallel-size 2` (`--vllm-help` lists what vLLM takes)
+
 Several models in one process, each after `--and` with a backend and options of its own:
 `zfabric-worker --backend transformers --model ./chat --and --backend transformers --model ./embedder`
 
