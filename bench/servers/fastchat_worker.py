@@ -21,10 +21,10 @@ def register(controller: str, own: str) -> None:
     """Tell the controller of this worker."""
     status = {"model_names": ["echo"], "speed": 1, "queue_length": 0}
     body = {"worker_name": own, "check_heart_beat": False, "worker_status": status, "multimodal": False}
-    request = urllib.request.Request(  # noqa: S310
+    request = urllib.request.Request(
         f"{controller}/register_worker", orjson.dumps(body), {"content-type": "application/json"}
     )
-    urllib.request.urlopen(request, timeout=20).read()  # noqa: S310
+    urllib.request.urlopen(request, timeout=20).read()
 
 
 async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:

@@ -71,8 +71,13 @@ def unigram_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
 
 
-def save_llama(directory: Path, positions: int = 512) -> Path:
-    """Two layers of random weights. Untied and widely spread, or it would repeat one token for ever."""
+def save_llama(directory: Path, positions: int = 512, *, heads: int = 4) -> Path:
+    """Two layers of random weights. Untied and widely spread, or it would repeat one token for ever.
+
+    Args:
+        positions: Longest context.
+        heads: They share 64 dimensions. Some kernels want 32 of them at least.
+    """
     torch.manual_seed(0)
     tokenizer = byte_tokenizer()
     config = LlamaConfig(
@@ -80,8 +85,8 @@ def save_llama(directory: Path, positions: int = 512) -> Path:
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
         max_position_embeddings=positions,
         tie_word_embeddings=False,
         initializer_range=0.5,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from zfabric import Client
 from zfabric.cli import controller, main, worker
 from zfabric.controller.config import ControllerConfig
 
@@ -196,7 +197,8 @@ def test_help_of_a_later_backend_starts_nothing(started: list[Any], capsys: pyte
 def test_nobody_there_is_said_with_a_hint(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zfabric.client.sync.Client.__init__.__kwdefaults__", {"connect_timeout_ms": 100, "label": ""})
+    defaults = {**(Client.__init__.__kwdefaults__ or {}), "connect_timeout_ms": 100}
+    monkeypatch.setattr("zfabric.client.sync.Client.__init__.__kwdefaults__", defaults)
     assert main.main(["models", "--endpoint", f"ipc://{tmp_path}/n.sock"]) == 1
     text = capsys.readouterr().err
     assert "error 50304" in text

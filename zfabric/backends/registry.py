@@ -12,6 +12,7 @@ BACKENDS: Final[dict[str, str]] = {
     "echo": "zfabric.backends.echo:EchoWorker",
     "hf-api": "zfabric.backends.hf_api.worker:HuggingfaceApiWorker",
     "transformers": "zfabric.backends.hf_transformers.worker:ModelWorker",
+    "vllm": "zfabric.backends.vllm_engine.worker:VLLMWorker",
 }
 
 

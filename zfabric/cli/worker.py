@@ -30,7 +30,7 @@ from zfabric.worker.service import WorkerService
 #: Between the descriptions of two backends of one process.
 AND: Final = "--and"
 #: What brings the modules that a backend needs.
-_EXTRAS: Final = {"hf-api": "zfabric[hf-api]", "transformers": "zfabric[transformers]"}
+_EXTRAS: Final = {"hf-api": "zfabric[hf-api]", "transformers": "zfabric[transformers]", "vllm": "zfabric[vllm]"}
 
 HELP = f"""Serve models on the fabric. Backends: {", ".join(sorted(BACKENDS))}, or your own as package.module:Class.
 
@@ -41,6 +41,8 @@ HELP = f"""Serve models on the fabric. Backends: {", ".join(sorted(BACKENDS))}, 
 `zfabric-worker --backend transformers --model ./SmolLM2-135M-Instruct --model-names smollm2 --model-names chat`
 
 `zfabric-worker --backend hf-api --models models.toml`
+
+`zfabric-worker --backend vllm --model ./Llama-3.1-8B-Instruct --tensor-parallel-size 2` (`--vllm-help` lists what vLLM takes)
 
 Several models in one process, each after `--and` with a backend and options of its own:
 `zfabric-worker --backend transformers --model ./chat --and --backend transformers --model ./embedder`

@@ -1,0 +1,297 @@
+"""vLLM three ways: through the fabric, as a bare AsyncLLM in the caller's process, and behind its own OpenAI server.
+
+Usage: python -m bench.engines.vllm [--model tiny|smollm2|DIRECTORY] [--streams 1 8 64] [--rounds 5] …
+
+All three run at the same time, each with an engine of its own and the same settings, and are measured in turns, so that
+whatever else the machine does hits all of them. Each engine computes in one thread, pinned to the first core; with --pin
+everything else of all three is kept off that core. Prints one JSON object: medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import random
+import signal
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "0",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+NAME = "benchmarked"
+
+
+@dataclass
+class Run:
+    """One measurement."""
+
+    tokens_per_second: float
+    ttft_ms_p50: float
+
+
+async def measure(stream: Any, streams: int, prompt_tokens: int, new_tokens: int, chance: random.Random) -> Run:
+    """So many streams at once, each to its end."""
+    prompts = [[chance.randrange(10, 250) for _ in range(prompt_tokens)] for _ in range(streams)]
+    begun = time.perf_counter()
+    firsts = await asyncio.gather(*(stream(prompt, new_tokens) for prompt in prompts))
+    elapsed = time.perf_counter() - begun
+    return Run(streams * new_tokens / elapsed, statistics.median(first - begun for first in firsts) * 1_000)
+
+
+@contextlib.asynccontextmanager
+async def fabric(engine: list[str], directory: Path) -> AsyncIterator[Any]:
+    """Controller and worker as processes; the client is here."""
+    from zfabric import AsyncClient
+
+    endpoint = f"ipc://{directory}/c.sock"
+    async with (
+        process("zfabric.cli.controller", "--endpoint", endpoint, ready=b"ready"),
+        process(
+            "zfabric.cli.worker",
+            "--endpoint",
+            endpoint,
+            "--backend",
+            "vllm",
+            "--model-names",
+            NAME,
+            *engine,
+            ready=b"ready",
+        ),
+        AsyncClient(endpoint) as client,
+    ):
+
+        async def stream(prompt: list[int], new_tokens: int) -> float:
+            first, seen = 0.0, 0
+            async for delta in client.stream(
+                NAME, prompt_token_ids=prompt, max_new_tokens=new_tokens, temperature=0, ignore_eos=True
+            ):
+                first = first or time.perf_counter()
+                seen += len(delta.token_ids)
+            assert seen == new_tokens
+            return first
+
+        yield stream
+
+
+@contextlib.asynccontextmanager
+async def bare(engine: list[str], directory: Path) -> AsyncIterator[Any]:
+    """The engine in this process, read as vLLM's documentation does it."""
+    from vllm import AsyncEngineArgs, SamplingParams
+    from vllm.inputs import tokens_input
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
+    arguments = AsyncEngineArgs.from_cli_args(parser.parse_args(engine))
+    arguments.disable_log_stats = True
+    running = AsyncLLM.from_engine_args(arguments)
+    number = 0
+
+    async def stream(prompt: list[int], new_tokens: int) -> float:
+        nonlocal number
+        number += 1
+        sampling = SamplingParams(
+            max_tokens=new_tokens, temperature=0, ignore_eos=True, output_kind=RequestOutputKind.DELTA
+        )
+        first, seen = 0.0, 0
+        async for output in running.generate(tokens_input(prompt), sampling, str(number)):
+            first = first or time.perf_counter()
+            seen += len(output.outputs[0].token_ids)
+        assert seen == new_tokens
+        return first
+
+    try:
+        yield stream
+    finally:
+        await asyncio.to_thread(running.shutdown)
+
+
+@contextlib.asynccontextmanager
+async def openai(engine: list[str], directory: Path) -> AsyncIterator[Any]:
+    """vLLM's own server on loopback, and a streaming HTTP client here."""
+    import aiohttp
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    base = f"http://127.0.0.1:{port}"
+    server = process(
+        "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port), "--served-model-name", NAME,
+        "--disable-log-stats", "--disable-uvicorn-access-log", *engine, ready=None,
+    )  # fmt: skip
+    connector = aiohttp.TCPConnector(limit=0)
+    async with server, aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(None)) as session:
+
+        async def stream(prompt: list[int], new_tokens: int) -> float:
+            first = 0.0
+            body = {
+                "model": NAME, "prompt": prompt, "max_tokens": new_tokens, "temperature": 0, "ignore_eos": True,
+                "stream": True, "stream_options": {"include_usage": True},
+            }  # fmt: skip
+            completion_tokens = 0
+            async with session.post(f"{base}/v1/completions", json=body) as response:
+                response.raise_for_status()
+                async for line in response.content:
+                    if not line.startswith(b"data: {"):
+                        continue
+                    event = json.loads(line[6:])
+                    if event["choices"]:
+                        first = first or time.perf_counter()
+                    if event.get("usage"):
+                        completion_tokens = event["usage"]["completion_tokens"]
+            assert completion_tokens == new_tokens
+            return first
+
+        while True:
+            with contextlib.suppress(aiohttp.ClientConnectionError):
+                async with session.get(f"{base}/health") as response:
+                    if response.status == 200:
+                        break
+            await asyncio.sleep(0.5)
+        yield stream
+
+
+@contextlib.asynccontextmanager
+async def process(module: str, *arguments: str, ready: bytes | None) -> AsyncIterator[None]:
+    """`python -m module arguments` until the end of the block; waits for its first line where one is expected."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", module, *arguments, stdout=asyncio.subprocess.PIPE if ready else sys.stderr
+    )
+    try:
+        if ready is not None:
+            assert child.stdout is not None
+            line = await child.stdout.readline()
+            assert line.startswith(ready), line
+        yield
+    finally:
+        if child.returncode is None:
+            child.send_signal(signal.SIGTERM)
+            await child.wait()
+
+
+async def compare(arguments: argparse.Namespace, model: Path) -> dict[str, Any]:
+    """All systems, all concurrencies, in turns."""
+    engine = [
+        "--model", str(model), "--dtype", arguments.dtype, "--max-model-len", "512", "--max-num-seqs", "64",
+        "--enforce-eager", "--distributed-executor-backend", "uni", "--no-enable-prefix-caching",
+    ]  # fmt: skip
+    makers = {"fabric": fabric, "bare": bare, "openai": openai}
+    runs: dict[tuple[str, int], list[Run]] = {}
+    chance = random.Random(0)
+    async with contextlib.AsyncExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zf-")))
+        systems = {name: await stack.enter_async_context(make(engine, directory)) for name, make in makers.items()}
+        order = list(systems)
+        for number in range(arguments.rounds + 1):
+            for streams in arguments.streams:
+                for name in order:
+                    run = await measure(systems[name], streams, arguments.prompt_tokens, arguments.new_tokens, chance)
+                    # The first round warms up connections, kernels and allocators.
+                    if number:
+                        runs.setdefault((name, streams), []).append(run)
+            order.append(order.pop(0))
+    return report(arguments, runs)
+
+
+def report(arguments: argparse.Namespace, runs: dict[tuple[str, int], list[Run]]) -> dict[str, Any]:
+    """Medians, and what the fabric is in relation to the others: the median of the rounds' own ratios."""
+    import vllm
+
+    results = [
+        {
+            "system": name,
+            "streams": streams,
+            "tokens_per_second": round(statistics.median(run.tokens_per_second for run in found), 1),
+            "ttft_ms_p50": round(statistics.median(run.ttft_ms_p50 for run in found), 2),
+            "runs": [round(run.tokens_per_second, 1) for run in found],
+        }
+        for (name, streams), found in sorted(runs.items(), key=lambda item: (item[0][1], item[0][0]))
+    ]
+    ratios = {
+        f"fabric/{other} at {streams}": {
+            "tokens_per_second": round(_ratio(runs, other, streams, "tokens_per_second"), 3),
+            "ttft": round(_ratio(runs, other, streams, "ttft_ms_p50"), 3),
+        }
+        for streams in arguments.streams
+        for other in ("bare", "openai")
+    }
+    conditions = {
+        "cores": os.cpu_count(),
+        "load_after": os.getloadavg()[0],
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "vllm": vllm.__version__,
+        "load_before": arguments.load,
+    }
+    return {"conditions": conditions, "settings": vars(arguments), "results": results, "ratios": ratios}
+
+
+def _ratio(runs: dict[tuple[str, int], list[Run]], other: str, streams: int, figure: str) -> float:
+    pairs = zip(runs["fabric", streams], runs[other, streams], strict=True)
+    return float(statistics.median(getattr(ours, figure) / getattr(theirs, figure) for ours, theirs in pairs))
+
+
+def model_directory(name: str, scratch: Path) -> Path:
+    """A directory, the real SmolLM2, or a tiny Llama made on the spot."""
+    if name == "tiny":
+        from tests.backends.tiny import save_llama
+
+        return save_llama(scratch, heads=2)
+    if name == "smollm2":
+        from zfabric.models.wheels import prepare
+
+        return prepare("smollm2")
+    return Path(name)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--prompt-tokens", type=int, default=32)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--pin", action="store_true")
+    arguments = parser.parse_args()
+    arguments.load = os.getloadavg()[0]
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    cores = sorted(os.sched_getaffinity(0))
+    if arguments.pin and len(cores) > 1:
+        os.sched_setaffinity(0, cores[1:])
+    if find_spec("vllm") is None:
+        print("vllm is not installed", file=sys.stderr)
+        return 2
+    import uvloop
+
+    with tempfile.TemporaryDirectory() as scratch:
+        model = model_directory(arguments.model, Path(scratch))
+        result = uvloop.run(compare(arguments, model))
+    print(json.dumps(result, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,111 @@
+"""Answers in the making: from vLLM's outputs to deltas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from zfabric.errors import BackendError, WorkerDrainingError
+from zfabric.wire.payloads import Delta, FinishReason, GenerateRequest, Logprob, TokenLogprobs, Usage
+
+#: vLLM's reasons to finish → the fabric's. Whatever is not here is a failure.
+_REASONS: Final[dict[str, FinishReason]] = {"stop": "stop", "length": "length", "repetition": "stop"}
+
+
+class Answer:
+    """One request in the engine.
+
+    Args:
+        request: As it came.
+        prompt_tokens: Tokens of its prompt, without those of the answer.
+        echo: Text that the answer begins with.
+        redraw: The engine draws the answer anew from its first token; what the reader has is checked and left out.
+    """
+
+    __slots__ = ("_completion_tokens", "_cut", "_known", "_leads", "_seen", "_top", "_top_prompt", "prompt_tokens")
+
+    def __init__(self, request: GenerateRequest, prompt_tokens: int, *, echo: str = "", redraw: bool = False) -> None:
+        drawn = request.resume_token_ids
+        self.prompt_tokens = prompt_tokens
+        self._top = request.sampling.logprobs
+        self._top_prompt = request.sampling.prompt_logprobs
+        self._completion_tokens = 0 if redraw else len(drawn)
+        self._known = drawn if redraw else []
+        self._seen = 0
+        #: Characters that the reader has, of what comes.
+        self._cut = request.resume_characters if redraw else 0
+        # Of an answer that goes on in the engine, the text does so where the reader stands; only the echo is ours.
+        lead = echo if redraw else echo[request.resume_characters :]
+        self._leads = dict.fromkeys(range(request.sampling.n), lead) if lead else {}
+
+    def deltas(self, output: Any) -> list[Delta]:
+        """What one `RequestOutput` adds.
+
+        Raises:
+            BackendError: The engine gave up, or drew something else than the reader has.
+            WorkerDrainingError: The engine stopped it for a reason of its own; it may go on elsewhere.
+        """
+        found = [delta for choice in output.outputs if (delta := self._delta(choice)) is not None]
+        if output.prompt_logprobs and self._top_prompt is not None and found:
+            found[0].prompt_logprobs = _prompt_entries(output, self._top_prompt)
+        if output.finished:
+            cached = min(output.num_cached_tokens or 0, self.prompt_tokens)
+            found[-1].usage = Usage(self.prompt_tokens, self._completion_tokens, cached)
+        return found
+
+    def _delta(self, choice: Any) -> Delta | None:
+        token_ids = choice.token_ids
+        self._completion_tokens += len(token_ids)
+        delta = Delta(text=choice.text, token_ids=token_ids, index=choice.index)
+        if choice.finish_reason is not None:
+            delta.finish_reason = _reason(choice.finish_reason)
+        if self._leads:
+            delta.text = self._leads.pop(choice.index, "") + delta.text
+        if self._top is not None and choice.logprobs is not None:
+            lines = zip(token_ids, choice.logprobs, strict=True)
+            delta.logprobs = [_entry(token, line, self._top) for token, line in lines]
+        if self._known:
+            self._leave_out(delta)
+            if not delta.token_ids and delta.finish_reason is None:
+                return None
+        return delta
+
+    def _leave_out(self, delta: Delta) -> None:
+        """Keep what the reader does not have yet."""
+        cut = min(self._cut, len(delta.text))
+        self._cut -= cut
+        rest = self._known[self._seen :]
+        again = delta.token_ids[: len(rest)]
+        if again != rest[: len(again)] or (delta.finish_reason is not None and len(again) < len(rest)):
+            raise BackendError(
+                f"the answer cannot go on: drawn again, it differs after {self._seen} tokens", tokens=self._seen
+            )
+        self._seen += len(again)
+        delta.text = delta.text[cut:]
+        delta.token_ids = delta.token_ids[len(again) :]
+        if delta.logprobs is not None:
+            delta.logprobs = delta.logprobs[len(again) :]
+
+
+def _reason(name: str) -> FinishReason:
+    reason = _REASONS.get(name)
+    if reason is not None:
+        return reason
+    if name == "abort":
+        raise WorkerDrainingError("the engine stopped this request")
+    raise BackendError(f"the engine ended this request with {name!r}", finish_reason=name)
+
+
+def _entry(token: int, line: Mapping[int, Any], top: int) -> TokenLogprobs:
+    """One position's entry. Beside the `top` likeliest, vLLM's line holds the drawn token."""
+    ranked = sorted((known.rank, other, known) for other, known in line.items() if known.rank <= top)
+    return TokenLogprobs(_logprob(token, line[token]), [_logprob(other, known) for _, other, known in ranked])
+
+
+def _logprob(token: int, known: Any) -> Logprob:
+    return Logprob(token, float(known.logprob), known.decoded_token or "", known.rank)
+
+
+def _prompt_entries(output: Any, top: int) -> list[TokenLogprobs | None]:
+    tokens: Sequence[int] = output.prompt_token_ids
+    return [line and _entry(token, line, top) for token, line in zip(tokens, output.prompt_logprobs, strict=True)]

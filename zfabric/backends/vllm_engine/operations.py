@@ -1,0 +1,116 @@
+"""An operator's calls to one worker: `zfabric operate WORKER CALL name=value …`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from zfabric.errors import RequestError, UnsupportedOperationError
+from zfabric.wire.payloads import OperateRequest
+
+if TYPE_CHECKING:
+    from zfabric.backends.vllm_engine.runtime import Runtime
+
+
+class Operations:
+    """What there is to call.
+
+    Args:
+        runtime: The running engine.
+        on_models: Called when the set of models has changed.
+    """
+
+    def __init__(self, runtime: Runtime, on_models: Callable[[], None]) -> None:
+        self._runtime = runtime
+        self._on_models = on_models
+        self._calls: dict[str, Callable[[OperateRequest], Awaitable[Any]]] = {
+            "classify": self._classify,
+            "list_loras": self._list_loras,
+            "load_lora": self._load_lora,
+            "reset_prefix_cache": self._reset_prefix_cache,
+            "score": self._score,
+            "sleep": self._sleep,
+            "unload_lora": self._unload_lora,
+            "wake_up": self._wake_up,
+        }
+
+    async def run(self, request: OperateRequest) -> Any:
+        """Do it.
+
+        Raises:
+            UnsupportedOperationError: No such call, or the model or device has none.
+            RequestError: An argument is missing or unknown.
+        """
+        call = self._calls.get(request.call)
+        if call is None:
+            known = ", ".join(sorted(self._calls))
+            raise UnsupportedOperationError(
+                f"vllm has no call {request.call!r}, it has {known}", operation="operate", call=request.call
+            )
+        return await call(request)
+
+    async def _classify(self, request: OperateRequest) -> list[list[float]]:
+        given = _arguments(request, "inputs")
+        adapter = self._runtime.adapters.find(request.model)
+        return await self._runtime.pooling.classify(_texts(given, "inputs"), request.request_id, adapter)
+
+    async def _score(self, request: OperateRequest) -> list[float]:
+        given = _arguments(request, "query", "documents")
+        adapter = self._runtime.adapters.find(request.model)
+        documents = _texts(given, "documents")
+        return await self._runtime.pooling.score(str(given["query"]), documents, request.request_id, adapter)
+
+    async def _reset_prefix_cache(self, request: OperateRequest) -> bool:
+        _arguments(request)
+        return bool(await self._runtime.engine.reset_prefix_cache())
+
+    async def _sleep(self, request: OperateRequest) -> bool:
+        given = _arguments(request, level=1)
+        if not self._runtime.engine.vllm_config.model_config.enable_sleep_mode:
+            raise UnsupportedOperationError("this worker was started without --enable-sleep-mode", operation="sleep")
+        # What runs goes on elsewhere: the engine aborts it.
+        self._runtime.asleep = True
+        await self._runtime.engine.sleep(int(given["level"]))
+        return True
+
+    async def _wake_up(self, request: OperateRequest) -> bool:
+        _arguments(request)
+        if self._runtime.asleep:
+            await self._runtime.engine.wake_up()
+            self._runtime.asleep = False
+        return True
+
+    async def _load_lora(self, request: OperateRequest) -> list[str]:
+        given = _arguments(request, "name", "path")
+        await self._runtime.adapters.load(str(given["name"]), str(given["path"]))
+        self._on_models()
+        return self._runtime.adapters.names
+
+    async def _unload_lora(self, request: OperateRequest) -> list[str]:
+        given = _arguments(request, "name")
+        await self._runtime.adapters.unload(str(given["name"]))
+        self._on_models()
+        return self._runtime.adapters.names
+
+    async def _list_loras(self, request: OperateRequest) -> list[str]:
+        _arguments(request)
+        return self._runtime.adapters.names
+
+
+def _arguments(request: OperateRequest, *required: str, **optional: Any) -> dict[str, Any]:
+    """The call's arguments. Raises: RequestError if some are missing or unknown."""
+    given = request.arguments
+    missing = [name for name in required if name not in given]
+    unknown = [name for name in given if name not in required and name not in optional]
+    if missing or unknown:
+        words = [f"{name} is missing" for name in missing] + [f"{name} is unknown" for name in unknown]
+        raise RequestError(f"call {request.call!r}: {', '.join(words)}", call=request.call)
+    return {**optional, **given}
+
+
+def _texts(given: dict[str, Any], name: str) -> list[str]:
+    """A list of texts. Raises: RequestError if it is something else."""
+    texts = given[name]
+    if not (isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)):
+        raise RequestError(f"{name} is no list of texts", parameter=name)
+    return texts

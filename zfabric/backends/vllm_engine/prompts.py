@@ -1,0 +1,156 @@
+"""From a request's prompt to an engine's input."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from zfabric.backends.vllm_engine import compat
+from zfabric.errors import ContextOverflowError, RequestError, UnsupportedOperationError
+from zfabric.wire.payloads import CountRequest, EmbedRequest, GenerateRequest, Message
+
+#: Characters that are turned into tokens on the event loop: a fraction of a millisecond, as long as a change of threads.
+_INLINE_CHARACTERS: Final = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt that the engine can take.
+
+    Attributes:
+        token_ids: All of its tokens.
+        input: vLLM's input: those tokens, and images where there are any.
+        whole: Nothing was cut off.
+    """
+
+    token_ids: list[int]
+    input: Any
+    whole: bool = True
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is tokens and nothing else."""
+        return str(self.input["type"]) == "token"
+
+
+class Prompts:
+    """Prepares prompts.
+
+    Args:
+        engine: An `AsyncLLM`.
+        context_length: Tokens of prompt and answer.
+        template: Text of a chat template instead of the model's own.
+    """
+
+    def __init__(self, engine: Any, context_length: int, template: str | None) -> None:
+        self._engine = engine
+        self._context_length = context_length
+        self._template = compat.chat_template(engine, template)
+        self._vocabulary_size = int(engine.vllm_config.model_config.get_vocab_size())
+
+    @property
+    def chat(self) -> bool:
+        """Whether messages are understood."""
+        return self._template is not None
+
+    async def of(self, request: GenerateRequest) -> Prompt:
+        """The prompt of a request for text.
+
+        Raises:
+            ContextOverflowError: It leaves no room for an answer, and may not be cut.
+            UnsupportedOperationError: Messages, and no chat template.
+            RequestError: A token that is not in the vocabulary, messages that the template refuses, or nothing at all.
+        """
+        if request.prompt_token_ids is not None:
+            found = Prompt(self._checked(request.prompt_token_ids), None)
+        elif request.messages is not None:
+            found = await self._chat(request.messages, request.tools)
+        else:
+            found = Prompt(await self.tokens(request.prompt or ""), None)
+        tokens, length = found.token_ids, self._context_length
+        if not tokens:
+            raise RequestError("the prompt has no tokens")
+        if len(tokens) < length:
+            return found if found.input else Prompt(tokens, compat.tokens_input(tokens))
+        if not request.sampling.truncate_prompt or not (found.input is None or found.plain):
+            raise _overflow(len(tokens), length)
+        tokens = tokens[len(tokens) - length + 1 :]
+        return Prompt(tokens, compat.tokens_input(tokens), whole=False)
+
+    async def count(self, request: CountRequest) -> int:
+        """Tokens of a prompt. Raises: see `of`."""
+        if request.messages is not None:
+            return len((await self._chat(request.messages, None)).token_ids)
+        return len(await self.tokens(request.prompt or ""))
+
+    async def pieces(self, request: EmbedRequest) -> list[list[list[int]]]:
+        """For each input of an embedding the pieces that fit the context.
+
+        Raises:
+            ContextOverflowError: One does not fit, and is to be neither cut nor divided.
+            RequestError: A token that is not in the vocabulary, or an input without tokens.
+        """
+        found: list[list[list[int]]] = []
+        length = self._context_length
+        for text in request.inputs:
+            tokens = await self.tokens(text) if isinstance(text, str) else self._checked(text)
+            if not tokens:
+                raise RequestError("an input has no tokens")
+            if len(tokens) <= length or request.truncate == "cut":
+                found.append([tokens[:length]])
+            elif request.truncate == "chunk":
+                found.append([tokens[at : at + length] for at in range(0, len(tokens), length)])
+            else:
+                raise _overflow(len(tokens), length)
+        return found
+
+    async def tokens(self, text: str) -> list[int]:
+        """Tokens of a text, special ones included."""
+        return await compat.render_text(self._engine, text, inline=len(text) <= _INLINE_CHARACTERS)
+
+    async def pair(self, query: str, document: str) -> tuple[list[int], int | None]:
+        """Tokens of two texts to compare, and where the second begins, for models that want to know.
+
+        Raises:
+            ContextOverflowError: They do not fit.
+        """
+        tokens, segments = await asyncio.to_thread(compat.render_pair, self._engine, query, document)
+        if len(tokens) > self._context_length:
+            raise _overflow(len(tokens), self._context_length)
+        return tokens, segments
+
+    def text(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """Text of tokens."""
+        tokenizer = self._engine.renderer.get_tokenizer()
+        return str(tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+
+    def _checked(self, token_ids: Sequence[int]) -> list[int]:
+        size = self._vocabulary_size
+        wrong = next((token for token in token_ids if not 0 <= token < size), None)
+        if wrong is not None:
+            raise RequestError(f"token id {wrong} is outside of the vocabulary of {size}", token_id=wrong)
+        return list(token_ids)
+
+    async def _chat(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> Prompt:
+        if self._template is None:
+            raise UnsupportedOperationError(
+                "this model's tokenizer has no chat template; send a prompt, or start the worker with --chat-template"
+            )
+        arguments: dict[str, Any] = {"add_generation_prompt": True}
+        if tools:
+            arguments["tools"] = tools
+        try:
+            rendered = await compat.render_chat(self._engine, list(messages), self._template, arguments)
+        except (ValueError, TypeError, KeyError) as error:
+            raise RequestError(f"the chat template refuses these messages: {error}") from None
+        return Prompt(list(rendered["prompt_token_ids"]), rendered)
+
+
+def _overflow(tokens: int, length: int) -> ContextOverflowError:
+    return ContextOverflowError(
+        f"prompt of {tokens} tokens leaves no room for an answer, context is {length}",
+        prompt_tokens=tokens,
+        context_length=length,
+    )

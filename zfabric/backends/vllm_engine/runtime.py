@@ -1,0 +1,82 @@
+"""The running engine and what belongs to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from zfabric.backends.vllm_engine import compat
+from zfabric.backends.vllm_engine.adapters import Adapters
+from zfabric.backends.vllm_engine.arguments import Arguments
+from zfabric.backends.vllm_engine.pooling import Pooling
+from zfabric.backends.vllm_engine.prompts import Prompts
+from zfabric.backends.vllm_engine.statistics import Statistics
+from zfabric.errors import ConfigurationError
+
+
+class Runtime:
+    """An engine that has started.
+
+    Attributes:
+        engine: vLLM's `AsyncLLM`.
+        context_length: Tokens of prompt and answer.
+        slots: Requests that the engine's batch holds, over all data-parallel ranks.
+        asleep: An operator has put it to sleep.
+    """
+
+    def __init__(self, engine: Any, arguments: Arguments, statistics: Statistics) -> None:
+        configuration = engine.vllm_config
+        self.engine = engine
+        self.arguments = arguments
+        self.statistics = statistics
+        self.asleep = False
+        self.context_length = int(configuration.model_config.max_model_len)
+        ranks = int(configuration.parallel_config.data_parallel_size)
+        self.slots = int(configuration.scheduler_config.max_num_seqs) * ranks
+        #: vLLM has priorities only where it was told to.
+        self.priorities = configuration.scheduler_config.policy == "priority"
+        self.end_tokens = compat.end_tokens(engine)
+        self.adapters = Adapters(engine, enabled=configuration.lora_config is not None)
+        self.prompts = Prompts(engine, self.context_length, arguments.chat_template)
+        self.tasks: tuple[str, ...] = ()
+        self.pooling = Pooling(engine, self.prompts, ())
+        statistics.kv_blocks = int(configuration.cache_config.num_gpu_blocks or 0)
+
+    @classmethod
+    def start(cls, arguments: Arguments) -> Runtime:
+        """Start the engine. Takes as long as that takes: seconds to many minutes.
+
+        Raises:
+            ConfigurationError: vLLM refuses the model or its settings.
+        """
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        statistics = Statistics()
+        # The worker reports by itself; vLLM's own loggers and metrics would be kept up to date for nobody.
+        arguments.engine.disable_log_stats = True
+        loggers = [compat.statistics_logger(statistics.record)]
+        try:
+            engine = AsyncLLM.from_engine_args(arguments.engine, stat_loggers=loggers)
+        except (OSError, ValueError) as error:
+            model = str(arguments.engine.model)
+            raise ConfigurationError(f"model {model!r} cannot be loaded: {error}", model=model) from error
+        return cls(engine, arguments, statistics)
+
+    async def open(
+        self, on_step: Callable[[list[Any]], None], on_death: Callable[[BaseException], None]
+    ) -> compat.StepTap:
+        """Connect the engine to the event loop, and load the adapters that were asked for."""
+        self.tasks = tuple(await self.engine.get_supported_tasks())
+        if self.generates:
+            await compat.warm_up(self.engine)
+        tap = compat.StepTap(self.engine, on_step, on_death)
+        compat.watch_outputs(self.engine)
+        self.pooling = Pooling(self.engine, self.prompts, self.tasks)
+        for name, path in self.arguments.adapters.items():
+            await self.adapters.load(name, path)
+        return tap
+
+    @property
+    def generates(self) -> bool:
+        """Whether it makes text."""
+        return "generate" in self.tasks

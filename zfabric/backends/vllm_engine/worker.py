@@ -1,0 +1,262 @@
+"""VLLMWorker: vLLM's asynchronous engine on the fabric."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zfabric.backends.vllm_engine import compat, sampling
+from zfabric.backends.vllm_engine.answers import Answer
+from zfabric.backends.vllm_engine.arguments import HELP, parse, print_help
+from zfabric.backends.vllm_engine.operations import Operations
+from zfabric.backends.vllm_engine.prompts import Prompt
+from zfabric.backends.vllm_engine.runtime import Runtime
+from zfabric.errors import BackendError, Detail, FabricError, WorkerDrainingError
+from zfabric.wire.messages import ModelInfo
+from zfabric.wire.payloads import (
+    CountRequest,
+    Delta,
+    EmbedRequest,
+    EmbedResult,
+    FinishReason,
+    GenerateRequest,
+    OperateRequest,
+    Usage,
+)
+from zfabric.worker.base import BaseModelWorker, EngineLoad
+
+
+class VLLMWorker(BaseModelWorker):
+    """Serves one model, and LoRA adapters of it, with vLLM. All outputs of an engine step leave as one.
+
+    Args:
+        argv: vLLM's engine arguments, and the few of `arguments.Arguments`.
+        settings: The same from a file.
+    """
+
+    parameters = sampling.PARAMETERS
+
+    def __init__(self, argv: Sequence[str], settings: Mapping[str, Any] | None = None) -> None:
+        self._argv = list(argv)
+        self._settings = dict(settings or {})
+        self._runtime: Runtime | None = None
+        self._answers: dict[str, Answer] = {}
+        self._admissions: dict[str, asyncio.Task[None]] = {}
+        self._aborted: list[str] = []
+        self._chores: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    @classmethod
+    def from_arguments(cls, argv: Sequence[str], settings: Mapping[str, Any]) -> VLLMWorker:
+        """Made by the command line. Parsing waits for `load`, since vLLM takes seconds to import.
+
+        Raises:
+            SystemExit: Help was asked for, and given.
+        """
+        if HELP in argv:
+            print_help()
+            raise SystemExit(0)
+        return cls(argv, settings)
+
+    # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def load(self) -> list[ModelInfo]:
+        self._loop = asyncio.get_running_loop()
+        runtime = await asyncio.to_thread(self._start)
+        self._runtime = runtime
+        self._tap = await runtime.open(self._on_step, self._on_death)
+        self._operations = Operations(runtime, lambda: self.steps.models_changed(self._models()))
+        self.slots = runtime.slots
+        return self._models()
+
+    def _start(self) -> Runtime:
+        """Everything slow, on a thread: imports, parsing, processes, weights."""
+        return Runtime.start(parse(self._argv, self._settings))
+
+    def _models(self) -> list[ModelInfo]:
+        """The model, and each adapter as a model."""
+        runtime = self._served()
+        configuration = runtime.engine.vllm_config.model_config
+        capabilities = ["count_tokens"]
+        if runtime.generates:
+            capabilities += ["generate", "resume"] + ["chat"] * runtime.prompts.chat
+            capabilities += ["multimodal"] * bool(configuration.is_multimodal_model)
+        capabilities += ["embed"] * runtime.pooling.embeds
+        details: dict[str, Detail] = {
+            "engine": "vllm",
+            "version": compat.version(),
+            "architecture": str(configuration.architecture),
+            "dtype": str(configuration.dtype).removeprefix("torch."),
+            "tasks": ",".join(runtime.tasks),
+            "kv_blocks": runtime.statistics.kv_blocks,
+        }
+
+        def info(name: str, aliases: Sequence[str], **more: str) -> ModelInfo:
+            return ModelInfo(
+                name=name,
+                aliases=list(aliases),
+                context_length=runtime.context_length,
+                capabilities=capabilities,
+                parameters=sorted(sampling.supported(runtime.engine)) if runtime.generates else [],
+                dimensions=int(configuration.get_hidden_size()) if runtime.pooling.embeds else 0,
+                details={**details, **more},
+            )
+
+        name, *aliases = runtime.arguments.names
+        return [info(name, aliases), *(info(adapter, (), base=name) for adapter in runtime.adapters.names)]
+
+    def load_report(self) -> EngineLoad:
+        runtime = self._runtime
+        if runtime is None:
+            return EngineLoad()
+        return runtime.statistics.load(0 if runtime.asleep else None)
+
+    async def close(self) -> None:
+        self._closing = True
+        for task in self._admissions.values():
+            task.cancel()
+        if self._runtime is not None:
+            await compat.shut_down(self._runtime.engine)
+
+    # ── text ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def begin(self, request: GenerateRequest) -> None:
+        if self._served().asleep:
+            raise WorkerDrainingError("the engine sleeps")
+        task = self._loop.create_task(self._admit(request))
+        self._admissions[request.request_id] = task
+
+    def abort(self, request_id: str) -> None:
+        task = self._admissions.pop(request_id, None)
+        if task is not None:
+            task.cancel()
+        elif request_id not in self._answers:
+            return
+        self._answers.pop(request_id, None)
+        if not self._aborted:
+            # All that end in this turn of the loop, as when their client died, leave as one message.
+            self._loop.call_soon(self._abort_all)
+        self._aborted.append(request_id)
+
+    def _abort_all(self) -> None:
+        doomed, self._aborted = self._aborted, []
+        task = self._loop.create_task(self._served().engine.abort(doomed))
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
+
+    async def _admit(self, request: GenerateRequest) -> None:
+        """Hand a request to the engine."""
+        request_id = request.request_id
+        try:
+            await self._add(request)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 — whatever vLLM raises for a request is that request's error
+            self._answers.pop(request_id, None)
+            self.steps.fail(request_id, compat.translated(error))
+        finally:
+            self._tap.forget(request_id)
+            if self._admissions.get(request_id) is asyncio.current_task():
+                del self._admissions[request_id]
+
+    async def _add(self, request: GenerateRequest) -> None:
+        runtime, request_id = self._served(), request.request_id
+        prompt = await runtime.prompts.of(request)
+        echo = self._echo(request, prompt)
+        drawn = request.resume_token_ids
+        reason = self._ended(request, len(prompt.token_ids))
+        if reason is not None and not request.sampling.reproducible:
+            usage = Usage(len(prompt.token_ids), len(drawn))
+            self.steps.emit([(request_id, Delta(finish_reason=reason, usage=usage))])
+            return
+        redraw = bool(drawn) and (reason is not None or not (prompt.plain and sampling.continues(request.sampling)))
+        parameters = sampling.translate(request, drawn=0 if redraw else len(drawn))
+        given = prompt.input
+        if drawn and not redraw:
+            given = compat.tokens_input([*prompt.token_ids, *drawn])
+            self._tap.continue_after(request_id, drawn, max(0, request.resume_characters - len(echo)))
+        self._answers[request_id] = Answer(request, len(prompt.token_ids), echo=echo, redraw=redraw)
+        await runtime.engine.add_request(
+            request_id,
+            given,
+            parameters,
+            lora_request=runtime.adapters.find(request.model),
+            priority=request.priority if runtime.priorities else 0,
+        )
+
+    def _echo(self, request: GenerateRequest, prompt: Prompt) -> str:
+        if not request.sampling.echo:
+            return ""
+        if request.prompt is not None and prompt.whole:
+            return request.prompt
+        skip = request.sampling.skip_special_tokens
+        return self._served().prompts.text(prompt.token_ids, skip_special_tokens=skip)
+
+    def _ended(self, request: GenerateRequest, prompt_tokens: int) -> FinishReason | None:
+        """Why the answer ends with what its reader has already: only its end got lost."""
+        drawn, wanted = request.resume_token_ids, request.sampling
+        if not drawn:
+            return None
+        ends = frozenset(wanted.stop_token_ids) | (frozenset() if wanted.ignore_eos else self._served().end_tokens)
+        if drawn[-1] in ends and len(drawn) > wanted.min_new_tokens:
+            return "stop"
+        if wanted.stop and len(drawn) > wanted.min_new_tokens:
+            text = self._served().prompts.text(drawn, skip_special_tokens=wanted.skip_special_tokens)
+            if any(stop in text for stop in wanted.stop):
+                return "stop"
+        room = self._served().context_length - prompt_tokens
+        if len(drawn) >= min(wanted.max_new_tokens or room, room):
+            return "length"
+        return None
+
+    def _on_step(self, outputs: list[Any]) -> None:
+        """All that one engine step brought."""
+        answers = self._answers
+        step: list[tuple[str, Delta]] = []
+        failed: list[tuple[str, FabricError]] = []
+        for output in outputs:
+            request_id = output.request_id
+            answer = answers.get(request_id)
+            if answer is None:
+                continue
+            try:
+                step += [(request_id, delta) for delta in answer.deltas(output)]
+            except Exception as error:  # noqa: BLE001 — one answer must not take the engine's reader along
+                failed.append((request_id, compat.translated(error)))
+            if output.finished:
+                del answers[request_id]
+        if step:
+            self.steps.emit(step)
+        for request_id, failure in failed:
+            self.abort(request_id)
+            self.steps.fail(request_id, failure)
+
+    def _on_death(self, error: BaseException) -> None:
+        if not self._closing:
+            self._answers.clear()
+            self.steps.engine_died(BackendError(f"vllm's engine has died: {error}"))
+
+    # ── everything else ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def embed(self, request: EmbedRequest) -> EmbedResult:
+        """One vector per input. When cancelled, the engine drops what is left."""
+        runtime = self._served()
+        try:
+            return await runtime.pooling.embed(request, runtime.adapters.find(request.model))
+        except Exception as error:  # noqa: BLE001
+            raise compat.translated(error) from None
+
+    async def count_tokens(self, request: CountRequest) -> int:
+        return await self._served().prompts.count(request)
+
+    async def operate(self, request: OperateRequest) -> Any:
+        """See `Operations`."""
+        try:
+            return await self._operations.run(request)
+        except Exception as error:  # noqa: BLE001
+            raise compat.translated(error) from None
+
+    def _served(self) -> Runtime:
+        assert self._runtime is not None, "not loaded"
+        return self._runtime
