@@ -73,9 +73,10 @@ def test_events_come_whole_however_they_are_cut(datas: list[bytes], data: st.Dat
 
 def test_waits_follow_what_the_server_asks() -> None:
     rng = random.Random(1)
-    assert retry_after_s("2", 0) == 2
-    assert retry_after_s("Thu, 01 Jan 1970 00:00:09 GMT", 4) == 5
-    assert retry_after_s("soon", 0) is None
+    assert retry_after_s("2", None) == 2
+    assert retry_after_s("Thu, 01 Jan 1970 00:00:09 GMT", "Thu, 01 Jan 1970 00:00:04 GMT") == 5
+    assert retry_after_s("Thu, 01 Jan 1970 00:00:09 GMT", None) is None
+    assert retry_after_s("soon", "Thu, 01 Jan 1970 00:00:04 GMT") is None
     assert 2 <= (backoff_s(0, 2.0, rng) or 0) < 2.5
     assert backoff_s(0, 1e6, rng) is None
     assert 0.4 <= (backoff_s(2, None, rng) or 0) <= 0.8

@@ -6,7 +6,6 @@ import asyncio
 import functools
 import random
 import ssl
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, Final
@@ -221,7 +220,7 @@ class Channel:
             self._note_failure()
         elif status not in RETRIED:
             self.breaker.succeeded()
-        asked_s = retry_after_s(response.headers.get("retry-after"), time.time())
+        asked_s = retry_after_s(response.headers.get("retry-after"), response.headers.get("date"))
         raise AttemptError(error, transient=status in RETRIED, asked_s=asked_s)
 
     def cut(self) -> AttemptError:

@@ -81,19 +81,31 @@ def from_event(event: dict[str, Any], model: str, secrets: Sequence[str]) -> Fab
     return kind(f"upstream of {model!r} failed in mid-stream: {message}", model=model)
 
 
-def retry_after_s(value: str | None, now_s: float) -> float | None:
-    """Seconds that a Retry-After header asks for (a number, or a date against `now_s`, Unix time), None if it asks none."""
+def retry_after_s(value: str | None, date: str | None) -> float | None:
+    """Seconds that a Retry-After header asks for, None if it asks none.
+
+    Args:
+        value: The header: a number of seconds, or a date.
+        date: The answer's Date header. A date is taken against it, the server's own clock, so that ours may be wrong.
+    """
     if value is None:
         return None
     try:
         seconds = float(value)
     except ValueError:
-        try:
-            date = parsedate_to_datetime(value)
-        except ValueError:
+        then, now = _unix_s(value), _unix_s(date)
+        if then is None or now is None:
             return None
-        seconds = date.replace(tzinfo=date.tzinfo or datetime.UTC).timestamp() - now_s
+        seconds = then - now
     return max(0.0, seconds) if seconds == seconds else None
+
+
+def _unix_s(date: str | None) -> float | None:
+    try:
+        moment = parsedate_to_datetime(date or "")
+    except ValueError:
+        return None
+    return moment.replace(tzinfo=moment.tzinfo or datetime.UTC).timestamp()
 
 
 def backoff_s(attempt: int, asked_s: float | None, rng: random.Random) -> float | None:
