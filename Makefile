@@ -5,7 +5,7 @@ SEEDS ?= 10000
 VENV_PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lock clean faults simulate venv
+.PHONY: help demo test bench bench-full lint lock clean faults simulate venv
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,6 +25,14 @@ faults:  ## kill, freeze, partition and exhaust real processes, and print what i
 	@$(PYTHON) tools/bootstrap.py test
 	@$(VENV_PYTHON) -m pytest tests/faults -q
 
+bench:  ## measure beside what else there is, in five minutes (peers are installed on first use)
+	@$(PYTHON) tools/bootstrap.py bench
+	@$(VENV_PYTHON) -m bench
+
+bench-full:  ## the same with longer rounds and real engines
+	@$(PYTHON) tools/bootstrap.py test
+	@$(VENV_PYTHON) -m bench --full
+
 lint:  ## ruff and the strict type checker
 	@$(PYTHON) tools/bootstrap.py test
 	@.venv/bin/ruff check .
@@ -38,4 +46,4 @@ lock:  ## write requirements/*.txt anew
 	@tools/lock.sh
 
 clean:  ## remove what was installed and cached here
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .bench .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -5,11 +5,13 @@ but the standard library, uvloop and that system's client.
 
 Jobs (all times in seconds, all samples in microseconds):
 
-- ``closed``: one request after another. Samples: time to the first token of each.
+- ``closed``: one request after another, so many or for so long. Samples: time to the first token of each.
 - ``open``: requests at random times of a given rate, whatever the answers do; each is timed from when it was *due*, so
   a stall counts against every request that it delays (no coordinated omission).
 - ``flood``: so many requests at a time, each followed by the next, for so long.
 - ``streams``: so many answers of so many tokens at once.
+- ``cancel``: one stream after another, each given up in its middle. Samples: when, on the system's monotonic clock, in ns.
+- ``watch``: streams that something happens to. Samples: the longest silence in each that came whole; lost ones counted.
 - ``paced``: the same against an engine that keeps its own time. Samples: how far each gap between two tokens of a
   stream is from the engine's interval; and times to the first token.
 """
@@ -58,7 +60,10 @@ class _First:
 async def closed(adapter: Adapter, job: Job) -> Result:
     prompt, tokens, samples = _prompt(job), int(job.get("tokens", 1)), []
     began = time.perf_counter()
-    for _ in range(int(job["requests"])):
+    end = began + float(job.get("seconds", 60))
+    for _ in range(int(job.get("requests", 1_000_000))):
+        if time.perf_counter() > end:
+            break
         first, start = _First(), time.perf_counter()
         await adapter.ask(prompt, tokens, first)
         samples.append((first.at - start) * 1e6)
@@ -147,12 +152,57 @@ async def paced(adapter: Adapter, job: Job) -> Result:
     return {"samples": jitter, "firsts": firsts, "wall_s": wall_s, "tokens": tokens * count}
 
 
+async def cancel(adapter: Adapter, job: Job) -> Result:
+    given: list[float] = []
+    for _ in range(int(job["count"])):
+        first = _First()
+        task = asyncio.create_task(adapter.ask(_prompt(job), 100_000, first))
+        while not first.count:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.015)
+        given.append(float(time.monotonic_ns()))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.sleep(0.02)
+    return {"samples": given, "wall_s": 1.0, "requests": len(given)}
+
+
+async def watch(adapter: Adapter, job: Job) -> Result:
+    longest: list[float] = []
+    lost = 0
+
+    async def one() -> None:
+        nonlocal lost
+        last, gap, got = time.perf_counter(), 0.0, 0
+
+        def arrived(number: int) -> None:
+            nonlocal last, gap, got
+            now = time.perf_counter()
+            # The way to the first token is not a gap.
+            gap, last, got = max(gap, now - last) if got else 0.0, now, got + number
+
+        try:
+            await adapter.ask(_prompt(job), int(job["tokens"]), arrived)
+        except Exception:  # noqa: BLE001 — a lost stream is what is being counted
+            lost += 1
+            return
+        if got < int(job["tokens"]):
+            lost += 1
+        else:
+            longest.append(gap * 1e6)
+
+    await asyncio.gather(*(one() for _ in range(int(job["streams"]))))
+    return {"samples": longest, "firsts": [float(lost)], "wall_s": 1.0, "requests": int(job["streams"])}
+
+
 JOBS: dict[str, Callable[[Adapter, Job], Awaitable[Result]]] = {
     "closed": closed,
     "open": open_loop,
     "flood": flood,
     "streams": streams,
     "paced": paced,
+    "cancel": cancel,
+    "watch": watch,
 }
 
 

@@ -26,13 +26,11 @@ key = "worker.key"
 """
 
 
-def fabric(
-    rate: float = 0, *, endpoint: str = "", curve: bool = False, backend: str = "echo", loop: str = "--uvloop"
-) -> Stack:
+def fabric(rate: float = 0, *, endpoint: str = "", curve: bool = False, loop: str = "--uvloop") -> Stack:
     """zfabric: controller, echo worker."""
     target = endpoint or f"tcp://127.0.0.1:{free_port()}"
     controller = [sys.executable, "-m", "zfabric.cli.controller", "--endpoint", target, "--recovery-ms", "0", loop]
-    worker = [sys.executable, "-m", "zfabric.cli.worker", "--endpoint", target, "--backend", backend, loop]
+    worker = [sys.executable, "-m", "zfabric.cli.worker", "--endpoint", target, "--backend", "echo", loop]
     worker += ["--slots", "20000", "--name", "bench"]
     if rate:
         worker += ["--tokens-per-second", str(rate), "--aligned"]
@@ -76,103 +74,124 @@ def proxy() -> Stack:
     return Stack(parts, "bare", front, own_python())
 
 
-def granian(python: Path, application: str, port: int, rate: float, **environment: str) -> Part:
-    """An ASGI server: Granian, written in Rust, which measured fastest of those for Python."""
-    command: tuple[str, ...] = (
-        str(python),
-        "-m",
-        "granian",
-        "--interface",
-        "asgi",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    )
-    command += ("--loop", "uvloop", "--http", "1", "--no-ws", "--workers", "1", "--log-level", "warning")
-    command += ("--backlog", "8192", application)
-    return Part(
-        WORKER,
-        command,
-        f"http://127.0.0.1:{port}/health",
-        {"ECHO_TOKENS_PER_SECOND": str(rate), "QUIET": "1", **environment},
-    )
+def granian(
+    python: Path, rate: float, *, application: str = "asgi_echo", role: str = WORKER, port: int = 0, **environment: str
+) -> tuple[Part, str]:
+    """An ASGI server, and its URL: Granian, written in Rust, which measured fastest of those for Python."""
+    port = port or free_port()
+    command: tuple[str, ...] = (str(python), "-m", "granian", "--interface", "asgi", "--host", "127.0.0.1")
+    command += ("--port", str(port), "--loop", "uvloop", "--http", "1", "--no-ws", "--workers", "1")
+    command += ("--log-level", "warning", "--backlog", "8192", f"bench.servers.{application}:app")
+    url = f"http://127.0.0.1:{port}"
+    given = {"ECHO_TOKENS_PER_SECOND": str(rate), "QUIET": "1", **environment}
+    return Part(role, command, f"{url}/health", given), url
 
 
-def http(rate: float = 0, **environment: str) -> Stack:
+def http(rate: float = 0) -> Stack:
     """The ASGI server without anything in between."""
-    python, port = python_of("http"), free_port()
-    worker = granian(python, "bench.servers.asgi_echo:app", port, rate, **environment)
-    return Stack([worker], "http", f"http://127.0.0.1:{port}", python)
+    python = python_of("http")
+    worker, url = granian(python, rate)
+    return Stack([worker], "http", url, python)
 
 
-def _router(command: Callable[[Path, str, int], tuple[str, ...]], rate: float, **environment: str) -> Stack:
-    python, port, own = python_of("http"), free_port(), free_port()
-    worker = granian(python, "bench.servers.asgi_echo:app", port, rate, **environment)
-    router = command(python, f"http://127.0.0.1:{port}", own)
-    ready = f"http://127.0.0.1:{own}/v1/models"
-    return Stack([worker, Part(HOP, router, ready, {"QUIET": "1"})], "http", f"http://127.0.0.1:{own}", python)
+def _vllm_router(python: Path) -> tuple[str, ...]:
+    return (str(python.parent / "vllm-router"),)
 
 
-def vllm_router(rate: float = 0, **environment: str) -> Stack:
-    """vLLM's router (Rust)."""
-
-    def command(python: Path, worker: str, port: int) -> tuple[str, ...]:
-        return (
-            str(python.parent / "vllm-router"), "--worker-urls", worker, "--host", "127.0.0.1", "--port", str(port),
-            "--policy", "round_robin", "--log-level", "error", "--prometheus-port", str(free_port()),
-        )  # fmt: skip
-
-    return _router(command, rate, **environment)
+def _sglang_router(python: Path) -> tuple[str, ...]:
+    return (str(python), "-m", "sglang_router.launch_router")
 
 
-def sglang_router(rate: float = 0, **environment: str) -> Stack:
-    """SGLang's router (Rust)."""
-
-    def command(python: Path, worker: str, port: int) -> tuple[str, ...]:
-        return (
-            str(python), "-m", "sglang_router.launch_router", "--worker-urls", worker, "--host", "127.0.0.1",
-            "--port", str(port), "--policy", "round_robin", "--log-level", "error",
-            "--prometheus-port", str(free_port()),
-        )  # fmt: skip
-
-    return _router(command, rate, **environment)
+def _smg(python: Path) -> tuple[str, ...]:
+    return (str(python.parent / "smg"), "launch")
 
 
-def smg(rate: float = 0, **environment: str) -> Stack:
-    """Shepherd Model Gateway (Rust)."""
-
-    def command(python: Path, worker: str, port: int) -> tuple[str, ...]:
-        return (
-            str(python.parent / "smg"), "launch", "--worker-urls", worker, "--host", "127.0.0.1",
-            "--port", str(port), "--policy", "round_robin", "--log-level", "error",
-            "--prometheus-port", str(free_port()),
-        )  # fmt: skip
-
-    return _router(command, rate, **environment)
-
-
-def fastchat() -> Stack:
-    """FastChat's controller, streams passed through it."""
-    python, port, own = python_of("fastchat"), free_port(), free_port()
-    controller, worker = f"http://127.0.0.1:{own}", f"http://127.0.0.1:{port}"
-    command = (str(python), "-m", "fastchat.serve.controller", "--host", "127.0.0.1", "--port", str(own))
-    log_dir = tempfile.mkdtemp(prefix="zf-bench-")
-    parts = [
-        Part(HOP, command, f"127.0.0.1:{own}", {"QUIET": "1", "LOGDIR": log_dir}),
-        granian(
-            python, "bench.servers.fastchat_worker:app", port, 0, FASTCHAT_CONTROLLER=controller, FASTCHAT_OWN=worker
-        ),
+def _router(program: Callable[[Path], tuple[str, ...]], rate: float, *, workers: int = 1, **environment: str) -> Stack:
+    """One of the routers, which all descend from one and take the same flags."""
+    python, own = python_of("http"), free_port()
+    served = [
+        granian(python, rate, role=WORKER if not number else f"{WORKER}-{number + 1}", port=free_port(), **environment)
+        for number in range(workers)
     ]
+    command = (*program(python), "--worker-urls", *(url for _, url in served), "--host", "127.0.0.1")
+    command += ("--port", str(own), "--policy", "round_robin", "--log-level", "error")
+    command += ("--prometheus-port", str(free_port()))
+    target = f"http://127.0.0.1:{own}"
+    hop = Part(HOP, command, f"{target}/v1/models", {"QUIET": "1"})
+    return Stack([*(part for part, _ in served), hop], "http", target, python)
+
+
+def vllm_router(rate: float = 0) -> Stack:
+    """vLLM's router (Rust)."""
+    return _router(_vllm_router, rate)
+
+
+def vllm_router_pair(rate: float = 0, **environment: str) -> Stack:
+    """The same with two workers."""
+    return _router(_vllm_router, rate, workers=2, **environment)
+
+
+def sglang_router(rate: float = 0) -> Stack:
+    """SGLang's router (Rust)."""
+    return _router(_sglang_router, rate)
+
+
+def sglang_router_pair(rate: float = 0, **environment: str) -> Stack:
+    """The same with two workers."""
+    return _router(_sglang_router, rate, workers=2, **environment)
+
+
+def smg(rate: float = 0) -> Stack:
+    """Shepherd Model Gateway (Rust)."""
+    return _router(_smg, rate)
+
+
+def smg_pair(rate: float = 0, **environment: str) -> Stack:
+    """The same with two workers."""
+    return _router(_smg, rate, workers=2, **environment)
+
+
+def fastchat(rate: float = 0, *, workers: int = 1, **environment: str) -> Stack:
+    """FastChat's controller, streams passed through it."""
+    python, own = python_of("fastchat"), free_port()
+    controller = f"http://127.0.0.1:{own}"
+    command = (str(python), "-m", "fastchat.serve.controller", "--host", "127.0.0.1", "--port", str(own))
+    hop = Part(HOP, command, f"127.0.0.1:{own}", {"QUIET": "1", "LOGDIR": tempfile.mkdtemp(prefix="zf-bench-")})
+    parts = [hop]
+    for number in range(workers):
+        port = free_port()
+        environment = {
+            **environment, "FASTCHAT_CONTROLLER": controller, "FASTCHAT_OWN": f"http://127.0.0.1:{port}"
+        }  # fmt: skip
+        role = WORKER if not number else f"{WORKER}-{number + 1}"
+        parts.append(granian(python, rate, application="fastchat_worker", role=role, port=port, **environment)[0])
     return Stack(parts, "fastchat", controller, python)
+
+
+def fastchat_pair(rate: float = 0, **environment: str) -> Stack:
+    """The same with two workers."""
+    return fastchat(rate, workers=2, **environment)
+
+
+def fabric_pair(rate: float = 0, **environment: str) -> Stack:
+    """zfabric with two workers; with ECHO_ABORTS their aborts are noted."""
+    target = f"tcp://127.0.0.1:{free_port()}"
+    backend = "bench.servers.clocked_echo:ClockedEcho" if environment else "echo"
+    controller = (sys.executable, "-m", "zfabric.cli.controller", "--endpoint", target)
+    parts = [Part(HOP, controller)]
+    for number in range(2):
+        command: tuple[str, ...] = (sys.executable, "-m", "zfabric.cli.worker", "--endpoint", target)
+        command += ("--backend", backend)
+        command += ("--name", f"bench-{number}", "--tokens-per-second", str(rate), "--aligned")
+        parts.append(Part(WORKER if not number else f"{WORKER}-2", command, "line", environment))
+    return Stack(parts, "fabric", target, own_python())
 
 
 def grpc(rate: float = 0) -> Stack:
     """gRPC's asyncio server and client, nothing in between."""
     python, port = python_of("rpc"), free_port()
-    worker = Part(
-        WORKER, (str(python), "-m", "bench.servers.rpc_echo", str(port)), "line", {"ECHO_TOKENS_PER_SECOND": str(rate)}
-    )
+    command = (str(python), "-m", "bench.servers.rpc_echo", str(port))
+    worker = Part(WORKER, command, "line", {"ECHO_TOKENS_PER_SECOND": str(rate)})
     return Stack([worker], "rpc", f"127.0.0.1:{port}", python)
 
 

@@ -7,7 +7,7 @@ from zfabric import AsyncClient
 
 
 class FabricAdapter:
-    """`AsyncClient.stream`, read as the README shows."""
+    """`AsyncClient.stream`, read as the README shows. Greedy, so that an answer can go on at another worker."""
 
     async def open(self, target: str) -> None:
         self._client = AsyncClient(target)
@@ -15,7 +15,7 @@ class FabricAdapter:
         await self._client.status()
 
     async def ask(self, prompt: str, tokens: int, arrived: Arrived) -> None:
-        async for delta in self._client.stream("echo", prompt, max_new_tokens=tokens):
+        async for delta in self._client.stream("echo", prompt, max_new_tokens=tokens, temperature=0.0):
             arrived(len(delta.token_ids))
 
     async def close(self) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import orjson
@@ -19,6 +19,8 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 _RATE = float(os.environ.get("ECHO_TOKENS_PER_SECOND", "0"))
+#: Whether the engine keeps a time of its own.
+PACED = _RATE > 0
 _ABORTS = os.environ.get("ECHO_ABORTS")
 _JSON = [(b"content-type", b"application/json")]
 _EVENTS = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
@@ -32,6 +34,19 @@ _FACTS = {
     "/server_info": {"model_path": "echo", "served_model_name": "echo", "max_total_num_tokens": 1_000_000},
     "/version": {"version": "0.32.0"},
 }
+
+
+class Pace:
+    """The common ticks, as one stream waits for them."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._tick = int(self._loop.time() * _RATE)
+
+    async def step(self) -> None:
+        """Wait for the next tick; one that has passed is not waited for."""
+        self._tick += 1
+        await asyncio.sleep(max(0.0, self._tick / _RATE - self._loop.time()))
 
 
 async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -59,10 +74,15 @@ async def _complete(receive: Receive, send: Send) -> None:
         for word in words
     ]
     await send(_EVENTS)
-    stream = asyncio.ensure_future(_stream(send, events, int(request["max_tokens"])))
+    await until_gone(receive, _stream(send, events, int(request["max_tokens"])))
+
+
+async def until_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work; where aborts are noted, stop it when the client has gone, and note when."""
     if not _ABORTS:
-        await stream
+        await work
         return
+    stream = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(receive))
     await asyncio.wait({stream, gone}, return_when=asyncio.FIRST_COMPLETED)
     if not stream.done():
@@ -79,13 +99,9 @@ async def _disconnected(receive: Receive) -> None:
 
 async def _stream(send: Send, events: list[bytes], tokens: int) -> None:
     count = len(events)
-    if _RATE:
-        loop = asyncio.get_running_loop()
-        tick = int(loop.time() * _RATE) + 1
-        for position in range(tokens):
-            await asyncio.sleep(max(0.0, (tick + position) / _RATE - loop.time()))
-            await send({"type": "http.response.body", "body": events[position % count], "more_body": True})
-    else:
-        for position in range(tokens):
-            await send({"type": "http.response.body", "body": events[position % count], "more_body": True})
+    pace = Pace() if _RATE else None
+    for position in range(tokens):
+        if pace is not None:
+            await pace.step()
+        await send({"type": "http.response.body", "body": events[position % count], "more_body": True})
     await send({"type": "http.response.body", "body": _END})

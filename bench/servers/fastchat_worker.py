@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from bench.servers.asgi_echo import Receive, Send
+from bench.servers.asgi_echo import PACED, Pace, Receive, Send, until_gone
 
 _JSON = [(b"content-type", b"application/json")]
 
@@ -41,8 +41,15 @@ async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     request = orjson.loads((await receive())["body"])
     words = request["prompt"].split() or [""]
     await send({"type": "http.response.start", "status": 200, "headers": _JSON})
+    await until_gone(receive, _stream(send, words, int(request["max_new_tokens"])))
+
+
+async def _stream(send: Send, words: list[str], tokens: int) -> None:
     text = ""
-    for position in range(int(request["max_new_tokens"])):
+    pace = Pace() if PACED else None
+    for position in range(tokens):
+        if pace is not None:
+            await pace.step()
         text += words[position % len(words)] + " "
         usage = {"prompt_tokens": len(words), "completion_tokens": position + 1}
         document = orjson.dumps({"text": text, "error_code": 0, "usage": usage, "finish_reason": None}) + b"\0"

@@ -1,0 +1,113 @@
+"""From a request to its first token: at rest and under load, beside everything else; and what long prompts cost."""
+
+from __future__ import annotations
+
+from bench.record import Plot, Report, Table
+from bench.runner import COMPARED, Bench, percentile, ratios
+from bench.stack import Outcome, Stack
+from bench.subjects import HOP
+
+NAME = "one-token"
+TITLE = "One token: request to first token"
+#: Share of its own capacity at which a system is loaded.
+_LOAD = 0.8
+_ROUTERS = ("vllm-router", "sglang-router", "smg")
+_PROMPTS = {"1 KB": 1_024, "32 KB": 32_768, "1 MB": 1_048_576}
+
+
+async def run(bench: Bench, report: Report) -> None:
+    """At rest one request after another; under load random arrivals, timed from when they were due."""
+    stacks = await bench.stacks(report, [*COMPARED, "zfabric ipc", "zmq_proxy"])
+    rest = await bench.in_turn(report, stacks, "closed", seconds=bench.seconds(0.5), requests=20_000)
+    medians = {name: [percentile(outcome.samples, 50) for outcome in found] for name, found in rest.items()}
+    loaded = await _under_load(bench, report, stacks)
+    _goals(report, medians)
+    rows = []
+    for name, outcomes in rest.items():
+        at_rest = [sample for outcome in outcomes for sample in outcome.samples]
+        busy = loaded.get(name, [])
+        hop = sum(outcome.cpu_us(HOP) for outcome in outcomes) / len(outcomes)
+        figures = [*(percentile(at_rest, q) for q in (50, 99, 99.9)), *(percentile(busy, q) for q in (50, 99, 99.9))]
+        rows.append([name, *(f"{figure:,.0f}" for figure in figures), f"{hop:,.0f}"])
+        report.metric(f"{name.replace(' ', '_')}.p50_us", medians[name], "µs", "lower")
+    columns = ["system", "p50", "p99", "p99.9", "p50 at 80 %", "p99", "p99.9", "hop CPU"]
+    report.tables.append(
+        Table("Time to first token, µs: at rest, and at 80 % of each system's own capacity", columns, rows)
+    )
+    samples = {name: sorted(s for outcome in found for s in outcome.samples) for name, found in rest.items()}
+    for title, found in (("at rest", samples), ("at 80 % load", {n: sorted(s) for n, s in loaded.items()})):
+        lines = {
+            name: [(float(i), value) for i, value in enumerate(values)] for name, values in found.items() if values
+        }
+        report.plots.append(Plot(f"Time to first token {title}", "percentile", "µs", _thin(lines), "distribution"))
+    await _prompts(bench, report)
+    report.unequal += [
+        "zfabric, zmq_proxy, NATS and the routers have a hop in between; http and gRPC are direct connections.",
+        "HTTP systems parse JSON and server-sent events, the others MessagePack: that is what each is.",
+        "80 % is of each system's own capacity with 16 requests at a time, so the rates differ.",
+    ]
+
+
+async def _under_load(bench: Bench, report: Report, stacks: dict[str, Stack]) -> dict[str, list[float]]:
+    capacity = await bench.in_turn(
+        report,
+        stacks,
+        "flood",
+        rounds=1,
+        concurrency=16,
+        seconds=bench.seconds(0.5),
+    )
+    rates = {name: {"rate": max(1.0, found[0].rate * _LOAD)} for name, found in capacity.items()}
+    known = {name: stack for name, stack in stacks.items() if name in rates}
+    found = await bench.in_turn(
+        report,
+        known,
+        "open",
+        rounds=1,
+        each=rates,
+        seconds=bench.seconds(1.0),
+    )
+    return {name: [sample for outcome in outcomes for sample in outcome.samples] for name, outcomes in found.items()}
+
+
+def _goals(report: Report, medians: dict[str, list[float]]) -> None:
+    if "zfabric" not in medians:
+        return
+    own = medians["zfabric"]
+    for name, goal in (("zmq_proxy", 1.5), ("fastchat", 0.1)):
+        if name in medians:
+            report.metric(f"p50_ratio_{name}", ratios(own, medians[name]), "×", "lower", goal=goal, reference=name)
+    for name in (*_ROUTERS, "grpc", "nats"):
+        if name in medians:
+            goal_of = 0.5 if name in _ROUTERS else None
+            report.metric(f"p50_ratio_{name}", ratios(own, medians[name]), "×", "lower", goal=goal_of, reference=name)
+
+
+async def _prompts(bench: Bench, report: Report) -> None:
+    """Bodies are opaque to the controller: what does a long one cost it?"""
+    stacks = await bench.stacks(report, ["zfabric"])
+    costs: dict[str, list[float]] = {}
+    for label, size in _PROMPTS.items():
+        count = 300 if size < 100_000 else 40
+        found: dict[str, list[Outcome]] = await bench.in_turn(
+            report, stacks, "closed", requests=count, prompt_bytes=size, rounds=bench.rounds
+        )
+        costs[label] = [outcome.cpu_us(HOP) for outcome in found.get("zfabric", [])]
+    if not all(costs.values()):
+        return
+    report.metric(
+        "controller_cpu_ratio_1mb_1kb", ratios(costs["1 MB"], costs["1 KB"]), "×", "lower", goal=1.5, reference="1 KB"
+    )
+    report.metric("controller_cpu_ratio_32kb_1kb", ratios(costs["32 KB"], costs["1 KB"]), "×", "lower")
+    rows = [[label, f"{sorted(values)[len(values) // 2]:,.0f}"] for label, values in costs.items()]
+    report.tables.append(Table("Controller's CPU per request by prompt, all threads, µs", ["prompt", "CPU µs"], rows))
+
+
+def _thin(lines: dict[str, list[tuple[float, float]]], points: int = 400) -> dict[str, list[tuple[float, float]]]:
+    """As percentiles, few enough to draw, the tail kept."""
+    thinned = {}
+    for name, line in lines.items():
+        last = len(line) - 1
+        picked = {round(last * (1 - 10 ** (-4 * step / points))) for step in range(points)} | {last}
+        thinned[name] = [(100 * (position + 0.5) / len(line), line[position][1]) for position in sorted(picked)]
+    return thinned

@@ -1,0 +1,85 @@
+"""What the benchmark suite computes; what it measures is its own affair."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from bench.balance import lower_bound_s, play, service_s
+from bench.compare import compare, load
+from bench.record import Metric, Report, write
+from bench.traces import SHIPPED, Arrival, generate, read
+from zfabric.core.dispatch import POLICIES
+
+SPEEDS = (2.0, 1.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("better", "value", "met"), [("higher", 0.9, True), ("higher", 0.8, False), ("lower", 1.0, False)]
+)
+def test_a_goal_is_met_or_not(better: str, value: float, met: bool) -> None:
+    assert Metric("m", value, "×", better, goal=0.9).met is met  # type: ignore[arg-type]
+
+
+def test_results_hold_every_round_and_a_flat_map(tmp_path: Path) -> None:
+    report = Report("relay", "Relay")
+    report.metric("ratio", [0.5, 0.7, 0.9], "×", "higher", goal=0.9, reference="proxy")
+    write(tmp_path / "run.json", {"cores": 2}, [report])
+    latest = json.loads((tmp_path / "latest.json").read_text())
+    assert latest["metrics"]["relay.ratio"] == {
+        "value": 0.7, "unit": "×", "better": "higher", "goal": 0.9, "reference": "proxy", "met": False,
+    }  # fmt: skip
+    assert load(tmp_path / "run.json")["relay.ratio"]["rounds"] == [0.5, 0.7, 0.9]
+    with pytest.raises(ValueError, match="full result file"):
+        load(tmp_path / "latest.json")
+
+
+@pytest.mark.parametrize(
+    ("after", "verdict"),
+    [
+        ([200.0, 210.0], "worse"),
+        ([50.0, 52.0], "better"),
+        ([95.0, 130.0], "within noise"),
+        ([101.0, 102.5], "within noise"),
+    ],
+)
+def test_a_change_is_told_from_noise(after: list[float], verdict: str) -> None:
+    before = {"value": 100.0, "rounds": [98.0, 100.0], "better": "lower", "unit": "µs"}
+    found = {**before, "value": sum(after) / len(after), "rounds": after}
+    assert compare({"m": before}, {"m": found})[0].verdict == verdict
+
+
+def test_each_published_form_of_a_trace_is_read(tmp_path: Path) -> None:
+    azure, burst, other = tmp_path / "azure.csv", tmp_path / "burst.csv", tmp_path / "other.csv"
+    azure.write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:00:01.5000000,7,3\n2023-11-16 18:00:01.0000000,5,2\n"
+    )
+    burst.write_text("Timestamp,Model,Request tokens,Response tokens\n5,x,4,1\n")
+    other.write_text("a,b\n1,2\n")
+    assert read(azure) == [Arrival(0.0, 5, 2), Arrival(0.5, 7, 3)]
+    assert read(burst) == [Arrival(0.0, 4, 1)]
+    with pytest.raises(ValueError, match="no known form"):
+        read(other)
+
+
+def test_the_shipped_trace_is_what_its_generator_makes() -> None:
+    shipped, made = read(SHIPPED), generate()
+    assert [(a.prompt_tokens, a.answer_tokens) for a in shipped] == [(a.prompt_tokens, a.answer_tokens) for a in made]
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("central", [True, False])
+def test_no_policy_beats_the_bound(policy: str, central: bool) -> None:
+    rng = random.Random(3)
+    trace = [Arrival(number * 0.05, rng.randrange(1, 2_000), rng.randrange(1, 400)) for number in range(300)]
+    outcome = play(trace, SPEEDS, policy, central=central)
+    assert outcome.makespan_s >= lower_bound_s(trace, SPEEDS)
+    assert outcome.wait_p99_s >= outcome.wait_p50_s >= 0
+
+
+def test_one_request_takes_its_service_time() -> None:
+    arrival = Arrival(0.0, 800, 50)
+    assert play([arrival], (2.0,), "shortest_queue", central=True).makespan_s == pytest.approx(service_s(arrival, 2.0))
