@@ -43,10 +43,12 @@ async def run(bench: Bench, report: Report) -> None:
                         goal=_GOALS[name],
                         reference=name,
                     )
+        for name in stacks.keys() - found.keys():
+            rows[name].append("failed")
         if own:
             report.metric(f"tokens_per_second_at_{count}", own, "1/s", "higher")
     columns = ["system", *(f"{count:,} streams" for count in _STREAMS)]
-    report.tables.append(Table("Tokens a second", columns, [row for row in rows.values() if len(row) == len(columns)]))
+    report.tables.append(Table("Tokens a second", columns, list(rows.values())))
     report.tables.append(Table("CPU per token at 64 streams, µs", ["system", "hop", "worker", "client"], costs))
     report.plots.append(Plot(TITLE, "streams", "tokens/s", {name: line for name, line in rates.items() if line}))
     report.unequal += [
