@@ -86,7 +86,13 @@ def _svg(plot: Plot) -> str:
         style = "-" if own else "--"
         colour = _OWN if name in ("zfabric", "controller") else None
         axes.plot(
-            xs, ys, style, label=name, linewidth=2.2 if own else 1.2, color=colour, marker="" if len(xs) > 50 else "o"
+            xs,
+            ys,
+            style,
+            label=name,
+            linewidth=2.2 if own else 1.2,
+            color=colour,
+            marker="o" if plot.kind == "lines" else "",
         )
     axes.set(title=plot.title, ylabel=plot.y_label, xscale="log", yscale="log", xlabel=plot.x_label)
     if plot.kind == "distribution":
