@@ -84,12 +84,20 @@ class Stack:
         target: What the client connects to.
         python: The interpreter that the client runs in.
         environment: Added to the client's.
+        scratch: A directory of its files, such as keys, which goes when it ends.
     """
 
     def __init__(
-        self, parts: list[Part], adapter: str, target: str, python: Path, environment: Mapping[str, str] | None = None
+        self,
+        parts: list[Part],
+        adapter: str,
+        target: str,
+        python: Path,
+        environment: Mapping[str, str] | None = None,
+        scratch: Path | None = None,
     ) -> None:
         self._environment = environment or {}
+        self._scratch = scratch
         self._parts = parts
         self._adapter, self._target, self._python = adapter, target, python
         self._directory = Path(tempfile.mkdtemp(prefix="zf-bench-"))
@@ -117,7 +125,9 @@ class Stack:
                 member.kill()
         for process in alive:
             await process.wait()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        for directory in (self._directory, self._scratch):
+            if directory is not None:
+                shutil.rmtree(directory, ignore_errors=True)
 
     async def run(self, job: str, **parameters: Any) -> Outcome:
         """Have the driver do a job. Raises: StackError."""

@@ -26,32 +26,33 @@ key = "worker.key"
 """
 
 
-def fabric(rate: float = 0, *, endpoint: str = "", curve: bool = False, loop: str = "--uvloop") -> Stack:
+def fabric(rate: float = 0, *, ipc: bool = False, curve: bool = False, loop: str = "--uvloop") -> Stack:
     """zfabric: controller, echo worker."""
-    target = endpoint or f"tcp://127.0.0.1:{free_port()}"
+    scratch = Path(tempfile.mkdtemp(prefix="zf-bench-"))
+    target = f"ipc://{scratch}/c.sock" if ipc else f"tcp://127.0.0.1:{free_port()}"
     controller = [sys.executable, "-m", "zfabric.cli.controller", "--endpoint", target, "--recovery-ms", "0", loop]
     worker = [sys.executable, "-m", "zfabric.cli.worker", "--endpoint", target, "--backend", "echo", loop]
     worker += ["--slots", "20000", "--name", "bench"]
     if rate:
         worker += ["--tokens-per-second", str(rate), "--aligned"]
-    if not curve:
-        parts = [Part(HOP, tuple(controller)), Part(WORKER, tuple(worker))]
-        return Stack(parts, "fabric", target, own_python())
-    keys = Path(tempfile.mkdtemp(prefix="zf-bench-keys-"))
-    for name in ("controller", "client", "worker"):
-        create_keys(keys, name)
-    (keys / "keyring.toml").write_text(_KEYRING)
-    controller += ["--key", f"{keys}/controller.key_secret", "--keyring", f"{keys}/keyring.toml"]
-    worker += ["--key", f"{keys}/worker.key_secret", "--controller-key", f"{keys}/controller.key"]
-    environment = {"ZFABRIC_KEY": f"{keys}/client.key_secret", "ZFABRIC_CONTROLLER_KEY": f"{keys}/controller.key"}
+    environment: dict[str, str] = {}
+    if curve:
+        for name in ("controller", "client", "worker"):
+            create_keys(scratch, name)
+        (scratch / "keyring.toml").write_text(_KEYRING)
+        controller += ["--key", f"{scratch}/controller.key_secret", "--keyring", f"{scratch}/keyring.toml"]
+        worker += ["--key", f"{scratch}/worker.key_secret", "--controller-key", f"{scratch}/controller.key"]
+        environment = {
+            "ZFABRIC_KEY": f"{scratch}/client.key_secret",
+            "ZFABRIC_CONTROLLER_KEY": f"{scratch}/controller.key",
+        }
     parts = [Part(HOP, tuple(controller)), Part(WORKER, tuple(worker))]
-    return Stack(parts, "fabric", target, own_python(), environment)
+    return Stack(parts, "fabric", target, own_python(), environment, scratch)
 
 
 def fabric_ipc(rate: float = 0) -> Stack:
     """zfabric over a Unix socket."""
-    directory = Path(tempfile.mkdtemp(prefix="zf-bench-"))
-    return fabric(rate, endpoint=f"ipc://{directory}/c.sock")
+    return fabric(rate, ipc=True)
 
 
 def fabric_curve(rate: float = 0) -> Stack:
@@ -156,7 +157,8 @@ def fastchat(rate: float = 0, *, workers: int = 1, **environment: str) -> Stack:
     python, own = python_of("fastchat"), free_port()
     controller = f"http://127.0.0.1:{own}"
     command = (str(python), "-m", "fastchat.serve.controller", "--host", "127.0.0.1", "--port", str(own))
-    hop = Part(HOP, command, f"127.0.0.1:{own}", {"QUIET": "1", "LOGDIR": tempfile.mkdtemp(prefix="zf-bench-")})
+    scratch = Path(tempfile.mkdtemp(prefix="zf-bench-"))
+    hop = Part(HOP, command, f"127.0.0.1:{own}", {"QUIET": "1", "LOGDIR": str(scratch)})
     parts = [hop]
     for number in range(workers):
         port = free_port()
@@ -165,7 +167,7 @@ def fastchat(rate: float = 0, *, workers: int = 1, **environment: str) -> Stack:
         }  # fmt: skip
         role = WORKER if not number else f"{WORKER}-{number + 1}"
         parts.append(granian(python, rate, application="fastchat_worker", role=role, port=port, **environment)[0])
-    return Stack(parts, "fastchat", controller, python)
+    return Stack(parts, "fastchat", controller, python, scratch=scratch)
 
 
 def fastchat_pair(rate: float = 0, **environment: str) -> Stack:

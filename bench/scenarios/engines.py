@@ -13,11 +13,11 @@ from bench.stack import ROOT
 
 NAME = "engines"
 TITLE = "Engines: real models through the fabric"
-#: Module that measures → what has to be installed, and its arguments for a quick and a full run.
+#: Module that measures → what has to be installed, and its arguments.
 _ENGINES = {
-    "transformers": (("torch", "transformers"), ["--models", "tiny"], ["--models", "tiny", "smollm2"]),
-    "vllm": (("torch", "vllm"), ["--model", "tiny"], ["--model", "smollm2"]),
-    "hf_api": (("httpx2",), [], []),
+    "transformers": (("torch", "transformers"), ["--models", "tiny", "smollm2"]),
+    "vllm": (("torch", "vllm"), ["--model", "smollm2"]),
+    "hf_api": (("httpx2",), []),
 }
 _LIMIT_S = 900
 
@@ -27,13 +27,13 @@ async def run(bench: Bench, report: Report) -> None:
     if bench.quick:
         report.skipped.append("real engines take minutes to load: they are part of the full run alone")
         return
-    for name, (modules, quick, full) in _ENGINES.items():
+    for name, (modules, arguments) in _ENGINES.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         if missing:
             report.skipped.append(f"{name}: {', '.join(missing)} is not installed (make test installs all engines)")
             continue
         bench.say(f"{name}, up to {_LIMIT_S // 60} minutes")
-        command = [sys.executable, "-m", f"bench.engines.{name}", *(quick if bench.quick else full)]
+        command = [sys.executable, "-m", f"bench.engines.{name}", *arguments]
         process = await asyncio.create_subprocess_exec(
             *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, cwd=ROOT
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from statistics import median
 
 from bench.record import Report, Table
 from bench.runner import Bench, ratios
@@ -67,7 +68,7 @@ async def run(bench: Bench, report: Report) -> None:
         Table(
             TITLE,
             ["relay", "messages/s", "CPU µs per message"],
-            [[name, f"{max(rates[name]):,.0f}", f"{min(costs[name]):.2f}"] for name in rates],
+            [[name, f"{median(rates[name]):,.0f}", f"{median(costs[name]):.2f}"] for name in rates],
         )
     )
     report.unequal.append(

@@ -300,7 +300,7 @@ class WorkerService:
                 self._emit(request_id, ending)
         except asyncio.CancelledError:
             raise
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 — whatever a backend raises is its request's error, not ours
             self._fail(request_id, error)
         finally:
             self._tasks.pop(request_id, None)
@@ -322,7 +322,7 @@ class WorkerService:
             result = await work
         except asyncio.CancelledError:
             raise
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 — as above
             self._fail(request_id, error)
         else:
             self._units += 1

@@ -244,7 +244,7 @@ class VLLMWorker(BaseModelWorker):
         runtime = self._served()
         try:
             return await runtime.pooling.embed(request, runtime.adapters.find(request.model))
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 — whatever vLLM raises is its request's error
             raise compat.translated(error) from None
 
     async def count_tokens(self, request: CountRequest) -> int:
@@ -254,7 +254,7 @@ class VLLMWorker(BaseModelWorker):
         """See `Operations`."""
         try:
             return await self._operations.run(request)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 — as above
             raise compat.translated(error) from None
 
     def _served(self) -> Runtime:
