@@ -38,17 +38,17 @@ def dealers(target: str, count: int) -> list[Socket]:
     return sockets
 
 
-def expect(socket: Socket, kind: int) -> tuple[bytes, bytes]:
-    """The next message of a kind; others are passed over. Raises: TimeoutError after 20 s."""
+def expect(socket: Socket, kind: int) -> None:
+    """Wait for a message of a kind; others are passed over. Raises: TimeoutError after 20 s."""
     while socket.poll(20_000):
-        header, body = socket.recv_multipart()
-        if header[0] == kind:
-            return header, body
+        if socket.recv_multipart()[0][0] == kind:
+            return
     raise TimeoutError(f"no {kinds.NAMES[kind]} came")
 
 
 def say(socket: Socket, frames: codec.Frames) -> None:
-    socket.send_multipart(frames)
+    """One message, as the fabric frames it."""
+    socket.send_multipart([frame for frame in frames if frame] or [b""])
 
 
 class Sender:
@@ -80,16 +80,19 @@ class Sender:
             for socket, _ in poller.poll(20_000):
                 frames = socket.recv_multipart()
                 if not self._fabric:
-                    self._routes.append((socket, [frames[0], codec.chunks_header(0)], 0))
+                    self._routes.append((socket, [frames[0], codec.chunks_route(0)], 0))
                 elif frames[0][0] == kinds.DISPATCH:
                     order = codec.unpack_envelope(frames[0])
-                    self._routes.append((socket, [codec.chunks_header(order.client)], order.request))
+                    self._routes.append((socket, [codec.chunks_route(order.client)], order.request))
         self._poller = poller
 
     def flood(self, count: int, tokens: int) -> float:
         """Send so many messages over all routes in turn, and wait for the last acknowledgement. Returns seconds."""
         chunks = [[Chunk(request, 0, 0, 0, " token", [7])] * tokens for _, _, request in self._routes]
-        messages = [[*frames, codec.encode(chunk)] for (_, frames, _), chunk in zip(self._routes, chunks, strict=True)]
+        messages = [
+            [*frames[:-1], frames[-1] + codec.encode(chunk)]
+            for (_, frames, _), chunk in zip(self._routes, chunks, strict=True)
+        ]
         sockets = [socket for socket, _, _ in self._routes]
         routes, sent, acknowledged = len(messages), 0, 0
         began = time.perf_counter()
@@ -139,9 +142,7 @@ class Receiver:
                 receive = socket.recv
                 try:
                     for _ in range(256):
-                        kind = receive(zmq.NOBLOCK)[0]
-                        receive(zmq.NOBLOCK)
-                        if kind != chunks:
+                        if receive(zmq.NOBLOCK)[0] != chunks:
                             continue
                         got += 1
                         if got % _PORTION == 0:

@@ -101,9 +101,9 @@ class Broker:
         try:
             kind = header[0] if header else -1
             if kind == kinds.CLIENT_HELLO:
-                self._client_hello(sender, codec.unpack_body(kind, body), now_ns)
+                self._client_hello(sender, codec.unpack_control(header), now_ns)
             elif kind == kinds.WORKER_HELLO:
-                self._worker_hello(sender, codec.unpack_body(kind, body), now_ns)
+                self._worker_hello(sender, codec.unpack_control(header), now_ns)
             elif peer is None:
                 if kind != kinds.GOODBYE:
                     self.outbox.send(sender, codec.pack_unknown_session())
@@ -293,13 +293,13 @@ class Broker:
         if kind == kinds.SUBMIT:
             self.desk.submit(client, codec.unpack_envelope(header), body, now_ns)
         elif kind == kinds.CREDIT:
-            self.desk.credit(client, codec.unpack_body(kind, body))
+            self.desk.credit(client, codec.unpack_control(header))
         elif kind == kinds.CANCEL:
-            self.desk.cancel(client, codec.unpack_body(kind, body).requests)
+            self.desk.cancel(client, codec.unpack_control(header).requests)
         elif kind == kinds.BEAT:
-            self.outbox.send(client.routing_id, codec.pack(codec.unpack_body(kind, body)))
+            self.outbox.send(client.routing_id, codec.pack(codec.unpack_control(header)))
         elif kind == kinds.QUERY:
-            self._query(client, codec.unpack_body(kind, body))
+            self._query(client, codec.unpack_control(header))
         elif kind == kinds.GOODBYE:
             self._remove_client(client)
         else:
@@ -346,7 +346,7 @@ class Broker:
         if kind == kinds.ENDS:
             self.desk.ends(worker, codec.unpack_envelope(header), header, body, now_ns)
         elif kind == kinds.LOAD:
-            self._load(worker, codec.unpack_body(kind, body), now_ns)
+            self._load(worker, codec.unpack_control(header), now_ns)
             self.outbox.send(worker.routing_id, codec.pack(Beat(worker.load.dispatches + 1)))
             self.desk.fill(worker, now_ns)
         elif kind == kinds.GOODBYE:

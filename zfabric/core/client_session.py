@@ -352,7 +352,7 @@ class ClientSession:
         """
         kind = header[0] if header else -1
         if kind == kinds.CHUNKS:
-            self._chunks(codec.unpack_chunks(body), now_ns)
+            self._chunks(codec.unpack_chunks(header), now_ns)
             return
         self.timers.now_ns = now_ns
         if kind == kinds.ENDS:
@@ -360,15 +360,15 @@ class ClientSession:
         elif kind == kinds.BEAT:
             pass
         elif kind == kinds.ANSWER:
-            self._answer(codec.unpack_body(kind, body))
+            self._answer(codec.unpack_control(header))
         elif kind == kinds.WELCOME:
-            self._welcomed(codec.unpack_body(kind, body), now_ns)
+            self._welcomed(codec.unpack_control(header), now_ns)
         elif kind == kinds.UNKNOWN_SESSION:
             if self._connected:
                 self.welcome = None
                 self._say_hello_in(now_ns, self._rng.uniform(0, limits.HELLO_JITTER_MS) or 1)
         elif kind == kinds.REFUSED:
-            fault = codec.unpack_body(kind, body)
+            fault = codec.unpack_control(header)
             self.refused = from_wire(fault.code, fault.message, fault.details)
         elif kind == kinds.GOODBYE:
             self.welcome = None

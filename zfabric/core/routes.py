@@ -1,7 +1,7 @@
-"""The data plane's one table: (worker's connection + chunk header) → the client it is for.
+"""The data plane's one table: (worker's connection + how its chunks begin) → the client it is for.
 
 A route exists while the worker has a live request of the client, so one lookup is also the check of the source: a worker
-cannot send to a client it does not work for. The header carries the client's number in this controller's life.
+cannot send to a client it does not work for. Chunks begin with the client's number in this controller's life.
 """
 
 from __future__ import annotations
@@ -52,4 +52,4 @@ class Routes:
 
 
 def _key(worker: WorkerPeer, client: ClientPeer) -> bytes:
-    return worker.routing_id + codec.chunks_header(client.number)
+    return worker.routing_id + codec.chunks_route(client.number)

@@ -227,22 +227,22 @@ class WorkerSession:
             return self._dispatch(codec.unpack_envelope(header), body, now_ns)
         if kind == kinds.BEAT:
             # Number 0 is a question; the others are answers.
-            if not codec.unpack_body(kind, body).number:
+            if not codec.unpack_control(header).number:
                 self.report(now_ns)
             return []
         if kind == kinds.GRANT:
-            return self._grant(codec.unpack_body(kind, body), now_ns)
+            return self._grant(codec.unpack_control(header), now_ns)
         if kind == kinds.ABORT:
-            return self._abort(codec.unpack_body(kind, body), now_ns)
+            return self._abort(codec.unpack_control(header), now_ns)
         if kind == kinds.WELCOME:
-            return self._welcome(codec.unpack_body(kind, body), now_ns)
+            return self._welcome(codec.unpack_control(header), now_ns)
         if kind == kinds.DRAIN:
-            return [DrainAsked(codec.unpack_body(kind, body).limit_ms)]
+            return [DrainAsked(codec.unpack_control(header).limit_ms)]
         if kind == kinds.UNKNOWN_SESSION:
             self._start_over(now_ns)
             return []
         if kind in (kinds.REFUSED, kinds.FAULT):
-            fault = codec.unpack_body(kind, body)
+            fault = codec.unpack_control(header)
             error = from_wire(fault.code, fault.message, fault.details)
             return [Refused(error)] if kind == kinds.REFUSED else []
         if kind == kinds.GOODBYE:
@@ -448,7 +448,7 @@ class WorkerSession:
         for client, lines in chunks.items():
             finished = ends.get(client)
             if finished is None:
-                self.outbox.append((codec.chunks_header(client), codec.encode(lines)))
+                self.outbox.append(codec.pack_chunks(client, lines))
             else:
                 self.outbox.append(_ends_message(finished, lines))
 

@@ -14,6 +14,7 @@ from zfabric.ids import RoutingId
 from zfabric.testing.checkers import Record, Violation, token_text
 from zfabric.testing.network import Link, Network
 from zfabric.testing.world import Alarm, World
+from zfabric.wire.codec import ROUTE_BYTES
 from zfabric.wire.kinds import CHUNKS
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import Chunk, Delta, GenerateRequest, Outcome, SamplingParams, Usage
@@ -51,7 +52,7 @@ class SimController:
         if broker is None:
             return
         if header and header[0] == CHUNKS:
-            route = broker.routes.table.get(sender + header)
+            route = broker.routes.table.get(sender + header[:ROUTE_BYTES])
             if route is not None:
                 route.worker.heard_ns = self.world.now_ns
                 broker.outbox.pending.append((route.client, header, body))

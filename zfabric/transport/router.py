@@ -1,7 +1,8 @@
 """The controller's socket: bursts in, sends out, and news of lost connections. Never blocks.
 
-What ROUTER does not do, this does: a message is exactly [routing id][header][body], read frame by frame; a send to a
-full pipe is parked, in order and within bounds, and tried again; a disconnect, which libzmq reports by file descriptor,
+What ROUTER does not do, this does: a message is [routing id][header], or [routing id][header][body] for the kinds that
+have one, read frame by frame so that no sender can shift the frames of the next; a send to a full pipe is parked, in
+order and within bounds, and tried again; a disconnect, which libzmq reports by file descriptor,
 is traced to the peers of that descriptor and confirmed by a probe, so that a death is known within a millisecond.
 """
 
@@ -12,29 +13,29 @@ import fcntl
 import os
 from collections import deque
 from dataclasses import dataclass
-from typing import IO, Final, cast
+from typing import IO, Final
 
 import zmq
 
 from zfabric import limits
 from zfabric.errors import ConfigurationError, EndpointInUseError
 from zfabric.ids import RoutingId
+from zfabric.transport.calls import EVENTS, LAST, MORE, POLLIN, calls_of
 from zfabric.transport.context import make_context, raise_file_limit
 from zfabric.transport.curve import ControllerKeys, start_authenticator
 from zfabric.transport.endpoints import ipc_path, prepare_ipc_directory
 from zfabric.transport.monitor import DOWN, Monitor
 from zfabric.transport.options import set_router_options
-from zfabric.wire.kinds import BEAT, CLIENT_HELLO, SUBMIT, WORKER_HELLO
+from zfabric.wire.codec import EMPTY
+from zfabric.wire.kinds import BEAT, CLIENT_HELLO, WITH_BODY, WORKER_HELLO
 
-#: A message in: from whom, header, body. A large SUBMIT's body stays where libzmq has it (a zmq.Frame).
+#: A message in: from whom, header, body. A large body stays where libzmq has it (a zmq.Frame).
 Received = tuple[RoutingId, bytes, bytes]
 
-_MORE: Final = zmq.SNDMORE | zmq.NOBLOCK
-_LAST: Final = zmq.NOBLOCK
 #: Copying less than this is cheaper than keeping libzmq's buffer.
 _COPY_BYTES_MAX: Final = 64 * 1024
-_SPECIAL: Final = frozenset({CLIENT_HELLO, WORKER_HELLO, SUBMIT})
-_PROBE: Final = (bytes([BEAT]), b"\x91\x00")
+_HELLOS: Final = frozenset({CLIENT_HELLO, WORKER_HELLO})
+_PROBE: Final = (bytes([BEAT]) + b"\x91\x00", EMPTY)
 
 
 @dataclass(slots=True)
@@ -68,6 +69,7 @@ class RouterLink:
         self._authenticator = start_authenticator(self._context, keys)
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         set_router_options(self._socket, keys)
+        self._send, self._receive, self._option = calls_of(self._socket)
         self._monitor = Monitor(self._socket)
         self._descriptors: dict[int, set[RoutingId]] = {}
         self._descriptor_of: dict[RoutingId, int] = {}
@@ -126,17 +128,23 @@ class RouterLink:
     def receive_burst(self, count_max: int) -> list[Received]:
         """Up to so many messages that are there now."""
         burst: list[Received] = []
-        receive, option = self._socket.recv, self._socket.getsockopt
+        receive = self._receive
         try:
             for _ in range(count_max):
-                sender = RoutingId(receive(_LAST))
-                header = receive(_LAST)
-                if not option(zmq.RCVMORE):
-                    self.figures.malformed += 1
-                    continue
+                sender: RoutingId = receive(LAST)
+                # A zmq.Frame knows whether another follows; to ask the socket costs four times as much.
+                last = receive(LAST, False)
+                header, body = last.bytes, EMPTY
                 kind = header[0] if header else 0
-                body = self._receive_body(sender, kind) if kind in _SPECIAL else receive(_LAST)
-                if option(zmq.RCVMORE):
+                if kind in WITH_BODY:
+                    if not last.more:
+                        self.figures.malformed += 1
+                        continue
+                    last = receive(LAST, False)
+                    body = last.bytes if len(last) < _COPY_BYTES_MAX else last
+                elif kind in _HELLOS:
+                    self._note_peer(sender, last)
+                if last.more:
                     self._discard_rest()
                 else:
                     burst.append((sender, header, body))
@@ -144,34 +152,25 @@ class RouterLink:
             pass
         return burst
 
-    def _receive_body(self, sender: RoutingId, kind: int) -> bytes:
-        """The body of a message that may be large, or that opens a session."""
-        frame = self._socket.recv(zmq.NOBLOCK, copy=False)
-        if kind != SUBMIT:
-            self._note_peer(sender, frame)
-        elif len(frame) > _COPY_BYTES_MAX:
-            return frame  # type: ignore[return-value]
-        return frame.bytes
-
     def _discard_rest(self) -> None:
-        """Frames beyond the third. libzmq has no limit on their number, so they are dropped one by one."""
+        """Frames that do not belong there. libzmq has no limit on their number, so they are dropped one by one."""
         self.figures.malformed += 1
-        while self._socket.getsockopt(zmq.RCVMORE):
-            self._socket.recv(zmq.NOBLOCK, copy=False)
+        while self._receive(LAST, False).more:
+            pass
 
     def readable(self) -> bool:
         """Whether more is there. Also re-arms the file descriptor's edge."""
-        return bool(cast(int, self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+        return bool(self._option(EVENTS) & POLLIN)
 
     # ── out ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def send(self, to: RoutingId, header: bytes, body: bytes) -> bool:
+    def send(self, to: RoutingId, header: bytes, body: bytes = EMPTY) -> bool:
         """Send, or park if the peer's pipe is full. False if the peer is gone, or parks more than it may."""
         if self._parked and to in self._parked:
             return self._park(to, header, body)
-        send = self._socket.send
+        send = self._send
         try:
-            send(to, _MORE)
+            send(to, MORE)
         except zmq.Again:
             return self._park(to, header, body)
         except zmq.ZMQError as error:
@@ -179,9 +178,12 @@ class RouterLink:
                 raise
             self.figures.unroutable += 1
             return False
-        send(header, _MORE)
         # The pipe took the first frame, so it takes the whole message.
-        send(body, _LAST, copy=type(body) is bytes)
+        if body:
+            send(header, MORE)
+            send(body, LAST, type(body) is bytes)
+        else:
+            send(header, LAST)
         return True
 
     def _park(self, to: RoutingId, header: bytes, body: bytes) -> bool:

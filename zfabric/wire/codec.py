@@ -58,30 +58,39 @@ _request_decoders: Final[dict[str, msgspec.msgpack.Decoder[Any]]] = {
     "operate": msgspec.msgpack.Decoder(payloads.OperateRequest),
 }
 
-#: Header and body of one message.
+#: The header frame and the body frame of one message. Only kinds in `kinds.WITH_BODY` have a body frame; for all others
+#: the header frame is the whole message, and the body is EMPTY. A frame fewer is half a microsecond less at each hop.
 Frames = tuple[bytes, bytes]
 
 EMPTY: Final = b""
 
+#: Bytes of a chunks message that say where it goes.
+ROUTE_BYTES: Final = 5
 
-def chunks_header(client: int) -> bytes:
-    """The routing key of one client's chunks: 5 bytes."""
+
+def chunks_route(client: int) -> bytes:
+    """How one client's chunks begin: the kind and the session's number."""
     return b"\x01" + client.to_bytes(4, "big")
 
 
+def pack_chunks(client: int, chunks: list[payloads.Chunk]) -> Frames:
+    """CHUNKS for one client."""
+    return chunks_route(client) + encode(chunks), EMPTY
+
+
 def pack(message: Struct) -> Frames:
-    """A control message as frames: its kind alone is the header."""
-    return _HEADER_OF[_KIND_OF[type(message)]], encode(message)
+    """A control message."""
+    return _HEADER_OF[_KIND_OF[type(message)]] + encode(message), EMPTY
 
 
 def pack_refused(error: FabricError) -> Frames:
     """REFUSED: no session, for this reason."""
-    return _HEADER_OF[kinds.REFUSED], encode(fault_of(error))
+    return _HEADER_OF[kinds.REFUSED] + encode(fault_of(error)), EMPTY
 
 
 def pack_fault(error: FabricError) -> Frames:
     """FAULT: this message could not be used; the session goes on."""
-    return _HEADER_OF[kinds.FAULT], encode(fault_of(error))
+    return _HEADER_OF[kinds.FAULT] + encode(fault_of(error)), EMPTY
 
 
 def pack_unknown_session() -> Frames:
@@ -116,23 +125,21 @@ def unpack_envelope(header: bytes) -> Any:
     return _decode(_envelope_decoders.get(header[0]), memoryview(header)[1:], header[0])
 
 
-def unpack_body(kind: int, body: bytes) -> Any:
-    """The struct in the body of a control message.
+def unpack_control(header: bytes) -> Any:
+    """The struct of a control message.
 
     Raises:
         ProtocolError: Too large, no such kind, or not of the kind's form.
     """
-    if len(body) > CONTROL_BODY_BYTES_MAX:
-        raise ProtocolError(
-            f"{kinds.NAMES.get(kind, hex(kind))} holds {len(body)} bytes, limit is {CONTROL_BODY_BYTES_MAX}",
-            size=len(body),
-        )
-    return _decode(_body_decoders.get(kind), body, kind)
+    if len(header) > CONTROL_BODY_BYTES_MAX:
+        name = kinds.NAMES.get(header[0], hex(header[0]))
+        raise ProtocolError(f"{name} holds {len(header)} bytes, limit is {CONTROL_BODY_BYTES_MAX}", size=len(header))
+    return _decode(_body_decoders.get(header[0]), memoryview(header)[1:], header[0])
 
 
-def unpack_chunks(body: bytes) -> list[payloads.Chunk]:
-    """Body of CHUNKS. Raises: ProtocolError."""
-    return _decode(_chunks_decoder, body, kinds.CHUNKS)
+def unpack_chunks(header: bytes) -> list[payloads.Chunk]:
+    """The content of CHUNKS. Raises: ProtocolError."""
+    return _decode(_chunks_decoder, memoryview(header)[ROUTE_BYTES:], kinds.CHUNKS)
 
 
 def unpack_ends_body(body: bytes) -> payloads.EndsBody:

@@ -1,10 +1,10 @@
-"""Message kinds: the first byte of every header.
+"""Message kinds: the first byte of every message.
 
 Three families, told apart by what the controller reads:
 
-* **data plane** (`CHUNKS`): the whole header is the routing key, the body is opaque;
-* **passing** (`SUBMIT`, `DISPATCH`, `ENDS`): the header carries a MessagePack envelope, the body is opaque;
-* **control** (all others): the body holds a MessagePack struct that the receiver decodes whole.
+* **data plane** (`CHUNKS`): one frame; its first five bytes are the routing key, the rest is opaque;
+* **passing** (`SUBMIT`, `DISPATCH`, `ENDS`): a frame with a MessagePack envelope, then one with a body, which is opaque;
+* **control** (all others): one frame, a MessagePack struct that the receiver decodes whole.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ NAMES: Final[dict[int, str]] = {
     for name, value in list(globals().items())
     if name.isupper() and isinstance(value, int) and value >= 1 and name != "PROTOCOL_VERSION"
 }
+
+#: The kinds with a second frame are those from 0x10 to 0x1f, also the ones that a later version may add.
+WITH_BODY: Final = frozenset(range(0x10, 0x20))
 
 FROM_CLIENT: Final = frozenset({CLIENT_HELLO, SUBMIT, CANCEL, CREDIT, QUERY, BEAT, GOODBYE})
 FROM_WORKER: Final = frozenset({WORKER_HELLO, CHUNKS, ENDS, LOAD, GOODBYE})
