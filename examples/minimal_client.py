@@ -31,14 +31,14 @@ def main() -> int:
 
     # §3: a session begins with HELLO = [version, build, instance], answered by WELCOME.
     instance = random.getrandbits(63)
-    socket.send_multipart([bytes([HELLO]), pack([PROTOCOL_VERSION, "minimal", instance])])
-    header, body = socket.recv_multipart()
-    if header[0] != WELCOME:
-        print("refused:", msgpack.unpackb(body), file=sys.stderr)
+    socket.send(bytes([HELLO]) + pack([PROTOCOL_VERSION, "minimal", instance]))
+    answer = socket.recv()
+    if answer[0] != WELCOME:
+        print("refused:", msgpack.unpackb(answer[1:]), file=sys.stderr)
         return 1
 
-    # §5: SUBMIT's envelope is in the header: [request, attempt, operation, model, priority, deadline_ms, window].
-    # §6: its body is the request: [prompt, messages, prompt_token_ids, sampling]; sampling's 9th field is the limit.
+    # §2: SUBMIT has two frames. §5: its envelope is [request, attempt, operation, model, priority, deadline_ms, window].
+    # §6: its body is [prompt, messages, prompt_token_ids, sampling]; sampling's 9th field is the limit.
     request = random.getrandbits(63)
     sampling = [1.0, 1.0, -1, 0.0, 1.0, 1.0, 0.0, 0.0, limit]
     envelope = pack([request, 0, "generate", model, 0, None, WINDOW])
@@ -46,11 +46,13 @@ def main() -> int:
 
     units, window = 0, WINDOW
     while True:
-        header, body = socket.recv_multipart()
-        if header[0] not in (CHUNKS, ENDS):
+        header, *body = socket.recv_multipart()
+        if header[0] == CHUNKS:
+            chunks, outcomes = msgpack.unpackb(header[5:]), []
+        elif header[0] == ENDS:
+            chunks, outcomes = msgpack.unpackb(body[0])
+        else:
             continue
-        content = msgpack.unpackb(body)
-        chunks, outcomes = (content, []) if header[0] == CHUNKS else content
         # §7: a chunk is [request, attempt, index, offset, text, token_ids, extra].
         for owner, _attempt, _index, offset, text, token_ids, extra in chunks:
             if owner == request and offset == units:
@@ -68,7 +70,7 @@ def main() -> int:
         # §9: more credit before the window is used up.
         if window - units < WINDOW // 2:
             window = units + WINDOW
-            socket.send_multipart([bytes([CREDIT]), pack([[[request, 0, units, window]]])])
+            socket.send(bytes([CREDIT]) + pack([[[request, 0, units, window]]]))
 
 
 if __name__ == "__main__":

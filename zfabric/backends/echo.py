@@ -94,12 +94,14 @@ class EchoWorker(BaseModelWorker):
     def __init__(self, options: EchoOptions | None = None) -> None:
         self.options = options or EchoOptions()
         self._streams: dict[str, _Stream] = {}
-        self._wake = asyncio.Event()
-        self._loop_task: asyncio.Task[None] | None = None
+        self._interval = 1 / self.options.tokens_per_second if self.options.tokens_per_second else 0.0
+        self._timed = bool(self._interval or self.options.first_token_ms)
+        self._turn: asyncio.Handle | None = None
+        self._due = 0.0
         self._steps_taken = 0
 
     async def load(self) -> ModelInfo:
-        self._loop_task = asyncio.create_task(self._run(), name="echo-engine")
+        self._loop = asyncio.get_running_loop()
         name, *aliases = self.options.model_names
         return ModelInfo(
             name=name,
@@ -114,11 +116,13 @@ class EchoWorker(BaseModelWorker):
     def begin(self, request: GenerateRequest) -> None:
         tokens = _prompt_tokens(request.prompt, request.messages, request.prompt_token_ids)
         _check_context(len(tokens), self.options.context_length)
-        due = asyncio.get_running_loop().time() + self.options.first_token_ms / 1_000
+        now = due = self._loop.time()
+        if self.options.first_token_ms:
+            due += self.options.first_token_ms / 1_000
         if self.options.aligned and self.options.tokens_per_second:
             due = math.ceil(due * self.options.tokens_per_second) / self.options.tokens_per_second
         self._streams[request.request_id] = _Stream(tokens, request, due, self.options.context_length)
-        self._wake.set()
+        self._come_back(due, now)
 
     def abort(self, request_id: str) -> None:
         self._streams.pop(request_id, None)
@@ -135,25 +139,27 @@ class EchoWorker(BaseModelWorker):
         return EngineLoad(progress=self._steps_taken)
 
     async def close(self) -> None:
-        if self._loop_task is not None:
-            self._loop_task.cancel()
+        self._streams.clear()
+        if self._turn is not None:
+            self._turn.cancel()
 
-    async def _run(self) -> None:
-        """Step all due streams; when paced, sleep to the next step's time or until another request comes."""
-        loop = asyncio.get_running_loop()
-        interval = 1 / self.options.tokens_per_second if self.options.tokens_per_second else 0.0
-        while True:
-            self._wake.clear()
-            if not self._streams:
-                await self._wake.wait()
-            self._step(loop.time(), interval)
-            soonest = min((stream.due for stream in self._streams.values()), default=0.0)
-            if soonest <= loop.time():
-                await asyncio.sleep(0)
-                continue
-            alarm = loop.call_at(soonest, self._wake.set)
-            await self._wake.wait()
-            alarm.cancel()
+    def _come_back(self, due: float, now: float) -> None:
+        """Have the next step made no later than this."""
+        if self._turn is not None:
+            if self._due <= due:
+                return
+            self._turn.cancel()
+        self._due = due
+        self._turn = self._loop.call_soon(self._run) if due <= now else self._loop.call_at(due, self._run)
+
+    def _run(self) -> None:
+        """Step all streams that are due; with streams that are always due, once in each turn of the loop."""
+        self._turn = None
+        now = self._loop.time()
+        self._step(now, self._interval)
+        if self._streams:
+            soonest = min([stream.due for stream in self._streams.values()]) if self._timed else now
+            self._come_back(soonest, now)
 
     def _step(self, now: float, interval: float) -> None:
         step: list[tuple[str, Delta]] = []

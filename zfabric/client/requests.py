@@ -76,11 +76,11 @@ class SubmitOptions(TypedDict):
 
 
 def generate_request(prompt: str | None, options: GenerateOptions) -> tuple[GenerateRequest, SubmitOptions]:
-    """A checked request, and how to submit it.
+    """A request, and how to submit it. Ranges are checked when it is.
 
     Raises:
         UnsupportedParameterError: A name that is no parameter.
-        RequestError, ParameterRangeError: None or several prompts, or a value of the wrong type or out of range.
+        RequestError: A value that has to be a list, and is none.
     """
     given: dict[str, Any] = dict(options)
     submit = SubmitOptions(
@@ -104,7 +104,6 @@ def generate_request(prompt: str | None, options: GenerateOptions) -> tuple[Gene
             tools=tools,
             response_format=response_format,
         )
-        request.validate()
     except TypeError as error:
         raise RequestError(f"a parameter has the wrong type: {error}") from None
     return request, submit

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from zfabric import limits
 from zfabric.core.backlog import Backlog
@@ -31,11 +31,10 @@ from zfabric.wire.messages import (
     Welcome,
     WorkerHello,
 )
-from zfabric.wire.payloads import AnyRequest, Chunk, Delta, EndsBody, GenerateRequest, Outcome, with_arrival
+from zfabric.wire.payloads import AnyRequest, Chunk, Delta, EndsBody, GenerateRequest, Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class Begin:
+class Begin(NamedTuple):
     """Start this request."""
 
     request_id: str
@@ -43,29 +42,25 @@ class Begin:
     request: AnyRequest
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
+class Stop(NamedTuple):
     """Stop this request; nothing more is wanted of it."""
 
     request_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Registered:
+class Registered(NamedTuple):
     """The controller accepted this worker."""
 
     welcome: Welcome
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(NamedTuple):
     """The controller refused this worker. It is tried again where `error.retryable`."""
 
     error: FabricError
 
 
-@dataclass(frozen=True, slots=True)
-class DrainAsked:
+class DrainAsked(NamedTuple):
     """An operator wants the worker to finish and leave."""
 
     limit_ms: int
@@ -306,14 +301,9 @@ class WorkerSession:
             return []
         if isinstance(request, GenerateRequest):
             stream.open_choices = request.sampling.n
-        arrived = with_arrival(
-            request,
-            model=envelope.model,
-            request_id=request_id,
-            priority=envelope.priority,
-            deadline_ms=envelope.deadline_ms,
-        )
-        return [Begin(request_id, envelope.operation, arrived)]
+        request.model, request.request_id = envelope.model, request_id
+        request.priority, request.deadline_ms = envelope.priority, envelope.deadline_ms
+        return [Begin(request_id, envelope.operation, request)]
 
     def _grant(self, grant: Grant, now_ns: int) -> list[Order]:
         orders: list[Order] = []

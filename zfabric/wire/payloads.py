@@ -82,7 +82,8 @@ class SamplingParams(Struct, array_like=True, frozen=True, kw_only=True):
 
     def changed(self) -> list[str]:
         """Names of the parameters that differ from their defaults, in field order."""
-        return [field for field in _SAMPLING_FIELDS if getattr(self, field) != getattr(_SAMPLING_DEFAULTS, field)]
+        values = zip(_SAMPLING_FIELDS, structs.astuple(self), _SAMPLING_DEFAULTS, strict=True)
+        return [field for field, value, default in values if value != default]
 
     def require(self, supported: frozenset[str], backend: str) -> None:
         """Refuse by name what a backend cannot honour.
@@ -97,20 +98,29 @@ class SamplingParams(Struct, array_like=True, frozen=True, kw_only=True):
                 )
 
     def validate(self) -> None:
-        """Check ranges.
+        """Check ranges. What has its default is in range, so only the rest is looked at.
 
         Raises:
             ParameterRangeError: Names the parameter, its value and its bounds.
         """
-        for name, low, high in _RANGES:
+        for name in self.changed():
+            bounds = _RANGES.get(name)
             value = getattr(self, name)
-            if value is not None and not low <= value <= high:
+            if bounds is None or (value is None and name == "max_new_tokens"):
+                continue
+            low, high = bounds
+            try:
+                inside = low <= value <= high
+            except TypeError:
+                inside = False
+            if not inside:
                 raise _out_of_range(name, value, f"{low} … {high}")
-        for name in ("top_p", "typical_p", "repetition_penalty"):
-            if getattr(self, name) <= 0:
-                raise _out_of_range(name, getattr(self, name), "greater than 0")
-        if self.top_k != -1 and self.top_k < 1:
-            raise _out_of_range("top_k", self.top_k, "-1 or at least 1")
+            if value == 0 and name in _POSITIVE:
+                raise _out_of_range(name, value, "greater than 0" if low == 0 else "-1 or at least 1")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """What one parameter demands of another. Raises: ParameterRangeError."""
         if self.best_of is not None and self.best_of < self.n:
             raise _out_of_range("best_of", self.best_of, f"at least n, which is {self.n}")
         if "" in self.stop:
@@ -141,24 +151,27 @@ class SamplingParams(Struct, array_like=True, frozen=True, kw_only=True):
 GREEDY_TEMPERATURE: Final = 1e-5
 
 _GUIDES: Final = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
-_RANGES: Final[tuple[tuple[str, float, float], ...]] = (
-    ("temperature", 0, 100),
-    ("top_p", 0, 1),
-    ("min_p", 0, 1),
-    ("typical_p", 0, 1),
-    ("repetition_penalty", 0, 100),
-    ("presence_penalty", -2, 2),
-    ("frequency_penalty", -2, 2),
-    ("max_new_tokens", 1, 2**31 - 1),
-    ("min_new_tokens", 0, 2**31 - 1),
-    ("seed", -(2**63), 2**63 - 1),
-    ("n", 1, 128),
-    ("best_of", 1, 128),
-    ("logprobs", 0, 1_000),
-    ("prompt_logprobs", 0, 1_000),
-)
+_RANGES: Final[dict[str, tuple[float, float]]] = {
+    "temperature": (0, 100),
+    "top_p": (0, 1),
+    "top_k": (-1, 2**31 - 1),
+    "min_p": (0, 1),
+    "typical_p": (0, 1),
+    "repetition_penalty": (0, 100),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "max_new_tokens": (1, 2**31 - 1),
+    "min_new_tokens": (0, 2**31 - 1),
+    "seed": (-(2**63), 2**63 - 1),
+    "n": (1, 128),
+    "best_of": (1, 128),
+    "logprobs": (0, 1_000),
+    "prompt_logprobs": (0, 1_000),
+}
+#: Zero is within the bounds, but not allowed.
+_POSITIVE: Final = frozenset({"top_p", "top_k", "typical_p", "repetition_penalty"})
 _SAMPLING_FIELDS: Final = tuple(SamplingParams.__struct_fields__)
-_SAMPLING_DEFAULTS: Final = SamplingParams()
+_SAMPLING_DEFAULTS: Final = structs.astuple(SamplingParams())
 
 #: Every parameter name, for backends that honour all of them.
 ALL_PARAMETERS: Final = frozenset(_SAMPLING_FIELDS)
@@ -373,18 +386,11 @@ class EmbedResult(Struct, array_like=True):
     data: bytes
 
 
-def _require_one_prompt(*prompts: object) -> None:
-    given = sum(prompt is not None for prompt in prompts)
+def _require_one_prompt(text: str | None, messages: list[Message] | None, token_ids: list[int] | None) -> None:
+    given = (text is not None) + (messages is not None) + (token_ids is not None)
     if given != 1:
         raise RequestError(
             f"{given} of prompt, messages, prompt_token_ids are given, exactly one is needed", given=given
         )
-    if any(prompt == [] or prompt == "" for prompt in prompts):
+    if not (text or messages or token_ids):
         raise RequestError("the prompt is empty")
-
-
-def with_arrival(
-    request: AnyRequest, *, model: str, request_id: str, priority: int, deadline_ms: int | None
-) -> AnyRequest:
-    """The same request with what only the envelope knows."""
-    return structs.replace(request, model=model, request_id=request_id, priority=priority, deadline_ms=deadline_ms)

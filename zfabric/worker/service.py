@@ -7,7 +7,7 @@ import random
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import aclosing
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from zfabric.core.worker_session import Begin, DrainAsked, Order, Refused, Registered, Stop, WorkerSession
 from zfabric.errors import (
@@ -61,7 +61,7 @@ class WorkerService:
         self._log = log or _silent
         self._on_ready = on_ready
         self._models: dict[int, list[ModelInfo]] = {}
-        self._route: dict[str, tuple[BaseModelWorker, ModelInfo]] = {}
+        self._route: dict[str, _Served] = {}
         self._owner: dict[str, BaseModelWorker] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._link: DealerLink | None = None
@@ -140,14 +140,15 @@ class WorkerService:
 
     def _set_models(self, backend: BaseModelWorker, infos: list[ModelInfo]) -> None:
         """Route these models to a backend. Raises: ConfigurationError if another backend has a name."""
-        for name in [name for name, (owner, _) in self._route.items() if owner is backend]:
+        for name in [name for name, served in self._route.items() if served.backend is backend]:
             del self._route[name]
         for info in infos:
             info.parameters = info.parameters or sorted(backend.parameters)
+            served = _Served(backend, f"model {info.name!r}", frozenset(info.parameters))
             for name in (info.name, *info.aliases):
                 if name in self._route:
                     raise ConfigurationError(f"two models of this worker are named {name!r}", model=name)
-                self._route[name] = (backend, info)
+                self._route[name] = served
         self._models[id(backend)] = infos
 
     def _announced(self) -> list[ModelInfo]:
@@ -248,10 +249,10 @@ class WorkerService:
         """Hand a request to its backend."""
         request, request_id = order.request, order.request_id
         try:
-            backend, info = self._find(request.model)
-            self._owner[request_id] = backend
+            served = self._find(request.model)
+            backend = self._owner[request_id] = served.backend
             if isinstance(request, GenerateRequest):
-                request.sampling.require(frozenset(info.parameters), f"model {info.name!r}")
+                request.sampling.require(served.parameters, served.label)
                 if backend.is_stepwise():
                     backend.begin(request)
                     return
@@ -268,9 +269,9 @@ class WorkerService:
             return
         self._tasks[request_id] = self._loop.create_task(work)
 
-    def _find(self, model: str) -> tuple[BaseModelWorker, ModelInfo]:
+    def _find(self, model: str) -> _Served:
         if not model:
-            return self._backends[0], self._announced()[0]
+            return next(iter(self._route.values()))
         found = self._route.get(model)
         if found is None:
             raise UnknownModelError(f"worker {self.config.name!r} does not serve {model!r}", model=model)
@@ -397,6 +398,14 @@ class WorkerService:
     def _note_idle(self) -> None:
         if not self._session.streams:
             self._idle.set()
+
+
+class _Served(NamedTuple):
+    """A name's backend, what errors call the model, and the sampling parameters that it knows."""
+
+    backend: BaseModelWorker
+    label: str
+    parameters: frozenset[str]
 
 
 class _Steps:
