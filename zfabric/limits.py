@@ -89,6 +89,9 @@ BURST_MESSAGES_MAX: Final = 256
 #: runs only while a controller is there: longer than its recovery, shorter than memory would mind.
 FINISHED_BYTES_MAX: Final = 16 * 1024 * 1024
 FINISHED_MS: Final = 10_000
+#: Objects made before Python looks for cycles among them. Its default of 700 is some ten streams' tokens; a look at so
+#: many takes about half a millisecond.
+COLLECTED_OBJECTS: Final = 20_000
 
 # ── Streams ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 #: Units (tokens) a worker may send ahead of the reader: a usual answer needs no credit message at all.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import structlog
 
+from zfabric import limits
 from zfabric.errors import FabricError
 
 
@@ -83,7 +85,14 @@ def leave(code: int) -> None:
 
 
 def ready(**fields: object) -> None:
-    """The one line on standard output that says: from now on it works."""
+    """The one line on standard output that says: from now on it works.
+
+    What was loaded until now stays: the collector is told to leave it alone, since one walk over a loaded engine's
+    objects holds up all streams for a tenth of a second.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(limits.COLLECTED_OBJECTS)
     # Whoever started the daemon may read no more; that is no reason to end.
     with contextlib.suppress(BrokenPipeError):
         print("ready", *(f"{name}={value}" for name, value in fields.items()), flush=True)  # noqa: T201

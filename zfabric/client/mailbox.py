@@ -62,7 +62,13 @@ class Mailbox:
         first = waiting[0]
         if len(waiting) == 1:
             self.waiting = []
-            return self._delta([first])
+            choice = self.choices.get(first.index)
+            if choice is None or first.extra is not None:
+                return self._delta(waiting)
+            # The usual case, a step's one token, without what only runs and a choice's ends need.
+            self.units_taken = len(first.token_ids) or 1
+            choice.extend(first.text, first.token_ids)
+            return Delta(text=first.text, token_ids=first.token_ids, index=first.index)
         count = 1
         while count < len(waiting) and waiting[count].index == first.index:
             count += 1

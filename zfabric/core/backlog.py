@@ -113,6 +113,8 @@ class Backlog:
 
     def take(self, worker: str) -> list[Chunk]:
         """Chunks of what may be sent now: all that is left once finished, else what the window allows."""
+        if len(self.deltas) - self.sent == 1:
+            return self._take_one(worker)
         chunks: list[Chunk] = []
         limit = None if self.finished else self.window
         run: list[Delta] = []
@@ -131,6 +133,25 @@ class Backlog:
         if run:
             chunks.append(self._chunk(run, offset, worker))
         return chunks
+
+    def _take_one(self, worker: str) -> list[Chunk]:
+        """The usual case, a step's one delta, without what only runs need."""
+        delta = self.deltas[self.sent]
+        token_ids, offset = delta.token_ids, self.next
+        following = offset + (len(token_ids) or 1)
+        if following > self.window and self.outcome is None:
+            return []
+        self.sent += 1
+        self.next = following
+        if (
+            not token_ids
+            or delta.finish_reason is not None
+            or offset == self.resumed
+            or delta.logprobs is not None
+            or delta.prompt_logprobs is not None
+        ):
+            return [self._chunk([delta], offset, worker)]
+        return [Chunk(self.request, self.attempt, delta.index, offset, delta.text, token_ids)]
 
     def _chunk(self, run: list[Delta], offset: int, worker: str) -> Chunk:
         """A run of deltas of one choice as one chunk."""

@@ -419,6 +419,7 @@ class WorkerSession:
             self._dirty.clear()
             return
         dirty, self._dirty = self._dirty, {}
+        interval, name = self._stream_interval, self.name
         chunks: dict[int, list[Chunk]] = {}
         ends: dict[int, list[Backlog]] = {}
         for stream in dirty.values():
@@ -426,15 +427,17 @@ class WorkerSession:
             if client is None:
                 continue
             if stream.outcome is not None:
-                chunks.setdefault(client, []).extend(stream.take(self.name))
                 ends.setdefault(client, []).append(stream)
+            elif stream.end - stream.next < interval and stream.next != stream.resumed:
                 continue
-            held = stream.end - stream.next
-            if held < self._stream_interval and stream.next != stream.resumed:
-                continue
-            taken = stream.take(self.name)
-            if taken:
-                chunks.setdefault(client, []).extend(taken)
+            taken = stream.take(name)
+            lines = chunks.get(client)
+            if lines is None:
+                # A terminal needs its list even where nothing is left to send before it.
+                if taken or stream.outcome is not None:
+                    chunks[client] = taken
+            else:
+                lines += taken
         for client, lines in chunks.items():
             finished = ends.get(client)
             if finished is None:
