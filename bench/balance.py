@@ -40,11 +40,11 @@ class Outcome:
 class _Worker(Host):
     """A host with its own line of waiting requests, which only dispatch at arrival fills."""
 
-    __slots__ = ("line",)
+    __slots__ = ("waiting",)
 
     def __init__(self, number: int, speed: float) -> None:
         super().__init__(f"w{number}", speed, _SLOTS)
-        self.line: deque[tuple[Arrival, float]] = deque()
+        self.waiting: deque[tuple[Arrival, float]] = deque()
         self.in_flight = 0
 
 
@@ -94,11 +94,11 @@ def play(trace: Sequence[Arrival], speeds: Sequence[float], policy: str, *, cent
         chosen = choose(candidates, rng) if len(candidates) else None
         if not isinstance(chosen, _Worker):
             return False
-        chosen.load += 1
+        chosen.line.length += 1
         if chosen.in_flight < _SLOTS:
             start(chosen, arrival, now)
         else:
-            chosen.line.append((arrival, now))
+            chosen.waiting.append((arrival, now))
         if central and chosen.load >= _SLOTS:
             candidates.remove(chosen)
         else:
@@ -108,12 +108,12 @@ def play(trace: Sequence[Arrival], speeds: Sequence[float], policy: str, *, cent
     def finish() -> float:
         now, _, worker, began = heapq.heappop(ends)
         worker.in_flight -= 1
-        worker.load -= 1
+        worker.line.length -= 1
         worker.latency_ns = (
             0.8 * worker.latency_ns + 0.2 * (now - began) * 1e9 if worker.latency_ns else (now - began) * 1e9
         )
-        if worker.line:
-            start(worker, worker.line.popleft()[0], now)
+        if worker.waiting:
+            start(worker, worker.waiting.popleft()[0], now)
         candidates.add(worker, rng)
         while queue and give(queue[0], now):
             queue.popleft()

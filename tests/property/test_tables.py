@@ -11,11 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zfabric.core.access import EVERYBODY
 from zfabric.core.dispatch import POLICIES, Candidates, Host, find_policy, register_policy, shortest_queue
 from zfabric.core.queueing import FairQueue
+from zfabric.core.registry import ClientPeer, Registry, Request, WorkerPeer
 from zfabric.core.request_state import TERMINAL_GIVEN, TRANSITIONS, RequestEvent, RequestState, advance
 from zfabric.core.timers import Timers
 from zfabric.errors import ConfigurationError
+from zfabric.ids import RoutingId
+from zfabric.wire.messages import ClientHello, Load, ModelInfo, WorkerHello
 
 
 @pytest.mark.parametrize("state", RequestState)
@@ -116,7 +120,7 @@ def test_the_least_loaded_is_found_however_loads_change(count: int, changes: lis
         candidates.add(host, rng)
     for index, load, leave in changes:
         host = hosts[index % count]
-        host.load = load
+        host.line.length = load
         if leave and len(candidates) > 1:
             candidates.remove(host)
         else:
@@ -126,6 +130,44 @@ def test_the_least_loaded_is_found_however_loads_change(count: int, changes: lis
         assert chosen is not None
         assert chosen.queue_ratio == least
         assert {id(other) for other in candidates} == {id(other) for other in hosts if other.position >= 0}
+
+
+@settings(max_examples=60)
+@given(
+    st.sampled_from([3, 24]),
+    st.lists(st.tuples(st.integers(0, 23), st.integers(0, 2), st.booleans()), min_size=1, max_size=150),
+)
+def test_candidates_follow_every_request(count: int, moves: list[tuple[int, int, bool]]) -> None:
+    """Three models at each worker, one of them with a slot less than the worker has."""
+    registry = Registry(random.Random(2))
+    client = ClientPeer(1, ClientHello(1, "", 1), b"", RoutingId(b"c"), EVERYBODY, 0)
+    for number in range(count):
+        models = [ModelInfo(name=f"m{model}", slots=2 if model == 0 else 0) for model in range(3)]
+        hello = WorkerHello(1, "", f"w{number}", number, models, Load(slots=3), speed=1.0 + number % 2)
+        registry.announce(WorkerPeer(hello, number, b"", RoutingId(b"%d" % number), 0), models)
+    workers = list(registry.workers.values())
+    for order, (index, model, leave) in enumerate(moves):
+        worker = workers[index % count]
+        if leave and worker.live:
+            gone = worker.live.pop(next(iter(worker.live)))
+            assert gone.host is not None
+            gone.host.in_flight -= 1
+            registry.moved(worker, gone.host)
+        elif worker.hosts[f"m{model}"].open:
+            host = worker.hosts[f"m{model}"]
+            request = Request(
+                client, instance=1, request=order, attempt=0, operation="generate", state=RequestState.RUNNING
+            )
+            request.host = host
+            worker.live[request.key] = request
+            host.in_flight += 1
+            registry.moved(worker, host)
+        for known in registry.models.values():
+            able = [hosting for hosting in known.hosts.values() if hosting.open]
+            assert {id(host) for host in known.candidates} == {id(host) for host in able}
+            if able:
+                least = known.candidates.least_loaded(random.Random(order))
+                assert least.queue_ratio == min(len(hosting.worker.live) / hosting.speed for hosting in able)
 
 
 @pytest.mark.parametrize("count", [3, 40])
@@ -164,7 +206,7 @@ def test_the_other_policies() -> None:
         candidates.add(host, rng)
     in_turn = [POLICIES["round_robin"](candidates, rng) for _ in range(8)]
     assert Counter(map(str, in_turn)) == Counter({str(host): 2 for host in hosts})
-    hosts[0].load = 5
+    hosts[0].line.length = 5
     assert all(POLICIES["power_of_two"](candidates, rng) is not None for _ in range(50))
     for number, host in enumerate(hosts):
         host.latency_ns = 100.0 + number

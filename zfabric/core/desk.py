@@ -219,7 +219,7 @@ class RequestDesk:
             host.in_flight += 1
         if request.client is not None:
             self._routes.add(worker, request.client)
-        self._registry.refresh(worker)
+        self._registry.moved(worker, host)
 
     def adopt(self, request: Request, client: ClientPeer) -> None:
         """Give a recovered request, which a worker runs, its reader."""
@@ -298,7 +298,7 @@ class RequestDesk:
                 request.host.in_flight -= 1
             if client is not None:
                 self._routes.drop(worker, client)
-            self._registry.refresh(worker)
+            self._registry.moved(worker, request.host)
         request.worker = request.host = request.client = None
 
     # ── the client's side ───────────────────────────────────────────────────────────────────────────────────────────

@@ -22,33 +22,47 @@ _SCAN_MAX: Final = 16
 _SPEED_SUM_MIN: Final = 1e-4
 
 
+class Line:
+    """How many live requests a worker has: one object that the hosts of all its models share."""
+
+    __slots__ = ("length",)
+
+    def __init__(self) -> None:
+        self.length = 0
+
+
 class Host:
     """One model at one worker.
 
     Attributes:
         name: The worker's.
         speed: Relative speed the worker announced.
-        load: Live requests of the worker, all models.
+        line: The worker's live requests, all models.
         in_flight: Live requests of this model there.
         latency_ns: Exponentially weighted mean time from dispatch to terminal; 0 before the first.
     """
 
-    __slots__ = ("_stamp", "in_flight", "latency_ns", "load", "name", "position", "slots", "speed")
+    __slots__ = ("_stamp", "in_flight", "latency_ns", "line", "name", "position", "slots", "speed")
 
-    def __init__(self, name: str, speed: float, slots: int) -> None:
+    def __init__(self, name: str, speed: float, slots: int, line: Line | None = None) -> None:
         self.name = name
         self.speed = speed
         self.slots = slots
-        self.load = 0
+        self.line = line or Line()
         self.in_flight = 0
         self.latency_ns = 0.0
         self.position = -1
         self._stamp = 0
 
     @property
+    def load(self) -> int:
+        """Live requests of the worker, all models."""
+        return self.line.length
+
+    @property
     def queue_ratio(self) -> float:
         """FastChat's measure for `shortest_queue`: queue length over speed."""
-        return self.load / self.speed if self.speed > 0 else float("inf")
+        return self.line.length / self.speed if self.speed > 0 else float("inf")
 
     def __repr__(self) -> str:
         return f"<Host {self.name} load={self.load} speed={self.speed}>"
@@ -68,6 +82,11 @@ class Candidates:
 
     def __len__(self) -> int:
         return len(self._hosts)
+
+    @property
+    def ordered(self) -> bool:
+        """Whether changes of load have to be told by `changed`: small sets are looked at as they are."""
+        return len(self._hosts) > _SCAN_MAX
 
     def __iter__(self) -> Iterator[Host]:
         return iter(self._hosts)

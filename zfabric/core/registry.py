@@ -6,7 +6,7 @@ import random
 from enum import IntEnum
 
 from zfabric.core.access import Grant
-from zfabric.core.dispatch import Candidates, Host
+from zfabric.core.dispatch import Candidates, Host, Line
 from zfabric.core.queueing import FairQueue
 from zfabric.core.request_state import RequestState
 from zfabric.core.timers import Timer
@@ -50,8 +50,8 @@ class WorkerPeer:
     """
 
     __slots__ = (
-        "beats", "dispatched", "failed", "finished", "heard_ns", "hosts", "instance", "lease", "live", "load", "moved_ns",
-        "name", "routes", "routing_id", "session", "since_ns", "slotless", "speed", "state", "token",
+        "beats", "dispatched", "failed", "finished", "heard_ns", "hosts", "instance", "lease", "line", "live", "load",
+        "moved_ns", "name", "open", "routes", "routing_id", "session", "since_ns", "slotless", "speed", "state", "token",
     )  # fmt: skip
 
     def __init__(self, hello: WorkerHello, session: int, token: bytes, routing_id: RoutingId, now_ns: int) -> None:
@@ -66,6 +66,9 @@ class WorkerPeer:
         self.load = hello.load
         self.hosts: dict[str, Hosting] = {}
         self.live: dict[tuple[int, int, int], Request] = {}
+        self.line = Line()
+        #: Whether it had a free slot when its candidacies were last brought up to date.
+        self.open = False
         self.slotless = 0
         self.routes: dict[int, int] = {}
         self.dispatched = self.finished = self.failed = 0
@@ -89,7 +92,7 @@ class Hosting(Host):
     __slots__ = ("info", "model", "resumes", "worker")
 
     def __init__(self, worker: WorkerPeer, model: Model, info: ModelInfo) -> None:
-        super().__init__(worker.name, worker.speed, info.slots)
+        super().__init__(worker.name, worker.speed, info.slots, worker.line)
         self.worker = worker
         self.model = model
         self.info = info
@@ -199,7 +202,6 @@ class Registry:
                 known.info, known.slots, known.resumes = info, info.slots, "resume" in info.capabilities
             else:
                 hosting = Hosting(worker, model, info)
-                hosting.load = worker.in_flight
                 worker.hosts[info.name] = model.hosts[worker.name] = hosting
             for alias in info.aliases:
                 self.aliases.setdefault(alias, info.name)
@@ -221,11 +223,29 @@ class Registry:
             del self.aliases[alias]
 
     def refresh(self, worker: WorkerPeer) -> None:
-        """Bring the candidates of all models of a worker up to date with its load and state."""
-        load = worker.in_flight
+        """Bring the candidacies of all models of a worker up to date with its load and state."""
+        worker.line.length = worker.in_flight
+        worker.open = worker.free > 0
         for hosting in worker.hosts.values():
-            hosting.load = load
-            if hosting.open:
-                hosting.model.candidates.add(hosting, self._rng)
-            else:
-                hosting.model.candidates.remove(hosting)
+            self._refresh_one(hosting)
+
+    def moved(self, worker: WorkerPeer, host: Hosting | None) -> None:
+        """One request came to a worker or left it, of `host`'s model. The other models are looked at only where it
+        matters to them: when the worker became full or free, and where their candidates are kept in order."""
+        if (worker.free > 0) is not worker.open:
+            self.refresh(worker)
+            return
+        worker.line.length = worker.in_flight
+        # A request may outlive its model at this worker.
+        if host is not None and worker.hosts.get(host.model.name) is host:
+            self._refresh_one(host)
+        if len(worker.hosts) > 1:
+            for other in worker.hosts.values():
+                if other is not host and other.model.candidates.ordered:
+                    other.model.candidates.changed(other, self._rng)
+
+    def _refresh_one(self, hosting: Hosting) -> None:
+        if hosting.open:
+            hosting.model.candidates.add(hosting, self._rng)
+        else:
+            hosting.model.candidates.remove(hosting)
