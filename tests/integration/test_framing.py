@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zfabric.ids import RoutingId
-from zfabric.transport.router import Received, RouterLink
+from zfabric.transport.router import RouterLink
 from zfabric.wire.kinds import BEAT, CHUNKS, ENDS, SUBMIT, WITH_BODY
 
+Received = tuple[RoutingId, bytes, bytes]
 HONEST = (bytes([BEAT]) + b"\x91\x07", bytes([SUBMIT]) + b"header", bytes([CHUNKS]) + b"0000rest")
 #: Frames of one message: some of every family, an address such as the ROUTER assigns, nothing.
 frame = st.one_of(st.sampled_from([*HONEST, b"", b"\0\0\0\0\x01", bytes([ENDS])]), st.binary(max_size=8))
@@ -24,6 +25,7 @@ class Peers:
 
     def __init__(self, endpoint: str) -> None:
         self.link = RouterLink((endpoint,))
+        self.got: list[Received] = []
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.honest, self.other = (self._dealer() for _ in range(2))
         self.honest.send(HONEST[0])
@@ -37,10 +39,16 @@ class Peers:
 
     def receive(self, count: int) -> list[Received]:
         """Messages until so many are there."""
-        got: list[Received] = []
-        while len(got) < count:
-            got += self.link.receive_burst(16)
-        return got
+        self.got.clear()
+        while len(self.got) < count:
+            self.link.relay({}, self, 0, 16)
+        return list(self.got)
+
+    def link_message(self, sender: RoutingId, header: bytes, body: bytes) -> None:
+        self.got.append((sender, header, body))
+
+    def link_lost(self, peer: RoutingId) -> None:
+        raise AssertionError(f"{peer!r} has no route, so no chunk was sent to it")
 
     def close(self) -> None:
         self.honest.close()

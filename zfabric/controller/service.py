@@ -14,13 +14,12 @@ from zfabric.controller.config import ControllerConfig
 from zfabric.controller.keyring import KeyRing
 from zfabric.core.broker import Broker
 from zfabric.errors import ConfigurationError
+from zfabric.ids import RoutingId
 from zfabric.transport.clock import monotonic_ns
 from zfabric.transport.curve import ControllerKeys, load_secret
 from zfabric.transport.loop_timer import LoopTimer
 from zfabric.transport.router import RouterLink
 from zfabric.version import __version__
-from zfabric.wire.codec import ROUTE_BYTES
-from zfabric.wire.kinds import CHUNKS
 
 #: A look for messages whose edge was missed; it has nothing to do, and counts if it had.
 _WATCHDOG_S: Final = 0.25
@@ -139,33 +138,39 @@ class Controller:
     # ── the loop ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _pump(self) -> None:
-        """This is the only loop over messages. The narrow door is its first branch; everything rare is behind it."""
+        """The link passes chunks on by itself, through the narrow door; everything else comes in by the wide one."""
         self._scheduled = False
         link, broker = self._link, self._broker
         if link is None or broker is None:
             return
         self._pumps += 1
         now_ns = monotonic_ns()
-        routes, send = broker.routes.table, link.send
         # The first message is taken alone, since there is rarely a second: to ask for more costs less than a vain read.
         for count_max in (1, limits.BURST_MESSAGES_MAX):
-            for sender, header, body in link.receive_burst(count_max):
-                if header and header[0] == CHUNKS:
-                    route = routes.get(sender + header[:ROUTE_BYTES])
-                    if route is not None:
-                        route.worker.heard_ns = now_ns
-                        if not send(route.client, header):
-                            broker.disconnected(route.client, now_ns)
-                        continue
-                try:
-                    broker.receive(sender, header, body, now_ns)
-                except Exception as error:  # noqa: BLE001 — a bug one message finds must not cost the others theirs
-                    self._log("internal_error", error=f"{type(error).__name__}: {error}", kind=header[:1].hex())
-                if broker.outbox.pending:
-                    self._perform(link, broker, now_ns)
+            link.relay(broker.routes.table, self, now_ns, count_max)
             if not link.readable():
                 break
         self._after(link, broker, now_ns)
+
+    def link_message(self, sender: RoutingId, header: bytes, body: bytes) -> None:
+        """Anything but a chunk with a reader."""
+        link, broker = self._link, self._broker
+        assert link is not None
+        assert broker is not None
+        now_ns = monotonic_ns()
+        try:
+            broker.receive(sender, header, body, now_ns)
+        except Exception as error:  # noqa: BLE001 — a bug that one message finds must not cost the others theirs
+            self._log("internal_error", error=f"{type(error).__name__}: {error}", kind=header[:1].hex())
+        if broker.outbox.pending:
+            self._perform(link, broker, now_ns)
+
+    def link_lost(self, peer: RoutingId) -> None:
+        """A reader turned out to be gone."""
+        link, broker = self._link, self._broker
+        assert link is not None
+        assert broker is not None
+        self._gone(link, broker, peer, monotonic_ns())
 
     def _after(self, link: RouterLink, broker: Broker, now_ns: int) -> None:
         """Send what is due, re-arm the timers, and make sure that no message waits unseen."""
@@ -186,7 +191,7 @@ class Controller:
                 if not link.send(to, header, body):
                     self._gone(link, broker, to, now_ns)
 
-    def _gone(self, link: RouterLink, broker: Broker, peer: Any, now_ns: int) -> None:
+    def _gone(self, link: RouterLink, broker: Broker, peer: RoutingId, now_ns: int) -> None:
         link.forget(peer)
         broker.disconnected(peer, now_ns)
 
