@@ -84,6 +84,11 @@ class Sender:
                 elif frames[0][0] == kinds.DISPATCH:
                     order = codec.unpack_envelope(frames[0])
                     self._routes.append((socket, [codec.chunks_route(order.client)], order.request))
+        if not self._fabric:
+            # Any of its workers may send to any of the proxy's clients.
+            known = [frames for _, frames, _ in self._routes]
+            many = max(len(self._sockets), self._clients)
+            self._routes = [(self._sockets[n % len(self._sockets)], known[n % len(known)], 0) for n in range(many)]
         self._poller = poller
 
     def flood(self, count: int, tokens: int) -> float:

@@ -57,6 +57,8 @@ class Outcome:
         count: Requests, or tokens.
         cpu_s: CPU time by role, the driver's as "client".
         firsts: Times to the first token of a paced job, in microseconds.
+        wire_bytes: What went over the loopback meanwhile, with the headers of TCP and IP, on all hops together; 0 where
+            the system does not tell.
     """
 
     samples: list[float]
@@ -64,6 +66,7 @@ class Outcome:
     count: int
     cpu_s: dict[str, float]
     firsts: list[float] = field(default_factory=list)
+    wire_bytes: int = 0
 
     @property
     def rate(self) -> float:
@@ -133,17 +136,18 @@ class Stack:
         """Have the driver do a job. Raises: StackError."""
         if self._driver is None or self._driver.stdin is None:
             raise StackError("this system has no driver")
-        before = self.cpu()
+        before, wire_before = self.cpu(), _loopback_bytes()
         self._driver.stdin.write(json.dumps({"job": job, **parameters}).encode() + b"\n")
         await self._driver.stdin.drain()
         answer = await self._line(self._driver, "client", limit_s=150)
-        after = self.cpu()
+        after, wire_after = self.cpu(), _loopback_bytes()
         if "error" in answer:
             raise StackError(f"{job}: {answer['error']}")
         cpu_s = {role: after[role] - before[role] for role in after}
         cpu_s["client"] = answer["cpu_s"]
         count = answer.get("tokens", answer.get("requests", 0))
-        return Outcome(answer["samples"], answer["wall_s"], count, cpu_s, answer.get("firsts", []))
+        firsts = answer.get("firsts", [])
+        return Outcome(answer["samples"], answer["wall_s"], count, cpu_s, firsts, wire_after - wire_before)
 
     def cpu(self) -> dict[str, float]:
         """CPU seconds so far, by role, without the client's."""
@@ -233,6 +237,12 @@ def _cpu_s(process: psutil.Process) -> float:
         times = process.cpu_times()
         return float(times.user + times.system)
     return 0.0
+
+
+def _loopback_bytes() -> int:
+    """All that the loopback has carried so far. Systems take turns, so what it carries during a job is the job's."""
+    known = psutil.net_io_counters(pernic=True)
+    return sum(known[name].bytes_sent for name in ("lo", "lo0") if name in known)
 
 
 def _family(pid: int) -> list[psutil.Process]:

@@ -26,7 +26,7 @@ async def run(bench: Bench, report: Report) -> None:
     rows = await _streams(bench, report)
     for axis in ("workers", "clients"):
         rows += await _connections(bench, report, axis)
-    report.tables.append(Table("Controller's CPU per token or message, µs", ["axis", "size", "CPU µs"], rows))
+    report.tables.append(Table("CPU per token or message, µs", ["axis", "size", "controller", "zmq_proxy"], rows))
     _dispatch(bench, report)
     _models(report)
     _memory(report)
@@ -49,24 +49,27 @@ async def _streams(bench: Bench, report: Report) -> list[list[str]]:
         report.metric("streams_10000_ratio", [ratio], "×", "lower", goal=1.25, reference="64 streams")
     line = [(float(count), cost) for count, cost in costs.items()]
     report.plots.append(Plot("Controller's CPU per token", "streams", "µs", {"zfabric": line}))
-    return [["streams", f"{count:,}", f"{cost:.2f}"] for count, cost in costs.items()]
+    return [["streams", f"{count:,}", f"{cost:.2f}", ""] for count, cost in costs.items()]
 
 
 async def _connections(bench: Bench, report: Report, axis: str) -> list[list[str]]:
-    costs: dict[int, float] = {}
-    for count in (1, 100, 1_000):
-        bench.say(f"flood · {count} {axis}")
-        async with flooded("fabric", **{axis: count}) as stack:
-            await flood(stack, 128 * 100)
-            costs[count] = min([(await flood(stack, 128 * 300))[1] for _ in range(2)])
-        report.metric(f"{axis}_{count}.controller_cpu_per_message_us", [costs[count]], "µs", "lower")
-    ratio = costs[1_000] / costs[1]
-    goal = 1.25 if axis == "workers" else None
-    report.metric(f"{axis}_1000_ratio", [ratio], "×", "lower", goal=goal, reference=f"1 of {axis}")
-    report.plots.append(
-        Plot(f"CPU per message against {axis}", axis, "µs", {"controller": [(float(n), c) for n, c in costs.items()]})
-    )
-    return [[axis, f"{count:,}", f"{cost:.2f}"] for count, cost in costs.items()]
+    """As many connections as that on one side. The C proxy with as many shows what is libzmq's and the kernel's."""
+    costs: dict[str, dict[int, float]] = {"controller": {}, "zmq_proxy": {}}
+    for name, mode in (("controller", "fabric"), ("zmq_proxy", "proxy")):
+        for count in (1, 100, 1_000):
+            bench.say(f"flood · {name} · {count} {axis}")
+            async with flooded(mode, **{axis: count}) as stack:
+                await flood(stack, 128 * 100)
+                costs[name][count] = min([(await flood(stack, 128 * 300))[1] for _ in range(2)])
+            report.metric(f"{axis}_{count}.{name}_cpu_per_message_us", [costs[name][count]], "µs", "lower")
+        goal = 1.25 if axis == "workers" and mode == "fabric" else None
+        ratio = costs[name][1_000] / costs[name][1]
+        key = f"{axis}_1000_ratio" if mode == "fabric" else f"{axis}_1000_ratio_{name}"
+        report.metric(key, [ratio], "×", "lower", goal=goal, reference=f"1 of {axis}")
+    lines = {name: [(float(n), cost) for n, cost in found.items()] for name, found in costs.items()}
+    report.plots.append(Plot(f"CPU per message against {axis}", axis, "µs", lines))
+    own, other = costs["controller"], costs["zmq_proxy"]
+    return [[axis, f"{count:,}", f"{cost:.2f}", f"{other[count]:.2f}"] for count, cost in own.items()]
 
 
 def _broker(workers: int, models: int, slots: int = 64, policy: str = "shortest_queue") -> Broker:

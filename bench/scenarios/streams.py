@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.record import Plot, Report, Table
-from bench.runner import COMPARED, Bench, ratios
+from bench.runner import COMPARED, Bench, percentile, ratios
 from bench.subjects import HOP, WORKER
 
 NAME = "streams"
@@ -33,7 +33,9 @@ async def run(bench: Bench, report: Report) -> None:
             rows[name].append(f"{rates[name][-1][1]:,.0f}")
             if count == 64:
                 cpu = [f"{outcomes[-1].cpu_us(role) / tokens:.2f}" for role in (HOP, WORKER, "client")]
-                costs.append([name, *cpu])
+                wire = [outcome.wire_bytes / outcome.count / tokens for outcome in outcomes]
+                costs.append([name, *cpu, f"{percentile(wire, 50):.0f}"])
+                report.metric(f"{name.replace(' ', '_')}.wire_bytes_per_token", wire, "bytes", "lower")
                 if name in _GOALS and own:
                     report.metric(
                         f"rate_ratio_{name}_at_64",
@@ -49,7 +51,10 @@ async def run(bench: Bench, report: Report) -> None:
             report.metric(f"tokens_per_second_at_{count}", own, "1/s", "higher")
     columns = ["system", *(f"{count:,} streams" for count in _STREAMS)]
     report.tables.append(Table("Tokens a second", columns, list(rows.values())))
-    report.tables.append(Table("CPU per token at 64 streams, µs", ["system", "hop", "worker", "client"], costs))
+    columns = ["system", "hop", "worker", "client", "bytes on the wire"]
+    report.tables.append(
+        Table("A token at 64 streams: CPU in µs, and bytes on the loopback, all hops and headers", columns, costs)
+    )
     report.plots.append(Plot(TITLE, "streams", "tokens/s", {name: line for name, line in rates.items() if line}))
     report.unequal += [
         "zfabric puts all tokens that an engine's step has for one client into one message; every reader still gets each "
