@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,22 @@ def test_an_adapter_fits_a_packed_layer(tmp_path: Path, tiny_llama: Path, monkey
             outputs.append(model(torch.tensor([[5, 6, 7], [5, 6, 7]])).logits)
     torch.testing.assert_close(outputs[0], outputs[1], atol=1e-3, rtol=1e-3)
     assert not torch.allclose(outputs[1][0], outputs[1][1])
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch needs a C++ compiler for this")
+async def test_compiled_steps_say_the_same(tiny_llama: Path) -> None:
+    """Rows join and leave, are padded and not, and the cache grows: nothing is compiled anew after the start."""
+    options = TransformersOptions(model=str(tiny_llama), dtype="float32", device="cpu", compile=True)
+    worker = ModelWorker(options)
+    worker.steps = answers = Answers()
+    await worker.load()
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs > 0
+    for number, prompt in enumerate(PROMPTS):
+        worker.begin(ask(prompt, prompt, temperature=0, max_new_tokens=150 + 20 * number, ignore_eos=True))
+    await answers.until(*PROMPTS)
+    await worker.close()
+    assert answers.largest_step > 1
+    for number, prompt in enumerate(PROMPTS):
+        assert answers.tokens(prompt) == reference(tiny_llama, prompt, 150 + 20 * number)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs

@@ -50,10 +50,12 @@ def assemble(
     """Load, start the engine and warm it up. Takes as long as that takes.
 
     Raises:
-        ConfigurationError: See `load`, `Lora.read`.
+        ConfigurationError: See `load`, `Lora.read`; or compile is asked for where it does not go.
     """
     loaded = load(options)
-    model = (PairedModel if loaded.kind == "paired" else Model)(loaded.model)
+    if options.compile and loaded.kind != "causal":
+        raise ConfigurationError("compile goes with causal language models alone", model=options.model)
+    model = PairedModel(loaded.model) if loaded.kind == "paired" else Model(loaded.model, compiled=options.compile)
     adapters = Adapters()
     for name, path in adapter_paths(options.lora):
         adapter = model.lora.read(name, path)

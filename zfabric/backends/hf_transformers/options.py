@@ -40,6 +40,7 @@ class TransformersOptions:
         pooling: How embeddings are made; by default as the model's own files say, else the mean.
         stall_ms: A turn of the engine that takes longer has hung: its requests go elsewhere, and the worker ends.
         pack_weights: On a CPU, keep large weights in the order of its matrix kernels: several streams are faster by far.
+        compile: Have torch compile the steps of a causal language model. Takes minutes at the start, and a C++ compiler on a CPU.
         threads: CPU threads of torch.
         seed: Seed for requests that bring none; random by default.
     """
@@ -67,5 +68,6 @@ class TransformersOptions:
     pooling: Literal["mean", "cls", "last"] | None = None
     stall_ms: int = _STALL_MS
     pack_weights: bool = True
+    compile: bool = False
     threads: int | None = None
     seed: int | None = None
