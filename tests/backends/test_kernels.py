@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 from transformers.integrations import sdpa_attention
 
 from tests.backends.test_lora import save_adapter
 from tests.backends.tiny import Answers, ask, reference
+from zfabric.backends.hf_transformers import attention
 from zfabric.backends.hf_transformers.attention import attend
 from zfabric.backends.hf_transformers.lora import Lora
 from zfabric.backends.hf_transformers.options import TransformersOptions
@@ -47,6 +49,26 @@ def test_attention_gives_what_transformers_gives(heads: tuple[int, int], columns
     assert weights is None
     assert output.shape == expected.shape == (rows, columns, heads[0], size)
     torch.testing.assert_close(output, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_transformers_own_batching_still_works(tiny_llama: Path) -> None:
+    """It hands its paged cache to the attention that this backend installs for the whole process."""
+    attention.install()
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
+    settings = GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=-1, pad_token_id=2)
+    shape = ContinuousBatchingConfig(page_size=32, num_blocks=16, max_batch_tokens=64)
+    prompts = {prompt: [token + 3 for token in prompt.encode()] for prompt in PROMPTS}
+    results = model.generate_batch(
+        list(prompts.values()), generation_config=settings, continuous_batching_config=shape, progress_bar=False
+    )
+    with torch.inference_mode():
+        alone = [
+            model.generate(torch.tensor([tokens]), max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=2)
+            for tokens in prompts.values()
+        ]
+    assert sorted(result.generated_tokens for result in results.values()) == sorted(
+        one[0, -8:].tolist() for one in alone
+    )
 
 
 async def test_a_padded_batch_copies_no_cache(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,8 +143,6 @@ async def test_the_real_model_is_packed_and_says_the_same(smollm2: Path) -> None
 
 def test_an_adapter_fits_a_packed_layer(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It changes what the layer makes as it changes that of a plain one."""
-    from transformers import AutoModelForCausalLM
-
     adapter = save_adapter(tmp_path / "red", tiny_llama, 1)
     monkeypatch.setattr("zfabric.backends.hf_transformers.packing._WEIGHTS_MIN", 1)
     outputs = []

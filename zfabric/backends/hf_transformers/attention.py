@@ -45,6 +45,8 @@ def attend(
     rows, heads, columns, size = query.shape
     shared = heads // key.shape[1]
     padded = attention_mask is not None and attention_mask.shape[1] == 1 and position_bias is None and not dropout
+    # A paged cache, which transformers' own batching passes along, is read by its own function alone.
+    padded = padded and others.get("cache") is None
     if padded and shared > 1 and columns == 1:
         grouped = query.reshape(rows, key.shape[1], shared, size)
         output = _attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
