@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 from transformers.integrations import sdpa_attention
 
-from tests.backends.test_lora import save_adapter
+from tests.backends.test_lora import adapters, save_adapter, to
 from tests.backends.tiny import Answers, ask, reference
 from zfabric.backends.hf_transformers import attention
 from zfabric.backends.hf_transformers.attention import attend
@@ -20,6 +20,7 @@ from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.packing import PackedLinear, pack
 from zfabric.backends.hf_transformers.worker import ModelWorker
 
+__all__ = ["adapters"]  # a fixture
 PROMPTS = ["Hello", "The quick brown fox", "a"]
 
 
@@ -159,9 +160,10 @@ def test_an_adapter_fits_a_packed_layer(tmp_path: Path, tiny_llama: Path, monkey
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch needs a C++ compiler for this")
-async def test_compiled_steps_say_the_same(tiny_llama: Path) -> None:
+async def test_compiled_steps_say_the_same(tiny_llama: Path, adapters: dict[str, Path]) -> None:
     """Rows join and leave, are padded and not, and the cache grows: nothing is compiled anew after the start."""
-    options = TransformersOptions(model=str(tiny_llama), dtype="float32", device="cpu", compile=True)
+    flags = tuple(f"{name}={path}" for name, path in adapters.items())
+    options = TransformersOptions(model=str(tiny_llama), dtype="float32", device="cpu", compile=True, lora=flags)
     worker = ModelWorker(options)
     worker.steps = answers = Answers()
     await worker.load()
@@ -170,8 +172,12 @@ async def test_compiled_steps_say_the_same(tiny_llama: Path) -> None:
     for number, prompt in enumerate(PROMPTS):
         worker.begin(ask(prompt, prompt, temperature=0, max_new_tokens=150 + 20 * number, ignore_eos=True))
     await answers.until(*PROMPTS)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    worker.begin(to("red", "changed"))
+    worker.begin(to("", "base"))
+    await answers.until("changed", "base")
     await worker.close()
+    assert answers.tokens("changed") != answers.tokens("base")
     assert answers.largest_step > 1
     for number, prompt in enumerate(PROMPTS):
         assert answers.tokens(prompt) == reference(tiny_llama, prompt, 150 + 20 * number)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
