@@ -1,13 +1,15 @@
 """ModelWorker's figures, as JSON: ``python -m bench.engines.transformers [--models tiny smollm2] [--threads 1]``.
 
-- ``throughput``: tokens per second of so many answers at once, of transformers' own ``generate`` one by one, and of its own
-  continuous batching.
+- ``throughput``: tokens per second of so many answers at once, of transformers' own ``generate`` one by one, of its own
+  continuous batching, and of vLLM where that is installed.
 - ``gaps``: time between two tokens of running streams, undisturbed, and while prompts of 2,000 tokens arrive.
 - ``answers``: how late the event loop's timers are while the model computes (a beat is such a timer), and how long a
   status report, a cancel and the handing over of a step take on it.
+- ``fabric``: the same through a controller and a worker as processes, see `bench.engines.transformers_fabric`.
 
-All in one process, as a worker has it; times in milliseconds. The tiny model is random, so it shows the cost of the engine
-alone; SmolLM2-135M-Instruct shows what a real one leaves of that. Greedy, ends ignored.
+All but the last in one process, as a worker has it; times in milliseconds. The tiny model is random, so it shows the cost
+of the engine alone; SmolLM2-135M-Instruct shows what a real one leaves of that. Greedy, ends ignored. Rates are medians of
+rounds in which the systems of this process take turns, and the gain is that of each round: the machine may be shared.
 """
 
 from __future__ import annotations
@@ -19,9 +21,12 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +36,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
+from bench.engines import transformers_fabric
 from tests.backends.tiny import Answers, save_llama
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
@@ -44,6 +50,8 @@ LONG_TOKENS = 2_000
 ANSWER_TOKENS = {"tiny": 256, "smollm2": 48}
 GAP_TOKENS = {"tiny": 1_000, "smollm2": 96}
 LONG_PROMPTS = 2
+ROUNDS = {"tiny": 7, "smollm2": 2}
+FABRIC_TOKENS = {"tiny": 3_000, "smollm2": 64}
 
 
 class Timed(Answers):
@@ -124,6 +132,34 @@ def continuous(model: Any, count: int) -> float:
     return STREAMS * count / seconds
 
 
+def vllm(directory: Path, dtype: str, count: int) -> dict[str, float]:
+    """Tokens per second of vLLM's own engine by streams, in a process of its own; empty if it is not installed."""
+    if find_spec("vllm") is None:
+        return {}
+    command = [
+        sys.executable,
+        "-m",
+        "bench.engines.transformers_vllm",
+        str(directory),
+        dtype,
+        str(count),
+        "1",
+        str(STREAMS),
+    ]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    rates: dict[str, float] = json.loads(output.splitlines()[-1])
+    return rates
+
+
+async def through_fabric(directory: Path, name: str, given: argparse.Namespace) -> dict[str, Any]:
+    """Answers of a worker as its clients see them."""
+    arguments = ["--dtype", given.dtype, "--device", "cpu", "--threads", str(given.threads)]
+    arguments += ["--compile"] if given.compile else []
+    times = await transformers_fabric.measure(directory, FABRIC_TOKENS[name], prompt, *arguments)
+    (rate,) = times.pop("tokens_per_s")
+    return {"tokens_per_s": round(rate, 1), **{kind: summary(seconds) for kind, seconds in times.items()}}
+
+
 async def together(worker: ModelWorker, answers: Timed, count: int, streams: int, run: int = 0) -> float:
     """Tokens per second of so many requests at once."""
     names = [f"together {run} {streams} {index}" for index in range(streams)]
@@ -185,33 +221,50 @@ async def loop_answers(worker: ModelWorker, answers: Timed, count: int) -> dict[
     }
 
 
-async def measure(name: str, directory: Path, dtype: Any) -> dict[str, Any]:
+async def throughput(
+    name: str, directory: Path, worker: ModelWorker, answers: Timed, given: argparse.Namespace
+) -> dict[str, Any]:
+    """Tokens per second of all systems."""
     count = ANSWER_TOKENS[name]
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
-    alone = one_by_one(model, count)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, given.dtype)).eval()
     own = continuous(model, count)
-    options = TransformersOptions(model=str(directory), dtype=dtype, device="cpu", context_length=4_096)
+    theirs = vllm(directory, given.dtype, count)
+    await together(worker, answers, 8, STREAMS, -1)
+    rounds = [
+        (
+            one_by_one(model, count),
+            await together(worker, answers, count, 1, number),
+            await together(worker, answers, count, STREAMS, number),
+        )
+        for number in range(ROUNDS[name])
+    ]
+    alone, single, eight = (round(statistics.median(rates), 1) for rates in zip(*rounds, strict=True))
+    gains = sorted(many / one for one, _, many in rounds)
+    return {
+        "generate_one_by_one_tokens_per_s": alone,
+        "continuous_batching_of_transformers_8_tokens_per_s": round(own, 1),
+        **{f"vllm_{streams}_tokens_per_s": rate for streams, rate in theirs.items()},
+        "worker_1_stream_tokens_per_s": single,
+        "worker_8_streams_tokens_per_s": eight,
+        "gain_at_8": round(statistics.median(gains), 2),
+        "gain_at_8_least": round(gains[0], 2),
+    }
+
+
+async def measure(name: str, directory: Path, given: argparse.Namespace) -> dict[str, Any]:
+    options = TransformersOptions(
+        model=str(directory), dtype=given.dtype, device="cpu", context_length=4_096, compile=given.compile
+    )
     worker = ModelWorker(options)
     worker.steps = answers = Timed()
     await worker.load()
-    await together(worker, answers, 8, 2, -1)
-    # The machine is shared: the better of two runs is nearer to what the engine can do.
-    rates = {
-        streams: max([await together(worker, answers, count, streams, run) for run in range(2)])
-        for streams in (1, STREAMS)
-    }
     found = {
-        "throughput": {
-            "generate_one_by_one_tokens_per_s": round(alone, 1),
-            "continuous_batching_of_transformers_8_tokens_per_s": round(own, 1),
-            "worker_1_stream_tokens_per_s": round(rates[1], 1),
-            "worker_8_streams_tokens_per_s": round(rates[STREAMS], 1),
-            "gain_at_8": round(rates[STREAMS] / alone, 2),
-        },
+        "throughput": await throughput(name, directory, worker, answers, given),
         "gaps_ms": await gaps(worker, answers, GAP_TOKENS[name]),
-        "answers_ms": await loop_answers(worker, answers, count),
+        "answers_ms": await loop_answers(worker, answers, ANSWER_TOKENS[name]),
     }
     await worker.close()
+    found["fabric_ms"] = await through_fabric(directory, name, given)
     return found
 
 
@@ -221,14 +274,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", nargs="+", choices=sorted(ANSWER_TOKENS), default=sorted(ANSWER_TOKENS))
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--compile", action="store_true", help="the worker's own flag")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory(prefix="zf-bench-") as root:
-        directories = {"tiny": lambda: save_llama(Path(root), positions=4_096), "smollm2": lambda: prepare("smollm2")}
-        models = {name: asyncio.run(measure(name, directories[name](), given.dtype)) for name in given.models}
+        directories = {
+            "tiny": lambda: save_llama(Path(root), positions=4_096, heads=2),
+            "smollm2": lambda: prepare("smollm2"),
+        }
+        models = {name: asyncio.run(measure(name, directories[name](), given)) for name in given.models}
     load = statistics.fmean(os.getloadavg())
     conditions = {
         "cpus": os.cpu_count(), "threads": given.threads, "load_average": round(load, 1), "dtype": given.dtype,
+        "compile": given.compile,
         "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
     }  # fmt: skip
     print(json.dumps({"engine": "transformers", "conditions": conditions, "models": models}, indent=2))

@@ -125,6 +125,9 @@ class Announced:
     def engine_died(self, error: Any) -> None:
         raise AssertionError(error)
 
+    def log(self, event: str, **fields: Any) -> None:
+        raise AssertionError(event)
+
     def models_changed(self, models: Any) -> None:
         self.models.append([model.name for model in models])
         self.changed.set()

@@ -45,6 +45,10 @@ async def same(directory: Path, requests: list[GenerateRequest], **options: Any)
     assert there == await say(directory, requests, "cpu", **options)
 
 
+async def test_compiled_steps(tiny_llama: Path) -> None:
+    await same(tiny_llama, [greedy(prompt, prompt, 150) for prompt in PROMPTS], compile=True)
+
+
 async def test_an_encoder_decoder(tiny_t5: Path) -> None:
     await same(tiny_t5, [greedy(prompt, prompt, 20) for prompt in PROMPTS])
 

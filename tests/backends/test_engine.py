@@ -16,7 +16,7 @@ from tests.backends.tiny import Answers, ask, reference
 from zfabric.backends.hf_transformers.cache import GrowingLayer
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
-from zfabric.errors import BackendError, EngineStalledError, OutOfMemoryError, ParameterRangeError
+from zfabric.errors import BackendError, EngineStalledError, OutOfMemoryError, ParameterRangeError, WorkerLostError
 from zfabric.wire.payloads import EmbedRequest
 
 Served = tuple[ModelWorker, Answers]
@@ -257,9 +257,52 @@ async def test_a_prompt_that_fails_among_others_fails_alone(tiny_worker: Served,
     assert answers.tokens("b") == reference(tiny_llama, "Hi", 6)
 
 
-async def test_a_dead_engine_is_known_and_leaves_nobody_waiting(start: Start) -> None:
+async def test_a_turn_that_breaks_costs_what_it_computed_and_no_more(start: Start, tiny_llama: Path) -> None:
+    worker, answers = await start(max_batch_size=2)
+    failing(worker, ValueError("broken"), lambda rows, columns: (rows, columns) == (2, 1))
+    gate = hold(worker)
+    worker.begin(greedy("a", "Hello", 30))
+    worker.begin(greedy("b", "Hello you", 30))
+    worker.begin(greedy("waits", "Once", 30))
+    await prepared(worker)
+    gate.set()
+    await answers.until("a", "b", "waits")
+    # Lost, not failed: the fabric goes on with them elsewhere.
+    for name in ("a", "b"):
+        assert isinstance(answers.errors[name], WorkerLostError)
+        assert "broken" in str(answers.errors[name])
+    assert answers.tokens("waits") == reference(tiny_llama, "Once", 30)
+    worker.begin(greedy("a", "Hello", 30, resume_token_ids=answers.tokens("a")))
+    answers.errors.clear()
+    await answers.until("a")
+    assert answers.tokens("a") == reference(tiny_llama, "Hello", 30)
+    assert answers.logged == ["engine_restarted"]
+    report = worker.load_report()
+    assert report.gauges["engine_restarts"] == 1
+    assert report.waiting == 0
+    assert report.kv_blocks_free == worker._assembled.loaded.kv_tokens_max  # type: ignore[union-attr]
+
+
+async def test_an_engine_that_breaks_again_and_again_is_dead(start: Start) -> None:
     worker, answers = await start()
-    failing(worker, ValueError("broken"), lambda rows, columns: columns == 1)
+    failing(worker, ValueError("broken"), lambda rows, columns: (rows, columns) == (2, 1), times=100)
+    for attempt in range(4):
+        assert answers.died is None
+        gate = hold(worker)
+        for name in ("a", "b"):
+            worker.begin(greedy(f"{name}{attempt}", "Hello", 30))
+        await prepared(worker)
+        gate.set()
+        if attempt < 3:
+            await answers.until(f"a{attempt}", f"b{attempt}")
+    await answers.death()
+    assert answers.logged == ["engine_restarted"] * 3
+    assert "broken" in str(answers.died)
+
+
+async def test_a_broken_model_is_known_and_leaves_nobody_waiting(start: Start) -> None:
+    worker, answers = await start()
+    failing(worker, ValueError("broken"), lambda rows, columns: columns == 1, times=100)
     worker.begin(greedy("a", "Hello", 30))
     await answers.death()
     assert "broken" in str(answers.died)

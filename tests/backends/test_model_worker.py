@@ -165,7 +165,7 @@ async def test_an_aborted_request_frees_its_place(tiny_worker: Served) -> None:
     await run(tiny_worker, ask("another", temperature=0, max_new_tokens=20, ignore_eos=True))
     assert len(answers.tokens("long")) == seen
     assert seen < 400
-    assert worker.load_report().gauges["kv_tokens_free"] == worker._assembled.engine._kv_tokens_max  # type: ignore[union-attr]
+    assert worker.load_report().gauges["kv_tokens_free"] == worker._assembled.loaded.kv_tokens_max  # type: ignore[union-attr]
 
 
 async def test_prompts_that_cannot_be_served_say_why(tiny_worker: Served) -> None:

@@ -16,7 +16,7 @@ from tests.backends.test_engine import hold, prepared
 from tests.backends.tiny import Answers, ask, byte_tokenizer
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
-from zfabric.errors import ContextOverflowError
+from zfabric.errors import ConfigurationError, ContextOverflowError
 from zfabric.wire.payloads import EmbedRequest
 
 Served = tuple[ModelWorker, Answers]
@@ -129,3 +129,11 @@ async def test_the_encoder_embeds(served: Served) -> None:
     together = np.frombuffer(result.data, dtype="<f4").reshape(2, 32)
     alone = np.frombuffer((await worker.embed(EmbedRequest(inputs=["hello"]))).data, dtype="<f4")
     np.testing.assert_allclose(alone, together[0], atol=1e-5)
+
+
+async def test_compiling_it_is_refused(tiny_t5: Path) -> None:
+    worker = ModelWorker(TransformersOptions(model=str(tiny_t5), dtype="float32", device="cpu", compile=True))
+    worker.steps = Answers()
+    with pytest.raises(ConfigurationError, match="causal"):
+        await worker.load()
+    await worker.close()

@@ -123,6 +123,7 @@ class Answers:
         self.errors: dict[str, FabricError] = {}
         self.largest_step = 0
         self.died: FabricError | None = None
+        self.logged: list[str] = []
         self._changed = asyncio.Event()
 
     def emit(self, step: Iterable[tuple[str, Delta]]) -> None:
@@ -139,13 +140,16 @@ class Answers:
     def models_changed(self, models: Sequence[ModelInfo]) -> None:
         raise AssertionError("nothing here changes its models")
 
+    def log(self, event: str, **fields: object) -> None:
+        self.logged.append(event)
+
     def engine_died(self, error: FabricError) -> None:
         self.died = error
         self._changed.set()
 
     def ended(self, request_id: str) -> bool:
         deltas = self.deltas.get(request_id, [])
-        return request_id in self.errors or any(delta.usage is not None for delta in deltas)
+        return request_id in self.errors or (bool(deltas) and deltas[-1].usage is not None)
 
     async def until(self, *request_ids: str, tokens: int | None = None) -> None:
         """Wait until these have ended, or have so many tokens."""

@@ -19,6 +19,7 @@ _LEVELS: Final[dict[str, int]] = {
     "disconnected": logging.WARNING,
     "drain_limit_reached": logging.WARNING,
     "file_limit_low": logging.WARNING,
+    "engine_restarted": logging.WARNING,
     "refused": logging.WARNING,
     "backend_error": logging.ERROR,
     "engine_died": logging.ERROR,

@@ -64,6 +64,9 @@ class StepSink(Protocol):
     def models_changed(self, models: Sequence[ModelInfo]) -> None:
         """Announce another set of models (an adapter was loaded, an upstream came or went)."""
 
+    def log(self, event: str, **fields: object) -> None:
+        """Tell the operator of something; never per request."""
+
     def engine_died(self, error: FabricError) -> None:
         """The engine is gone: what runs fails over to other workers, and the worker process ends with this error."""
 

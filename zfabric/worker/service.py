@@ -380,6 +380,10 @@ class WorkerService:
         self._session.announce(self._announced(), monotonic_ns())
         self.link_idle()
 
+    def log(self, event: str, **fields: object) -> None:
+        """A backend has something to tell the operator."""
+        self._log(event, **fields)
+
     def fail(self, request_id: str, error: FabricError) -> None:
         """A step-wise engine gives up on one request."""
         self._fail(request_id, error)
@@ -425,6 +429,9 @@ class _Steps:
 
     def models_changed(self, models: Sequence[ModelInfo]) -> None:
         self._service.models_changed(self._backend, models)
+
+    def log(self, event: str, **fields: object) -> None:
+        self._service.log(event, backend=type(self._backend).__name__, **fields)
 
     def engine_died(self, error: FabricError) -> None:
         self._service.die(error, self._backend)

@@ -9,7 +9,7 @@ from typing import Any
 
 from zfabric.backends.hf_transformers.embed_queue import EmbedQueue
 from zfabric.backends.hf_transformers.embedding import Embedder
-from zfabric.backends.hf_transformers.engine import Engine, Step
+from zfabric.backends.hf_transformers.engine import Engine
 from zfabric.backends.hf_transformers.intake import Intake
 from zfabric.backends.hf_transformers.loading import Loaded, load
 from zfabric.backends.hf_transformers.lora import Adapters, Lora
@@ -17,6 +17,7 @@ from zfabric.backends.hf_transformers.model import Model, PairedModel
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.pace import Pace
 from zfabric.backends.hf_transformers.sequence import Answer
+from zfabric.backends.hf_transformers.stepper import Step
 from zfabric.errors import ConfigurationError, FabricError
 from zfabric.wire.payloads import EmbedRequest
 
@@ -43,15 +44,18 @@ def assemble(
     *,
     on_step: Callable[[Step], None],
     on_failure: Callable[[Answer, FabricError], None],
+    on_restart: Callable[[FabricError], None],
     on_death: Callable[[FabricError], None],
 ) -> Assembled:
     """Load, start the engine and warm it up. Takes as long as that takes.
 
     Raises:
-        ConfigurationError: See `load`, `Lora.read`.
+        ConfigurationError: See `load`, `Lora.read`; or compile is asked for where it does not go.
     """
     loaded = load(options)
-    model = (PairedModel if loaded.kind == "paired" else Model)(loaded.model)
+    if options.compile and loaded.kind != "causal":
+        raise ConfigurationError("compile goes with causal language models alone", model=options.model)
+    model = PairedModel(loaded.model) if loaded.kind == "paired" else Model(loaded.model, compiled=options.compile)
     adapters = Adapters()
     for name, path in adapter_paths(options.lora):
         adapter = model.lora.read(name, path)
@@ -76,6 +80,7 @@ def assemble(
         pace=Pace(options.prefill_chunk_tokens, options.prefill_wait_ms / 1_000),
         on_step=on_step,
         on_failure=on_failure,
+        on_restart=on_restart,
         on_death=on_death,
     )
     embedder = Embedder(

@@ -16,31 +16,72 @@ _SPARE_COLUMNS: Final = 128
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values of one layer, (rows, heads, columns, size). The newest column is the last."""
+    """Keys and values of one layer, (rows, heads, columns, size). The newest column is the last.
+
+    What is in use is a number, and no view that is kept: a compiled step could not take two tensors over one memory.
+    """
 
     def __init__(self) -> None:
-        super().__init__()
         self._keys: Any = None
         self._values: Any = None
+        self._columns = 0
+        super().__init__()
+
+    @property
+    def keys(self) -> Any:
+        """Those in use; None before the first."""
+        return None if self._keys is None else self._keys[:, :, : self._columns]
+
+    @keys.setter
+    def keys(self, _: Any) -> None:
+        """The base class has attributes; here `update` alone writes."""
+
+    @property
+    def values(self) -> Any:
+        """Those in use; None before the first."""
+        return None if self._values is None else self._values[:, :, : self._columns]
+
+    @values.setter
+    def values(self, _: Any) -> None:
+        """As for keys."""
+
+    def get_seq_length(self) -> int:
+        """Columns in use."""
+        return self._columns
 
     def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Append columns. Returns all keys and all values."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        present = self.get_seq_length()
+        present = self._columns
         columns = present + key_states.shape[2]
-        if self._keys is None or columns > self._keys.shape[2]:
-            self._keys = _store(key_states, key_states.shape[0], columns, self.keys if present else None)
-            self._values = _store(value_states, value_states.shape[0], columns, self.values if present else None)
+        if self._keys is None:
+            self._grow(key_states, value_states, columns)
+        else:
+            self.reserve(columns)
         self._keys[:, :, present:columns] = key_states
         self._values[:, :, present:columns] = value_states
-        self._show(columns)
-        return self.keys, self.values
+        self._columns = columns
+        return self._keys[:, :, :columns], self._values[:, :, :columns]
+
+    def reserve(self, columns: int) -> None:
+        """Have room for so many columns."""
+        if columns > self._keys.shape[2]:
+            self._grow(self._keys, self._values, columns)
+
+    def _grow(self, keys: Any, values: Any, columns: int) -> None:
+        """Move to a larger place, of as many rows as these have, and their type."""
+        present = self._columns
+        larger = (
+            _store(keys, keys.shape[0], columns, self.keys if present else None),
+            _store(values, values.shape[0], columns, self.values if present else None),
+        )
+        # Both or none: memory may suffice for one of them alone.
+        self._keys, self._values = larger
 
     def crop_to(self, columns: int) -> None:
         """Forget what was appended after so many columns."""
-        if self.get_seq_length() > columns:
-            self._show(columns)
+        self._columns = min(self._columns, columns)
 
     def select(self, rows: list[int], skip: int) -> None:
         """Go on with these rows, in this order, and without the first `skip` columns. A row may come twice."""
@@ -61,23 +102,18 @@ class GrowingLayer(DynamicLayer):
         skip = self.get_seq_length() - columns
         self._keys = self._keys[:rows, :, skip:]
         self._values = self._values[:rows, :, skip:]
-        self._show(columns)
+        self._columns = columns
 
     def _replace(self, parts: list[tuple[Any, Any]], columns: int) -> None:
         rows = sum(keys.shape[0] for keys, _ in parts)
-        self._keys = _store(parts[0][0], rows, columns, None)
-        self._values = _store(parts[0][1], rows, columns, None)
+        all_keys, all_values = (_store(one, rows, columns, None) for one in parts[0])
         begin = 0
         for keys, values in parts:
             end = begin + keys.shape[0]
-            self._keys[begin:end, :, columns - keys.shape[2] : columns] = keys
-            self._values[begin:end, :, columns - values.shape[2] : columns] = values
+            all_keys[begin:end, :, columns - keys.shape[2] : columns] = keys
+            all_values[begin:end, :, columns - values.shape[2] : columns] = values
             begin = end
-        self._show(columns)
-
-    def _show(self, columns: int) -> None:
-        self.keys = self._keys[:, :, :columns]
-        self.values = self._values[:, :, :columns]
+        self._keys, self._values, self._columns = all_keys, all_values, columns
 
 
 class GrowingCache(Cache):
@@ -111,6 +147,11 @@ class GrowingCache(Cache):
         """Go on with these rows, in this order, and without the first `skip` columns."""
         for layer in self.layers:
             layer.select(rows, skip)
+
+    def reserve(self, columns: int) -> None:
+        """Have room for so many columns, so that the next passes up to there write and move nothing."""
+        for layer in self.layers:
+            layer.reserve(columns)
 
     def crop_to(self, columns: int) -> None:
         """Forget what was appended after so many columns."""

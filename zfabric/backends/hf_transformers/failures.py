@@ -18,7 +18,12 @@ def as_fabric_error(error: Exception) -> FabricError:
     if isinstance(error, FabricError):
         return error
     if out_of_memory(error):
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_memory_back()
         return OutOfMemoryError(f"out of device memory: {first_line}")
     return BackendError(f"{type(error).__name__}: {first_line}")
+
+
+def give_memory_back() -> None:
+    """Have torch return what it keeps for later to the device."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -17,8 +17,10 @@ from transformers import (
     AutoTokenizer,
 )
 
+from zfabric.backends.hf_transformers import attention
 from zfabric.backends.hf_transformers.embedding import own_length, own_pooling
 from zfabric.backends.hf_transformers.options import TransformersOptions
+from zfabric.backends.hf_transformers.packing import pack
 from zfabric.backends.hf_transformers.prompts import context_length
 from zfabric.errors import ConfigurationError
 
@@ -118,6 +120,9 @@ def load(options: TransformersOptions) -> Loaded:
     if options.device_map is None and getattr(model, "hf_quantizer", None) is None:
         model = model.to(device)
     model.eval()
+    attention.install()
+    if options.pack_weights:
+        pack(model)
     kv_tokens_max = options.kv_tokens_max or _kv_tokens(config, model)
     length = options.context_length or _length(config, tokenizer, options.model, generates=generates)
     return Loaded(

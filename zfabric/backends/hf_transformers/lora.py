@@ -188,6 +188,8 @@ def _settings(directory: Path) -> Any:
 
 def _equal(module: Any, weight: torch.Tensor) -> bool:
     own = getattr(module, "weight", None)
+    if own is not None and own.is_mkldnn:
+        own = own.to_dense()
     return own is not None and own.shape == weight.shape and bool(torch.equal(own.cpu(), weight.to(own.dtype)))
 
 

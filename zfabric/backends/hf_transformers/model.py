@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from zfabric.backends.hf_transformers.cache import GrowingCache, PairedCache
 from zfabric.backends.hf_transformers.lora import Adapter, Lora
 from zfabric.backends.hf_transformers.sequence import Answer
+from zfabric.wire.payloads import GenerateRequest
 
 #: Media that have one entry per token of the prompt.
 _PER_TOKEN = "token_type_ids"
+
+
+#: Whose rows a warm-up computes.
+_NOBODY: Final = [Answer(GenerateRequest()) for _ in range(4)]
 
 
 class Model:
@@ -21,10 +26,13 @@ class Model:
 
     Args:
         model: Of transformers, in evaluation mode.
+        compiled: Steps of the batch are compiled by torch. Prompts are not: their shapes are too many, and their passes
+            too long for it to matter.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, compiled: bool = False) -> None:
         self._model = model
+        self._compiled: Any = torch.compile(model, dynamic=True) if compiled else None
         self.device = model.device
         self.lora = Lora(model)
         self._accepted = frozenset(inspect.signature(model.forward).parameters)
@@ -69,8 +77,15 @@ class Model:
             arguments["position_ids"] = self._positions(answers, width - columns, width, first)
         if "logits_to_keep" in self._accepted and not all_logits:
             arguments["logits_to_keep"] = 1
-        with self.lora.rows([answer.adapter for answer in answers]):
-            logits = self._model(**arguments).logits
+        adapters = [answer.adapter for answer in answers]
+        run = self._model
+        if self._compiled is not None and columns == 1 and width > 2 and not any(adapters):
+            # Nothing may move within a compiled step. For lengths of 0 and 1, and for a cache that is full to the last
+            # column, another one would be made.
+            cache.reserve(width + 1)
+            run = self._compiled
+        with self.lora.rows(adapters):
+            logits = run(**arguments).logits
         logits = (logits if all_logits else logits[:, -1]).float()
         # Drawing needs float64, which MPS does not have.
         return logits.cpu() if logits.device.type == "mps" else logits
@@ -81,6 +96,17 @@ class Model:
             cache = self._warm_cache()
             self([[0] * 8], [8], cache)
             self([[0]], [9], cache)
+            if self._compiled is not None:
+                self._warm_up_compiled()
+
+    def _warm_up_compiled(self) -> None:
+        """Compile what steps are made of: one row and several, padded and not, each with numbers that differ."""
+        for sizes in ((8,), (8, 8), (8, 8, 8), (8, 7), (8, 6, 7), (8, 5, 6, 7)):
+            cache = GrowingCache()
+            self([[0] * 8] * len(sizes), sizes, cache, answers=_NOBODY[: len(sizes)])
+            for step in range(1, 4):
+                lengths = [size + step for size in sizes]
+                self([[0]] * len(sizes), lengths, cache, answers=_NOBODY[: len(sizes)])
 
     def _warm_cache(self) -> Any:
         return GrowingCache()

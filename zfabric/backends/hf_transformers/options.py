@@ -39,6 +39,8 @@ class TransformersOptions:
         embed_batch_tokens: Tokens of one pass of embeddings, padding included.
         pooling: How embeddings are made; by default as the model's own files say, else the mean.
         stall_ms: A turn of the engine that takes longer has hung: its requests go elsewhere, and the worker ends.
+        pack_weights: On a CPU, keep large weights in the order of its matrix kernels: several streams are faster by far.
+        compile: Have torch compile the steps of a causal language model. Takes minutes at the start, and a C++ compiler on a CPU.
         threads: CPU threads of torch.
         seed: Seed for requests that bring none; random by default.
     """
@@ -65,5 +67,7 @@ class TransformersOptions:
     embed_batch_tokens: int = 8_192
     pooling: Literal["mean", "cls", "last"] | None = None
     stall_ms: int = _STALL_MS
+    pack_weights: bool = True
+    compile: bool = False
     threads: int | None = None
     seed: int | None = None

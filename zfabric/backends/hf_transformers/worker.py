@@ -130,6 +130,7 @@ class ModelWorker(BaseModelWorker):
             self.options,
             on_step=lambda step: self._post(self._hand_over, step),
             on_failure=lambda answer, error: self._post(self._give_up, answer, error),
+            on_restart=lambda error: self._post(self._restarted, error),
             on_death=lambda error: self._post(self._died, error),
         )
 
@@ -180,7 +181,7 @@ class ModelWorker(BaseModelWorker):
             waiting=engine.waiting,
             progress=engine.steps_taken,
             kv_blocks_free=engine.kv_tokens_free,
-            gauges={"kv_tokens_free": engine.kv_tokens_free},
+            gauges={"kv_tokens_free": engine.kv_tokens_free, "engine_restarts": engine.restarts},
         )
 
     async def close(self) -> None:
@@ -201,6 +202,10 @@ class ModelWorker(BaseModelWorker):
     def _give_up(self, answer: Answer, error: FabricError) -> None:
         if not answer.cancelled:
             self.steps.fail(answer.request.request_id, error)
+
+    def _restarted(self, error: FabricError) -> None:
+        assert self._assembled is not None
+        self.steps.log("engine_restarted", error=str(error), restarts=self._assembled.engine.restarts)
 
     def _died(self, error: FabricError) -> None:
         self.steps.engine_died(error)

@@ -1,0 +1,48 @@
+"""vLLM's tokens per second on a model, beside which `bench.engines.transformers` puts its own.
+
+Usage: python -m bench.engines.transformers_vllm DIRECTORY DTYPE TOKENS STREAMS… prints one JSON object. A process of its
+own, since vLLM binds threads and sets up much for all of it. One computing thread, no compiled graphs, tokens by id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.engines.vllm import ENVIRONMENT, bare, measure
+
+PROMPT_TOKENS = 24
+RUNS = 2
+
+
+async def rates(directory: str, dtype: str, tokens: int, streams: Sequence[int]) -> dict[str, float]:
+    """The better of two runs each, after one that warms up."""
+    engine = [
+        "--model", directory, "--dtype", dtype, "--max-model-len", "2048", "--max-num-seqs", "64", "--enforce-eager",
+        "--distributed-executor-backend", "uni", "--no-enable-prefix-caching",
+    ]  # fmt: skip
+    chance = random.Random(0)
+    found = {}
+    async with bare(engine, Path(directory)) as stream:
+        for count in streams:
+            await measure(stream, count, PROMPT_TOKENS, 8, chance)
+            runs = [await measure(stream, count, PROMPT_TOKENS, tokens, chance) for _ in range(RUNS)]
+            found[str(count)] = round(max(run.tokens_per_second for run in runs), 1)
+    return found
+
+
+def main() -> None:
+    """Entry point."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    directory, dtype, tokens, *streams = sys.argv[1:]
+    print(json.dumps(asyncio.run(rates(directory, dtype, int(tokens), [int(count) for count in streams]))))
+
+
+if __name__ == "__main__":
+    main()

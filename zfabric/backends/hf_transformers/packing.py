@@ -1,0 +1,60 @@
+"""Weights of a CPU's linear layers in the order in which its matrix kernels read them.
+
+A plain weight is brought into that order anew at each call, as soon as a batch has several rows: for a few rows that takes
+longer than the product itself, so a batch would hardly be faster than its rows one by one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+
+#: Smaller ones stay in the processor's cache, where ordering them costs less than the other kernel's call.
+_WEIGHTS_MIN: Final = 1 << 18
+
+
+class PackedLinear(torch.nn.Module):
+    """A linear layer for inference on a CPU.
+
+    Args:
+        plain: The layer whose place it takes; its weight is not kept.
+    """
+
+    def __init__(self, plain: torch.nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = plain.in_features, plain.out_features
+        packed = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach(), None)
+        self.weight = torch.nn.Parameter(packed, requires_grad=False)
+        self.bias = plain.bias
+        self._product = torch.ops.mkldnn._linear_pointwise.default
+
+    def forward(self, given: torch.Tensor) -> Any:
+        """`given @ weight.T + bias`."""
+        return self._product(given, self.weight, self.bias, "none", [], "")
+
+
+def pack(model: torch.nn.Module) -> int:
+    """Replace the large linear layers that are on the CPU. Returns how many."""
+    dtypes = _dtypes()
+    found = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        # Kinds derived from it, such as quantized ones, keep their weights in ways of their own.
+        if type(child) is torch.nn.Linear
+        and child.weight.device.type == "cpu"
+        and child.weight.dtype in dtypes
+        and child.weight.numel() >= _WEIGHTS_MIN
+    ]
+    for parent, name, child in found:
+        setattr(parent, name, PackedLinear(child))
+    return len(found)
+
+
+def _dtypes() -> frozenset[torch.dtype]:
+    """Types that the kernels have on this machine; none if torch was built without them."""
+    if not torch.backends.mkldnn.is_available():
+        return frozenset()
+    narrow = {torch.bfloat16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else set()
+    return frozenset({torch.float32} | narrow)
