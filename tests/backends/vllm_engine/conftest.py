@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -32,6 +33,19 @@ TINY = [*ENGINE, "--dtype", "float32", "--max-model-len", "512", "--max-num-seqs
 TINY += ["--max-logprobs", "20", "--scheduling-policy", "priority"]
 
 Served = tuple[VLLMWorker, Answers]
+
+
+class Borrowed(VLLMWorker):
+    """The engine of all tests, which has loaded already and stays when its fabric goes."""
+
+    def __init__(self, engine: VLLMWorker) -> None:
+        self.__dict__ = engine.__dict__
+
+    async def load(self) -> Any:
+        return self._models()
+
+    async def close(self) -> None:
+        pass
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from tests.backends.vllm_engine.conftest import TINY, Served
+from tests.backends.vllm_engine.conftest import TINY, Borrowed, Served
 from tests.fabric import Fabric, Process, fabric, processes
 from zfabric import AsyncClient
 from zfabric.backends.vllm_engine.worker import VLLMWorker
@@ -21,19 +21,6 @@ from zfabric.errors import DeadlineExceededError, UnsupportedParameterError, Wor
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 LONG: dict[str, Any] = {"max_new_tokens": 480, "ignore_eos": True, "temperature": 0}
-
-
-class Borrowed(VLLMWorker):
-    """The engine of all tests, which has loaded already and stays when its fabric goes."""
-
-    def __init__(self, engine: VLLMWorker) -> None:
-        self.__dict__ = engine.__dict__
-
-    async def load(self) -> Any:
-        return self._models()
-
-    async def close(self) -> None:
-        pass
 
 
 @pytest_asyncio.fixture(loop_scope="package")
