@@ -45,8 +45,9 @@ async def until_empty(worker: VLLMWorker) -> None:
             await asyncio.sleep(0.002)
 
 
+@pytest.mark.parametrize("streams", [48, 256])
 async def test_all_streams_of_a_client_share_a_message(
-    fabric_of_one: tuple[Fabric, AsyncClient, VLLMWorker], monkeypatch: pytest.MonkeyPatch
+    fabric_of_one: tuple[Fabric, AsyncClient, VLLMWorker], monkeypatch: pytest.MonkeyPatch, streams: int
 ) -> None:
     made, client, worker = fabric_of_one
     await client.generate("tiny", "Hello", max_new_tokens=1)
@@ -61,13 +62,16 @@ async def test_all_streams_of_a_client_share_a_message(
     monkeypatch.setattr(link, "send_all", counted)
     before = worker.load_report().progress or 0
     completions = await asyncio.gather(
-        *(client.generate("tiny", f"prompt {n}", max_new_tokens=50, temperature=0, ignore_eos=True) for n in range(48))
+        *(
+            client.generate("tiny", f"prompt {n}", max_new_tokens=50, temperature=0, ignore_eos=True)
+            for n in range(streams)
+        )
     )
     steps = (worker.load_report().progress or 0) - before
     assert all(len(completion.token_ids) == 50 for completion in completions)
     # Beats and credit are messages, too.
     assert len(sent) <= steps + 5
-    assert len(sent) < 48 * 50 / 10
+    assert len(sent) < streams * 50 / 10
 
 
 async def test_choices_logprobs_and_aliases_arrive_whole(fabric_of_one: tuple[Fabric, AsyncClient, VLLMWorker]) -> None:
