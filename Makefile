@@ -20,7 +20,7 @@ test: lint  ## install what the tests need and run all of them
 
 test-vllm-previous:  ## the tests of vLLM again, with its release before the latest
 	@$(PYTHON) tools/bootstrap.py previous
-	@# The transformers that it wants take the tests' image processor to need torchvision, of which no build runs here.
+	@# The transformers that it wants take the tests' image processor to need torchvision, of which the index has no build for CPUs.
 	@.venv-previous/bin/python -m pytest tests/backends/vllm_engine --ignore tests/backends/vllm_engine/test_images.py
 
 simulate:  ## SEEDS=10000 simulated clusters under faults, on all cores
