@@ -241,6 +241,7 @@ def report(arguments: argparse.Namespace, runs: dict[tuple[str, int], list[Run]]
             "tokens_per_second": round(statistics.median(run.tokens_per_second for run in found), 1),
             "ttft_ms_p50": round(statistics.median(run.ttft_ms_p50 for run in found), 2),
             "runs": [round(run.tokens_per_second, 1) for run in found],
+            "ttft_ms_runs": [round(run.ttft_ms_p50, 1) for run in found],
         }
         for (name, streams), found in sorted(runs.items(), key=lambda item: (item[0][1], item[0][0]))
     ]
