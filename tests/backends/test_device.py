@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.backends.pictures import ask as look
+from tests.backends.pictures import chat, png, text
 from tests.backends.test_engine import greedy
 from tests.backends.test_lora import adapters, to
 from tests.backends.test_paired import tiny_t5
-from tests.backends.test_vision import ask as look
-from tests.backends.test_vision import chat, png, text, tiny_llava
+from tests.backends.test_vision import tiny_llava
 from tests.backends.tiny import Answers, ask
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker

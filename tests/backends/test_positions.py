@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from tests.backends.test_vision import ask, chat, png, text
+from tests.backends.pictures import ask, chat, png, text
 from tests.backends.tiny import Answers, byte_tokenizer
 from zfabric.backends.hf_transformers import loading
 from zfabric.backends.hf_transformers.options import TransformersOptions

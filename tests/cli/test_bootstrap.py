@@ -112,7 +112,7 @@ def test_wrong_use_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Usage:" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["core", "demo", "test", "models"])
+@pytest.mark.parametrize("name", ["core", "demo", "test", "models", "previous", "vllm", "vllm-previous"])
 def test_locks_pin_exactly_and_name_no_place(name: str) -> None:
     lines = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
     assert lines

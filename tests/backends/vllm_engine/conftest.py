@@ -6,12 +6,14 @@ import os
 from collections.abc import AsyncIterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from tests.backends.tiny import Answers, save_llama
 from zfabric.backends.vllm_engine.worker import VLLMWorker
+from zfabric.wire.payloads import GenerateRequest, OperateRequest
 
 if find_spec("vllm") is None:
     # There is no build of it for this platform, see requirements/vllm.txt.
@@ -28,10 +30,23 @@ for name, value in ENVIRONMENT.items():
 
 #: What every engine of these tests is started with.
 ENGINE = ["--enforce-eager", "--distributed-executor-backend", "uni"]
-TINY = [*ENGINE, "--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "64", "--block-size", "32"]
+TINY = [*ENGINE, "--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "256", "--block-size", "32"]
 TINY += ["--max-logprobs", "20", "--scheduling-policy", "priority"]
 
 Served = tuple[VLLMWorker, Answers]
+
+
+class Borrowed(VLLMWorker):
+    """The engine of all tests, which has loaded already and stays when its fabric goes."""
+
+    def __init__(self, engine: VLLMWorker) -> None:
+        self.__dict__ = engine.__dict__
+
+    async def load(self) -> Any:
+        return self._models()
+
+    async def close(self) -> None:
+        pass
 
 
 @pytest.fixture(scope="session")
@@ -60,3 +75,15 @@ async def served(tiny_engine: VLLMWorker) -> AsyncIterator[Served]:
     assert runtime.engine.get_num_unfinished_requests() == 0
     assert not tiny_engine._answers
     assert not tiny_engine._admissions
+
+
+async def run(served: Served, *requests: GenerateRequest) -> Answers:
+    worker, answers = served
+    for request in requests:
+        worker.begin(request)
+    await answers.until(*(request.request_id for request in requests))
+    return answers
+
+
+async def operate(worker: VLLMWorker, call: str, **arguments: Any) -> Any:
+    return await worker.operate(OperateRequest(call=call, arguments=arguments, request_id="operator"))

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from tests.backends.vllm_engine.conftest import TINY, Served
+from tests.backends.vllm_engine.conftest import TINY, Borrowed, Served
 from tests.fabric import Fabric, Process, fabric, processes
 from zfabric import AsyncClient
 from zfabric.backends.vllm_engine.worker import VLLMWorker
@@ -21,19 +21,6 @@ from zfabric.errors import DeadlineExceededError, UnsupportedParameterError, Wor
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 LONG: dict[str, Any] = {"max_new_tokens": 480, "ignore_eos": True, "temperature": 0}
-
-
-class Borrowed(VLLMWorker):
-    """The engine of all tests, which has loaded already and stays when its fabric goes."""
-
-    def __init__(self, engine: VLLMWorker) -> None:
-        self.__dict__ = engine.__dict__
-
-    async def load(self) -> Any:
-        return self._models()
-
-    async def close(self) -> None:
-        pass
 
 
 @pytest_asyncio.fixture(loop_scope="package")
@@ -58,8 +45,9 @@ async def until_empty(worker: VLLMWorker) -> None:
             await asyncio.sleep(0.002)
 
 
+@pytest.mark.parametrize("streams", [48, 256])
 async def test_all_streams_of_a_client_share_a_message(
-    fabric_of_one: tuple[Fabric, AsyncClient, VLLMWorker], monkeypatch: pytest.MonkeyPatch
+    fabric_of_one: tuple[Fabric, AsyncClient, VLLMWorker], monkeypatch: pytest.MonkeyPatch, streams: int
 ) -> None:
     made, client, worker = fabric_of_one
     await client.generate("tiny", "Hello", max_new_tokens=1)
@@ -74,13 +62,16 @@ async def test_all_streams_of_a_client_share_a_message(
     monkeypatch.setattr(link, "send_all", counted)
     before = worker.load_report().progress or 0
     completions = await asyncio.gather(
-        *(client.generate("tiny", f"prompt {n}", max_new_tokens=50, temperature=0, ignore_eos=True) for n in range(48))
+        *(
+            client.generate("tiny", f"prompt {n}", max_new_tokens=50, temperature=0, ignore_eos=True)
+            for n in range(streams)
+        )
     )
     steps = (worker.load_report().progress or 0) - before
     assert all(len(completion.token_ids) == 50 for completion in completions)
     # Beats and credit are messages, too.
     assert len(sent) <= steps + 5
-    assert len(sent) < 48 * 50 / 10
+    assert len(sent) < streams * 50 / 10
 
 
 async def test_choices_logprobs_and_aliases_arrive_whole(fabric_of_one: tuple[Fabric, AsyncClient, VLLMWorker]) -> None:

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from pathlib import Path
 from typing import Any
 
+import prometheus_client
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.backends.tiny import Answers, ask, reference
-from tests.backends.vllm_engine.conftest import Served
+from tests.backends.tiny import ask, reference
+from tests.backends.vllm_engine.conftest import Served, operate, run
 from zfabric.backends.vllm_engine.worker import VLLMWorker
-from zfabric.errors import ContextOverflowError, ParameterRangeError, RequestError, UnsupportedOperationError
-from zfabric.wire.payloads import CountRequest, GenerateRequest, OperateRequest, SamplingParams
+from zfabric.errors import (
+    ContextOverflowError,
+    ParameterRangeError,
+    RequestError,
+)
+from zfabric.wire.payloads import CountRequest, GenerateRequest, SamplingParams
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 PROMPTS = ["Hello", "The quick brown fox jumps", "a", "Once upon a time there was", "é世界", "0123456789 " * 5]
-
-
-async def run(served: Served, *requests: GenerateRequest) -> Answers:
-    worker, answers = served
-    for request in requests:
-        worker.begin(request)
-    await answers.until(*(request.request_id for request in requests))
-    return answers
 
 
 def steps_of(worker: VLLMWorker) -> int:
@@ -330,19 +328,18 @@ async def test_beats_tell_of_the_engine(served: Served) -> None:
     assert after.kv_blocks_free > running.kv_blocks_free
 
 
-async def operate(worker: VLLMWorker, call: str, **arguments: Any) -> Any:
-    return await worker.operate(OperateRequest(call=call, arguments=arguments, request_id="operator"))
+async def test_what_is_loaded_is_left_alone_by_the_garbage_collector(served: Served) -> None:
+    assert gc.get_freeze_count() > 100_000
 
 
-async def test_operators_calls_that_cannot_be_done_say_why(served: Served) -> None:
+async def test_no_metrics_are_kept_that_nobody_can_read(served: Served) -> None:
     worker, _ = served
-    with pytest.raises(UnsupportedOperationError, match="vllm has no call 'fly', it has classify"):
-        await operate(worker, "fly")
-    with pytest.raises(UnsupportedOperationError, match="--enable-sleep-mode"):
-        await operate(worker, "sleep")
-    with pytest.raises(RequestError, match="path is missing, speed is unknown"):
-        await operate(worker, "load_lora", name="x", speed=3)
-    with pytest.raises(UnsupportedOperationError, match="does not classify"):
-        await operate(worker, "classify", inputs=["x"])
-    with pytest.raises(RequestError, match="inputs is no list of texts"):
-        await operate(worker, "classify", inputs="x")
+    await run(served, ask("a", temperature=0, max_new_tokens=5, ignore_eos=True))
+    assert worker.load_report().gauges["steps"] > 0
+    counted = [
+        sample.value
+        for metric in prometheus_client.REGISTRY.collect()
+        for sample in metric.samples
+        if sample.name.startswith("vllm:") and sample.name.endswith("tokens_total")
+    ]
+    assert not any(counted)

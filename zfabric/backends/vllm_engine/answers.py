@@ -20,13 +20,22 @@ class Answer:
         prompt_tokens: Tokens of its prompt, without those of the answer.
         echo: Text that the answer begins with.
         redraw: The engine draws the answer anew from its first token; what the reader has is checked and left out.
+        tries: How often it may be asked for once more, when the engine turns out to lack an image.
     """
 
-    __slots__ = ("_completion_tokens", "_cut", "_known", "_leads", "_seen", "_top", "_top_prompt", "prompt_tokens")
+    __slots__ = (
+        "_completion_tokens", "_cut", "_known", "_lacking", "_leads", "_seen", "_top", "_top_prompt", "prompt_tokens",
+        "request", "tries",
+    )  # fmt: skip
 
-    def __init__(self, request: GenerateRequest, prompt_tokens: int, *, echo: str = "", redraw: bool = False) -> None:
+    def __init__(
+        self, request: GenerateRequest, prompt_tokens: int, *, echo: str = "", redraw: bool = False, tries: int = 0
+    ) -> None:
         drawn = request.resume_token_ids
+        self.request = request
         self.prompt_tokens = prompt_tokens
+        self.tries = tries
+        self._lacking = False
         self._top = request.sampling.logprobs
         self._top_prompt = request.sampling.prompt_logprobs
         self._completion_tokens = 0 if redraw else len(drawn)
@@ -37,6 +46,16 @@ class Answer:
         # Of an answer that goes on in the engine, the text does so where the reader stands; only the echo is ours.
         lead = echo if redraw else echo[request.resume_characters :]
         self._leads = dict.fromkeys(range(request.sampling.n), lead) if lead else {}
+
+    def lacks_image(self, output: Any) -> bool:
+        """Whether the engine gave up on this before it drew anything.
+
+        vLLM sends an image once, and then only its hash; of a request that was refused or cancelled in between, the
+        image has not arrived. It notices, and will send the image with the next request that needs it.
+        """
+        if not self._completion_tokens:
+            self._lacking = self._lacking or any(choice.finish_reason == "error" for choice in output.outputs)
+        return self._lacking
 
     def deltas(self, output: Any) -> list[Delta]:
         """What one `RequestOutput` adds.

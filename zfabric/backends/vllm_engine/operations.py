@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from zfabric.errors import RequestError, UnsupportedOperationError
 from zfabric.wire.payloads import OperateRequest
 
 if TYPE_CHECKING:
     from zfabric.backends.vllm_engine.runtime import Runtime
+
+#: From the second on vLLM keeps no copy of the weights, and has to be told to read them again.
+_WITHOUT_WEIGHTS: Final = 2
+_SLEEP_LEVELS: Final = (1, _WITHOUT_WEIGHTS)
 
 
 class Operations:
@@ -68,16 +72,24 @@ class Operations:
         given = _arguments(request, level=1)
         if not self._runtime.engine.vllm_config.model_config.enable_sleep_mode:
             raise UnsupportedOperationError("this worker was started without --enable-sleep-mode", operation="sleep")
+        level = given["level"]
+        if level not in _SLEEP_LEVELS:
+            raise RequestError(f"level is {level!r}, it must be 1 or 2", parameter="level")
         # What runs goes on elsewhere: the engine aborts it.
-        self._runtime.asleep = True
-        await self._runtime.engine.sleep(int(given["level"]))
+        self._runtime.asleep = level
+        await self._runtime.engine.sleep(level)
         return True
 
     async def _wake_up(self, request: OperateRequest) -> bool:
         _arguments(request)
-        if self._runtime.asleep:
-            await self._runtime.engine.wake_up()
-            self._runtime.asleep = False
+        level, engine = self._runtime.asleep, self._runtime.engine
+        if level == _WITHOUT_WEIGHTS:
+            await engine.wake_up(["weights"])
+            await engine.collective_rpc("reload_weights")
+            await engine.wake_up(["kv_cache"])
+        elif level:
+            await engine.wake_up()
+        self._runtime.asleep = 0
         return True
 
     async def _load_lora(self, request: OperateRequest) -> list[str]:

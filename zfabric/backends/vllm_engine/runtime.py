@@ -21,7 +21,7 @@ class Runtime:
         engine: vLLM's `AsyncLLM`.
         context_length: Tokens of prompt and answer.
         slots: Requests that the engine's batch holds, over all data-parallel ranks.
-        asleep: An operator has put it to sleep.
+        asleep: The level at which an operator has put it to sleep, 0 if it is awake.
     """
 
     def __init__(self, engine: Any, arguments: Arguments, statistics: Statistics) -> None:
@@ -29,7 +29,7 @@ class Runtime:
         self.engine = engine
         self.arguments = arguments
         self.statistics = statistics
-        self.asleep = False
+        self.asleep = 0
         self.context_length = int(configuration.model_config.max_model_len)
         ranks = int(configuration.parallel_config.data_parallel_size)
         self.slots = int(configuration.scheduler_config.max_num_seqs) * ranks
@@ -60,6 +60,7 @@ class Runtime:
         except (OSError, ValueError) as error:
             model = str(arguments.engine.model)
             raise ConfigurationError(f"model {model!r} cannot be loaded: {error}", model=model) from error
+        compat.record_alone(engine, statistics.record)
         return cls(engine, arguments, statistics)
 
     async def open(

@@ -66,8 +66,9 @@ def translate(request: GenerateRequest, *, drawn: int = 0) -> Any:
         UnsupportedParameterError: A kind of response format that is not known.
         Exception: Whatever vLLM raises for values that it does not take.
     """
-    from vllm import SamplingParams as EngineSampling
+    # The package `vllm` itself looks its names up anew each time, which takes longer than all else here.
     from vllm.sampling_params import RequestOutputKind
+    from vllm.sampling_params import SamplingParams as EngineSampling
 
     sampling = request.sampling
     changed = sampling.changed()

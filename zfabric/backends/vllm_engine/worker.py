@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from zfabric.backends.vllm_engine import compat, sampling
 from zfabric.backends.vllm_engine.answers import Answer
@@ -25,6 +26,10 @@ from zfabric.wire.payloads import (
     Usage,
 )
 from zfabric.worker.base import BaseModelWorker, EngineLoad
+
+#: How often a request is given to the engine anew when that lacks an image of it. Once is enough, unless one more request
+#: with the same image is cancelled at that very moment.
+_IMAGE_TRIES: Final = 3
 
 
 class VLLMWorker(BaseModelWorker):
@@ -68,6 +73,9 @@ class VLLMWorker(BaseModelWorker):
         self._tap = await runtime.open(self._on_step, self._on_death)
         self._operations = Operations(runtime, lambda: self.steps.models_changed(self._models()))
         self.slots = runtime.slots
+        # What vLLM and torch consist of, some hundred thousand objects, stays; no stream is to wait while that is looked through.
+        gc.collect()
+        gc.freeze()
         return self._models()
 
     def _start(self) -> Runtime:
@@ -117,6 +125,7 @@ class VLLMWorker(BaseModelWorker):
         for task in self._admissions.values():
             task.cancel()
         if self._runtime is not None:
+            gc.unfreeze()
             await compat.shut_down(self._runtime.engine)
 
     # ── text ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -124,8 +133,10 @@ class VLLMWorker(BaseModelWorker):
     def begin(self, request: GenerateRequest) -> None:
         if self._served().asleep:
             raise WorkerDrainingError("the engine sleeps")
-        task = self._loop.create_task(self._admit(request))
-        self._admissions[request.request_id] = task
+        self._start_admission(request, _IMAGE_TRIES)
+
+    def _start_admission(self, request: GenerateRequest, tries: int) -> None:
+        self._admissions[request.request_id] = self._loop.create_task(self._admit(request, tries))
 
     def abort(self, request_id: str) -> None:
         task = self._admissions.pop(request_id, None)
@@ -145,11 +156,11 @@ class VLLMWorker(BaseModelWorker):
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)
 
-    async def _admit(self, request: GenerateRequest) -> None:
-        """Hand a request to the engine."""
+    async def _admit(self, request: GenerateRequest, tries: int) -> None:
+        """Hand a request to the engine. Args: tries: See `Answer`."""
         request_id = request.request_id
         try:
-            await self._add(request)
+            await self._add(request, tries)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 — whatever vLLM raises for a request is that request's error
@@ -160,7 +171,7 @@ class VLLMWorker(BaseModelWorker):
             if self._admissions.get(request_id) is asyncio.current_task():
                 del self._admissions[request_id]
 
-    async def _add(self, request: GenerateRequest) -> None:
+    async def _add(self, request: GenerateRequest, tries: int) -> None:
         runtime, request_id = self._served(), request.request_id
         prompt = await runtime.prompts.of(request)
         echo = self._echo(request, prompt)
@@ -176,7 +187,8 @@ class VLLMWorker(BaseModelWorker):
         if drawn and not redraw:
             given = compat.tokens_input([*prompt.token_ids, *drawn])
             self._tap.continue_after(request_id, drawn, max(0, request.resume_characters - len(echo)))
-        self._answers[request_id] = Answer(request, len(prompt.token_ids), echo=echo, redraw=redraw)
+        tries = 0 if prompt.plain else tries
+        self._answers[request_id] = Answer(request, len(prompt.token_ids), echo=echo, redraw=redraw, tries=tries)
         await runtime.engine.add_request(
             request_id,
             given,
@@ -219,6 +231,11 @@ class VLLMWorker(BaseModelWorker):
             request_id = output.request_id
             answer = answers.get(request_id)
             if answer is None:
+                continue
+            if answer.tries and answer.lacks_image(output):
+                if output.finished:
+                    del answers[request_id]
+                    self._start_admission(answer.request, answer.tries - 1)
                 continue
             try:
                 step += [(request_id, delta) for delta in answer.deltas(output)]
