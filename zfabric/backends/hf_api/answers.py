@@ -11,7 +11,7 @@ from zfabric.backends.hf_api.events import HalfCharacters
 from zfabric.backends.hf_api.failures import from_event
 from zfabric.backends.hf_api.models_file import Upstream
 from zfabric.backends.hf_api.scores import logprobs_of, tgi_logprobs
-from zfabric.backends.hf_transformers.text import StopStrings
+from zfabric.backends.stop_strings import StopStrings
 from zfabric.errors import BackendError
 from zfabric.wire.payloads import Delta, FinishReason, GenerateRequest, TokenLogprobs, Usage
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zfabric.backends.hf_transformers.prompts import prompt_tokens
+from zfabric.backends.prompts import prompt_tokens
 from zfabric.errors import ConfigurationError
 from zfabric.wire.payloads import Message
 
