@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from tests.backends.tiny import byte_tokenizer, fallback_tokenizer, unigram_tokenizer
-from zfabric.backends.hf_transformers.text import Detokenizer
+from zfabric.backends.detokenizer import Detokenizer
 from zfabric.backends.stop_strings import StopStrings
 from zfabric.models.wheels import prepare
 
