@@ -15,13 +15,11 @@ import pytest
 import pytest_asyncio
 
 from tests.backends.faulty import Announced
-from tests.backends.served import vllm_server
-from tests.backends.vllm_engine.conftest import TINY
 from zfabric.backends.hf_api.worker import HuggingfaceApiOptions, HuggingfaceApiWorker
 from zfabric.errors import BackendError, ContextOverflowError, RequestError, UnsupportedOperationError
 from zfabric.wire.payloads import CountRequest, Delta, GenerateRequest, SamplingParams
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
 HI: list[dict[str, Any]] = [{"role": "user", "content": "hi"}]
@@ -30,7 +28,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
 
 @dataclass
 class Setup:
-    """A worker with the same model as completions ("plain"), as chat, and as chat of an unknown server ("openai")."""
+    """A worker of `models_file`, and the server behind it."""
 
     worker: HuggingfaceApiWorker
     url: str
@@ -56,24 +54,13 @@ class Setup:
         return sum(float(value) for value in re.findall(r"^vllm:num_requests_running{.*} (\S+)$", figures, re.M))
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def setup(vllm_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Setup]:
-    home = tmp_path_factory.mktemp("vllm-server")
-    arguments = ("--served-model-name", "tiny", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
-    async with vllm_server(vllm_llama, home, *TINY, *arguments) as url:
-        common = {"base_url": f"{url}/v1", "model": "tiny", "tokenizer": str(vllm_llama), "context_length": 512}
-        models = {
-            "plain": {**common, "protocol": "completions", "server": "vllm"},
-            "chat": {**common, "protocol": "chat", "server": "vllm"},
-            "openai": {**common, "protocol": "chat", "server": "openai"},
-        }
-        file = home / "models.json"
-        file.write_text(json.dumps({"models": models}))
-        worker = HuggingfaceApiWorker(HuggingfaceApiOptions(models=file))
-        worker.steps = Announced()
-        await worker.load()
-        yield Setup(worker, url)
-        await worker.close()
+@pytest_asyncio.fixture(scope="module", loop_scope="package")
+async def setup(openai_server: str, models_file: Path) -> AsyncIterator[Setup]:
+    worker = HuggingfaceApiWorker(HuggingfaceApiOptions(models=models_file))
+    worker.steps = Announced()
+    await worker.load()
+    yield Setup(worker, openai_server)
+    await worker.close()
 
 
 def text_of(deltas: list[Delta], index: int = 0) -> str:
@@ -119,8 +106,9 @@ async def test_logprobs_of_each_token(setup: Setup, model: str) -> None:
     entries = [entry for delta in deltas for entry in delta.logprobs or ()]
     assert [entry.token.token_id for entry in entries] == tokens_of(deltas)
     for entry in entries:
-        assert entry.token.logprob == max(other.logprob for other in entry.top)
-        assert 1 <= len(entry.top) <= 3
+        assert entry.token == entry.top[0]
+        assert len({other.token_id for other in entry.top}) == 3
+        assert entry.top == sorted(entry.top, key=lambda other: -other.logprob)
 
 
 async def test_ends(setup: Setup) -> None:

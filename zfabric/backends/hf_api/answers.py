@@ -39,7 +39,8 @@ class AnswerReader:
     Args:
         upstream: Whose.
         request: What is answered. Tokens in `resume_token_ids` are those that its reader has.
-        tokenizer: Given if the server goes on after those tokens. Without, it draws them again.
+        goes_on: The server goes on after those tokens, which needs a tokenizer; else it draws them again.
+        tokenizer: The model's.
 
     Attributes:
         text: All text given out, of all choices.
@@ -48,7 +49,9 @@ class AnswerReader:
         stopped_here: Whether stop strings found here ended all choices, and the server does not know.
     """
 
-    def __init__(self, upstream: Upstream, request: GenerateRequest, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self, upstream: Upstream, request: GenerateRequest, tokenizer: Tokenizer | None = None, *, goes_on: bool = False
+    ) -> None:
         sampling = request.sampling
         self._upstream = upstream
         self._logprobs = sampling.logprobs
@@ -60,7 +63,9 @@ class AnswerReader:
         self.usage: Usage | None = None
         self._continued: Continued | None = None
         self._redraw: Redraw | None = None
-        if request.resume_token_ids and tokenizer is not None:
+        self._text_of = None if tokenizer is None else tokenizer.text_of
+        if goes_on:
+            assert tokenizer is not None
             self._continued = Continued(tokenizer, request, self._choices[0].stops)
             self._choices[0].reason = self._continued.reason
             self._open -= self._continued.reason is not None
@@ -140,7 +145,9 @@ class AnswerReader:
             else:
                 text = _text(told.get("text"))
             ids = [int(token) for token in told.get("token_ids") or ()]
-            scores = None if self._logprobs is None else logprobs_of(told.get("logprobs"), ids)
+            scores = None
+            if self._logprobs is not None:
+                scores = logprobs_of(told.get("logprobs"), ids, self._logprobs, self._text_of)
             reason = told.get("finish_reason")
             by_string = isinstance(told.get("stop_reason"), str)
             reason = None if reason is None else _REASONS.get(reason, "stop")

@@ -132,6 +132,9 @@ def _sampling(upstream: Upstream, sampling: SamplingParams) -> dict[str, Any]:
         values |= {"logprobs": True, "top_logprobs": sampling.logprobs} if chat else {"logprobs": sampling.logprobs}
     if upstream.server == "vllm":
         values["return_token_ids"] = True
+        if sampling.logprobs is not None and upstream.tokenizer is not None:
+            # By their ids alternatives are told apart; their texts come from the tokenizer.
+            values["return_tokens_as_token_ids"] = True
         changed = set(sampling.changed())
         values |= {theirs: getattr(sampling, ours) for ours, theirs in _VLLM.items() if ours in changed}
         guides = {kind: guide for kind in _GUIDES if (guide := getattr(sampling, f"guided_{kind}"))}

@@ -54,6 +54,10 @@ class Tokenizer:
 
         return Detokenizer(self._inner, skip_special_tokens=skip_special_tokens)
 
+    def text_of(self, token: int) -> str:
+        """Text of one token alone."""
+        return str(self._inner.decode([token], clean_up_tokenization_spaces=False))
+
     def count_text(self, text: str) -> int:
         """Tokens of an answer's text; an estimate, since the model may have cut it otherwise."""
         return len(self._inner(text, add_special_tokens=False, verbose=False)["input_ids"])

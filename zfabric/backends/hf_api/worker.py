@@ -145,7 +145,7 @@ class HuggingfaceApiWorker(BaseModelWorker):
         channel.check()
         with channel:
             while True:
-                reader = AnswerReader(upstream, request, self._tokenizer(upstream) if goes_on else None)
+                reader = AnswerReader(upstream, request, self._tokenizer(upstream), goes_on=goes_on)
                 started = False
                 if reader.ended:
                     break
