@@ -139,7 +139,7 @@ async def test_a_seeded_stream_of_another_engine_ends_with_an_error(pair: Pair) 
 async def test_a_stream_without_tokens_ends_with_an_error(pair: Pair) -> None:
     """The server is not known to tell any, so nobody can go on."""
     await pair.start("api", "openai")
-    options = {"max_new_tokens": 400, "temperature": 0, "logit_bias": ASCII}
+    options: dict[str, Any] = {"max_new_tokens": 400, "temperature": 0, "logit_bias": ASCII}
     readers = [Reader(pair.client.stream("openai", **prompt, **options)) for prompt in prompts("openai")]
     affected, ends = await cut(pair, "api", readers)
     assert affected
