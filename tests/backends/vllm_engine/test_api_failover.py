@@ -57,11 +57,9 @@ class Pair:
 
 @pytest_asyncio.fixture(loop_scope="package")
 async def pair(models_file: Path, vllm_llama: Path) -> AsyncIterator[Pair]:
-    transformers = ("--backend", "transformers", "--model", str(vllm_llama), "--dtype", "float32", "--device", "cpu")
-    arguments = {"api": ("--backend", "hf-api", "--models", str(models_file))}
-    arguments |= {
-        name: (*transformers, "--threads", "1", "--model-names", name) for name in ("plain", "chat", "openai")
-    }
+    own = ("--backend", "transformers", "--model", str(vllm_llama), "--dtype", "float32", "--device", "cpu")
+    arguments: dict[str, tuple[str, ...]] = {"api": ("--backend", "hf-api", "--models", str(models_file))}
+    arguments |= {name: (*own, "--threads", "1", "--model-names", name) for name in ("plain", "chat", "openai")}
     with tempfile.TemporaryDirectory(prefix="zf-") as short:
         async with fabric(f"ipc://{short}/c.sock") as made, processes(Path(short)) as children:
             async with AsyncClient(made.endpoint) as client:
