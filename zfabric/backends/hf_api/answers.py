@@ -157,10 +157,14 @@ class AnswerReader:
     def _tgi(self, event: dict[str, Any]) -> list[Delta]:
         token = event["token"]
         special = bool(token.get("special"))
-        details = event.get("details")
+        details = event.get("details") or {}
         reason: FinishReason | None = None
         if details or event.get("generated_text") is not None:
-            reason = _REASONS.get((details or {}).get("finish_reason", ""), "stop")
+            reason = _REASONS.get(details.get("finish_reason", ""), "stop")
+            prompt_tokens = details.get("input_length") or details.get("prompt_tokens")
+            if prompt_tokens:
+                # Older servers do not tell it.
+                self.usage = Usage(int(prompt_tokens), int(details["generated_tokens"]))
         scores = None if self._logprobs is None else tgi_logprobs(token, event.get("top_tokens"))
         deltas: list[Delta] = []
         self._add(deltas, 0, "" if special else _text(token["text"]), [int(token["id"])], scores, reason)

@@ -16,7 +16,7 @@ from zfabric.backends.hf_api.models_file import Upstream, read_models_file
 from zfabric.backends.hf_api.requests import as_chat, body_of, parameters_of, path_of, tells_tokens
 from zfabric.backends.hf_api.tokens import Tokenizer
 from zfabric.backends.resuming import continues
-from zfabric.errors import UnknownModelError, UnsupportedOperationError
+from zfabric.errors import RateLimitedError, UnavailableError, UnknownModelError, UnsupportedOperationError
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import (
     ALL_PARAMETERS,
@@ -268,7 +268,11 @@ async def _deltas(channel: Channel, path: str, body: dict[str, Any], reader: Ans
             if data == b"[DONE]":
                 usage_comes = False
                 continue
-            for delta in reader.take(data):
+            try:
+                told = reader.take(data)
+            except (RateLimitedError, UnavailableError) as error:
+                raise AttemptError(error, transient=True) from None
+            for delta in told:
                 yield delta
             if reader.stopped_here:
                 # The server would go on; closing the connection ends that.
