@@ -28,7 +28,7 @@ async def rates(directory: str, dtype: str, tokens: int, streams: Sequence[int])
     ]  # fmt: skip
     chance = random.Random(0)
     found = {}
-    async with bare(engine, Path(directory)) as stream:
+    async with bare(engine, None, Path(directory)) as stream:
         for count in streams:
             await measure(stream, count, PROMPT_TOKENS, 8, chance)
             runs = [await measure(stream, count, PROMPT_TOKENS, tokens, chance) for _ in range(RUNS)]

@@ -98,8 +98,9 @@ async def fabric(engine: list[str], place: dict[str, Any], directory: Path) -> A
 
 
 @contextlib.asynccontextmanager
-async def bare(engine: list[str], place: dict[str, Any], directory: Path) -> AsyncIterator[Any]:
-    """The engine in this process, read as vLLM's documentation does it."""
+async def bare(engine: list[str], place: dict[str, Any] | None, directory: Path) -> AsyncIterator[Any]:
+    """The engine, read as vLLM's documentation does it: the one at `place`, or one of its own."""
+    place = place or {"addresses": None, "count": 1, "index": 0}
     from vllm import SamplingParams
     from vllm.inputs import tokens_input
     from vllm.sampling_params import RequestOutputKind

@@ -42,9 +42,11 @@ class Asked:
 
 @dataclass
 class FaultyServer:
-    """Scripts are used up in order; the last one stays."""
+    """Scripts are used up in order; the last one stays. `keep` is for those whose answers leave a connection open."""
 
     url: str = ""
+    keep: bool = False
+    connections: int = 0
     scripts: list[Script] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -53,21 +55,27 @@ class FaultyServer:
         task = asyncio.current_task()
         assert task is not None
         self.tasks.append(task)
+        self.connections += 1
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            length = next((int(x.partition(":")[2]) for x in head.splitlines() if x.lower().startswith("content-l")), 0)
-            body = await reader.readexactly(length)
-            asked = Asked(head, json.loads(body) if body else None, reader, writer)
-            self.asked.append(asked)
-            script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
-            await script(asked)
+            await self._answer(reader, writer)
+            while self.keep:
+                await self._answer(reader, writer)
         writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        length = next((int(x.partition(":")[2]) for x in head.splitlines() if x.lower().startswith("content-l")), 0)
+        body = await reader.readexactly(length)
+        asked = Asked(head, json.loads(body) if body else None, reader, writer)
+        self.asked.append(asked)
+        script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
+        await script(asked)
 
 
 @contextlib.asynccontextmanager
-async def faulty(*scripts: Script) -> AsyncIterator[FaultyServer]:
+async def faulty(*scripts: Script, keep: bool = False) -> AsyncIterator[FaultyServer]:
     """The server on a free port."""
-    made = FaultyServer(scripts=list(scripts))
+    made = FaultyServer(scripts=list(scripts), keep=keep)
     server = await asyncio.start_server(made.serve, "127.0.0.1", 0, limit=2**20)
     made.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:

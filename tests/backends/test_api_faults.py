@@ -269,6 +269,92 @@ async def test_what_fails_again_and_again_is_taken_out_and_probed_back(tmp_path:
         assert text_of(await ask(worker)) == "fine"
 
 
+def generated(token_id: int, text: str, details: dict[str, Any] | None = None, **more: Any) -> bytes:
+    """One event of text generation inference's generate_stream."""
+    token = {"id": token_id, "text": text, "logprob": -0.25, "special": text == "</s>"}
+    whole = None if details is None else "one two"
+    event = {"index": token_id, "token": token, "generated_text": whole, "details": details, **more}
+    return b"data:" + json.dumps(event).encode() + b"\n\n"
+
+
+TGI: dict[str, Any] = {"protocol": "tgi"}
+
+
+@pytest.mark.parametrize(
+    ("reason", "last", "meant"),
+    [("length", " two", "length"), ("eos_token", "</s>", "stop"), ("stop_sequence", "!!", "stop")],
+)
+async def test_text_generation_ends_as_it_says(tmp_path: Path, reason: str, last: str, meant: str) -> None:
+    details = {"finish_reason": reason, "generated_tokens": 2, "input_length": 5, "seed": None}
+    top = [{"id": 7, "text": "x", "logprob": -0.125, "special": False}]
+    # As the server's framework keeps a connection alive: a comment without text.
+    pieces = [b":\n\n", generated(1, "one", top_tokens=top), b":\n\n", generated(2, last, details)]
+    async with faulty(answer(EVENTS, *pieces)) as server, api_worker(tmp_path, server.url, **TGI) as worker:
+        deltas = await ask(worker, stop=("!!",), logprobs=1, max_new_tokens=2)
+    assert text_of(deltas) == ("one two" if reason == "length" else "one")
+    assert [token for delta in deltas for token in delta.token_ids] == [1, 2]
+    assert deltas[-1].finish_reason == meant
+    assert deltas[-1].usage == Usage(5, 2)
+    assert deltas[0].logprobs is not None
+    assert deltas[0].logprobs[0].top[0].token_id == 7
+    body = server.asked[0].body
+    assert body["parameters"] == {
+        "details": True, "return_full_text": False, "do_sample": True, "temperature": 1.0, "max_new_tokens": 2,
+        "stop": ["!!"], "top_n_tokens": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "meant"),
+    [
+        ("overloaded", "Model is overloaded", RateLimitedError),
+        ("validation", "Input validation error: `temperature` must be strictly positive", RequestError),
+        ("validation", "Input validation error: `inputs` must have less than 8 tokens. Given: 9", ContextOverflowError),
+        ("generation", "Request failed during generation: CUDA", BackendError),
+        ("incomplete_generation", "Incomplete generation", BackendError),
+    ],
+)
+async def test_text_generation_tells_errors_as_events(
+    tmp_path: Path, kind: str, said: str, meant: type[FabricError]
+) -> None:
+    event = b"data:" + json.dumps({"error": said, "error_type": kind}).encode() + b"\n\n"
+    async with faulty(answer(EVENTS, event)) as server, api_worker(tmp_path, server.url, **TGI, attempts=2) as worker:
+        with pytest.raises(FabricError, match=said.partition("`")[0]) as caught:
+            await ask(worker)
+    assert type(caught.value) is meant
+    # Nothing had come yet, so what another try may better is tried again.
+    assert len(server.asked) == (2 if kind == "overloaded" else 1)
+
+
+async def test_text_generation_goes_on_with_an_answer_by_drawing_it_again(tmp_path: Path) -> None:
+    details = {"finish_reason": "length", "generated_tokens": 2, "input_length": 5}
+    script = answer(EVENTS, generated(1, "one"), generated(2, " two", details))
+    async with faulty(script) as server, api_worker(tmp_path, server.url, **TGI) as worker:
+        (info,) = worker._infos()
+        assert "resume" in info.capabilities
+        deltas = await ask(worker, resume_token_ids=[1], resume_characters=2, max_new_tokens=2)
+        assert (text_of(deltas), [token for delta in deltas for token in delta.token_ids]) == ("e two", [2])
+        assert deltas[-1].usage == Usage(5, 2)
+        with pytest.raises(BackendError, match="differs after 1 tokens"):
+            await ask(worker, resume_token_ids=[1, 3], resume_characters=5, max_new_tokens=2)
+    assert server.asked[0].body["parameters"]["max_new_tokens"] == 2
+
+
+async def test_an_overloaded_server_is_asked_again_but_not_after_a_token(tmp_path: Path) -> None:
+    event = b'data:{"error":"Model is overloaded","error_type":"overloaded"}\n\n'
+    details = {"finish_reason": "length", "generated_tokens": 1}
+    good = answer(EVENTS, generated(1, "one", details))
+    scripts = [answer(EVENTS, event), good, answer(EVENTS, generated(1, "one"), event)]
+    async with faulty(*scripts) as server, api_worker(tmp_path, server.url, **TGI) as worker:
+        deltas = await ask(worker)
+        assert text_of(deltas) == "one"
+        # An older server tells no length of the prompt.
+        assert deltas[-1].usage == Usage(0, 1, estimated=True)
+        with pytest.raises(RateLimitedError):
+            await ask(worker)
+    assert len(server.asked) == 3
+
+
 async def test_embeddings_keep_their_order_and_their_limit(tmp_path: Path) -> None:
     running = most = 0
 

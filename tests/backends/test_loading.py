@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.backends.tiny import Answers, ask, byte_tokenizer, reference
 from zfabric.backends.hf_transformers import loading
+from zfabric.backends.hf_transformers.context import context_length
 from zfabric.backends.hf_transformers.options import TransformersOptions
-from zfabric.backends.hf_transformers.prompts import context_length
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ConfigurationError
 from zfabric.wire.payloads import CountRequest, GenerateRequest, SamplingParams

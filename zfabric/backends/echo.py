@@ -12,7 +12,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-from zfabric.errors import ContextOverflowError
+from zfabric.backends.prompts import context_overflow
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import (
     CountRequest,
@@ -115,7 +115,8 @@ class EchoWorker(BaseModelWorker):
 
     def begin(self, request: GenerateRequest) -> None:
         tokens = _prompt_tokens(request.prompt, request.messages, request.prompt_token_ids)
-        _check_context(len(tokens), self.options.context_length)
+        if len(tokens) >= self.options.context_length:
+            raise context_overflow(len(tokens), self.options.context_length)
         now = due = self._loop.time()
         if self.options.first_token_ms:
             due += self.options.first_token_ms / 1_000
@@ -183,15 +184,6 @@ def _prompt_tokens(prompt: str | None, messages: list[Message] | None, ids: list
     if messages is not None:
         prompt = " ".join(str(message.get("content", "")) for message in messages)
     return [word + " " for word in (prompt or "").split()] or [" "]
-
-
-def _check_context(prompt_tokens: int, context_length: int) -> None:
-    if prompt_tokens >= context_length:
-        raise ContextOverflowError(
-            f"prompt of {prompt_tokens} tokens leaves no room for an answer, context is {context_length}",
-            prompt_tokens=prompt_tokens,
-            context_length=context_length,
-        )
 
 
 def _vector(text: str, dimensions: int) -> bytes:

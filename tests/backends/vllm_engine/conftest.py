@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import AsyncIterator
 from importlib.util import find_spec
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from tests.backends.served import vllm_server
 from tests.backends.tiny import Answers, save_llama
 from zfabric.backends.vllm_engine.worker import VLLMWorker
 from zfabric.wire.payloads import GenerateRequest, OperateRequest
@@ -53,6 +55,28 @@ class Borrowed(VLLMWorker):
 def vllm_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a tiny random Llama whose heads are as wide as vLLM wants them on a CPU."""
     return save_llama(tmp_path_factory.mktemp("vllm-llama"), heads=2)
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="package")
+async def openai_server(vllm_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """The root of vLLM's own server, with the tiny model as "tiny"."""
+    arguments = ("--served-model-name", "tiny", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+    async with vllm_server(vllm_llama, tmp_path_factory.mktemp("openai"), *TINY, *arguments) as url:
+        yield url
+
+
+@pytest.fixture(scope="package")
+def models_file(openai_server: str, vllm_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That model three times: as completions ("plain"), as chat, and as chat of a server that is not known ("openai")."""
+    common = {"base_url": f"{openai_server}/v1", "model": "tiny", "tokenizer": str(vllm_llama), "context_length": 512}
+    models = {
+        "plain": {**common, "protocol": "completions", "server": "vllm"},
+        "chat": {**common, "protocol": "chat", "server": "vllm"},
+        "openai": {**common, "protocol": "chat", "server": "openai"},
+    }
+    file = tmp_path_factory.mktemp("models") / "models.json"
+    file.write_text(json.dumps({"models": models}))
+    return file
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")

@@ -7,11 +7,14 @@ from typing import Any
 
 import msgspec
 
+from zfabric.backends.hf_api.continued import Continued
 from zfabric.backends.hf_api.events import HalfCharacters
 from zfabric.backends.hf_api.failures import from_event
 from zfabric.backends.hf_api.models_file import Upstream
 from zfabric.backends.hf_api.scores import logprobs_of, tgi_logprobs
-from zfabric.backends.hf_transformers.text import StopStrings
+from zfabric.backends.hf_api.tokens import Tokenizer
+from zfabric.backends.resuming import Redraw
+from zfabric.backends.stop_strings import StopStrings
 from zfabric.errors import BackendError
 from zfabric.wire.payloads import Delta, FinishReason, GenerateRequest, TokenLogprobs, Usage
 
@@ -33,6 +36,12 @@ class _Choice:
 class AnswerReader:
     """Reads one answer.
 
+    Args:
+        upstream: Whose.
+        request: What is answered. Tokens in `resume_token_ids` are those that its reader has.
+        goes_on: The server goes on after those tokens, which needs a tokenizer; else it draws them again.
+        tokenizer: The model's.
+
     Attributes:
         text: All text given out, of all choices.
         tokens: Tokens seen, or events where the server tells of none.
@@ -40,7 +49,9 @@ class AnswerReader:
         stopped_here: Whether stop strings found here ended all choices, and the server does not know.
     """
 
-    def __init__(self, upstream: Upstream, request: GenerateRequest) -> None:
+    def __init__(
+        self, upstream: Upstream, request: GenerateRequest, tokenizer: Tokenizer | None = None, *, goes_on: bool = False
+    ) -> None:
         sampling = request.sampling
         self._upstream = upstream
         self._logprobs = sampling.logprobs
@@ -50,6 +61,16 @@ class AnswerReader:
         self.text = ""
         self.tokens = 0
         self.usage: Usage | None = None
+        self._continued: Continued | None = None
+        self._redraw: Redraw | None = None
+        self._text_of = None if tokenizer is None else tokenizer.text_of
+        if goes_on:
+            assert tokenizer is not None
+            self._continued = Continued(tokenizer, request, self._choices[0].stops)
+            self._choices[0].reason = self._continued.reason
+            self._open -= self._continued.reason is not None
+        elif request.resume_token_ids:
+            self._redraw = Redraw(request)
 
     @property
     def ended(self) -> bool:
@@ -79,7 +100,12 @@ class AnswerReader:
         deltas: list[Delta] = []
         for index, choice in enumerate(self._choices):
             calls = "".join(_call_text(choice.calls[number]) for number in sorted(choice.calls))
-            deltas.append(Delta(text=calls, index=index, finish_reason=choice.reason or "abort"))
+            delta = Delta(text=calls, index=index, finish_reason=choice.reason or "abort")
+            if self._continued is not None:
+                delta.text = self._continued.shown(calls)
+            elif self._redraw is not None:
+                self._redraw.leave_out(delta)
+            deltas.append(delta)
         deltas[-1].usage = usage
         return deltas
 
@@ -119,18 +145,26 @@ class AnswerReader:
             else:
                 text = _text(told.get("text"))
             ids = [int(token) for token in told.get("token_ids") or ()]
-            scores = None if self._logprobs is None else logprobs_of(told.get("logprobs"), ids)
+            scores = None
+            if self._logprobs is not None:
+                scores = logprobs_of(told.get("logprobs"), ids, self._logprobs, self._text_of)
             reason = told.get("finish_reason")
-            self._add(deltas, index, text, ids, scores, None if reason is None else _REASONS.get(reason, "stop"))
+            by_string = isinstance(told.get("stop_reason"), str)
+            reason = None if reason is None else _REASONS.get(reason, "stop")
+            self._add(deltas, index, text, ids, scores, reason, by_string=by_string)
         return deltas
 
     def _tgi(self, event: dict[str, Any]) -> list[Delta]:
         token = event["token"]
         special = bool(token.get("special"))
-        details = event.get("details")
+        details = event.get("details") or {}
         reason: FinishReason | None = None
         if details or event.get("generated_text") is not None:
-            reason = _REASONS.get((details or {}).get("finish_reason", ""), "stop")
+            reason = _REASONS.get(details.get("finish_reason", ""), "stop")
+            prompt_tokens = details.get("input_length") or details.get("prompt_tokens")
+            if prompt_tokens:
+                # Older servers do not tell it.
+                self.usage = Usage(int(prompt_tokens), int(details["generated_tokens"]))
         scores = None if self._logprobs is None else tgi_logprobs(token, event.get("top_tokens"))
         deltas: list[Delta] = []
         self._add(deltas, 0, "" if special else _text(token["text"]), [int(token["id"])], scores, reason)
@@ -144,17 +178,26 @@ class AnswerReader:
         ids: list[int],
         scores: list[TokenLogprobs] | None,
         reason: FinishReason | None,
+        *,
+        by_string: bool = False,
     ) -> None:
-        """Take what one event says of one choice; what comes after its end is dropped."""
+        """Take what one event says of one choice; what comes after its end is dropped.
+
+        Args:
+            by_string: The server found a stop string; else the last token is what ended the answer, if anything did.
+        """
         choice = self._choices[index]
         self._told += reason is not None
         if choice.reason is not None:
             return
         if text or ids:
             self.tokens += len(ids) or 1
-        whole = choice.halves.add(text)
-        if reason is not None:
-            whole += choice.halves.finish()
+        if self._continued is not None:
+            whole = self._continued.add(ids, last=reason is not None, ended=reason == "stop" and not by_string)
+        else:
+            whole = choice.halves.add(text)
+            if reason is not None:
+                whole += choice.halves.finish()
         shown, stopped = choice.stops.add(whole)
         if stopped:
             reason = "stop"
@@ -162,7 +205,11 @@ class AnswerReader:
             shown += choice.stops.finish()
         if shown or ids or scores:
             self.text += shown
-            deltas.append(Delta(text=shown, token_ids=ids, index=index, logprobs=scores))
+            delta = Delta(text=shown, token_ids=ids, index=index, logprobs=scores)
+            if self._continued is not None:
+                delta.text = self._continued.shown(shown)
+            if self._redraw is None or self._redraw.leave_out(delta):
+                deltas.append(delta)
         if reason is not None:
             choice.reason = reason
             self._open -= 1

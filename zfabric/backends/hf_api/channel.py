@@ -15,6 +15,7 @@ import httpx2
 from zfabric.backends.hf_api.breaker import CircuitBreaker
 from zfabric.backends.hf_api.events import EventReader
 from zfabric.backends.hf_api.failures import RETRIED, backoff_s, from_status, redacted, retry_after_s
+from zfabric.backends.hf_api.lanes import ONE, Lanes
 from zfabric.backends.hf_api.models_file import Upstream
 from zfabric.errors import BackendError, ConnectionLostError, EngineStalledError, FabricError
 
@@ -22,8 +23,6 @@ from zfabric.errors import BackendError, ConnectionLostError, EngineStalledError
 _ERROR_BYTES_MAX: Final = 64 * 1024
 #: The largest answer to an embedding call.
 _ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
-#: A keep-alive connection that idles longer is likely closed by a proxy.
-_KEEPALIVE_S: Final = 30.0
 #: After an answer's end: how long its usage may take, and then the end of the response. A response that is read to its
 #: end leaves a connection that can be used again.
 USAGE_WAIT_S: Final = 2.0
@@ -65,20 +64,7 @@ class Channel:
         self._retired = False
         self._prober: asyncio.Task[None] | None = None
         self._closer: asyncio.Task[None] | None = None
-        headers = {"User-Agent": "zfabric", "Accept-Encoding": "identity", **upstream.headers}
-        if upstream.token:
-            headers["Authorization"] = f"Bearer {upstream.token}"
-        secure = upstream.base_url.startswith("https:")
-        connections = upstream.slots + upstream.parallel
-        self._client = httpx2.AsyncClient(
-            headers=headers,
-            # Without TLS there is nothing to verify, and loading the certificates takes tens of milliseconds.
-            verify=_ssl_context() if secure else False,
-            timeout=httpx2.Timeout(upstream.first_token_ms / 1_000, connect=upstream.connect_ms / 1_000, read=None),
-            limits=httpx2.Limits(
-                max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=_KEEPALIVE_S
-            ),
-        )
+        self._lanes = Lanes(functools.partial(_client, upstream), upstream.slots + upstream.parallel)
 
     @property
     def name(self) -> str:
@@ -108,7 +94,7 @@ class Channel:
         """Close all connections at once."""
         if self._prober is not None:
             self._prober.cancel()
-        await self._client.aclose()
+        await self._lanes.close()
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -129,27 +115,25 @@ class Channel:
         limit_ms = upstream.first_token_ms
         deadline = loop.time() + limit_ms / 1_000
         try:
-            async with asyncio.timeout_at(deadline):
-                response = await self._send(path, body)
-            try:
-                kind = response.headers.get("content-type", "")
-                if not kind.startswith("text/event-stream"):
-                    error = BackendError(f"upstream of {self.name!r} answered with {kind[:100]!r} instead of events")
-                    raise AttemptError(error, transient=False)
-                pieces = aiter(response.aiter_raw())
-                while True:
-                    async with asyncio.timeout_at(deadline):
-                        piece = await anext(pieces, None)
-                    if piece is None:
-                        return
-                    for data in reader.feed(piece):
-                        self.breaker.succeeded()
-                        yield data
-                        limit_ms = upstream.between_tokens_ms
-                        rest_s = patience_s()
-                        deadline = loop.time() + (limit_ms / 1_000 if rest_s is None else rest_s)
-            finally:
-                await response.aclose()
+            async with self._lanes.lane() as client:
+                async with asyncio.timeout_at(deadline):
+                    response = await self._send(client, path, body)
+                try:
+                    self._check_kind(response)
+                    pieces = aiter(response.aiter_raw())
+                    while True:
+                        async with asyncio.timeout_at(deadline):
+                            piece = await anext(pieces, None)
+                        if piece is None:
+                            return
+                        for data in reader.feed(piece):
+                            self.breaker.succeeded()
+                            yield data
+                            limit_ms = upstream.between_tokens_ms
+                            rest_s = patience_s()
+                            deadline = loop.time() + (limit_ms / 1_000 if rest_s is None else rest_s)
+                finally:
+                    await response.aclose()
         except TimeoutError:
             if patience_s() is not None:
                 return
@@ -162,6 +146,12 @@ class Channel:
             if patience_s() is not None:
                 return
             raise self._failed(self._lost(error)) from None
+
+    def _check_kind(self, response: httpx2.Response) -> None:
+        kind = response.headers.get("content-type", "")
+        if not kind.startswith("text/event-stream"):
+            error = BackendError(f"upstream of {self.name!r} answered with {kind[:100]!r} instead of events")
+            raise AttemptError(error, transient=False)
 
     async def call(self, path: str, body: dict[str, Any]) -> bytes:
         """One answer as a whole, tried again as often as the models file says.
@@ -190,8 +180,8 @@ class Channel:
     async def _call(self, path: str, body: dict[str, Any]) -> bytes:
         limit_ms = self.upstream.first_token_ms
         try:
-            async with asyncio.timeout(limit_ms / 1_000):
-                response = await self._send(path, body)
+            async with asyncio.timeout(limit_ms / 1_000), self._lanes.lane() as client:
+                response = await self._send(client, path, body)
                 try:
                     answer = await _limited(response, _ANSWER_BYTES_MAX)
                 finally:
@@ -204,10 +194,10 @@ class Channel:
         self.breaker.succeeded()
         return answer
 
-    async def _send(self, path: str, body: dict[str, Any]) -> httpx2.Response:
+    async def _send(self, client: httpx2.AsyncClient, path: str, body: dict[str, Any]) -> httpx2.Response:
         """The response, its body not read yet, if it is a good one."""
         url = self.upstream.base_url.rstrip("/") + path
-        response = await self._client.send(self._client.build_request("POST", url, json=body), stream=True)
+        response = await client.send(client.build_request("POST", url, json=body), stream=True)
         if response.status_code == 200:
             return response
         try:
@@ -266,9 +256,12 @@ class Channel:
         """Whether a server is there. What it says to this question does not matter, unless a gateway says it."""
         url = self.upstream.base_url.rstrip("/") + self.upstream.probe_path
         try:
-            async with asyncio.timeout(self.upstream.connect_ms / 1_000):
-                async with self._client.stream("GET", url) as response:
-                    return response.status_code not in _GATEWAY
+            async with (
+                asyncio.timeout(self.upstream.connect_ms / 1_000),
+                self._lanes.lane() as client,
+                client.stream("GET", url) as response,
+            ):
+                return response.status_code not in _GATEWAY
         except (TimeoutError, httpx2.HTTPError):
             return False
 
@@ -287,7 +280,19 @@ async def _limited(response: httpx2.Response, limit: int, *, cut: bool = False) 
     return bytes(body[:limit])
 
 
+def _client(upstream: Upstream) -> httpx2.AsyncClient:
+    headers = {"User-Agent": "zfabric", "Accept-Encoding": "identity", **upstream.headers}
+    if upstream.token:
+        headers["Authorization"] = f"Bearer {upstream.token}"
+    return httpx2.AsyncClient(
+        headers=headers,
+        verify=_ssl_context(secure=upstream.base_url.startswith("https:")),
+        timeout=httpx2.Timeout(upstream.first_token_ms / 1_000, connect=upstream.connect_ms / 1_000, read=None),
+        limits=ONE,
+    )
+
+
 @functools.cache
-def _ssl_context() -> ssl.SSLContext:
-    """One for all upstreams: making one is slow."""
-    return ssl.create_default_context()
+def _ssl_context(*, secure: bool) -> ssl.SSLContext:
+    """One for all upstreams: making one takes milliseconds, and tens of them where there are certificates to load."""
+    return ssl.create_default_context() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

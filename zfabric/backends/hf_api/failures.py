@@ -49,7 +49,19 @@ _BY_STATUS: Final[dict[int, type[FabricError]]] = {
     503: UnavailableError,
     504: WorkerTimeoutError,
 }
-_CONTEXT_SIGNS: Final = ("context length", "context_length", "maximum context", "max_model_len", "too many tokens")
+_CONTEXT_SIGNS: Final = (
+    "context length", "context_length", "maximum context", "max_model_len", "too many tokens",
+    # Text generation inference.
+    "must have less than", "`inputs` tokens",
+)  # fmt: skip
+#: How text generation inference calls its errors: in a stream all of them come as events, after a status of 200.
+_BY_TYPE: Final[dict[str, type[FabricError]]] = {
+    "overloaded": RateLimitedError,
+    "validation": RequestError,
+    "template_error": RequestError,
+    "missing_template_variable": RequestError,
+    "tool_error": RequestError,
+}
 
 
 def redacted(text: str, secrets: Sequence[str]) -> str:
@@ -64,9 +76,7 @@ def from_status(status: int, body: bytes, model: str, secrets: Sequence[str]) ->
     # Cut after secrets are removed, or half of one could stay.
     message = redacted(_message(body), secrets)[:_MESSAGE_LENGTH_MAX] or "no message"
     kind = _BY_STATUS.get(status) or (BackendError if status >= 500 or status < 400 else RequestError)
-    if kind is RequestError and any(sign in message.lower() for sign in _CONTEXT_SIGNS):
-        kind = ContextOverflowError
-    return kind(f"upstream of {model!r} answered {status}: {message}", status=status, model=model)
+    return _refined(kind, message)(f"upstream of {model!r} answered {status}: {message}", status=status, model=model)
 
 
 def from_event(event: dict[str, Any], model: str, secrets: Sequence[str]) -> FabricError:
@@ -75,10 +85,16 @@ def from_event(event: dict[str, Any], model: str, secrets: Sequence[str]) -> Fab
     inner = told if isinstance(told, dict) else event
     code = inner.get("code", event.get("status_code"))
     message = redacted(_text_of(event), secrets)[:_MESSAGE_LENGTH_MAX]
-    kind = _BY_STATUS.get(code, BackendError) if isinstance(code, int) else BackendError
-    if event.get("error_type") == "overloaded":
-        kind = RateLimitedError
-    return kind(f"upstream of {model!r} failed in mid-stream: {message}", model=model)
+    kind = _BY_STATUS.get(code) if isinstance(code, int) else _BY_TYPE.get(str(event.get("error_type")))
+    return _refined(kind or BackendError, message)(
+        f"upstream of {model!r} failed in its stream: {message}", model=model
+    )
+
+
+def _refined(kind: type[FabricError], message: str) -> type[FabricError]:
+    """Servers have no status of its own for a prompt that is too long."""
+    overflows = kind is RequestError and any(sign in message.lower() for sign in _CONTEXT_SIGNS)
+    return ContextOverflowError if overflows else kind
 
 
 def retry_after_s(value: str | None, date: str | None) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from zfabric.backends.hf_api.models_file import Server, Upstream
-from zfabric.errors import UnsupportedOperationError
+from zfabric.errors import UnsupportedOperationError, UnsupportedParameterError
 from zfabric.wire.payloads import GenerateRequest, Message, SamplingParams
 
 _COMMON: Final = frozenset({"temperature", "top_p", "max_new_tokens", "stop", "seed"})
@@ -53,14 +53,28 @@ def as_chat(prompt: str) -> list[Message]:
     return [{"role": "user", "content": prompt}]
 
 
-def body_of(upstream: Upstream, request: GenerateRequest, prompt: str | list[int] | None) -> dict[str, Any]:
-    """The body of a streaming request. `prompt` replaces the request's own where a tokenizer made it.
+def tells_tokens(upstream: Upstream) -> bool:
+    """Whether answers carry true token ids."""
+    return upstream.protocol != "feature-extraction" and upstream.server in ("vllm", "tgi")
+
+
+def body_of(
+    upstream: Upstream, request: GenerateRequest, prompt: list[int] | None, *, goes_on: bool = False
+) -> dict[str, Any]:
+    """The body of a streaming request.
+
+    Args:
+        upstream: Who is asked.
+        request: What for.
+        prompt: Replaces the request's own where it is known in tokens.
+        goes_on: The prompt holds the tokens of the answer that its reader has.
 
     Raises:
         UnsupportedOperationError: This protocol has no place for this kind of prompt, for tools or a response_format.
+        UnsupportedParameterError: This protocol cannot say that only the context bounds an answer.
     """
     if upstream.protocol == "tgi":
-        return _tgi(upstream, request, prompt)
+        return _tgi(upstream, request)
     body: dict[str, Any] = {"model": upstream.model, "stream": True}
     if upstream.protocol == "chat":
         body["messages"] = request.messages or as_chat(_text(upstream, request.prompt))
@@ -74,9 +88,27 @@ def body_of(upstream: Upstream, request: GenerateRequest, prompt: str | list[int
     if upstream.server != "transformers":
         body["stream_options"] = {"include_usage": True}
     body.update(_sampling(upstream, request.sampling))
-    if request.resume_token_ids and "max_tokens" in body:
-        body["max_tokens"] -= len(request.resume_token_ids)
+    _bound(upstream, body, prompt, len(request.resume_token_ids) if goes_on else 0)
     return body
+
+
+def _bound(upstream: Upstream, body: dict[str, Any], prompt: list[int] | None, drawn: int) -> None:
+    """Length of the answer, in the body: without `drawn` tokens, and not beyond what the context leaves.
+
+    Servers refuse more than their context has room for, where all other backends end with what fits.
+    """
+    for name, least in (("max_tokens", 1), ("min_tokens", 0)):
+        if name in body:
+            body[name] = max(least, body[name] - drawn)
+    if prompt is not None and upstream.context_length:
+        room = max(1, upstream.context_length - len(prompt))
+        body["max_tokens"] = min(body.get("max_tokens", room), room)
+    elif upstream.protocol == "completions" and "max_tokens" not in body:
+        # Left out, it means 16 there.
+        raise UnsupportedParameterError(
+            f"max_new_tokens=None needs a tokenizer and the context_length of model {upstream.name!r}",
+            parameter="max_new_tokens",
+        )
 
 
 def _sampling(upstream: Upstream, sampling: SamplingParams) -> dict[str, Any]:
@@ -100,6 +132,9 @@ def _sampling(upstream: Upstream, sampling: SamplingParams) -> dict[str, Any]:
         values |= {"logprobs": True, "top_logprobs": sampling.logprobs} if chat else {"logprobs": sampling.logprobs}
     if upstream.server == "vllm":
         values["return_token_ids"] = True
+        if sampling.logprobs is not None and upstream.tokenizer is not None:
+            # By their ids alternatives are told apart; their texts come from the tokenizer.
+            values["return_tokens_as_token_ids"] = True
         changed = set(sampling.changed())
         values |= {theirs: getattr(sampling, ours) for ours, theirs in _VLLM.items() if ours in changed}
         guides = {kind: guide for kind in _GUIDES if (guide := getattr(sampling, f"guided_{kind}"))}
@@ -108,7 +143,7 @@ def _sampling(upstream: Upstream, sampling: SamplingParams) -> dict[str, Any]:
     return values
 
 
-def _tgi(upstream: Upstream, request: GenerateRequest, prompt: str | list[int] | None) -> dict[str, Any]:
+def _tgi(upstream: Upstream, request: GenerateRequest) -> dict[str, Any]:
     _refuse_extras(upstream, request)
     sampling = request.sampling
     values: dict[str, Any] = {"details": True, "return_full_text": False, "do_sample": not sampling.greedy}
@@ -132,8 +167,7 @@ def _tgi(upstream: Upstream, request: GenerateRequest, prompt: str | list[int] |
     for kind in ("json", "regex"):
         if guide := getattr(sampling, f"guided_{kind}"):
             values["grammar"] = {"type": kind, "value": guide}
-    text = prompt if isinstance(prompt, str) else _text(upstream, request.prompt)
-    return {"inputs": text, "parameters": values, "stream": True}
+    return {"inputs": _text(upstream, request.prompt), "parameters": values, "stream": True}
 
 
 def _text(upstream: Upstream, prompt: str | None) -> str:

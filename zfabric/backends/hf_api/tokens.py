@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from zfabric.backends.hf_transformers.prompts import prompt_tokens
+from zfabric.backends.prompts import prompt_tokens
 from zfabric.errors import ConfigurationError
 from zfabric.wire.payloads import Message
+
+if TYPE_CHECKING:
+    from zfabric.backends.detokenizer import Detokenizer
 
 
 class Tokenizer:
@@ -39,6 +42,21 @@ class Tokenizer:
     ) -> list[int]:
         """Tokens of a prompt. Raises: RequestError, UnsupportedOperationError."""
         return prompt_tokens(self._inner, prompt, messages, None, tools)
+
+    @property
+    def end_tokens(self) -> set[int]:
+        """Tokens that end an answer of themselves, as far as the tokenizer knows."""
+        return set() if self._inner.eos_token_id is None else {int(self._inner.eos_token_id)}
+
+    def detokenizer(self, *, skip_special_tokens: bool) -> Detokenizer:
+        """One for one answer."""
+        from zfabric.backends.detokenizer import Detokenizer
+
+        return Detokenizer(self._inner, skip_special_tokens=skip_special_tokens)
+
+    def text_of(self, token: int) -> str:
+        """Text of one token alone."""
+        return str(self._inner.decode([token], clean_up_tokenization_spaces=False))
 
     def count_text(self, text: str) -> int:
         """Tokens of an answer's text; an estimate, since the model may have cut it otherwise."""

@@ -7,15 +7,16 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from zfabric.backends.hf_api.answers import AnswerReader
 from zfabric.backends.hf_api.channel import CLOSE_WAIT_S, USAGE_WAIT_S, AttemptError, Channel
 from zfabric.backends.hf_api.embeddings import embed
 from zfabric.backends.hf_api.models_file import Upstream, read_models_file
-from zfabric.backends.hf_api.requests import as_chat, body_of, parameters_of, path_of
+from zfabric.backends.hf_api.requests import as_chat, body_of, parameters_of, path_of, tells_tokens
 from zfabric.backends.hf_api.tokens import Tokenizer
-from zfabric.errors import UnknownModelError, UnsupportedOperationError
+from zfabric.backends.resuming import continues
+from zfabric.errors import RateLimitedError, UnavailableError, UnknownModelError, UnsupportedOperationError
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import (
     ALL_PARAMETERS,
@@ -28,6 +29,9 @@ from zfabric.wire.payloads import (
     Usage,
 )
 from zfabric.worker.base import BaseModelWorker, EngineLoad
+
+#: Characters that are turned into tokens on the event loop: a fraction of a millisecond, as long as a change of threads.
+_INLINE_CHARACTERS: Final = 2_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +120,7 @@ class HuggingfaceApiWorker(BaseModelWorker):
             capabilities = ["generate"]
             templated = upstream.protocol == "completions" and tokenizer is not None and tokenizer.has_template
             capabilities += ["chat"] * (upstream.protocol == "chat" or templated)
-            capabilities += ["resume"] * self._continues(upstream)
+            capabilities += ["resume"] * tells_tokens(upstream)
         capabilities += ["count_tokens"] * (tokenizer is not None)
         return ModelInfo(
             name=upstream.name,
@@ -137,14 +141,17 @@ class HuggingfaceApiWorker(BaseModelWorker):
         upstream = channel.upstream
         if upstream.protocol == "feature-extraction":
             raise UnsupportedOperationError(f"model {upstream.name!r} does not generate", operation="generate")
-        prompt = await self._prompt(upstream, request)
-        body, path = body_of(upstream, request, prompt), path_of(upstream)
+        goes_on = self._goes_on(upstream, request)
+        prompt = await self._prompt(upstream, request, goes_on=goes_on)
+        body, path = body_of(upstream, request, prompt, goes_on=goes_on), path_of(upstream)
         attempt = 0
         channel.check()
         with channel:
             while True:
-                reader = AnswerReader(upstream, request)
+                reader = AnswerReader(upstream, request, self._tokenizer(upstream), goes_on=goes_on)
                 started = False
+                if reader.ended:
+                    break
                 try:
                     async with aclosing(_deltas(channel, path, body, reader)) as deltas:  # type: ignore[type-var]
                         async for delta in deltas:
@@ -156,7 +163,7 @@ class HuggingfaceApiWorker(BaseModelWorker):
                         raise failure.error from None
                     await channel.pause(attempt, failure)
                     attempt += 1
-        usage = await self._usage(upstream, request, reader)
+        usage = await self._usage(upstream, request, reader, len(request.resume_token_ids) if goes_on else 0)
         for delta in reader.finish(usage):
             yield delta
 
@@ -188,45 +195,56 @@ class HuggingfaceApiWorker(BaseModelWorker):
     def _tokenizer(self, upstream: Upstream) -> Tokenizer | None:
         return self._tokenizers[upstream.tokenizer] if upstream.tokenizer else None
 
-    def _continues(self, upstream: Upstream) -> bool:
-        """Whether the API takes and gives tokens, so that an answer can go on exactly where another worker stopped."""
+    def _takes_tokens(self, upstream: Upstream) -> bool:
+        """Whether prompts go out as tokens, so that an answer can go on exactly where another worker stopped."""
         return upstream.protocol == "completions" and upstream.server == "vllm" and upstream.tokenizer is not None
 
-    async def _prompt(self, upstream: Upstream, request: GenerateRequest) -> list[int] | None:
-        """The prompt as tokens, where the protocol takes those and there is need of them.
+    def _goes_on(self, upstream: Upstream, request: GenerateRequest) -> bool:
+        """Whether the server goes on after the tokens that the reader has; else it draws them again, if there are any.
 
         Raises:
-            UnsupportedOperationError: The answer was begun elsewhere, and this API cannot go on with it.
+            UnsupportedOperationError: The answer was begun elsewhere, and this API tells no tokens to go on by.
         """
-        if request.resume_token_ids and not self._continues(upstream):
+        if not request.resume_token_ids:
+            return False
+        if not tells_tokens(upstream) or request.sampling.n > 1:
             raise UnsupportedOperationError(
                 f"model {upstream.name!r} cannot go on with an answer that was begun elsewhere",
                 operation="resume",
                 model=upstream.name,
             )
+        return self._takes_tokens(upstream) and continues(request)
+
+    async def _prompt(self, upstream: Upstream, request: GenerateRequest, *, goes_on: bool) -> list[int] | None:
+        """The prompt as tokens, where the protocol takes those and there is need of them."""
         if upstream.protocol != "completions":
             return None
         ids = request.prompt_token_ids
         tokenizer = self._tokenizer(upstream)
-        if ids is None and tokenizer is not None and (request.messages is not None or self._continues(upstream)):
-            ids = await asyncio.to_thread(tokenizer.prompt, request.prompt, request.messages, request.tools)
-        return None if ids is None else [*ids, *request.resume_token_ids]
+        if ids is None and tokenizer is not None and (request.messages is not None or self._takes_tokens(upstream)):
+            if request.prompt is not None and len(request.prompt) <= _INLINE_CHARACTERS:
+                ids = tokenizer.prompt(request.prompt, None)
+            else:
+                ids = await asyncio.to_thread(tokenizer.prompt, request.prompt, request.messages, request.tools)
+        return [*ids, *request.resume_token_ids] if goes_on and ids is not None else ids
 
-    async def _usage(self, upstream: Upstream, request: GenerateRequest, reader: AnswerReader) -> Usage:
-        """As the server counted, else with the tokenizer, else by what came; all but the first marked as estimated."""
-        resumed = len(request.resume_token_ids)
+    async def _usage(self, upstream: Upstream, request: GenerateRequest, reader: AnswerReader, before: int) -> Usage:
+        """As the server counted, else with the tokenizer, else by what came; all but the first marked as estimated.
+
+        Args:
+            before: Tokens of the answer that to the server were prompt.
+        """
         told = reader.usage
         if told is not None:
-            # To the server the part from before was prompt.
-            return Usage(told.prompt_tokens - resumed, told.completion_tokens + resumed, told.cached_tokens)
+            return Usage(told.prompt_tokens - before, told.completion_tokens + before, told.cached_tokens)
         tokenizer = self._tokenizer(upstream)
         prompt = len(request.prompt_token_ids or ())
         if tokenizer is None:
-            return Usage(prompt, reader.tokens + resumed, estimated=True)
+            return Usage(prompt, reader.tokens + before, estimated=True)
 
         def count() -> Usage:
-            before = prompt or len(tokenizer.prompt(*_asked(upstream, request), request.tools))
-            return Usage(before, tokenizer.count_text(reader.text) + resumed, estimated=True)
+            asked = prompt or len(tokenizer.prompt(*_asked(upstream, request), request.tools))
+            return Usage(asked, tokenizer.count_text(reader.text) + before, estimated=True)
 
         return await asyncio.to_thread(count)
 
@@ -256,7 +274,11 @@ async def _deltas(channel: Channel, path: str, body: dict[str, Any], reader: Ans
             if data == b"[DONE]":
                 usage_comes = False
                 continue
-            for delta in reader.take(data):
+            try:
+                told = reader.take(data)
+            except (RateLimitedError, UnavailableError) as error:
+                raise AttemptError(error, transient=True) from None
+            for delta in told:
                 yield delta
             if reader.stopped_here:
                 # The server would go on; closing the connection ends that.

@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 
 from zfabric.backends.hf_transformers.lora import Adapter, Adapters, Lora
-from zfabric.backends.hf_transformers.prompts import prompt_tokens
+from zfabric.backends.prompts import prompt_tokens
 from zfabric.errors import ConfigurationError, ContextOverflowError, ParameterRangeError, RequestError
 from zfabric.wire.payloads import EmbedRequest, EmbedResult
 

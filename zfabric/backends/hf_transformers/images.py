@@ -8,7 +8,7 @@ import io
 from collections.abc import Sequence
 from typing import Any, Final
 
-from zfabric.backends.hf_transformers.prompts import chat_text
+from zfabric.backends.prompts import chat_text
 from zfabric.errors import RequestError, TooLargeError, UnsupportedOperationError
 from zfabric.wire.payloads import Message
 

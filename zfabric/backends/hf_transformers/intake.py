@@ -9,8 +9,8 @@ from typing import Any, Final
 from zfabric.backends.hf_transformers.guides import GUIDED, Guides
 from zfabric.backends.hf_transformers.images import has_images, see
 from zfabric.backends.hf_transformers.lora import Adapters
-from zfabric.backends.hf_transformers.prompts import fit, prompt_tokens
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
+from zfabric.backends.prompts import fit, prompt_tokens
 from zfabric.errors import ParameterRangeError, UnsupportedParameterError
 from zfabric.wire.payloads import GenerateRequest, SamplingParams
 

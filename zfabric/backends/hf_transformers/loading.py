@@ -18,10 +18,10 @@ from transformers import (
 )
 
 from zfabric.backends.hf_transformers import attention
+from zfabric.backends.hf_transformers.context import context_length
 from zfabric.backends.hf_transformers.embedding import own_length, own_pooling
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.packing import pack
-from zfabric.backends.hf_transformers.prompts import context_length
 from zfabric.errors import ConfigurationError
 
 #: A CPU's cache: a gigabyte holds far more than a CPU can usefully step.

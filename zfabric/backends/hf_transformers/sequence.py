@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from zfabric.backends.detokenizer import Detokenizer
 from zfabric.backends.hf_transformers.contest import Contest
 from zfabric.backends.hf_transformers.guides import Guide
 from zfabric.backends.hf_transformers.lora import Adapter
 from zfabric.backends.hf_transformers.penalties import Row
-from zfabric.backends.hf_transformers.text import Detokenizer, StopStrings
+from zfabric.backends.stop_strings import StopStrings
 from zfabric.errors import FabricError
 from zfabric.wire.payloads import Delta, FinishReason, GenerateRequest, TokenLogprobs, Usage
 

@@ -159,7 +159,7 @@ class ModelWorker(BaseModelWorker):
 
         def count() -> int:
             from zfabric.backends.hf_transformers.images import has_images, see
-            from zfabric.backends.hf_transformers.prompts import prompt_tokens
+            from zfabric.backends.prompts import prompt_tokens
 
             if has_images(request.messages):
                 return len(see(loaded.processor, loaded.tokenizer, request.messages or (), None)[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from zfabric.backends.resuming import Redraw
 from zfabric.errors import BackendError, WorkerDrainingError
 from zfabric.wire.payloads import Delta, FinishReason, GenerateRequest, Logprob, TokenLogprobs, Usage
 
@@ -24,8 +25,7 @@ class Answer:
     """
 
     __slots__ = (
-        "_completion_tokens", "_cut", "_known", "_lacking", "_leads", "_seen", "_top", "_top_prompt", "prompt_tokens",
-        "request", "tries",
+        "_completion_tokens", "_lacking", "_leads", "_redraw", "_top", "_top_prompt", "prompt_tokens", "request", "tries",
     )  # fmt: skip
 
     def __init__(
@@ -39,10 +39,7 @@ class Answer:
         self._top = request.sampling.logprobs
         self._top_prompt = request.sampling.prompt_logprobs
         self._completion_tokens = 0 if redraw else len(drawn)
-        self._known = drawn if redraw else []
-        self._seen = 0
-        #: Characters that the reader has, of what comes.
-        self._cut = request.resume_characters if redraw else 0
+        self._redraw = Redraw(request) if redraw else None
         # Of an answer that goes on in the engine, the text does so where the reader stands; only the echo is ours.
         lead = echo if redraw else echo[request.resume_characters :]
         self._leads = dict.fromkeys(range(request.sampling.n), lead) if lead else {}
@@ -83,27 +80,9 @@ class Answer:
         if self._top is not None and choice.logprobs is not None:
             lines = zip(token_ids, choice.logprobs, strict=True)
             delta.logprobs = [_entry(token, line, self._top) for token, line in lines]
-        if self._known:
-            self._leave_out(delta)
-            if not delta.token_ids and delta.finish_reason is None:
-                return None
+        if self._redraw is not None and not self._redraw.leave_out(delta):
+            return None
         return delta
-
-    def _leave_out(self, delta: Delta) -> None:
-        """Keep what the reader does not have yet."""
-        cut = min(self._cut, len(delta.text))
-        self._cut -= cut
-        rest = self._known[self._seen :]
-        again = delta.token_ids[: len(rest)]
-        if again != rest[: len(again)] or (delta.finish_reason is not None and len(again) < len(rest)):
-            raise BackendError(
-                f"the answer cannot go on: drawn again, it differs after {self._seen} tokens", tokens=self._seen
-            )
-        self._seen += len(again)
-        delta.text = delta.text[cut:]
-        delta.token_ids = delta.token_ids[len(again) :]
-        if delta.logprobs is not None:
-            delta.logprobs = delta.logprobs[len(again) :]
 
 
 def _reason(name: str) -> FinishReason:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from zfabric.backends.prompts import context_overflow, fit, known_tokens, no_template
 from zfabric.backends.vllm_engine import compat
-from zfabric.errors import ContextOverflowError, RequestError, UnsupportedOperationError
+from zfabric.errors import RequestError
 from zfabric.wire.payloads import CountRequest, EmbedRequest, GenerateRequest, Message
 
 #: Characters that are turned into tokens on the event loop: a fraction of a millisecond, as long as a change of threads.
@@ -73,12 +74,11 @@ class Prompts:
         tokens, length = found.token_ids, self._context_length
         if not tokens:
             raise RequestError("the prompt has no tokens")
-        if len(tokens) < length:
-            return found if found.input else Prompt(tokens, compat.tokens_input(tokens))
-        if not request.sampling.truncate_prompt or not (found.input is None or found.plain):
-            raise _overflow(len(tokens), length)
-        tokens = tokens[len(tokens) - length + 1 :]
-        return Prompt(tokens, compat.tokens_input(tokens), whole=False)
+        may_cut = request.sampling.truncate_prompt and (found.input is None or found.plain)
+        kept = fit(tokens, length, truncate=may_cut)
+        if kept is tokens and found.input:
+            return found
+        return Prompt(kept, compat.tokens_input(kept), whole=kept is tokens)
 
     async def count(self, request: CountRequest) -> int:
         """Tokens of a prompt. Raises: see `of`."""
@@ -104,7 +104,7 @@ class Prompts:
             elif request.truncate == "chunk":
                 found.append([tokens[at : at + length] for at in range(0, len(tokens), length)])
             else:
-                raise _overflow(len(tokens), length)
+                raise context_overflow(len(tokens), length)
         return found
 
     async def tokens(self, text: str) -> list[int]:
@@ -119,7 +119,7 @@ class Prompts:
         """
         tokens, segments = await asyncio.to_thread(compat.render_pair, self._engine, query, document)
         if len(tokens) > self._context_length:
-            raise _overflow(len(tokens), self._context_length)
+            raise context_overflow(len(tokens), self._context_length)
         return tokens, segments
 
     def text(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
@@ -128,17 +128,11 @@ class Prompts:
         return str(tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
 
     def _checked(self, token_ids: Sequence[int]) -> list[int]:
-        size = self._vocabulary_size
-        wrong = next((token for token in token_ids if not 0 <= token < size), None)
-        if wrong is not None:
-            raise RequestError(f"token id {wrong} is outside of the vocabulary of {size}", token_id=wrong)
-        return list(token_ids)
+        return known_tokens(token_ids, self._vocabulary_size)
 
     async def _chat(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> Prompt:
         if self._template is None:
-            raise UnsupportedOperationError(
-                "this model's tokenizer has no chat template; send a prompt, or start the worker with --chat-template"
-            )
+            raise no_template()
         arguments: dict[str, Any] = {"add_generation_prompt": True}
         if tools:
             arguments["tools"] = tools
@@ -170,11 +164,3 @@ def _with_address(part: Any) -> Any:
     if not isinstance(value, str):
         raise RequestError(f"an image is {type(value).__name__}, it must be bytes or an address")
     return {"type": "image_url", "image_url": {"url": value}}
-
-
-def _overflow(tokens: int, length: int) -> ContextOverflowError:
-    return ContextOverflowError(
-        f"prompt of {tokens} tokens leaves no room for an answer, context is {length}",
-        prompt_tokens=tokens,
-        context_length=length,
-    )

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from zfabric.backends.vllm_engine import compat
 from zfabric.errors import UnsupportedParameterError
-from zfabric.wire.payloads import GenerateRequest, SamplingParams
+from zfabric.wire.payloads import GenerateRequest
 
 #: The fabric's name → vLLM's.
 _FIELDS: Final = {
@@ -42,8 +42,6 @@ _OWN: Final = frozenset({"echo", "truncate_prompt"})
 #: vLLM takes this seed for none; whoever asks for it gets another one, always the same.
 _SEED_NONE: Final = -1
 _SEED_INSTEAD: Final = 2**62 + 1
-#: What depends on tokens drawn before in a way that a prompt which holds them does not bring about.
-_REMEMBERING: Final = ("presence_penalty", "frequency_penalty", "bad_words", *_GUIDES)
 
 #: All that some version of vLLM honours.
 PARAMETERS: Final = frozenset(_FIELDS) | frozenset(_GUIDES) | _OWN
@@ -83,17 +81,6 @@ def translate(request: GenerateRequest, *, drawn: int = 0) -> Any:
     values |= _constraint(request)
     # Made for this request alone, so it need not be copied again.
     return EngineSampling(output_kind=RequestOutputKind.DELTA, skip_clone=True, **values)
-
-
-def continues(sampling: SamplingParams) -> bool:
-    """Whether an answer goes on as it would have from a prompt that holds what was drawn.
-
-    It does not with a seed, since the generator starts anew, nor where the sampler has to remember what it drew.
-    """
-    if not sampling.greedy and sampling.seed is not None:
-        return False
-    changed = sampling.changed()
-    return not any(name in changed for name in _REMEMBERING)
 
 
 def _value(name: str, value: Any) -> Any:

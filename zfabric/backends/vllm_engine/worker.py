@@ -7,6 +7,7 @@ import gc
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from zfabric.backends.resuming import continues
 from zfabric.backends.vllm_engine import compat, sampling
 from zfabric.backends.vllm_engine.answers import Answer
 from zfabric.backends.vllm_engine.arguments import HELP, parse, print_help
@@ -181,7 +182,7 @@ class VLLMWorker(BaseModelWorker):
             usage = Usage(len(prompt.token_ids), len(drawn))
             self.steps.emit([(request_id, Delta(finish_reason=reason, usage=usage))])
             return
-        redraw = bool(drawn) and (reason is not None or not (prompt.plain and sampling.continues(request.sampling)))
+        redraw = bool(drawn) and (reason is not None or not (prompt.plain and continues(request)))
         parameters = sampling.translate(request, drawn=0 if redraw else len(drawn))
         given = prompt.input
         if drawn and not redraw:

@@ -1,7 +1,4 @@
-"""From tokens to text as they come: never half a character, never a piece of a stop string.
-
-Concatenated, the pieces equal the text of all tokens decoded at once (cut at the stop string).
-"""
+"""From tokens to text as they come, never half a character: the pieces make the text of all tokens decoded at once."""
 
 from __future__ import annotations
 
@@ -99,43 +96,3 @@ class Detokenizer:
             return str(self._core.decode(tokens, skip_special_tokens=self._skip))
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=self._skip, clean_up_tokenization_spaces=False)
         return text
-
-
-class StopStrings:
-    """Finds the first of several strings in a growing text, and holds back what may become one.
-
-    Args:
-        stops: Non-empty strings.
-    """
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
-        self._longest = max((len(stop) for stop in stops), default=0)
-        self._held = ""
-
-    def add(self, piece: str) -> tuple[str, bool]:
-        """Text that may be shown, and whether a stop string was found right after it."""
-        if not self._stops:
-            return piece, False
-        text = self._held + piece
-        # The one that is complete first, of these the one that begins first: so it does not matter where tokens end.
-        matches = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
-        if matches:
-            self._held = ""
-            return text[: min(matches)[1]], True
-        keep = self._possible_start(text)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep], False
-
-    def finish(self) -> str:
-        """What is held back; it did not become a stop string."""
-        held, self._held = self._held, ""
-        return held
-
-    def _possible_start(self, text: str) -> int:
-        """Length of the longest end of the text that begins a stop string."""
-        for length in range(min(self._longest - 1, len(text)), 0, -1):
-            end = text[-length:]
-            if any(stop.startswith(end) for stop in self._stops):
-                return length
-        return 0

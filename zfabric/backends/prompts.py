@@ -1,34 +1,12 @@
-"""From a request's prompt to token ids, and how long a context is."""
+"""From a request's prompt to token ids, and whether they fit: what backends with a tokenizer share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 from zfabric.errors import ContextOverflowError, RequestError, UnsupportedOperationError
 from zfabric.wire.payloads import Message
-
-#: Where configurations keep the length of the context, in FastChat's order.
-_LENGTH_KEYS: Final = (
-    "max_position_embeddings",
-    "max_sequence_length",
-    "seq_length",
-    "max_seq_len",
-    "model_max_length",
-)
-#: FastChat's value for a configuration that tells none.
-_LENGTH_DEFAULT: Final = 2_048
-
-
-def context_length(config: Any) -> int:
-    """Tokens of prompt and answer, as FastChat finds them: the first key that is set, times the rope scaling factor."""
-    scaling = getattr(config, "rope_scaling", None) or {}
-    factor = float(scaling.get("factor") or 1.0) if scaling.get("rope_type", scaling.get("type")) != "llama3" else 1.0
-    for key in _LENGTH_KEYS:
-        value = getattr(config, key, None)
-        if value:
-            return int(factor * value)
-    return _LENGTH_DEFAULT
 
 
 def prompt_tokens(
@@ -47,11 +25,7 @@ def prompt_tokens(
         RequestError: The template refuses the messages, an id is outside of the vocabulary, or nothing is left.
     """
     if token_ids is not None:
-        size = vocabulary_size or len(tokenizer)
-        wrong = next((token for token in token_ids if not 0 <= token < size), None)
-        if wrong is not None:
-            raise RequestError(f"token id {wrong} is outside of the vocabulary of {size}", token_id=wrong)
-        return list(token_ids)
+        return known_tokens(token_ids, vocabulary_size or len(tokenizer))
     if messages is not None:
         text = chat_text(tokenizer, messages, tools)
         ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -60,6 +34,18 @@ def prompt_tokens(
     if not ids:
         raise RequestError("the prompt has no tokens")
     return ids
+
+
+def known_tokens(token_ids: Sequence[int], vocabulary_size: int) -> list[int]:
+    """A copy of token ids that a caller gave.
+
+    Raises:
+        RequestError: One is outside of the vocabulary.
+    """
+    wrong = next((token for token in token_ids if not 0 <= token < vocabulary_size), None)
+    if wrong is not None:
+        raise RequestError(f"token id {wrong} is outside of the vocabulary of {vocabulary_size}", token_id=wrong)
+    return list(token_ids)
 
 
 def fit(tokens: list[int], length: int, *, truncate: bool) -> list[int]:
@@ -72,11 +58,7 @@ def fit(tokens: list[int], length: int, *, truncate: bool) -> list[int]:
         return tokens
     if truncate:
         return tokens[len(tokens) - length + 1 :]
-    raise ContextOverflowError(
-        f"prompt of {len(tokens)} tokens leaves no room for an answer, context is {length}",
-        prompt_tokens=len(tokens),
-        context_length=length,
-    )
+    raise context_overflow(len(tokens), length)
 
 
 def chat_text(tokenizer: Any, messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> str:
@@ -87,9 +69,7 @@ def chat_text(tokenizer: Any, messages: Sequence[Message], tools: list[dict[str,
         RequestError: It refuses the messages.
     """
     if tokenizer.chat_template is None:
-        raise UnsupportedOperationError(
-            "this model's tokenizer has no chat template; send a prompt, or start the worker with --chat-template"
-        )
+        raise no_template()
     try:
         text: str = tokenizer.apply_chat_template(
             list(messages), tools=tools, tokenize=False, add_generation_prompt=True
@@ -97,3 +77,19 @@ def chat_text(tokenizer: Any, messages: Sequence[Message], tools: list[dict[str,
     except Exception as error:  # noqa: BLE001 — templates are programs and raise what they like
         raise RequestError(f"the chat template refuses these messages: {error}") from None
     return text
+
+
+def context_overflow(tokens: int, length: int) -> ContextOverflowError:
+    """The error of a prompt of so many tokens that does not fit a context of such a length."""
+    return ContextOverflowError(
+        f"prompt of {tokens} tokens leaves no room for an answer, context is {length}",
+        prompt_tokens=tokens,
+        context_length=length,
+    )
+
+
+def no_template() -> UnsupportedOperationError:
+    """The error of messages to a model that has no chat template."""
+    return UnsupportedOperationError(
+        "this model's tokenizer has no chat template; send a prompt, or start the worker with --chat-template"
+    )
