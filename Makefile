@@ -14,9 +14,8 @@ demo:  ## controller, two workers, several chats at once (BACKEND=echo needs no 
 	@$(PYTHON) tools/bootstrap.py $(if $(filter echo,$(BACKEND)),core,demo)
 	@$(VENV_PYTHON) examples/demo.py --backend $(BACKEND)
 
-test: lint  ## install what the tests need and run all of them
+test: lint test-vllm-previous  ## install what the tests need and run all of them
 	@$(VENV_PYTHON) -m pytest
-	@$(MAKE) --no-print-directory test-vllm-previous
 
 test-vllm-previous:  ## the tests of vLLM again, with its release before the latest
 	@$(PYTHON) tools/bootstrap.py previous
