@@ -170,6 +170,23 @@ def test_candidates_follow_every_request(count: int, moves: list[tuple[int, int,
                 assert least.queue_ratio == min(len(hosting.worker.live) / hosting.speed for hosting in able)
 
 
+def test_a_name_is_a_model_first_and_an_alias_while_nobody_hosts_it() -> None:
+    registry = Registry(random.Random(1))
+    for number, info in enumerate([ModelInfo(name="chat"), ModelInfo(name="llama", aliases=["chat"])]):
+        hello = WorkerHello(1, "", f"w{number}", number, [info], Load(slots=1))
+        registry.announce(WorkerPeer(hello, number, b"", RoutingId(b"%d" % number), 0), [info])
+    chat, llama = registry.models["chat"], registry.models["llama"]
+    assert registry.find("chat") is chat
+    registry.withdraw(registry.workers["w0"], "chat")
+    assert registry.find("chat") is llama
+    registry.withdraw(registry.workers["w1"], "llama")
+    assert registry.find("chat") is chat
+    registry.forget(chat)
+    assert registry.find("chat") is llama
+    registry.forget(llama)
+    assert registry.find("chat") is None
+
+
 @pytest.mark.parametrize("count", [3, 40])
 def test_lottery_draws_by_speed(count: int) -> None:
     rng = random.Random(7)

@@ -181,8 +181,13 @@ class Registry:
         self.aliases: dict[str, str] = {}
 
     def find(self, name: str) -> Model | None:
-        """The model of a name or an alias."""
-        return self.models.get(name) or self.models.get(self.aliases.get(name, ""))
+        """The model of a name or an alias. Where one worker's name is another's alias, the name goes first while anybody
+        hosts it."""
+        model = self.models.get(name)
+        if model is not None and model.hosts:
+            return model
+        other = self.models.get(self.aliases.get(name, ""))
+        return other if other is not None and (other.hosts or model is None) else model
 
     def model(self, name: str) -> Model:
         """The model of a name, made if unknown."""
