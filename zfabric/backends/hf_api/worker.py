@@ -15,6 +15,7 @@ from zfabric.backends.hf_api.embeddings import embed
 from zfabric.backends.hf_api.models_file import Upstream, read_models_file
 from zfabric.backends.hf_api.requests import as_chat, body_of, parameters_of, path_of, tells_tokens
 from zfabric.backends.hf_api.tokens import Tokenizer
+from zfabric.backends.prompts import context_overflow
 from zfabric.backends.resuming import continues
 from zfabric.errors import RateLimitedError, UnavailableError, UnknownModelError, UnsupportedOperationError
 from zfabric.wire.messages import ModelInfo
@@ -216,7 +217,11 @@ class HuggingfaceApiWorker(BaseModelWorker):
         return self._takes_tokens(upstream) and continues(request)
 
     async def _prompt(self, upstream: Upstream, request: GenerateRequest, *, goes_on: bool) -> list[int] | None:
-        """The prompt as tokens, where the protocol takes those and there is need of them."""
+        """The prompt as tokens, where the protocol takes those and there is need of them.
+
+        Raises:
+            ContextOverflowError: It is known here already to be too long.
+        """
         if upstream.protocol != "completions":
             return None
         ids = request.prompt_token_ids
@@ -226,6 +231,9 @@ class HuggingfaceApiWorker(BaseModelWorker):
                 ids = tokenizer.prompt(request.prompt, None)
             else:
                 ids = await asyncio.to_thread(tokenizer.prompt, request.prompt, request.messages, request.tools)
+        length = upstream.context_length
+        if ids is not None and 0 < length <= len(ids):
+            raise context_overflow(len(ids), length)
         return [*ids, *request.resume_token_ids] if goes_on and ids is not None else ids
 
     async def _usage(self, upstream: Upstream, request: GenerateRequest, reader: AnswerReader, before: int) -> Usage:
