@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.engines.runs import Run
 from tests.fabric import Process, processes
 from zfabric import AsyncClient
 from zfabric.backends.hf_transformers.worker import ModelWorker
@@ -112,36 +114,55 @@ async def _cancel(client: AsyncClient, tokens: list[int]) -> float:
     return time.perf_counter() - began
 
 
-async def measure(model: Path, count: int, prompt: Prompt, *arguments: str) -> dict[str, list[float]]:
+async def rates(client: AsyncClient, count: int, prompt: Prompt, concurrencies: Sequence[int]) -> dict[int, Run]:
+    """Answers of so many tokens, undisturbed, by how many are made at once."""
+    found = {}
+    await _consumed(client, prompt(0, PROMPT_TOKENS), 4)
+    for streams in concurrencies:
+        firsts: list[float] = []
+
+        async def one(seed: int, firsts: list[float] = firsts) -> None:
+            first = asyncio.Event()
+            consumed = asyncio.ensure_future(_consumed(client, prompt(seed, PROMPT_TOKENS), count, first))
+            await first.wait()
+            firsts.append(time.perf_counter())
+            await consumed
+
+        began = time.perf_counter()
+        await asyncio.gather(*(one(seed) for seed in range(streams)))
+        seconds = time.perf_counter() - began
+        found[streams] = Run(streams * count / seconds, (statistics.median(firsts) - began) * 1_000)
+    return found
+
+
+async def measure(client: AsyncClient, count: int, prompt: Prompt) -> dict[str, list[float]]:
     """Times in seconds by name; and `tokens_per_s` of the eight streams, all of it.
 
     Args:
         count: Tokens of each stream.
         prompt: Makes a prompt of a seed and a length.
-        arguments: More of the worker's.
     """
-    async with served(model, *arguments) as client:
-        found: dict[str, list[float]] = {"status_idle": [await _status(client) for _ in range(IDLE_CALLS)]}
-        firsts = [asyncio.Event() for _ in range(STREAMS)]
-        began = time.perf_counter()
-        streams = asyncio.gather(
-            *(_consumed(client, prompt(seed, PROMPT_TOKENS), count, first) for seed, first in enumerate(firsts))
-        )
-        for first in firsts:
-            await first.wait()
-        await client.operate(WORKER, "lateness")
+    found: dict[str, list[float]] = {"status_idle": [await _status(client) for _ in range(IDLE_CALLS)]}
+    firsts = [asyncio.Event() for _ in range(STREAMS)]
+    began = time.perf_counter()
+    streams = asyncio.gather(
+        *(_consumed(client, prompt(seed, PROMPT_TOKENS), count, first) for seed, first in enumerate(firsts))
+    )
+    for first in firsts:
+        await first.wait()
+    await client.operate(WORKER, "lateness")
 
-        async def long_prompts() -> None:
-            for seed in range(LONG_PROMPTS):
-                await _consumed(client, prompt(100 + seed, LONG_TOKENS), 1)
+    async def long_prompts() -> None:
+        for seed in range(LONG_PROMPTS):
+            await _consumed(client, prompt(100 + seed, LONG_TOKENS), 1)
 
-        arriving = asyncio.ensure_future(long_prompts())
-        found["status"], found["cancel"] = [], []
-        while not (streams.done() and arriving.done()):
-            found["status"].append(await _status(client))
-            found["cancel"].append(await _cancel(client, prompt(200, PROMPT_TOKENS)))
-            await asyncio.sleep(PROBE_INTERVAL_S)
-        seconds = time.perf_counter() - began
-        found["tokens_per_s"] = [sum(await streams) / seconds]
-        found["worker_timers"] = await client.operate(WORKER, "lateness")
-        return found
+    arriving = asyncio.ensure_future(long_prompts())
+    found["status"], found["cancel"] = [], []
+    while not (streams.done() and arriving.done()):
+        found["status"].append(await _status(client))
+        found["cancel"].append(await _cancel(client, prompt(200, PROMPT_TOKENS)))
+        await asyncio.sleep(PROBE_INTERVAL_S)
+    seconds = time.perf_counter() - began
+    found["tokens_per_s"] = [sum(await streams) / seconds]
+    found["worker_timers"] = await client.operate(WORKER, "lateness")
+    return found
