@@ -50,6 +50,8 @@ PROMPT_TOKENS = 24
 LONG_TOKENS = 2_000
 #: Tokens of an answer: enough that joining and leaving weigh little, few enough for a CPU.
 ANSWER_TOKENS = {"tiny": 256, "smollm2": 48}
+#: The same where many are made at once.
+MANY_TOKENS = {"tiny": 128, "smollm2": 16}
 GAP_TOKENS = {"tiny": 1_000, "smollm2": 96}
 LONG_PROMPTS = 2
 ROUNDS = {"tiny": 7, "smollm2": 2}
@@ -158,7 +160,8 @@ async def through_fabric(
     arguments = ["--dtype", given.dtype, "--device", "cpu", "--threads", str(given.threads)]
     arguments += ["--compile"] if given.compile else []
     async with transformers_fabric.served(directory, *arguments) as client:
-        runs = await transformers_fabric.rates(client, ANSWER_TOKENS[name], prompt, (1, STREAMS, MANY))
+        counts = {1: ANSWER_TOKENS[name], STREAMS: ANSWER_TOKENS[name], MANY: MANY_TOKENS[name]}
+        runs = await transformers_fabric.rates(client, prompt, counts)
         times = await transformers_fabric.measure(client, FABRIC_TOKENS[name], prompt)
     (rate,) = times.pop("tokens_per_s")
     return {"tokens_per_s": round(rate, 1), **{kind: summary(seconds) for kind, seconds in times.items()}}, runs
@@ -249,7 +252,7 @@ async def throughput(
         for (_, streams), found in runs.items():
             found.append(await together(worker, answers, count, streams, number))
     say(f"{name}, {MANY} streams")
-    runs["worker", MANY] = [await together(worker, answers, count, MANY)]
+    runs["worker", MANY] = [await together(worker, answers, MANY_TOKENS[name], MANY)]
     gains = [many.tokens_per_second / one for one, many in zip(alone, runs["worker", STREAMS], strict=True)]
     single, eight = (
         round(statistics.median(run.tokens_per_second for run in runs["worker", streams]), 1)

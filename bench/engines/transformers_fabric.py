@@ -15,7 +15,7 @@ import contextlib
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +85,18 @@ async def served(model: Path, *arguments: str) -> AsyncIterator[AsyncClient]:
                 yield client
 
 
-async def _consumed(client: AsyncClient, tokens: list[int], count: int, first: asyncio.Event | None = None) -> int:
-    seen = 0
+async def _consumed(
+    client: AsyncClient, tokens: list[int], count: int, begun: asyncio.Event | None = None
+) -> tuple[int, float]:
+    """How many tokens came, and when the first did."""
+    seen, first = 0, 0.0
     options: dict[str, Any] = {"max_new_tokens": count, "temperature": 0, "ignore_eos": True}
     async for delta in client.stream(WORKER, prompt_token_ids=tokens, **options):
         seen += len(delta.token_ids)
-        if first is not None:
-            first.set()
-    return seen
+        first = first or time.perf_counter()
+        if begun is not None:
+            begun.set()
+    return seen, first
 
 
 async def _status(client: AsyncClient) -> float:
@@ -114,24 +118,17 @@ async def _cancel(client: AsyncClient, tokens: list[int]) -> float:
     return time.perf_counter() - began
 
 
-async def rates(client: AsyncClient, count: int, prompt: Prompt, concurrencies: Sequence[int]) -> dict[int, Run]:
-    """Answers of so many tokens, undisturbed, by how many are made at once."""
+async def rates(client: AsyncClient, prompt: Prompt, counts: Mapping[int, int]) -> dict[int, Run]:
+    """Undisturbed answers, by how many are made at once; `counts` says of how many tokens each then is."""
     found = {}
     await _consumed(client, prompt(0, PROMPT_TOKENS), 4)
-    for streams in concurrencies:
-        firsts: list[float] = []
-
-        async def one(seed: int, firsts: list[float] = firsts) -> None:
-            first = asyncio.Event()
-            consumed = asyncio.ensure_future(_consumed(client, prompt(seed, PROMPT_TOKENS), count, first))
-            await first.wait()
-            firsts.append(time.perf_counter())
-            await consumed
-
+    for streams, count in counts.items():
         began = time.perf_counter()
-        await asyncio.gather(*(one(seed) for seed in range(streams)))
+        asked = (_consumed(client, prompt(seed, PROMPT_TOKENS), count) for seed in range(streams))
+        answers = await asyncio.gather(*asked)
         seconds = time.perf_counter() - began
-        found[streams] = Run(streams * count / seconds, (statistics.median(firsts) - began) * 1_000)
+        first = statistics.median(at for _, at in answers) - began
+        found[streams] = Run(sum(seen for seen, _ in answers) / seconds, first * 1_000)
     return found
 
 
@@ -163,6 +160,6 @@ async def measure(client: AsyncClient, count: int, prompt: Prompt) -> dict[str, 
         found["cancel"].append(await _cancel(client, prompt(200, PROMPT_TOKENS)))
         await asyncio.sleep(PROBE_INTERVAL_S)
     seconds = time.perf_counter() - began
-    found["tokens_per_s"] = [sum(await streams) / seconds]
+    found["tokens_per_s"] = [sum(seen for seen, _ in await streams) / seconds]
     found["worker_timers"] = await client.operate(WORKER, "lateness")
     return found

@@ -23,7 +23,7 @@ ENGINES = {
     "vllm": (("torch", "vllm", "aiohttp"), ["--model", "smollm2", "--rounds", "3", "--new-tokens", "32"]),
     "hf_api": (("httpx2", "huggingface_hub"), ["--rounds", "3", "--tokens", "60", "--interval-ms", "20"]),
 }
-_LIMIT_S = 300
+_LIMIT_S = 400
 _GAPS = {"gaps_ms": ("undisturbed", "disturbed"), "answers_ms": ("step_handed_over",)}
 _ANSWERS = {"fabric_ms": ("status_idle", "status", "cancel", "worker_timers")}
 
