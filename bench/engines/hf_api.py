@@ -2,7 +2,7 @@
 
 A server process of its own sends tokens on a schedule. The same load goes to it directly (huggingface_hub's
 AsyncInferenceClient) and through controller and hf-api worker, in turns, so that whatever else the machine does falls on
-both. TTFT is measured on single requests, throughput on all streams at once.
+both. With one stream, the time to the first token is that of single requests.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import AsyncInferenceClient
 
+from bench.engines.runs import Run, results
 from zfabric import AsyncClient
 
 Ask = Callable[[int], Awaitable[tuple[float, int]]]
@@ -84,38 +85,47 @@ async def _through(client: AsyncClient, count: int) -> tuple[float, int]:
     return first, seen
 
 
-async def _rate(ask: Ask, streams: int, count: int) -> float:
+async def _together(ask: Ask, streams: int, count: int) -> Run:
+    """So many answers at once, each to its end."""
     started = time.perf_counter()
     results = await asyncio.gather(*(ask(count) for _ in range(streams)))
     assert all(seen == count for _, seen in results)
-    return streams * count / (time.perf_counter() - started)
+    rate = streams * count / (time.perf_counter() - started)
+    return Run(rate, statistics.median(first for first, _ in results) * 1_000)
 
 
-async def _measure(direct: Ask, through: Ask, options: argparse.Namespace) -> dict[str, Any]:
-    rates: dict[str, list[float]] = {"direct": [], "through": []}
-    firsts: dict[str, list[float]] = {"direct": [], "through": []}
-    sides = (("direct", direct), ("through", through))
-    for _, ask in sides:
-        await _rate(ask, options.streams, 4)
+async def _alone(ask: Ask, requests: int, count: int) -> Run:
+    """One answer at a time: one to its end, and the first tokens of so many."""
+    whole = await _together(ask, 1, count)
+    return Run(whole.tokens_per_second, statistics.median([(await ask(2))[0] for _ in range(requests)]) * 1_000)
+
+
+async def _measure(sides: dict[str, Ask], options: argparse.Namespace) -> dict[str, Any]:
+    runs: dict[tuple[str, int], list[Run]] = {}
+    for ask in sides.values():
+        await _together(ask, max(options.streams), 4)
     for number in range(options.rounds):
-        for name, ask in sides[:: 1 if number % 2 else -1]:
-            rates[name].append(await _rate(ask, options.streams, options.tokens))
-    for number in range(options.requests):
-        for name, ask in sides[:: 1 if number % 2 else -1]:
-            firsts[name].append((await ask(2))[0] * 1_000)
-    rate = {name: statistics.median(values) for name, values in rates.items()}
-    ttft = {name: statistics.median(values) for name, values in firsts.items()}
-    return {
-        "streams": options.streams,
-        "interval_ms": options.interval_ms,
-        "tokens": options.tokens,
-        "rounds": options.rounds,
-        "requests": options.requests,
-        "tokens_per_second": {name: round(value, 1) for name, value in rate.items()},
-        "tokens_per_second_lost_percent": round(100 * (1 - rate["through"] / rate["direct"]), 2),
-        "ttft_p50_ms": {name: round(value, 3) for name, value in ttft.items()},
-        "ttft_p50_added_ms": round(ttft["through"] - ttft["direct"], 3),
-    }
+        for streams in options.streams:
+            for name in sorted(sides, reverse=number % 2 == 0):
+                print(f"round {number + 1}, {streams} streams, {name}", file=sys.stderr, flush=True)
+                ask, count = sides[name], options.tokens
+                alone = streams == 1
+                run = await (_alone(ask, options.requests, count) if alone else _together(ask, streams, count))
+                runs.setdefault((name, streams), []).append(run)
+    return {"settings": vars(options), "results": results(runs), **_costs(runs, options.streams)}
+
+
+def _costs(runs: dict[tuple[str, int], list[Run]], concurrencies: Sequence[int]) -> dict[str, Any]:
+    """What the fabric costs: medians of the rounds' own differences, by streams."""
+    lost, added = {}, {}
+    for streams in concurrencies:
+        pairs = list(zip(runs["fabric", streams], runs["direct", streams], strict=True))
+        share = statistics.median(1 - ours.tokens_per_second / theirs.tokens_per_second for ours, theirs in pairs)
+        lost[str(streams)] = round(100 * share, 2)
+        added[str(streams)] = round(
+            statistics.median(ours.ttft_ms_p50 - theirs.ttft_ms_p50 for ours, theirs in pairs), 3
+        )
+    return {"tokens_per_second_lost_percent": lost, "ttft_p50_added_ms": added}
 
 
 async def _start(*command: str) -> tuple[asyncio.subprocess.Process, str]:
@@ -140,9 +150,11 @@ async def _run(options: argparse.Namespace) -> None:
             arguments = ("--backend", "hf-api", "--models", str(models), *quiet)
             children.append((await _start("zfabric.cli.worker", *arguments))[0])
             async with AsyncClient(endpoint) as client, AsyncInferenceClient(base_url=f"{url}/v1") as hub:
-                result = await _measure(
-                    lambda count: _direct(hub, count), lambda count: _through(client, count), options
-                )
+                sides: dict[str, Ask] = {
+                    "direct": lambda count: _direct(hub, count),
+                    "fabric": lambda count: _through(client, count),
+                }
+                result = await _measure(sides, options)
             print(json.dumps(result, indent=2))
         finally:
             for child in reversed(children):
@@ -153,11 +165,11 @@ async def _run(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--streams", type=int, default=32)
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--tokens", type=int, default=100, help="of each answer")
     parser.add_argument("--interval-ms", type=float, default=30.0, help="between two tokens of a stream")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=60, help="for the time to the first token, of each side")
+    parser.add_argument("--requests", type=int, default=20, help="for the first token of one stream, each round")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     # Set where the environment is meant to be offline, it would keep the hub's client from loopback as well.

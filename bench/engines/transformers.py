@@ -1,7 +1,8 @@
 """ModelWorker's figures, as JSON: ``python -m bench.engines.transformers [--models tiny smollm2] [--threads 1]``.
 
 - ``throughput``: tokens per second of so many answers at once, of transformers' own ``generate`` one by one, of its own
-  continuous batching, and of vLLM where that is installed.
+  continuous batching, and with ``--vllm`` of vLLM.
+- ``results``: tokens per second and time to the first token by streams, of the worker alone and through the fabric.
 - ``gaps``: time between two tokens of running streams, undisturbed, and while prompts of 2,000 tokens arrive.
 - ``answers``: how late the event loop's timers are while the model computes (a beat is such a timer), and how long a
   status report, a cancel and the handing over of a step take on it.
@@ -26,7 +27,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ import transformers
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
 from bench.engines import transformers_fabric
+from bench.engines.runs import Run, results
 from tests.backends.tiny import Answers, save_llama
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
@@ -44,10 +45,13 @@ from zfabric.models.wheels import prepare
 from zfabric.wire.payloads import Delta, GenerateRequest, SamplingParams
 
 STREAMS = 8
+MANY = 64
 PROMPT_TOKENS = 24
 LONG_TOKENS = 2_000
 #: Tokens of an answer: enough that joining and leaving weigh little, few enough for a CPU.
 ANSWER_TOKENS = {"tiny": 256, "smollm2": 48}
+#: The same where many are made at once.
+MANY_TOKENS = {"tiny": 128, "smollm2": 16}
 GAP_TOKENS = {"tiny": 1_000, "smollm2": 96}
 LONG_PROMPTS = 2
 ROUNDS = {"tiny": 7, "smollm2": 2}
@@ -133,9 +137,7 @@ def continuous(model: Any, count: int) -> float:
 
 
 def vllm(directory: Path, dtype: str, count: int) -> dict[str, float]:
-    """Tokens per second of vLLM's own engine by streams, in a process of its own; empty if it is not installed."""
-    if find_spec("vllm") is None:
-        return {}
+    """Tokens per second of vLLM's own engine by streams, in a process of its own."""
     command = [
         sys.executable,
         "-m",
@@ -151,23 +153,34 @@ def vllm(directory: Path, dtype: str, count: int) -> dict[str, float]:
     return rates
 
 
-async def through_fabric(directory: Path, name: str, given: argparse.Namespace) -> dict[str, Any]:
+async def through_fabric(
+    directory: Path, name: str, given: argparse.Namespace
+) -> tuple[dict[str, Any], dict[int, Run]]:
     """Answers of a worker as its clients see them."""
     arguments = ["--dtype", given.dtype, "--device", "cpu", "--threads", str(given.threads)]
     arguments += ["--compile"] if given.compile else []
-    times = await transformers_fabric.measure(directory, FABRIC_TOKENS[name], prompt, *arguments)
+    async with transformers_fabric.served(directory, *arguments) as client:
+        counts = {1: ANSWER_TOKENS[name], STREAMS: ANSWER_TOKENS[name], MANY: MANY_TOKENS[name]}
+        runs = await transformers_fabric.rates(client, prompt, counts)
+        times = await transformers_fabric.measure(client, FABRIC_TOKENS[name], prompt)
     (rate,) = times.pop("tokens_per_s")
-    return {"tokens_per_s": round(rate, 1), **{kind: summary(seconds) for kind, seconds in times.items()}}
+    return {"tokens_per_s": round(rate, 1), **{kind: summary(seconds) for kind, seconds in times.items()}}, runs
 
 
-async def together(worker: ModelWorker, answers: Timed, count: int, streams: int, run: int = 0) -> float:
-    """Tokens per second of so many requests at once."""
+def say(text: str) -> None:
+    """Progress, for whoever waits."""
+    print(text, file=sys.stderr, flush=True)
+
+
+async def together(worker: ModelWorker, answers: Timed, count: int, streams: int, run: int = 0) -> Run:
+    """So many requests at once."""
     names = [f"together {run} {streams} {index}" for index in range(streams)]
     began = time.perf_counter()
     for seed, name in enumerate(names):
         worker.begin(request(name, seed, PROMPT_TOKENS, count))
     await answers.until(*names)
-    return streams * count / (time.perf_counter() - began)
+    rate = streams * count / (time.perf_counter() - began)
+    return Run(rate, statistics.median(answers.times[name][0] - began for name in names) * 1_000)
 
 
 async def gaps(worker: ModelWorker, answers: Timed, count: int) -> dict[str, Any]:
@@ -223,32 +236,38 @@ async def loop_answers(worker: ModelWorker, answers: Timed, count: int) -> dict[
 
 async def throughput(
     name: str, directory: Path, worker: ModelWorker, answers: Timed, given: argparse.Namespace
-) -> dict[str, Any]:
-    """Tokens per second of all systems."""
+) -> tuple[dict[str, Any], dict[tuple[str, int], list[Run]]]:
+    """Tokens per second of all systems, and the worker's runs."""
     count = ANSWER_TOKENS[name]
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, given.dtype)).eval()
+    say(f"{name}, continuous batching of transformers")
     own = continuous(model, count)
-    theirs = vllm(directory, given.dtype, count)
+    theirs = vllm(directory, given.dtype, count) if given.vllm else {}
     await together(worker, answers, 8, STREAMS, -1)
-    rounds = [
-        (
-            one_by_one(model, count),
-            await together(worker, answers, count, 1, number),
-            await together(worker, answers, count, STREAMS, number),
-        )
-        for number in range(ROUNDS[name])
-    ]
-    alone, single, eight = (round(statistics.median(rates), 1) for rates in zip(*rounds, strict=True))
-    gains = sorted(many / one for one, _, many in rounds)
+    alone: list[float] = []
+    runs: dict[tuple[str, int], list[Run]] = {("worker", streams): [] for streams in (1, STREAMS)}
+    for number in range(ROUNDS[name]):
+        say(f"{name}, round {number + 1}: one by one, 1 and {STREAMS} streams")
+        alone.append(one_by_one(model, count))
+        for (_, streams), found in runs.items():
+            found.append(await together(worker, answers, count, streams, number))
+    say(f"{name}, {MANY} streams")
+    runs["worker", MANY] = [await together(worker, answers, MANY_TOKENS[name], MANY)]
+    gains = [many.tokens_per_second / one for one, many in zip(alone, runs["worker", STREAMS], strict=True)]
+    single, eight = (
+        round(statistics.median(run.tokens_per_second for run in runs["worker", streams]), 1)
+        for streams in (1, STREAMS)
+    )
     return {
-        "generate_one_by_one_tokens_per_s": alone,
+        "generate_one_by_one_tokens_per_s": round(statistics.median(alone), 1),
         "continuous_batching_of_transformers_8_tokens_per_s": round(own, 1),
         **{f"vllm_{streams}_tokens_per_s": rate for streams, rate in theirs.items()},
         "worker_1_stream_tokens_per_s": single,
         "worker_8_streams_tokens_per_s": eight,
         "gain_at_8": round(statistics.median(gains), 2),
-        "gain_at_8_least": round(gains[0], 2),
-    }
+        "gain_at_8_least": round(min(gains), 2),
+        "gain_at_8_rounds": [round(gain, 3) for gain in gains],
+    }, runs
 
 
 async def measure(name: str, directory: Path, given: argparse.Namespace) -> dict[str, Any]:
@@ -258,13 +277,17 @@ async def measure(name: str, directory: Path, given: argparse.Namespace) -> dict
     worker = ModelWorker(options)
     worker.steps = answers = Timed()
     await worker.load()
-    found = {
-        "throughput": await throughput(name, directory, worker, answers, given),
+    rates, runs = await throughput(name, directory, worker, answers, given)
+    say(f"{name}, gaps and answers")
+    found: dict[str, Any] = {
+        "throughput": rates,
         "gaps_ms": await gaps(worker, answers, GAP_TOKENS[name]),
         "answers_ms": await loop_answers(worker, answers, ANSWER_TOKENS[name]),
     }
     await worker.close()
-    found["fabric_ms"] = await through_fabric(directory, name, given)
+    say(f"{name}, through the fabric")
+    found["fabric_ms"], through = await through_fabric(directory, name, given)
+    found["results"] = results({**runs, **{("fabric", streams): [run] for streams, run in through.items()}})
     return found
 
 
@@ -275,6 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--compile", action="store_true", help="the worker's own flag")
+    parser.add_argument("--vllm", action="store_true", help="put vLLM's engine beside it, which has to be installed")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory(prefix="zf-bench-") as root:

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.engines.runs import Run
 from tests.fabric import Process, processes
 from zfabric import AsyncClient
 from zfabric.backends.hf_transformers.worker import ModelWorker
@@ -83,14 +85,18 @@ async def served(model: Path, *arguments: str) -> AsyncIterator[AsyncClient]:
                 yield client
 
 
-async def _consumed(client: AsyncClient, tokens: list[int], count: int, first: asyncio.Event | None = None) -> int:
-    seen = 0
+async def _consumed(
+    client: AsyncClient, tokens: list[int], count: int, begun: asyncio.Event | None = None
+) -> tuple[int, float]:
+    """How many tokens came, and when the first did."""
+    seen, first = 0, 0.0
     options: dict[str, Any] = {"max_new_tokens": count, "temperature": 0, "ignore_eos": True}
     async for delta in client.stream(WORKER, prompt_token_ids=tokens, **options):
         seen += len(delta.token_ids)
-        if first is not None:
-            first.set()
-    return seen
+        first = first or time.perf_counter()
+        if begun is not None:
+            begun.set()
+    return seen, first
 
 
 async def _status(client: AsyncClient) -> float:
@@ -112,36 +118,48 @@ async def _cancel(client: AsyncClient, tokens: list[int]) -> float:
     return time.perf_counter() - began
 
 
-async def measure(model: Path, count: int, prompt: Prompt, *arguments: str) -> dict[str, list[float]]:
+async def rates(client: AsyncClient, prompt: Prompt, counts: Mapping[int, int]) -> dict[int, Run]:
+    """Undisturbed answers, by how many are made at once; `counts` says of how many tokens each then is."""
+    found = {}
+    await _consumed(client, prompt(0, PROMPT_TOKENS), 4)
+    for streams, count in counts.items():
+        began = time.perf_counter()
+        asked = (_consumed(client, prompt(seed, PROMPT_TOKENS), count) for seed in range(streams))
+        answers = await asyncio.gather(*asked)
+        seconds = time.perf_counter() - began
+        first = statistics.median(at for _, at in answers) - began
+        found[streams] = Run(sum(seen for seen, _ in answers) / seconds, first * 1_000)
+    return found
+
+
+async def measure(client: AsyncClient, count: int, prompt: Prompt) -> dict[str, list[float]]:
     """Times in seconds by name; and `tokens_per_s` of the eight streams, all of it.
 
     Args:
         count: Tokens of each stream.
         prompt: Makes a prompt of a seed and a length.
-        arguments: More of the worker's.
     """
-    async with served(model, *arguments) as client:
-        found: dict[str, list[float]] = {"status_idle": [await _status(client) for _ in range(IDLE_CALLS)]}
-        firsts = [asyncio.Event() for _ in range(STREAMS)]
-        began = time.perf_counter()
-        streams = asyncio.gather(
-            *(_consumed(client, prompt(seed, PROMPT_TOKENS), count, first) for seed, first in enumerate(firsts))
-        )
-        for first in firsts:
-            await first.wait()
-        await client.operate(WORKER, "lateness")
+    found: dict[str, list[float]] = {"status_idle": [await _status(client) for _ in range(IDLE_CALLS)]}
+    firsts = [asyncio.Event() for _ in range(STREAMS)]
+    began = time.perf_counter()
+    streams = asyncio.gather(
+        *(_consumed(client, prompt(seed, PROMPT_TOKENS), count, first) for seed, first in enumerate(firsts))
+    )
+    for first in firsts:
+        await first.wait()
+    await client.operate(WORKER, "lateness")
 
-        async def long_prompts() -> None:
-            for seed in range(LONG_PROMPTS):
-                await _consumed(client, prompt(100 + seed, LONG_TOKENS), 1)
+    async def long_prompts() -> None:
+        for seed in range(LONG_PROMPTS):
+            await _consumed(client, prompt(100 + seed, LONG_TOKENS), 1)
 
-        arriving = asyncio.ensure_future(long_prompts())
-        found["status"], found["cancel"] = [], []
-        while not (streams.done() and arriving.done()):
-            found["status"].append(await _status(client))
-            found["cancel"].append(await _cancel(client, prompt(200, PROMPT_TOKENS)))
-            await asyncio.sleep(PROBE_INTERVAL_S)
-        seconds = time.perf_counter() - began
-        found["tokens_per_s"] = [sum(await streams) / seconds]
-        found["worker_timers"] = await client.operate(WORKER, "lateness")
-        return found
+    arriving = asyncio.ensure_future(long_prompts())
+    found["status"], found["cancel"] = [], []
+    while not (streams.done() and arriving.done()):
+        found["status"].append(await _status(client))
+        found["cancel"].append(await _cancel(client, prompt(200, PROMPT_TOKENS)))
+        await asyncio.sleep(PROBE_INTERVAL_S)
+    seconds = time.perf_counter() - began
+    found["tokens_per_s"] = [sum(seen for seen, _ in await streams) / seconds]
+    found["worker_timers"] = await client.operate(WORKER, "lateness")
+    return found

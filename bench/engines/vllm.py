@@ -23,11 +23,11 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from bench.engines.runs import Run, results
 from bench.engines.vllm_shared import shared_engine
 
 ENVIRONMENT = {
@@ -41,14 +41,6 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 NAME = "benchmarked"
-
-
-@dataclass
-class Run:
-    """One measurement."""
-
-    tokens_per_second: float
-    ttft_ms_p50: float
 
 
 async def measure(stream: Any, streams: int, prompt_tokens: int, new_tokens: int, chance: random.Random) -> Run:
@@ -223,6 +215,8 @@ async def compare(arguments: argparse.Namespace, model: Path) -> dict[str, Any]:
         for number in range(arguments.rounds + 1):
             for streams in arguments.streams:
                 for name in order:
+                    word = f"round {number}" if number else "warm-up"
+                    print(f"{word}, {streams} streams, {name}", file=sys.stderr, flush=True)
                     run = await measure(systems[name], streams, arguments.prompt_tokens, arguments.new_tokens, chance)
                     # The first round warms up connections, kernels and allocators.
                     if number:
@@ -235,17 +229,6 @@ def report(arguments: argparse.Namespace, runs: dict[tuple[str, int], list[Run]]
     """Medians, and what the fabric is in relation to the others: the median of the rounds' own ratios."""
     import vllm
 
-    results = [
-        {
-            "system": name,
-            "streams": streams,
-            "tokens_per_second": round(statistics.median(run.tokens_per_second for run in found), 1),
-            "ttft_ms_p50": round(statistics.median(run.ttft_ms_p50 for run in found), 2),
-            "runs": [round(run.tokens_per_second, 1) for run in found],
-            "ttft_ms_runs": [round(run.ttft_ms_p50, 1) for run in found],
-        }
-        for (name, streams), found in sorted(runs.items(), key=lambda item: (item[0][1], item[0][0]))
-    ]
     ratios = {
         f"fabric/{other} at {streams}": {
             "tokens_per_second": round(_ratio(runs, other, streams, "tokens_per_second"), 3),
@@ -262,7 +245,7 @@ def report(arguments: argparse.Namespace, runs: dict[tuple[str, int], list[Run]]
         "vllm": vllm.__version__,
         "load_before": arguments.load,
     }
-    return {"conditions": conditions, "settings": vars(arguments), "results": results, "ratios": ratios}
+    return {"conditions": conditions, "settings": vars(arguments), "results": results(runs), "ratios": ratios}
 
 
 def _ratio(runs: dict[tuple[str, int], list[Run]], other: str, streams: int, figure: str) -> float:

@@ -14,7 +14,11 @@ import pytest
 from bench import cores
 from bench.balance import lower_bound_s, play, service_s
 from bench.compare import compare, load
+from bench.engines.runs import Run
+from bench.engines.runs import results as engine_results
 from bench.record import Metric, Report, write
+from bench.runner import Bench
+from bench.scenarios import engines
 from bench.traces import SHIPPED, Arrival, generate, read
 from zfabric.core.dispatch import POLICIES
 
@@ -101,3 +105,59 @@ def test_no_policy_beats_the_bound(policy: str, central: bool) -> None:
 def test_one_request_takes_its_service_time() -> None:
     arrival = Arrival(0.0, 800, 50)
     assert play([arrival], (2.0,), "shortest_queue", central=True).makespan_s == pytest.approx(service_s(arrival, 2.0))
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench(quick=False, say=lambda text: None)
+
+
+async def test_an_engine_that_is_not_installed_is_left_out_with_its_reason(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "ENGINES", {"vllm": (("json", "no_such_engine"), [])})
+    report = Report("engines", "Engines")
+    await engines.run(bench, report)
+    assert report.skipped == ["vllm: no_such_engine is not installed (make test installs all engines)"]
+    assert not report.tables
+    assert not report.metrics
+
+
+async def test_an_engine_that_fails_says_why_in_one_line(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "ENGINES", {"runs": (("json",), []), "no_such_module": (("json",), [])})
+    report = Report("engines", "Engines")
+    await engines.run(bench, report)
+    silent, missing = report.skipped
+    assert silent == "runs: ended with 0: "
+    assert missing.startswith("no_such_module: ended with 1: ")
+    assert missing.endswith("No module named bench.engines.no_such_module")
+
+
+def test_what_vllm_printed_becomes_ratios_of_its_rounds() -> None:
+    speeds = {"fabric": [96.0, 98.0, 99.0], "bare": [100.0, 100.0, 100.0], "openai": [50.0, 49.0, 99.0]}
+    results = [
+        {"system": name, "streams": 8, "tokens_per_second": 1, "ttft_ms_p50": 1, "runs": runs, "ttft_ms_runs": runs}
+        for name, runs in speeds.items()
+    ]
+    report = Report("engines", "Engines")
+    engines.tell(report, "vllm", {"results": results})
+    metrics = {metric.name: metric for metric in report.metrics}
+    assert metrics["engines.vllm.tokens_at_8_to_bare"].value == pytest.approx(0.98)
+    assert metrics["engines.vllm.tokens_at_8_to_bare"].met
+    assert metrics["engines.vllm.tokens_at_8_to_server"].rounds == pytest.approx([1.92, 2.0, 1.0])
+    assert len(report.tables[0].rows) == 3
+
+
+def test_what_hf_api_costs_is_told_by_streams() -> None:
+    fast, slow = Run(100.0, 10.0), Run(94.0, 10.6)
+    runs = {(name, streams): [run] for name, run in (("direct", fast), ("fabric", slow)) for streams in (1, 64)}
+    report = Report("engines", "Engines")
+    engines.tell(report, "hf_api", {"results": engine_results(runs)})
+    metrics = {metric.name.removeprefix("engines.hf_api."): metric for metric in report.metrics}
+    assert {name: metric.met for name, metric in metrics.items()} == {
+        "tokens_lost_at_1": False,
+        "tokens_lost_at_64": False,
+        "ttft_added_ms": True,
+    }
+    assert metrics["tokens_lost_at_64"].value == pytest.approx(6)
+    assert metrics["ttft_added_ms"].value == pytest.approx(0.6)
