@@ -38,6 +38,9 @@ OLDEST = (3, 11)
 NAMES = ("python3.14", "python3.13", "python3.12", "python3.11")
 #: What pip's settings are called in uv's command line. The lock says what is installed, so pip's constraints do not matter.
 PIP_TO_UV = {"find-links": "--find-links", "index-url": "--default-index", "extra-index-url": "--index"}
+#: Seconds of silence before a download counts as failed. Wheels of hundreds of megabytes come over networks that stall for
+#: longer than the 15 and 30 s that pip and uv allow. What the caller has set for either holds.
+PATIENCE = {"PIP_DEFAULT_TIMEOUT": "120", "UV_HTTP_TIMEOUT": "120"}
 
 
 def main() -> int:
@@ -121,15 +124,20 @@ def _install_all(wanted: str, python: Path, steps: list[list[str]]) -> bool:
         while not _run([*installers[0], *step]):
             if len(installers) == 1:
                 print(f"\ninstalling failed: {' '.join([*installers[0], *step])}", file=sys.stderr)
+                _say(f"the {wanted} requirements are not installed; run this again: finished downloads are kept")
                 return False
             _say("uv does not manage that; trying pip")
             del installers[0]
     return True
 
 
+def environment() -> dict[str, str]:
+    """What installers run with: the caller's environment, and patience where it has none set."""
+    return {**PATIENCE, **os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "UV_LINK_MODE": "copy"}
+
+
 def _run(command: list[str]) -> bool:
-    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "UV_LINK_MODE": "copy"}
-    return subprocess.run(command, check=False, env=environment, cwd=ROOT).returncode == 0
+    return subprocess.run(command, check=False, env=environment(), cwd=ROOT).returncode == 0
 
 
 def _with_another_python() -> int:

@@ -89,6 +89,40 @@ global.timeout='5'
     assert bootstrap.uv_options("") == []
 
 
+def test_a_download_may_stall_as_long_as_the_caller_says(
+    bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("UV_HTTP_TIMEOUT", raising=False)
+    monkeypatch.setenv("PIP_DEFAULT_TIMEOUT", "7")
+    found = bootstrap.environment()
+    assert int(found["UV_HTTP_TIMEOUT"]) >= 60
+    assert found["PIP_DEFAULT_TIMEOUT"] == "7"
+
+
+def test_an_installation_that_fails_says_which_and_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    spec = importlib.util.spec_from_file_location("bootstrap", ROOT / "tools" / "bootstrap.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    commands: list[list[str]] = []
+
+    def fail(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 1, "", "")
+
+    monkeypatch.setattr(module.subprocess, "run", fail)
+    python = tmp_path / "python"
+    (tmp_path / "uv").touch()
+    assert module._install_all("previous", python, [["-r", "previous.txt"]]) is False
+    assert [Path(command[0]).name for command in commands] == ["python", "python", "uv", "python"]
+    told = capsys.readouterr().err
+    assert "trying pip" in told
+    assert "the previous requirements are not installed; run this again" in told
+
+
 def test_a_python_that_is_too_old_looks_for_another(
     bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -88,10 +88,21 @@ class Reader:
 
 
 async def cut(pair: Pair, name: str, readers: list[Reader]) -> tuple[list[Reader], list[BaseException | None]]:
-    """Kill a worker once all streams have begun. Returns those that it served, and how each of them ended."""
+    """Kill a worker as soon as a stream of its has begun, since one of two may be done before the other begins.
+
+    Returns the streams that it had begun, and how each of them ended.
+    """
+
+    def begun() -> list[Reader]:
+        cases = (reader for reader in readers if reader.begun.is_set() and reader.stream.worker == name)
+        return [reader for reader in cases if not reader.task.done()]
+
     async with asyncio.timeout(60):
-        await asyncio.gather(*(reader.begun.wait() for reader in readers))
-        affected = [reader for reader in readers if reader.stream.worker == name and not reader.task.done()]
+        for beginning in asyncio.as_completed([reader.begun.wait() for reader in readers]):
+            await beginning
+            if begun():
+                break
+        affected = begun()
         await pair.kill(name)
         await asyncio.wait([reader.task for reader in readers])
     return affected, [reader.task.exception() for reader in affected]
