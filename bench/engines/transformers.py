@@ -54,6 +54,7 @@ ANSWER_TOKENS = {"tiny": 256, "smollm2": 48}
 MANY_TOKENS = {"tiny": 128, "smollm2": 16}
 GAP_TOKENS = {"tiny": 1_000, "smollm2": 96}
 LONG_PROMPTS = 2
+PAIRS = {"tiny": 5, "smollm2": 2}
 ROUNDS = {"tiny": 7, "smollm2": 2}
 FABRIC_TOKENS = {"tiny": 3_000, "smollm2": 64}
 
@@ -154,14 +155,24 @@ def vllm(directory: Path, dtype: str, count: int) -> dict[str, float]:
 
 
 async def through_fabric(
-    directory: Path, name: str, given: argparse.Namespace
-) -> tuple[dict[str, Any], dict[int, Run]]:
-    """Answers of a worker as its clients see them."""
+    name: str, directory: Path, worker: ModelWorker, answers: Timed, given: argparse.Namespace
+) -> tuple[dict[str, Any], dict[tuple[str, int], list[Run]]]:
+    """Answers of a worker as its clients see them, in turn with those of the one in this process, which is then closed."""
     arguments = ["--dtype", given.dtype, "--device", "cpu", "--threads", str(given.threads)]
     arguments += ["--compile"] if given.compile else []
+    counts = {1: ANSWER_TOKENS[name], STREAMS: ANSWER_TOKENS[name], MANY: MANY_TOKENS[name]}
+    runs: dict[tuple[str, int], list[Run]] = {}
     async with transformers_fabric.served(directory, *arguments) as client:
-        counts = {1: ANSWER_TOKENS[name], STREAMS: ANSWER_TOKENS[name], MANY: MANY_TOKENS[name]}
-        runs = await transformers_fabric.rates(client, prompt, counts)
+        await transformers_fabric.together(client, prompt, 8, STREAMS)
+        for number in range(PAIRS[name]):
+            say(f"{name}, through the fabric and alone, round {number + 1}")
+            for streams, count in counts.items():
+                alone = await together(worker, answers, count, streams, ROUNDS[name] + number)
+                through = await transformers_fabric.together(client, prompt, count, streams)
+                runs.setdefault(("worker", streams), []).append(alone)
+                runs.setdefault(("fabric", streams), []).append(through)
+        await worker.close()
+        say(f"{name}, answers through the fabric")
         times = await transformers_fabric.measure(client, FABRIC_TOKENS[name], prompt)
     (rate,) = times.pop("tokens_per_s")
     return {"tokens_per_s": round(rate, 1), **{kind: summary(seconds) for kind, seconds in times.items()}}, runs
@@ -236,8 +247,8 @@ async def loop_answers(worker: ModelWorker, answers: Timed, count: int) -> dict[
 
 async def throughput(
     name: str, directory: Path, worker: ModelWorker, answers: Timed, given: argparse.Namespace
-) -> tuple[dict[str, Any], dict[tuple[str, int], list[Run]]]:
-    """Tokens per second of all systems, and the worker's runs."""
+) -> dict[str, Any]:
+    """Tokens per second of all systems."""
     count = ANSWER_TOKENS[name]
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, given.dtype)).eval()
     say(f"{name}, continuous batching of transformers")
@@ -245,18 +256,15 @@ async def throughput(
     theirs = vllm(directory, given.dtype, count) if given.vllm else {}
     await together(worker, answers, 8, STREAMS, -1)
     alone: list[float] = []
-    runs: dict[tuple[str, int], list[Run]] = {("worker", streams): [] for streams in (1, STREAMS)}
+    runs: dict[int, list[Run]] = {1: [], STREAMS: []}
     for number in range(ROUNDS[name]):
         say(f"{name}, round {number + 1}: one by one, 1 and {STREAMS} streams")
         alone.append(one_by_one(model, count))
-        for (_, streams), found in runs.items():
+        for streams, found in runs.items():
             found.append(await together(worker, answers, count, streams, number))
-    say(f"{name}, {MANY} streams")
-    runs["worker", MANY] = [await together(worker, answers, MANY_TOKENS[name], MANY)]
-    gains = [many.tokens_per_second / one for one, many in zip(alone, runs["worker", STREAMS], strict=True)]
+    gains = [many.tokens_per_second / one for one, many in zip(alone, runs[STREAMS], strict=True)]
     single, eight = (
-        round(statistics.median(run.tokens_per_second for run in runs["worker", streams]), 1)
-        for streams in (1, STREAMS)
+        round(statistics.median(run.tokens_per_second for run in runs[streams]), 1) for streams in (1, STREAMS)
     )
     return {
         "generate_one_by_one_tokens_per_s": round(statistics.median(alone), 1),
@@ -267,7 +275,7 @@ async def throughput(
         "gain_at_8": round(statistics.median(gains), 2),
         "gain_at_8_least": round(min(gains), 2),
         "gain_at_8_rounds": [round(gain, 3) for gain in gains],
-    }, runs
+    }
 
 
 async def measure(name: str, directory: Path, given: argparse.Namespace) -> dict[str, Any]:
@@ -277,17 +285,15 @@ async def measure(name: str, directory: Path, given: argparse.Namespace) -> dict
     worker = ModelWorker(options)
     worker.steps = answers = Timed()
     await worker.load()
-    rates, runs = await throughput(name, directory, worker, answers, given)
+    rates = await throughput(name, directory, worker, answers, given)
     say(f"{name}, gaps and answers")
     found: dict[str, Any] = {
         "throughput": rates,
         "gaps_ms": await gaps(worker, answers, GAP_TOKENS[name]),
         "answers_ms": await loop_answers(worker, answers, ANSWER_TOKENS[name]),
     }
-    await worker.close()
-    say(f"{name}, through the fabric")
-    found["fabric_ms"], through = await through_fabric(directory, name, given)
-    found["results"] = results({**runs, **{("fabric", streams): [run] for streams, run in through.items()}})
+    found["fabric_ms"], runs = await through_fabric(name, directory, worker, answers, given)
+    found["results"] = results(runs)
     return found
 
 

@@ -15,7 +15,7 @@ import contextlib
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -118,18 +118,13 @@ async def _cancel(client: AsyncClient, tokens: list[int]) -> float:
     return time.perf_counter() - began
 
 
-async def rates(client: AsyncClient, prompt: Prompt, counts: Mapping[int, int]) -> dict[int, Run]:
-    """Undisturbed answers, by how many are made at once; `counts` says of how many tokens each then is."""
-    found = {}
-    await _consumed(client, prompt(0, PROMPT_TOKENS), 4)
-    for streams, count in counts.items():
-        began = time.perf_counter()
-        asked = (_consumed(client, prompt(seed, PROMPT_TOKENS), count) for seed in range(streams))
-        answers = await asyncio.gather(*asked)
-        seconds = time.perf_counter() - began
-        first = statistics.median(at for _, at in answers) - began
-        found[streams] = Run(sum(seen for seen, _ in answers) / seconds, first * 1_000)
-    return found
+async def together(client: AsyncClient, prompt: Prompt, count: int, streams: int) -> Run:
+    """So many undisturbed answers at once."""
+    began = time.perf_counter()
+    asked = (_consumed(client, prompt(seed, PROMPT_TOKENS), count) for seed in range(streams))
+    answers = await asyncio.gather(*asked)
+    rate = sum(seen for seen, _ in answers) / (time.perf_counter() - began)
+    return Run(rate, (statistics.median(first for _, first in answers) - began) * 1_000)
 
 
 async def measure(client: AsyncClient, count: int, prompt: Prompt) -> dict[str, list[float]]:
