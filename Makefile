@@ -17,10 +17,12 @@ demo:  ## controller, two workers, several chats at once (BACKEND=echo needs no 
 test: lint test-vllm-previous  ## install what the tests need and run all of them
 	@$(VENV_PYTHON) -m pytest
 
-test-vllm-previous:  ## the tests of vLLM again, with its release before the latest
+test-vllm-previous:  ## the tests of the vLLM worker again, with the release before the latest
 	@$(PYTHON) tools/bootstrap.py previous
-	@# The transformers that it wants take the tests' image processor to need torchvision, of which the index has no build for CPUs.
-	@.venv-previous/bin/python -m pytest tests/backends/vllm_engine --ignore tests/backends/vllm_engine/test_images.py
+	@# Images: the transformers that it wants needs torchvision for them, of which the index has no build for CPUs. The others
+	@# are tests of hf-api that use vLLM's server, and not of the worker.
+	@.venv-previous/bin/python -m pytest tests/backends/vllm_engine $(foreach name,images openai_server api_failover conformance, \
+		--ignore tests/backends/vllm_engine/test_$(name).py)
 
 simulate:  ## SEEDS=10000 simulated clusters under faults, on all cores
 	@$(PYTHON) tools/bootstrap.py core
