@@ -21,7 +21,7 @@ test-vllm-previous:  ## the tests of the vLLM worker again, with the release bef
 	@$(PYTHON) tools/bootstrap.py previous
 	@# Images: the transformers that it wants needs torchvision for them, of which the index has no build for CPUs. The others
 	@# are tests of hf-api that use vLLM's server, and not of the worker.
-	@.venv-previous/bin/python -m pytest tests/backends/vllm_engine $(foreach name,images openai_server api_failover conformance, \
+	@.venv-previous/bin/python -m pytest tests/backends/vllm_engine $(foreach name,images openai_server openai_embeddings api_failover conformance, \
 		--ignore tests/backends/vllm_engine/test_$(name).py)
 
 simulate:  ## SEEDS=10000 simulated clusters under faults, on all cores

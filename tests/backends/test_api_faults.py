@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,8 @@ from zfabric.errors import (
     TooLargeError,
     UnavailableError,
     UnknownModelError,
+    UnsupportedOperationError,
+    UnsupportedParameterError,
 )
 from zfabric.wire.payloads import EmbedRequest, GenerateRequest, Usage
 
@@ -379,3 +383,28 @@ async def test_embeddings_keep_their_order_and_their_limit(tmp_path: Path) -> No
     assert rows[:, 0].tolist() == [number + 1 for number in range(11)]
     assert most <= 3
     assert len(server.asked) == 6
+
+
+@pytest.mark.parametrize("encoded", [True, False])
+async def test_vectors_of_the_openai_form_are_put_in_order(tmp_path: Path, encoded: bool) -> None:
+    async def vectors(asked: Asked) -> None:
+        lines = []
+        for index, tokens in enumerate(asked.body["input"]):
+            row = [float(token) for token in tokens]
+            lines.append({"index": index, "embedding": base64.b64encode(struct.pack("<2f", *row)).decode()})
+            if not encoded:
+                lines[-1]["embedding"] = row
+        body = json.dumps({"data": lines[::-1]}).encode()
+        await asked.send(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    keys = {"protocol": "embeddings", "batch_size": 2, "model": "theirs"}
+    async with faulty(vectors) as server, api_worker(tmp_path, server.url, **keys) as worker:
+        inputs: list[str | list[int]] = [[number, 1] for number in range(5)]
+        result = await worker.embed(EmbedRequest(inputs=inputs, model="m", normalize=False))
+        assert struct.unpack("<10f", result.data)[::2] == (0, 1, 2, 3, 4)
+        assert {asked.body["model"] for asked in server.asked} == {"theirs"}
+        assert len(server.asked) == 3
+        with pytest.raises(UnsupportedParameterError, match="truncate"):
+            await worker.embed(EmbedRequest(inputs=inputs, model="m", truncate="cut"))
+        with pytest.raises(UnsupportedOperationError, match="not both"):
+            await worker.embed(EmbedRequest(inputs=["a", [1]], model="m"))

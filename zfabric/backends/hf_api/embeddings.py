@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import numpy
 
 from zfabric.backends.hf_api.channel import Channel
+from zfabric.backends.hf_api.models_file import Upstream
+from zfabric.backends.hf_api.requests import path_of
 from zfabric.errors import BackendError, UnsupportedOperationError, UnsupportedParameterError
 from zfabric.wire.payloads import EmbedRequest, EmbedResult
+
+Rows = numpy.ndarray[Any, numpy.dtype[numpy.float32]]
 
 
 async def embed(channel: Channel, request: EmbedRequest) -> EmbedResult:
     """One vector per input. If one batch fails, the others are cancelled.
 
     Raises:
-        UnsupportedParameterError: A pooling of the caller's own, or truncate="chunk".
-        UnsupportedOperationError: Inputs are tokens.
+        UnsupportedParameterError: A pooling of the caller's own, truncate="chunk", or "cut" where the server cannot.
+        UnsupportedOperationError: Inputs are tokens, which this protocol does not take, or texts and tokens mixed.
         FabricError: What the upstream answered.
     """
     upstream = channel.upstream
-    texts = _checked(channel, request)
-    # With "error" the server says no by itself; it is not asked to cut.
-    options: dict[str, Any] = {"truncate": request.truncate == "cut", "normalize": False}
-    batches = [texts[start : start + upstream.batch_size] for start in range(0, len(texts), upstream.batch_size)]
+    _check(upstream, request)
+    inputs, size = request.inputs, upstream.batch_size
+    batches = [inputs[start : start + size] for start in range(0, len(inputs), size)]
     places = asyncio.Semaphore(upstream.parallel)
 
-    async def one(batch: list[str]) -> numpy.ndarray[Any, numpy.dtype[numpy.float32]]:
+    async def one(batch: Sequence[str | list[int]]) -> Rows:
         async with places:
-            return _rows(await channel.call("", {"inputs": batch, **options}), len(batch), channel.name)
+            answer = await channel.call(path_of(upstream), _body(upstream, request, batch))
+            return _rows(answer, len(batch), upstream)
 
     tasks = [asyncio.create_task(one(batch)) for batch in batches]
     try:
@@ -56,26 +62,53 @@ async def embed(channel: Channel, request: EmbedRequest) -> EmbedResult:
     return EmbedResult(rows=data.shape[0], dimensions=data.shape[1], data=data.tobytes())
 
 
-def _checked(channel: Channel, request: EmbedRequest) -> list[str]:
-    refused = {"pooling": request.pooling is not None, "truncate": request.truncate == "chunk"}
+def _check(upstream: Upstream, request: EmbedRequest) -> None:
+    openai = upstream.protocol == "embeddings"
+    refused = {
+        "pooling": request.pooling is not None,
+        # The field for it is vLLM's own; others cut or refuse as they like.
+        "truncate": request.truncate == "chunk" or (request.truncate == "cut" and openai and upstream.server != "vllm"),
+    }
     for name, is_set in refused.items():
         if is_set:
             raise UnsupportedParameterError(
-                f"{name}={getattr(request, name)!r} is not supported by model {channel.name!r}", parameter=name
+                f"{name}={getattr(request, name)!r} is not supported by model {upstream.name!r}", parameter=name
             )
-    texts = [text for text in request.inputs if isinstance(text, str)]
-    if len(texts) != len(request.inputs):
-        raise UnsupportedOperationError(f"model {channel.name!r} embeds texts, not tokens", operation="embed")
-    return texts
+    kinds = {type(given) for given in request.inputs}
+    if kinds != {str} and not (openai and len(kinds) == 1):
+        takes = "texts or tokens, not both at once" if openai else "texts, not tokens"
+        raise UnsupportedOperationError(f"model {upstream.name!r} embeds {takes}", operation="embed")
 
 
-def _rows(answer: bytes, count: int, model: str) -> numpy.ndarray[Any, numpy.dtype[numpy.float32]]:
+def _body(upstream: Upstream, request: EmbedRequest, batch: Sequence[str | list[int]]) -> dict[str, Any]:
+    """One batch's request. What is too long is refused by the server itself, unless it is asked to cut."""
+    cut = request.truncate == "cut"
+    if upstream.protocol == "feature-extraction":
+        return {"inputs": batch, "truncate": cut, "normalize": False}
+    body = {"model": upstream.model, "input": batch, "encoding_format": "base64"}
+    return {**body, "truncate_prompt_tokens": -1} if cut else body
+
+
+def _rows(answer: bytes, count: int, upstream: Upstream) -> Rows:
     """A matrix of one row per input."""
     try:
-        rows = numpy.array(msgspec.json.decode(answer), dtype=numpy.float32)
-    except (ValueError, TypeError) as error:
-        raise BackendError(f"upstream of {model!r} answered with something that is no list of vectors") from error
+        found = msgspec.json.decode(answer)
+        if upstream.protocol == "embeddings":
+            lines = sorted(found["data"], key=lambda line: line["index"])
+            found = [_vector(line["embedding"]) for line in lines]
+        rows = numpy.array(found, dtype=numpy.float32)
+    except (ValueError, TypeError, KeyError) as error:
+        raise BackendError(
+            f"upstream of {upstream.name!r} answered with something that is no list of vectors"
+        ) from error
     if rows.ndim != 2 or rows.shape[0] != count or not rows.shape[1]:
         shape = "×".join(str(side) for side in rows.shape)
-        raise BackendError(f"upstream of {model!r} answered with an array of {shape}, not of one vector per input")
+        raise BackendError(
+            f"upstream of {upstream.name!r} answered with an array of {shape}, not of one vector per input"
+        )
     return rows
+
+
+def _vector(value: Any) -> Any:
+    """Base64 of float32 values is asked for; a server that does not know it gives a list."""
+    return numpy.frombuffer(base64.b64decode(value), dtype="<f4") if isinstance(value, str) else value

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from zfabric.errors import ConfigurationError
 from zfabric.limits import NAME_LENGTH_MAX, SLOTS_MAX, WORKER_MODELS_MAX
 
-Protocol = Literal["chat", "completions", "tgi", "feature-extraction"]
+Protocol = Literal["chat", "completions", "embeddings", "tgi", "feature-extraction"]
 Server = Literal["openai", "vllm", "transformers", "tgi"]
 
 _SECRET_LENGTH_MIN: Final = 8
@@ -25,7 +25,7 @@ class Upstream:
 
     Attributes:
         name, aliases: What clients call it.
-        base_url: Root of the API: ".../v1" for chat and completions, the very URL for tgi and feature-extraction.
+        base_url: Root of the API: ".../v1" for chat, completions and embeddings, the very URL for tgi and feature-extraction.
         protocol: What is spoken there.
         server: Whose dialect: which parameters there are, and how they are called.
         model: What the server calls it.
@@ -65,6 +65,11 @@ class Upstream:
     tokenizer: str | None = None
     server_stops: bool = True
     parameters: tuple[str, ...] | None = None
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it makes vectors, and not text."""
+        return self.protocol in ("embeddings", "feature-extraction")
 
     @property
     def secrets(self) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ _TGI_STOPS_MAX: Final = 4
 
 def parameters_of(upstream: Upstream) -> frozenset[str]:
     """Sampling parameters that are honoured for this model."""
-    if upstream.protocol == "feature-extraction":
+    if upstream.embeds:
         return frozenset()
     known = _BY_SERVER[upstream.server]
     return known if upstream.parameters is None else known & set(upstream.parameters)
@@ -45,7 +45,8 @@ def parameters_of(upstream: Upstream) -> frozenset[str]:
 
 def path_of(upstream: Upstream) -> str:
     """Relative to base_url."""
-    return {"chat": "/chat/completions", "completions": "/completions"}.get(upstream.protocol, "")
+    paths = {"chat": "/chat/completions", "completions": "/completions", "embeddings": "/embeddings"}
+    return paths.get(upstream.protocol, "")
 
 
 def as_chat(prompt: str) -> list[Message]:
@@ -55,7 +56,7 @@ def as_chat(prompt: str) -> list[Message]:
 
 def tells_tokens(upstream: Upstream) -> bool:
     """Whether answers carry true token ids."""
-    return upstream.protocol != "feature-extraction" and upstream.server in ("vllm", "tgi")
+    return not upstream.embeds and upstream.server in ("vllm", "tgi")
 
 
 def body_of(

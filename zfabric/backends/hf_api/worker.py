@@ -115,7 +115,7 @@ class HuggingfaceApiWorker(BaseModelWorker):
 
     def _info(self, upstream: Upstream) -> ModelInfo:
         tokenizer = self._tokenizer(upstream)
-        if upstream.protocol == "feature-extraction":
+        if upstream.embeds:
             capabilities = ["embed"]
         else:
             capabilities = ["generate"]
@@ -140,7 +140,7 @@ class HuggingfaceApiWorker(BaseModelWorker):
         """Deltas as the upstream sends them. Cancelled, it closes the connection at once."""
         channel = self._channel(request.model)
         upstream = channel.upstream
-        if upstream.protocol == "feature-extraction":
+        if upstream.embeds:
             raise UnsupportedOperationError(f"model {upstream.name!r} does not generate", operation="generate")
         goes_on = self._goes_on(upstream, request)
         prompt = await self._prompt(upstream, request, goes_on=goes_on)
@@ -170,7 +170,7 @@ class HuggingfaceApiWorker(BaseModelWorker):
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         channel = self._channel(request.model)
-        if channel.upstream.protocol != "feature-extraction":
+        if not channel.upstream.embeds:
             raise UnsupportedOperationError(f"model {channel.name!r} does not embed", operation="embed")
         channel.check()
         with channel:
