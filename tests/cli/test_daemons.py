@@ -16,6 +16,7 @@ import pytest
 
 from tests.fabric import Process, processes
 from zfabric.cli.logs import events, make_logger
+from zfabric.limits import COLLECTED_OBJECTS
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTROLLER, WORKER = "zfabric.cli.controller", "zfabric.cli.worker"
@@ -31,6 +32,16 @@ async def line_with(process: Process, event: str) -> None:
     async with asyncio.timeout(30):
         while event not in process.log.read_text():
             await asyncio.sleep(0.02)
+
+
+def test_what_is_loaded_is_left_alone_by_the_garbage_collector() -> None:
+    program = (
+        "import gc; from zfabric.cli.daemon import ready; ready(); print(gc.get_freeze_count(), *gc.get_threshold())"
+    )
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True).stdout
+    frozen, young, *_ = (int(word) for word in output.split()[1:])
+    assert frozen > 10_000
+    assert young == COLLECTED_OBJECTS
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

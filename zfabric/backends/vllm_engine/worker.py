@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -74,9 +73,6 @@ class VLLMWorker(BaseModelWorker):
         self._tap = await runtime.open(self._on_step, self._on_death)
         self._operations = Operations(runtime, lambda: self.steps.models_changed(self._models()))
         self.slots = runtime.slots
-        # What vLLM and torch consist of, some hundred thousand objects, stays; no stream is to wait while that is looked through.
-        gc.collect()
-        gc.freeze()
         return self._models()
 
     def _start(self) -> Runtime:
@@ -126,7 +122,6 @@ class VLLMWorker(BaseModelWorker):
         for task in self._admissions.values():
             task.cancel()
         if self._runtime is not None:
-            gc.unfreeze()
             await compat.shut_down(self._runtime.engine)
 
     # ── text ────────────────────────────────────────────────────────────────────────────────────────────────────────
