@@ -63,7 +63,13 @@ class Sender:
             for number, socket in enumerate(self._sockets):
                 info = ModelInfo(name=f"m{number}", capabilities=["generate"])
                 hello = WorkerHello(
-                    kinds.PROTOCOL_VERSION, "", f"w{number}", number + 1, [info], Load(slots=20_000), beats=False
+                    version=kinds.PROTOCOL_VERSION,
+                    build="",
+                    name=f"w{number}",
+                    instance=number + 1,
+                    models=[info],
+                    load=Load(slots=20_000),
+                    beats=False,
                 )
                 say(socket, codec.pack(hello))
                 expect(socket, kinds.WELCOME)
@@ -128,11 +134,11 @@ class Receiver:
             if not self._fabric:
                 say(socket, (b"", b""))
                 continue
-            say(socket, codec.pack(ClientHello(kinds.PROTOCOL_VERSION, "", number + 1)))
+            say(socket, codec.pack(ClientHello(version=kinds.PROTOCOL_VERSION, build="", instance=number + 1)))
             expect(socket, kinds.WELCOME)
         body = codec.encode(GenerateRequest(prompt="x", sampling=SamplingParams()))
         for number in range(max(workers, clients) if self._fabric else 0):
-            submit = Submit(number, 0, "generate", f"m{number % workers}", window=1)
+            submit = Submit(request=number, attempt=0, operation="generate", model=f"m{number % workers}", window=1)
             say(self._sockets[number % clients], (codec.pack_envelope(submit), body))
 
     def run(self) -> None:
@@ -156,7 +162,12 @@ class Receiver:
                     pass
 
     def _acknowledge(self, socket: Socket, number: int, got: int) -> None:
-        say(socket, codec.pack(Credit([CreditLine(number, 0, got, got)])) if self._fabric else (b"", b""))
+        say(
+            socket,
+            codec.pack(Credit([CreditLine(request=number, attempt=0, next=got, window=got)]))
+            if self._fabric
+            else (b"", b""),
+        )
 
 
 def main() -> None:

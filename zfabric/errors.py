@@ -223,8 +223,7 @@ def from_wire(code: int, message: str, details: Mapping[str, Detail]) -> FabricE
 
 def _rebuild(code: int, message: str, details: dict[str, Detail]) -> FabricError:
     kind = BY_CODE.get(code)
-    if kind is None:
-        error = FabricError(message, **details)
-        error.details["unknown_code"] = code
-        return error
-    return kind(message, **details)
+    # Details are a peer's: as keyword arguments they could collide with a parameter's name.
+    error = (kind or FabricError)(message)
+    error.details = details if kind is not None else {**details, "unknown_code": code}
+    return error

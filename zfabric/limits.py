@@ -17,6 +17,14 @@ LEASE_MS: Final = 3_000
 STALL_MS: Final = 60_000
 #: After a controller's start: how long running streams may take to be claimed from both ends.
 RECOVERY_MS: Final = LEASE_MS
+#: How long a request outlives a lost connection: what both ends still have goes on, if they are back within this time, as
+#: after a controller's start. A reconnect takes RECONNECT_MAX_MS and HELLO_JITTER_MS at most; an engine works no longer
+#: than this for a client that has died.
+CLAIM_MS: Final = 1_500
+#: How long a query waits for its answer unless its caller says otherwise: it is answered from memory.
+QUERY_TIMEOUT_MS: Final = 10_000
+#: How long `count_tokens` and `operate` wait by default. Loading an adapter takes seconds, a stuck worker for ever.
+CALL_TIMEOUT_MS: Final = 120_000
 #: A drain that lasts longer than the longest usual answer helps nobody; what still runs is handed back.
 DRAIN_MS: Final = 30_000
 #: Farewells are a courtesy: a peer that does not answer in this time is left to its lease.
@@ -53,6 +61,15 @@ FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
 HEADER_BYTES_MAX: Final = 4_096
 #: Control bodies the controller itself decodes: the largest is the inventory of a worker with 10,000 requests.
 CONTROL_BODY_BYTES_MAX: Final = 4 * 1024 * 1024
+#: Frames are filled up to this size where their content can be split: the terminals of a step, lists, claims.
+FRAME_BYTES_GOAL: Final = 4 * 1024 * 1024
+#: Text of an error on the wire, in characters, and its details: an error tells, it does not carry.
+MESSAGE_LENGTH_MAX: Final = 4_096
+DETAILS_MAX: Final = 32
+#: Named figures of one load report.
+GAUGES_MAX: Final = 64
+#: What a client's secret hashes to: half of SHA-256 cannot be inverted either.
+LOCK_BYTES: Final = 16
 #: Priorities lie between minus this and this: more levels than anybody tells apart.
 PRIORITY_MAX: Final = 1_000
 #: Names end up in tables, logs and labels.
@@ -110,4 +127,7 @@ assert LEASE_MS >= 3 * BEAT_MS
 assert ZMTP_TIMEOUT_MS >= 2 * ZMTP_PING_MS
 assert RECONNECT_MIN_MS < RECONNECT_MAX_MS < LEASE_MS
 assert HELLO_JITTER_MS < LEASE_MS
+assert CLAIM_MS > RECONNECT_MAX_MS + HELLO_JITTER_MS
+assert CLAIM_MS <= RECOVERY_MS
+assert FRAME_BYTES_GOAL <= CONTROL_BODY_BYTES_MAX
 assert CONTROL_BODY_BYTES_MAX <= FRAME_BYTES_MAX

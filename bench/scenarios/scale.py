@@ -76,23 +76,30 @@ def _broker(workers: int, models: int, slots: int = 64, policy: str = "shortest_
     broker = Broker(BrokerConfig(policy=policy, recovery_ms=0), random.Random(1), 0)
     for number in range(workers):
         info = [ModelInfo(name=f"m{model}", capabilities=["generate"]) for model in range(models)]
-        hello = WorkerHello(kinds.PROTOCOL_VERSION, "", f"w{number}", number + 1, info, Load(slots=slots))
+        hello = WorkerHello(
+            version=kinds.PROTOCOL_VERSION,
+            build="",
+            name=f"w{number}",
+            instance=number + 1,
+            models=info,
+            load=Load(slots=slots),
+        )
         broker.receive(RoutingId(b"w%04d" % number), *codec.pack(hello), 0)
-    broker.receive(_CLIENT, *codec.pack(ClientHello(kinds.PROTOCOL_VERSION, "", 5)), 0)
+    broker.receive(_CLIENT, *codec.pack(ClientHello(version=kinds.PROTOCOL_VERSION, build="", instance=5)), 0)
     broker.outbox.take()
     return broker
 
 
 def _request_us(broker: Broker, models: int, count: int) -> float:
     """Submit, choose, dispatch and end, with what the worker's side costs taken off."""
-    submits = [codec.pack_envelope(Submit(n, 0, "generate", f"m{n % models}")) for n in range(count)]
+    submits = [codec.pack_envelope(_submit(n, f"m{n % models}")) for n in range(count)]
     began, others = time.perf_counter(), 0.0
     for header in submits:
         broker.receive(_CLIENT, header, b"prompt", 1)
         ((to, dispatched, _),) = broker.outbox.take()
         aside = time.perf_counter()
         order = codec.unpack_envelope(dispatched)
-        ends = codec.pack_envelope(Ends(5, [End(order.request, 0, 0)]))
+        ends = codec.pack_envelope(Ends(instance=5, ends=[End(request=order.request, attempt=0)]))
         others += time.perf_counter() - aside
         broker.receive(to, ends, b"", 1)
         broker.outbox.take()
@@ -123,7 +130,7 @@ def _models(report: Report) -> None:
 
 def _memory(report: Report, count: int = 10_000) -> None:
     broker = _broker(10, 1, slots=2_000)
-    submits = [codec.pack_envelope(Submit(number, 0, "generate", "m0")) for number in range(count)]
+    submits = [codec.pack_envelope(_submit(number, "m0")) for number in range(count)]
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     for header in submits:
@@ -132,3 +139,7 @@ def _memory(report: Report, count: int = 10_000) -> None:
     held = (tracemalloc.get_traced_memory()[0] - before) / count
     tracemalloc.stop()
     report.metric("controller_memory_per_request_bytes", [held], "bytes", "lower", goal=2_048, reference="core alone")
+
+
+def _submit(number: int, model: str) -> Submit:
+    return Submit(request=number, attempt=0, operation="generate", model=model)

@@ -140,10 +140,10 @@ def test_the_least_loaded_is_found_however_loads_change(count: int, changes: lis
 def test_candidates_follow_every_request(count: int, moves: list[tuple[int, int, bool]]) -> None:
     """Three models at each worker, one of them with a slot less than the worker has."""
     registry = Registry(random.Random(2))
-    client = ClientPeer(1, ClientHello(1, "", 1), b"", RoutingId(b"c"), EVERYBODY, 0)
+    client = ClientPeer(1, ClientHello(version=1, build="", instance=1), b"", RoutingId(b"c"), EVERYBODY, 0)
     for number in range(count):
         models = [ModelInfo(name=f"m{model}", slots=2 if model == 0 else 0) for model in range(3)]
-        hello = WorkerHello(1, "", f"w{number}", number, models, Load(slots=3), speed=1.0 + number % 2)
+        hello = worker_hello(number, models, 3, speed=1.0 + number % 2)
         registry.announce(WorkerPeer(hello, number, b"", RoutingId(b"%d" % number), 0), models)
     workers = list(registry.workers.values())
     for order, (index, model, leave) in enumerate(moves):
@@ -173,7 +173,7 @@ def test_candidates_follow_every_request(count: int, moves: list[tuple[int, int,
 def test_a_name_is_a_model_first_and_an_alias_while_nobody_hosts_it() -> None:
     registry = Registry(random.Random(1))
     for number, info in enumerate([ModelInfo(name="chat"), ModelInfo(name="llama", aliases=["chat"])]):
-        hello = WorkerHello(1, "", f"w{number}", number, [info], Load(slots=1))
+        hello = worker_hello(number, [info], 1)
         registry.announce(WorkerPeer(hello, number, b"", RoutingId(b"%d" % number), 0), [info])
     chat, llama = registry.models["chat"], registry.models["llama"]
     assert registry.find("chat") is chat
@@ -272,3 +272,8 @@ def test_cancelled_timers_do_not_pile_up() -> None:
         timers.cancel(timers.at(10**12 + number, lambda _: None))
     assert len(timers) == 0
     assert len(timers._heap) < 3_000
+
+
+def worker_hello(number: int, models: list[ModelInfo], slots: int, speed: float = 1.0) -> WorkerHello:
+    load = Load(slots=slots)
+    return WorkerHello(version=1, build="", name=f"w{number}", instance=number, models=models, load=load, speed=speed)

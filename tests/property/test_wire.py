@@ -14,6 +14,7 @@ from msgspec import Raw, Struct
 from zfabric.errors import FabricError, ParameterRangeError, ProtocolError, UnsupportedParameterError
 from zfabric.limits import CONTROL_BODY_BYTES_MAX, DEADLINE_MAX_MS, HEADER_BYTES_MAX
 from zfabric.wire import codec, kinds, messages, payloads
+from zfabric.wire.locks import lock_of
 
 u32 = st.integers(0, 2**32 - 1)
 u63 = st.integers(0, 2**63 - 1)
@@ -21,9 +22,18 @@ attempt = st.integers(0, 1_000)
 deadline = st.none() | st.integers(0, DEADLINE_MAX_MS)
 name = st.text(min_size=1, max_size=30)
 operation = st.sampled_from(["generate", "embed", "count_tokens", "operate"])
-credit_line = st.builds(messages.CreditLine, u63, attempt, u32, u32, st.booleans())
+credit_line = st.builds(messages.CreditLine, request=u63, attempt=attempt, next=u32, window=u32, again=st.booleans())
 load = st.builds(
-    messages.Load, u32, u32, st.integers(0, 65_536), u63, st.floats(0, 1e9), u63, st.none() | u32, st.booleans()
+    messages.Load,
+    running=u32,
+    waiting=u32,
+    slots=st.integers(0, 65_536),
+    progress=u63,
+    tokens_per_second=st.floats(0, 1e9),
+    dispatches=u63,
+    kv_blocks_free=st.none() | u32,
+    draining=st.booleans(),
+    engines=st.lists(st.none() | u63, max_size=3),
 )
 model_info = st.builds(
     messages.ModelInfo,
@@ -32,25 +42,88 @@ model_info = st.builds(
     context_length=u32,
     capabilities=st.lists(name, max_size=3),
     details=st.dictionaries(name, st.integers(-5, 5) | st.text(max_size=5) | st.none() | st.booleans(), max_size=3),
+    engine=st.integers(0, 9),
 )
+lock = st.binary(max_size=16)
+claim = st.builds(messages.Claim, request=u63, attempt=attempt, next=u32, window=u32, model=name)
+carried = st.builds(
+    messages.Carried,
+    instance=u63,
+    request=u63,
+    attempt=attempt,
+    operation=operation,
+    model=name,
+    finished=st.booleans(),
+    lock=lock,
+)
+end = st.builds(messages.End, request=u63, attempt=attempt, code=st.integers(0, 99_999))
 envelopes: st.SearchStrategy[Any] = st.one_of(
-    st.builds(messages.Submit, u63, attempt, operation, name, st.integers(-1_000, 1_000), deadline, u32, u32),
-    st.builds(messages.Dispatch, u32, u63, u63, attempt, operation, name),
-    st.builds(messages.Ends, u63, st.lists(st.builds(messages.End, u63, attempt, st.integers(0, 99_999)), max_size=4)),
+    st.builds(
+        messages.Submit,
+        request=u63,
+        attempt=attempt,
+        operation=operation,
+        model=name,
+        priority=st.integers(-1_000, 1_000),
+        deadline_ms=deadline,
+        window=u32,
+        resume_from=u32,
+    ),
+    st.builds(
+        messages.Dispatch,
+        client=u32,
+        instance=u63,
+        request=u63,
+        attempt=attempt,
+        operation=operation,
+        model=name,
+        lock=lock,
+    ),
+    st.builds(messages.Ends, instance=u63, ends=st.lists(end, max_size=4)),
 )
 bodies: st.SearchStrategy[Any] = st.one_of(
-    st.builds(messages.ClientHello, u32, name, u63, st.binary(max_size=64)),
-    st.builds(messages.WorkerHello, u32, name, name, u63, st.lists(model_info, min_size=1, max_size=3), load),
-    st.builds(messages.Welcome, u32, name, u63, u32, st.binary(max_size=32), u32, u32, u32),
+    st.builds(
+        messages.ClientHello,
+        version=u32,
+        build=name,
+        instance=u63,
+        token=st.binary(max_size=64),
+        claims=st.lists(claim, max_size=3),
+        secret=st.binary(max_size=64),
+    ),
+    st.builds(
+        messages.WorkerHello,
+        version=u32,
+        build=name,
+        name=name,
+        instance=u63,
+        models=st.lists(model_info, min_size=1, max_size=3),
+        load=load,
+        carried=st.lists(carried, max_size=3),
+    ),
+    st.builds(
+        messages.Welcome,
+        version=u32,
+        build=name,
+        epoch=u63,
+        session=u32,
+        token=st.binary(max_size=32),
+        beat_ms=u32,
+        lease_ms=u32,
+        frame_bytes_max=u32,
+    ),
     load,
     st.builds(messages.Beat, u63),
     st.builds(messages.Cancel, st.lists(u63, max_size=5)),
     st.builds(messages.Credit, st.lists(credit_line, max_size=5)),
-    st.builds(messages.Grant, u32, u63, st.lists(credit_line, max_size=5)),
-    st.builds(messages.Abort, u63, st.lists(st.tuples(u63, attempt), max_size=5)),
+    st.builds(messages.Grant, client=u32, instance=u63, lines=st.lists(credit_line, max_size=5)),
+    st.builds(messages.Abort, instance=u63, attempts=st.lists(st.tuples(u63, attempt), max_size=5)),
     st.builds(messages.Drain, u32),
     st.builds(messages.Goodbye, name),
-    st.builds(messages.Query, u63, name),
+    st.builds(messages.Query, number=u63, what=name),
+    st.builds(messages.Fault, code=u32, message=name, request=st.none() | u63, query=st.none() | u63),
+    st.builds(messages.Claims, st.lists(claim, max_size=3)),
+    st.builds(messages.CarriedMore, st.lists(carried, max_size=3)),
 )
 
 
@@ -89,9 +162,35 @@ def test_chunks_come_back(chunks: list[payloads.Chunk]) -> None:
 
 def test_results_travel_as_they_are() -> None:
     outcome = payloads.Outcome(result=codec.raw(payloads.EmbedResult(1, 2, b"12345678")))
-    back = codec.unpack_ends_body(codec.encode(payloads.EndsBody([], [outcome]))).outcomes[0]
+    back = codec.unpack_ends_body(codec.encode(payloads.EndsBody(outcomes=[outcome]))).outcomes[0]
     assert isinstance(back.result, Raw)
     assert codec.unpack_result(back.result, payloads.EmbedResult) == payloads.EmbedResult(1, 2, b"12345678")
+
+
+@given(u63, attempt, name, st.integers(1, 30))
+def test_the_subject_is_read_where_the_rest_is_broken(number: int, tries: int, text: str, cut: int) -> None:
+    """A fault can name what it answers, unless the numbers themselves are cut off."""
+    submit = codec.pack_envelope(messages.Submit(request=number, attempt=tries, operation="generate", model=text))
+    assert codec.subject_of(submit) == (number, tries, None)
+    broken = submit[: max(20, len(submit) - cut)] + b"\xc1"
+    assert codec.subject_of(broken) == (number, tries, None)
+    query, _ = codec.pack(messages.Query(number=number, what=text))
+    assert codec.subject_of(query[:10]) == (None, None, number if len(msgpack.packb(number)) < 9 else None)
+
+
+@given(st.integers(0, 255), st.binary(max_size=40))
+def test_no_bytes_trouble_the_search_for_a_subject(kind: int, data: bytes) -> None:
+    request, attempt_number, query = codec.subject_of(bytes([kind]) + data)
+    assert request is None or 0 <= request < 2**63
+    assert attempt_number is None or 0 <= attempt_number <= 1_000
+    assert query is None or 0 <= query < 2**63
+    assert codec.subject_of(b"") == codec.NO_SUBJECT
+
+
+def test_locks_open_to_their_secret_alone() -> None:
+    assert len(lock_of(b"secret")) == 16
+    assert lock_of(b"secret") != lock_of(b"Secret")
+    assert lock_of(b"") == b""
 
 
 @settings(max_examples=500)

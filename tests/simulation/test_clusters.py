@@ -128,7 +128,7 @@ def a_replay_from_one_too_early(patch: pytest.MonkeyPatch) -> None:
 
 @fault
 def a_recovered_stream_is_not_told_to_go_on(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(recovery, "CreditLine", lambda *values, again: CreditLine(*values))
+    patch.setattr(recovery, "CreditLine", lambda *, again, **values: CreditLine(**values))
 
 
 @fault

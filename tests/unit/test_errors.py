@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from zfabric.errors import BY_CODE, FAILOVER_CODES, FabricError, from_wire
+from zfabric.errors import BY_CODE, FAILOVER_CODES, Detail, FabricError, from_wire
 
 #: FastChat's numbers that have a meaning here (constants.ErrorCode).
 FASTCHAT = {
@@ -56,3 +56,13 @@ def test_an_unknown_code_is_kept() -> None:
 
 def test_failover_is_only_for_what_can_be_tried_again() -> None:
     assert all(BY_CODE[code].retryable for code in FAILOVER_CODES)
+
+
+def test_details_of_a_peer_may_have_any_name() -> None:
+    """They are data: as keyword arguments, `message` or `self` would raise in whoever reads them."""
+    details: dict[str, Detail] = {"message": "x", "self": 1, "code": 2, "": None}
+    for code in (40301, 99_999):
+        error = from_wire(code, "told", details)
+        assert error.message == "told"
+        assert details.items() <= error.details.items()
+        assert copy.copy(error).details == error.details

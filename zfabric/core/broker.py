@@ -237,14 +237,14 @@ class Broker:
     def _welcome(self, session: int, token: bytes) -> codec.Frames:
         return codec.pack(
             Welcome(
-                kinds.PROTOCOL_VERSION,
-                self.build,
-                self.epoch,
-                session,
-                token,
-                self.config.beat_ms,
-                self.config.lease_ms,
-                FRAME_BYTES_MAX,
+                version=kinds.PROTOCOL_VERSION,
+                build=self.build,
+                epoch=self.epoch,
+                session=session,
+                token=token,
+                beat_ms=self.config.beat_ms,
+                lease_ms=self.config.lease_ms,
+                frame_bytes_max=FRAME_BYTES_MAX,
             )
         )
 
@@ -316,9 +316,9 @@ class Broker:
             else:
                 result = status.answer(self, query.what, query.arguments)
         except FabricError as error:
-            answer = Answer(query.number, error.code, error.message, error.details)
+            answer = Answer(number=query.number, code=error.code, message=codec.told(error), details=error.details)
         else:
-            answer = Answer(query.number, 0, result=codec.raw(result))
+            answer = Answer(number=query.number, code=0, result=codec.raw(result))
         self.outbox.send(client.routing_id, codec.pack(answer))
 
     def _refresh(self) -> list[str]:

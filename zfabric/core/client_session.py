@@ -148,14 +148,26 @@ class ClientSession:
         if not self._connected or self.ready:
             return
         claims = [
-            Claim(pending.number, pending.attempt, pending.next, pending.granted, pending.model)
+            Claim(
+                request=pending.number,
+                attempt=pending.attempt,
+                next=pending.next,
+                window=pending.granted,
+                model=pending.model,
+            )
             for pending in self.requests.values()
             if pending.submitted
         ]
         self.counters.claims += len(claims)
-        self.outbox.append(
-            codec.pack(ClientHello(kinds.PROTOCOL_VERSION, self.build, self.instance, self._token, claims, self.label))
+        hello = ClientHello(
+            version=kinds.PROTOCOL_VERSION,
+            build=self.build,
+            instance=self.instance,
+            token=self._token,
+            claims=claims,
+            label=self.label,
         )
+        self.outbox.append(codec.pack(hello))
         retry_ms = limits.HELLO_RETRY_MS * self._rng.uniform(0.75, 1.25)
         self._hello_timer = self.timers.at(now_ns + milliseconds(retry_ms), self._hello)
 
@@ -246,7 +258,10 @@ class ClientSession:
         for pending in self._credit.values():
             if pending.number in self.requests:
                 pending.granted = pending.consumed + pending.window
-                lines.append(CreditLine(pending.number, pending.attempt, pending.next, pending.granted))
+                line = CreditLine(
+                    request=pending.number, attempt=pending.attempt, next=pending.next, window=pending.granted
+                )
+                lines.append(line)
         self._credit.clear()
         if lines and self.ready:
             self.outbox.append(codec.pack(Credit(lines)))
@@ -263,15 +278,15 @@ class ClientSession:
         if pending.deadline_ns is not None:
             left_ms = max(0, (pending.deadline_ns - now_ns) // 1_000_000)
         envelope = Submit(
-            pending.number,
-            pending.attempt,
-            pending.operation,
-            pending.model,
-            pending.priority,
-            left_ms,
-            pending.granted,
-            pending.next,
-            pending.worker,
+            request=pending.number,
+            attempt=pending.attempt,
+            operation=pending.operation,
+            model=pending.model,
+            priority=pending.priority,
+            deadline_ms=left_ms,
+            window=pending.granted,
+            resume_from=pending.next,
+            worker=pending.worker,
         )
         pending.submitted = True
         self.outbox.append((codec.pack_envelope(envelope), body))
@@ -332,7 +347,7 @@ class ClientSession:
         if self._closed:
             raise ClosedError("the client is closed")
         self._query_number += 1
-        frames = codec.pack(Query(self._query_number, what, arguments))
+        frames = codec.pack(Query(number=self._query_number, what=what, arguments=arguments))
         self._queries[self._query_number] = (inquirer, frames)
         if self.ready:
             self.outbox.append(frames)

@@ -196,16 +196,16 @@ class RequestDesk:
         if request.deadline_ns is not None:
             left_ms = max(0, (request.deadline_ns - now_ns) // 1_000_000)
         envelope = Dispatch(
-            request.client.number,
-            request.instance,
-            request.request,
-            request.attempt,
-            request.operation,
-            request.model.name if request.model else "",
-            request.priority,
-            left_ms,
-            request.window,
-            request.resume_from,
+            client=request.client.number,
+            instance=request.instance,
+            request=request.request,
+            attempt=request.attempt,
+            operation=request.operation,
+            model=request.model.name if request.model else "",
+            priority=request.priority,
+            deadline_ms=left_ms,
+            window=request.window,
+            resume_from=request.resume_from,
         )
         self._outbox.send(worker.routing_id, (codec.pack_envelope(envelope), body))
 
@@ -327,10 +327,11 @@ class RequestDesk:
                 continue
             request.window = line.window
             if request.worker is not None:
-                plain = CreditLine(line.request, line.attempt, line.next, line.window)
+                plain = CreditLine(request=line.request, attempt=line.attempt, next=line.next, window=line.window)
                 grants.setdefault(request.worker.name, (request.worker, []))[1].append(plain)
         for worker, lines in grants.values():
-            self._outbox.send(worker.routing_id, codec.pack(Grant(client.number, client.instance, lines)))
+            grant = Grant(client=client.number, instance=client.instance, lines=lines)
+            self._outbox.send(worker.routing_id, codec.pack(grant))
 
     def client_lost(self, client: ClientPeer) -> None:
         """Nobody reads any more: stop all of it."""
@@ -394,7 +395,7 @@ class RequestDesk:
             _, attempts = groups.setdefault((worker.name, request.instance), (worker, []))
             attempts.append((request.request, request.attempt))
         for (_, instance), (worker, attempts) in groups.items():
-            self._outbox.send(worker.routing_id, codec.pack(Abort(instance, attempts)))
+            self._outbox.send(worker.routing_id, codec.pack(Abort(instance=instance, attempts=attempts)))
 
     # ── the worker's side ───────────────────────────────────────────────────────────────────────────────────────────
 

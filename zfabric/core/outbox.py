@@ -38,6 +38,7 @@ class Outbox:
 
 def ends_of(client: ClientPeer, lines: Sequence[tuple[int, int, FabricError]]) -> codec.Frames:
     """One ENDS with a terminal for each (request, attempt, error)."""
-    envelope = Ends(client.instance, [End(request, attempt, error.code) for request, attempt, error in lines])
-    outcomes = [Outcome(message=error.message, details=error.details) for _, _, error in lines]
-    return codec.pack_envelope(envelope), codec.encode(EndsBody([], outcomes))
+    ends = [End(request=request, attempt=attempt, code=error.code) for request, attempt, error in lines]
+    outcomes = [Outcome(message=codec.told(error), details=error.details) for _, _, error in lines]
+    envelope = Ends(instance=client.instance, ends=ends)
+    return codec.pack_envelope(envelope), codec.encode(EndsBody(outcomes=outcomes))

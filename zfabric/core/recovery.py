@@ -59,7 +59,7 @@ class Recovery:
             if claimed is not None and claimed[0].state is RequestState.CLAIMED:
                 self._match(claimed[0], claimed[1], request)
         for instance, attempts in strays.items():
-            self._outbox.send(worker.routing_id, codec.pack(Abort(instance, attempts)))
+            self._outbox.send(worker.routing_id, codec.pack(Abort(instance=instance, attempts=attempts)))
 
     def client_back(self, client: ClientPeer, claims: list[Claim]) -> None:
         """A client says what it waits for."""
@@ -105,8 +105,11 @@ class Recovery:
         carried.state = advance(carried.state, RequestEvent.MATCHED)
         del self._claimed[carried.key], self._carried[carried.key]
         self._desk.adopt(carried, client)
-        line = CreditLine(claim.request, claim.attempt, claim.next, claimed.window, again=True)
-        self._outbox.send(worker.routing_id, codec.pack(Grant(client.number, client.instance, [line])))
+        line = CreditLine(
+            request=claim.request, attempt=claim.attempt, next=claim.next, window=claimed.window, again=True
+        )
+        grant = Grant(client=client.number, instance=client.instance, lines=[line])
+        self._outbox.send(worker.routing_id, codec.pack(grant))
 
 
 def _lost() -> ConnectionLostError:

@@ -184,16 +184,16 @@ class WorkerSession:
         if not self.registered:
             carried = [_carried(stream) for stream in (*self.streams.values(), *self._finished.values())]
         hello = WorkerHello(
-            kinds.PROTOCOL_VERSION,
-            self.build,
-            self.name,
-            self.instance,
-            self.models,
-            self.load,
-            self.speed,
-            self.beats,
-            self._token,
-            carried,
+            version=kinds.PROTOCOL_VERSION,
+            build=self.build,
+            name=self.name,
+            instance=self.instance,
+            models=self.models,
+            load=self.load,
+            speed=self.speed,
+            beats=self.beats,
+            token=self._token,
+            carried=carried,
         )
         self.outbox.append(codec.pack(hello))
         if not self.registered:
@@ -350,8 +350,8 @@ class WorkerSession:
 
     def _tell_stopped(self, instance: int, request: int, attempt: int) -> None:
         error = RequestCancelledError("cancelled")
-        envelope = Ends(instance, [End(request, attempt, error.code)])
-        body = EndsBody([], [Outcome(message=error.message)])
+        envelope = Ends(instance=instance, ends=[End(request=request, attempt=attempt, code=error.code)])
+        body = EndsBody(outcomes=[Outcome(message=error.message)])
         self.outbox.append((codec.pack_envelope(envelope), codec.encode(body)))
 
     # ── from the engine ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -447,10 +447,18 @@ class WorkerSession:
 
 
 def _ends_message(finished: list[Backlog], chunks: list[Chunk]) -> codec.Frames:
-    lines = [End(stream.request, stream.attempt, stream.code or 0) for stream in finished]
+    lines = [End(request=stream.request, attempt=stream.attempt, code=stream.code or 0) for stream in finished]
     outcomes = [stream.outcome for stream in finished if stream.outcome is not None]
-    return codec.pack_envelope(Ends(finished[0].instance, lines)), codec.encode(EndsBody(chunks, outcomes))
+    envelope = Ends(instance=finished[0].instance, ends=lines)
+    return codec.pack_envelope(envelope), codec.encode(EndsBody(chunks=chunks, outcomes=outcomes))
 
 
 def _carried(stream: Backlog) -> Carried:
-    return Carried(stream.instance, stream.request, stream.attempt, stream.operation, stream.model, stream.finished)
+    return Carried(
+        instance=stream.instance,
+        request=stream.request,
+        attempt=stream.attempt,
+        operation=stream.operation,
+        model=stream.model,
+        finished=stream.finished,
+    )

@@ -6,13 +6,13 @@ in the parser, and that is the sender's fault as well.
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from zfabric.errors import FabricError, ProtocolError
-from zfabric.limits import CONTROL_BODY_BYTES_MAX, HEADER_BYTES_MAX
+from zfabric.limits import ATTEMPTS_MAX, CONTROL_BODY_BYTES_MAX, HEADER_BYTES_MAX, MESSAGE_LENGTH_MAX
 from zfabric.wire import kinds, messages, payloads
 
 T = TypeVar("T")
@@ -42,6 +42,8 @@ _BODIES: Final[dict[int, type[Struct]]] = {
     kinds.ANSWER: messages.Answer,
     kinds.FAULT: messages.Fault,
     kinds.DRAIN: messages.Drain,
+    kinds.CLAIMS: messages.Claims,
+    kinds.CARRIED: messages.CarriedMore,
 }
 _KIND_OF: Final[dict[type[Struct], int]] = {
     kind_type: kind for kind, kind_type in {**_ENVELOPES, **_BODIES}.items() if kind != kinds.REFUSED
@@ -63,6 +65,17 @@ _request_decoders: Final[dict[str, msgspec.msgpack.Decoder[Any]]] = {
 Frames = tuple[bytes, bytes]
 
 EMPTY: Final = b""
+
+
+class Subject(NamedTuple):
+    """What a message is about: an attempt of a request, a query, or nothing that has a name."""
+
+    request: int | None = None
+    attempt: int | None = None
+    query: int | None = None
+
+
+NO_SUBJECT: Final = Subject()
 
 #: Bytes of a chunks message that say where it goes.
 ROUTE_BYTES: Final = 5
@@ -88,9 +101,11 @@ def pack_refused(error: FabricError) -> Frames:
     return _HEADER_OF[kinds.REFUSED] + encode(fault_of(error)), EMPTY
 
 
-def pack_fault(error: FabricError) -> Frames:
-    """FAULT: this message could not be used; the session goes on."""
-    return _HEADER_OF[kinds.FAULT] + encode(fault_of(error)), EMPTY
+def pack_fault(error: FabricError, subject: Subject = NO_SUBJECT) -> Frames:
+    """FAULT: this message could not be used; the session goes on. It ends its subject, if that is known."""
+    fault = fault_of(error)
+    fault.request, fault.attempt, fault.query = subject
+    return _HEADER_OF[kinds.FAULT] + encode(fault), EMPTY
 
 
 def pack_unknown_session() -> Frames:
@@ -109,7 +124,51 @@ def raw(value: object) -> msgspec.Raw:
 
 
 def fault_of(error: FabricError) -> messages.Fault:
-    return messages.Fault(error.code, error.message, error.details)
+    return messages.Fault(code=error.code, message=told(error), details=error.details)
+
+
+def told(error: FabricError) -> str:
+    """An error's message, cut to what the wire takes."""
+    text = error.message
+    return text if len(text) <= MESSAGE_LENGTH_MAX else f"{text[: MESSAGE_LENGTH_MAX - 1]}…"
+
+
+def subject_of(header: bytes) -> Subject:
+    """What a message was about, also where it does not decode: the numbers at its beginning, if they can be read.
+
+    Returns:
+        The attempt of a SUBMIT, or the number of a QUERY; NO_SUBJECT for all else.
+    """
+    kind = header[0] if header else -1
+    if kind not in (kinds.SUBMIT, kinds.QUERY):
+        return NO_SUBJECT
+    numbers = leading_integers(memoryview(header)[1:], 2 if kind == kinds.SUBMIT else 1)
+    if not numbers or numbers[0] >= 2**63:
+        return NO_SUBJECT
+    if kind == kinds.QUERY:
+        return Subject(query=numbers[0])
+    attempt = numbers[1] if len(numbers) > 1 and numbers[1] <= ATTEMPTS_MAX else 0
+    return Subject(request=numbers[0], attempt=attempt)
+
+
+def leading_integers(data: memoryview, count: int) -> list[int]:
+    """Up to so many unsigned integers at the start of a MessagePack array, however broken the rest of it is."""
+    found: list[int] = []
+    if not len(data):
+        return found
+    position = 1 if data[0] & 0xF0 == 0x90 else {0xDC: 3, 0xDD: 5}.get(data[0], len(data))
+    while len(found) < count and position < len(data):
+        first = data[position]
+        if first < 0x80:
+            size, value = 0, first
+        else:
+            size = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}.get(first, -1)
+            if size < 0 or position + size >= len(data):
+                break
+            value = int.from_bytes(data[position + 1 : position + 1 + size], "big")
+        found.append(value)
+        position += 1 + size
+    return found
 
 
 def unpack_envelope(header: bytes) -> Any:

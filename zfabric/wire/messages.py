@@ -1,7 +1,8 @@
 """What the controller reads: envelopes of passing messages, and the bodies of control messages.
 
 All are MessagePack arrays in field order; a receiver ignores fields it does not know at the end, so that a later minor
-version can add some. Bounds on strings and lists are checked while decoding, in the same pass.
+version can add some. Bounds on strings and lists are checked while decoding, in the same pass. Structs of more than one
+field are built by keyword: their order is the wire's business.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from zfabric.errors import Detail
 from zfabric.limits import (
     ATTEMPTS_MAX,
     DEADLINE_MAX_MS,
+    GAUGES_MAX,
     LIST_LENGTH_MAX,
+    LOCK_BYTES,
     NAME_LENGTH_MAX,
     PRIORITY_MAX,
     SLOTS_MAX,
@@ -27,6 +30,8 @@ Unsigned32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Unsigned63 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Attempt = Annotated[int, Meta(ge=0, le=ATTEMPTS_MAX)]
 Operation = Literal["generate", "embed", "count_tokens", "operate"]
+#: What a client's secret hashes to (`zfabric.wire.locks`): whoever claims a request has to show the secret.
+Lock = Annotated[bytes, Meta(max_length=LOCK_BYTES)]
 
 #: An encoded nil: no result.
 NIL: Final = Raw(b"\xc0")
@@ -34,7 +39,7 @@ NIL: Final = Raw(b"\xc0")
 # ── Envelopes: header = kind byte + one of these ────────────────────────────────────────────────────────────────────
 
 
-class Submit(Struct, array_like=True, gc=False):
+class Submit(Struct, array_like=True, kw_only=True, gc=False):
     """client → controller. The body is the request, for the worker only.
 
     Attributes:
@@ -60,8 +65,8 @@ class Submit(Struct, array_like=True, gc=False):
     worker: OptionalName = ""
 
 
-class Dispatch(Struct, array_like=True, gc=False):
-    """controller → worker. As Submit, with whose it is: the session's number and the client's instance."""
+class Dispatch(Struct, array_like=True, kw_only=True, gc=False):
+    """controller → worker. As Submit, with whose it is: the session's number, and the client's instance and lock."""
 
     client: Unsigned32
     instance: Unsigned63
@@ -73,9 +78,10 @@ class Dispatch(Struct, array_like=True, gc=False):
     deadline_ms: int | None = None
     window: Unsigned32 = 0
     resume_from: Unsigned32 = 0
+    lock: Lock = b""
 
 
-class End(Struct, array_like=True, gc=False):
+class End(Struct, array_like=True, kw_only=True, gc=False):
     """One terminal: code 0 for done, else an error's code."""
 
     request: Unsigned63
@@ -83,7 +89,7 @@ class End(Struct, array_like=True, gc=False):
     code: Annotated[int, Meta(ge=0, le=99_999)] = 0
 
 
-class Ends(Struct, array_like=True, gc=False):
+class Ends(Struct, array_like=True, kw_only=True, gc=False):
     """worker → controller → client: the terminals in a step of one client, named by its instance."""
 
     instance: Unsigned63
@@ -93,7 +99,7 @@ class Ends(Struct, array_like=True, gc=False):
 # ── Control bodies ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Claim(Struct, array_like=True, gc=False):
+class Claim(Struct, array_like=True, kw_only=True, gc=False):
     """A request that a returning client still waits for; it has every unit before `next`."""
 
     request: Unsigned63
@@ -103,8 +109,16 @@ class Claim(Struct, array_like=True, gc=False):
     model: OptionalName = ""
 
 
-class ClientHello(Struct, array_like=True):
-    """client → controller, first of all, and again after each reconnect."""
+class ClientHello(Struct, array_like=True, kw_only=True):
+    """client → controller, first of all, and again after each reconnect.
+
+    Attributes:
+        token: Of the last WELCOME, empty at first: proves to the same controller that this is the same client.
+        claims: What it still waits for; those that do not fit follow in CLAIMS.
+        label: Shown to operators.
+        secret: Random bytes of this client. Its hash goes with each request to the worker, so that after a controller's
+            death only who knows the secret can take a stream over.
+    """
 
     version: int
     build: OptionalName
@@ -112,6 +126,13 @@ class ClientHello(Struct, array_like=True):
     token: Annotated[bytes, Meta(max_length=64)] = b""
     claims: Annotated[list[Claim], Meta(max_length=LIST_LENGTH_MAX)] = []
     label: OptionalName = ""
+    secret: Annotated[bytes, Meta(max_length=64)] = b""
+
+
+class Claims(Struct, array_like=True, gc=False):
+    """client → controller: more claims, after WELCOME or whenever a worker was lost that may come back."""
+
+    claims: Annotated[list[Claim], Meta(max_length=LIST_LENGTH_MAX)]
 
 
 class ModelInfo(Struct, array_like=True, kw_only=True):
@@ -126,6 +147,7 @@ class ModelInfo(Struct, array_like=True, kw_only=True):
         parameters: Sampling parameters that are honoured.
         dimensions: Length of an embedding; 0 if it makes none.
         slots: Concurrent requests of this model, 0 for as many as the worker has.
+        engine: Which of the worker's engines serves it: an index of `Load.engines`.
         details: What else an operator wants to see: engine, dtype, device, quantization, ….
     """
 
@@ -137,20 +159,23 @@ class ModelInfo(Struct, array_like=True, kw_only=True):
     dimensions: Annotated[int, Meta(ge=0)] = 0
     slots: Annotated[int, Meta(ge=0, le=SLOTS_MAX)] = 0
     details: dict[str, Detail] = {}
+    engine: Annotated[int, Meta(ge=0, lt=WORKER_MODELS_MAX)] = 0
 
 
-class Load(Struct, array_like=True, gc=False):
+class Load(Struct, array_like=True, kw_only=True, gc=False):
     """worker → controller at every beat, and whenever slots or state change.
 
     Attributes:
         running, waiting: Requests in the engine's batch, and those it holds back.
         slots: Concurrent requests the worker takes now.
-        progress: Moves only when the engine does; a worker with work and no progress has hung.
+        progress: Sum of what `engines` says, for operators.
         tokens_per_second: Drawn in the last beat interval.
         dispatches: Dispatches of this session seen so far: what the figures above already include.
         kv_blocks_free: Free cache blocks, None where the engine tells none.
         draining: Finishes what it has and takes nothing new.
         gauges: Whatever else the engine tells (cache use, prefix hits …).
+        engines: One counter for each engine of the worker, which moves only when that engine does; one that has work and
+            does not move has hung. None where an engine does not tell: such a one is never taken for hung.
     """
 
     running: Unsigned32 = 0
@@ -161,10 +186,11 @@ class Load(Struct, array_like=True, gc=False):
     dispatches: Unsigned63 = 0
     kv_blocks_free: int | None = None
     draining: bool = False
-    gauges: Annotated[dict[Name, float], Meta(max_length=64)] = {}
+    gauges: Annotated[dict[Name, float], Meta(max_length=GAUGES_MAX)] = {}
+    engines: Annotated[list[Unsigned63 | None], Meta(max_length=WORKER_MODELS_MAX)] = []
 
 
-class Carried(Struct, array_like=True, gc=False):
+class Carried(Struct, array_like=True, kw_only=True, gc=False):
     """A request that a returning worker still has; `finished` ones wait only for their reader."""
 
     instance: Unsigned63
@@ -173,9 +199,16 @@ class Carried(Struct, array_like=True, gc=False):
     operation: Operation
     model: OptionalName
     finished: bool = False
+    lock: Lock = b""
 
 
-class WorkerHello(Struct, array_like=True):
+class CarriedMore(Struct, array_like=True, gc=False):
+    """worker → controller: more carried requests, after WELCOME."""
+
+    carried: Annotated[list[Carried], Meta(max_length=LIST_LENGTH_MAX)]
+
+
+class WorkerHello(Struct, array_like=True, kw_only=True):
     """worker → controller, first of all, again after each reconnect, and when its models change.
 
     Attributes:
@@ -184,7 +217,7 @@ class WorkerHello(Struct, array_like=True):
         token: Of the last WELCOME: proves that a second HELLO under the name is the same worker.
         speed: Relative speed, the weight of `lottery` and the divisor of `shortest_queue`.
         beats: False for a static worker, which is never removed for silence.
-        carried: What it runs, or has finished and not delivered.
+        carried: What it runs, or has finished and not delivered; those that do not fit follow in CARRIED.
     """
 
     version: int
@@ -199,7 +232,7 @@ class WorkerHello(Struct, array_like=True):
     carried: Annotated[list[Carried], Meta(max_length=LIST_LENGTH_MAX)] = []
 
 
-class Welcome(Struct, array_like=True):
+class Welcome(Struct, array_like=True, kw_only=True):
     """controller → peer: the session stands. `epoch` is the controller's own random number; it changes at a restart."""
 
     version: int
@@ -224,7 +257,7 @@ class Cancel(Struct, array_like=True, gc=False):
     requests: Annotated[list[Unsigned63], Meta(max_length=LIST_LENGTH_MAX)]
 
 
-class CreditLine(Struct, array_like=True, gc=False):
+class CreditLine(Struct, array_like=True, kw_only=True, gc=False):
     """The reader consumed so much that units below `window` may be sent; it has all before `next`.
 
     With `again`, which only a controller sets, the way between was new: send from `next` on.
@@ -243,7 +276,7 @@ class Credit(Struct, array_like=True, gc=False):
     lines: Annotated[list[CreditLine], Meta(max_length=LIST_LENGTH_MAX)]
 
 
-class Grant(Struct, array_like=True, gc=False):
+class Grant(Struct, array_like=True, kw_only=True, gc=False):
     """controller → worker: credit of one client, under the number that its chunks are to carry."""
 
     client: Unsigned32
@@ -251,7 +284,7 @@ class Grant(Struct, array_like=True, gc=False):
     lines: list[CreditLine]
 
 
-class Abort(Struct, array_like=True, gc=False):
+class Abort(Struct, array_like=True, kw_only=True, gc=False):
     """controller → worker: stop these attempts, (request, attempt), of one client. Each still gets its terminal."""
 
     instance: Unsigned63
@@ -270,7 +303,7 @@ class Goodbye(Struct, array_like=True, gc=False):
     reason: OptionalName = ""
 
 
-class Query(Struct, array_like=True):
+class Query(Struct, array_like=True, kw_only=True):
     """client → controller: a question about the fabric."""
 
     number: Unsigned63
@@ -278,19 +311,26 @@ class Query(Struct, array_like=True):
     arguments: Annotated[dict[Name, Any], Meta(max_length=32)] = {}
 
 
-class Answer(Struct, array_like=True):
-    """controller → client: what was asked, or an error."""
+class Answer(Struct, array_like=True, kw_only=True):
+    """controller → client: what was asked, or an error. A long list comes as several answers; all but the last set `more`."""
 
     number: int
     code: int
     message: str = ""
     details: dict[str, Detail] = {}
     result: Raw = NIL
+    more: bool = False
 
 
-class Fault(Struct, array_like=True):
-    """controller → peer: your message could not be used. In REFUSED it means: and there is no session for you."""
+class Fault(Struct, array_like=True, kw_only=True):
+    """controller → peer: your message could not be used. In REFUSED it means: and there is no session for you.
+
+    A fault names what it answers where that could be read, and ends it: an attempt of a request, or a query.
+    """
 
     code: int
     message: str
     details: dict[str, Detail] = {}
+    request: Unsigned63 | None = None
+    attempt: Attempt | None = None
+    query: Unsigned63 | None = None

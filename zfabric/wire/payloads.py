@@ -240,14 +240,19 @@ class Delta(Struct, kw_only=True, gc=False):
         return len(self.token_ids) or 1
 
 
-class ChunkExtra(Struct, array_like=True, gc=False):
-    """The rare parts of a chunk, kept out of the common one."""
+class ChunkExtra(Struct, array_like=True, kw_only=True, gc=False):
+    """The rare parts of a chunk, kept out of the common one.
+
+    `exact`, on the first chunk of an attempt: another worker would draw the same text from the request as the client has
+    it, so the answer can be continued elsewhere. The worker alone knows whether it honours the client's drawn seed.
+    """
 
     units: int | None = None
     worker: str | None = None
     finish_reason: FinishReason | None = None
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    exact: bool = False
 
 
 class Chunk(Struct, array_like=True, gc=False):
@@ -265,7 +270,7 @@ class Chunk(Struct, array_like=True, gc=False):
     extra: ChunkExtra | None = None
 
 
-class Outcome(Struct, array_like=True):
+class Outcome(Struct, array_like=True, kw_only=True):
     """How a request ended: the rest of its terminal, in the order of the envelope's ends.
 
     `units` is the offset at the end of the stream. `result` holds what a unary operation returns.
@@ -278,7 +283,7 @@ class Outcome(Struct, array_like=True):
     result: Raw = NIL
 
 
-class EndsBody(Struct, array_like=True):
+class EndsBody(Struct, array_like=True, kw_only=True):
     """Body of ENDS: the last chunks of a step, then one outcome per end."""
 
     chunks: list[Chunk] = []
@@ -294,6 +299,8 @@ class GenerateRequest(Struct, array_like=True, kw_only=True):
         tools, response_format: Passed to the chat template or the remote API, where the backend can.
         resume_token_ids: Tokens of the answer that its reader already has: go on after them.
         resume_characters: Length of the text that the reader already has, in code points.
+        drawn_seed: A seed of the client's own drawing, for a model that honours seeds where `sampling` has none: so an
+            answer with the defaults can be continued elsewhere. The worker puts it in `sampling`; backends do not look.
         model, request_id, priority, deadline_ms: Set by the fabric on arrival. `deadline_ms` is what is left, None for
             no deadline; lower priorities go first.
     """
@@ -310,6 +317,7 @@ class GenerateRequest(Struct, array_like=True, kw_only=True):
     request_id: str = ""
     priority: int = 0
     deadline_ms: int | None = None
+    drawn_seed: int | None = None
 
     def validate(self) -> None:
         """Raises: RequestError, ParameterRangeError."""
