@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 
-from zfabric.core import backlog, client_session, desk, queueing, recovery, registry, routes, timers, worker_session
+from zfabric.core import (
+    backlog,
+    client_session,
+    desk,
+    endings,
+    queueing,
+    recovery,
+    registry,
+    routes,
+    timers,
+    worker_session,
+)
 from zfabric.core import broker as broker_module
 from zfabric.core.request_state import RequestState
 from zfabric.testing import Violation, simulate
@@ -97,7 +108,7 @@ def a_doubled_terminal(patch: pytest.MonkeyPatch) -> None:
 @fault
 def a_lost_terminal(patch: pytest.MonkeyPatch) -> None:
     """Cancelled requests that wait get none."""
-    patch.setattr(desk.RequestDesk, "_end_waiting", lambda self, request, before, error: self._unqueue(request, before))
+    patch.setattr(endings.Endings, "_end_waiting", lambda self, request, before, error: self._unqueue(request, before))
 
 
 @fault
@@ -147,7 +158,7 @@ def a_slot_that_leaks(patch: pytest.MonkeyPatch) -> None:
 
         return ends
 
-    wrap(patch, desk.RequestDesk, "ends", make)
+    wrap(patch, endings.Endings, "ends", make)
 
 
 @fault
@@ -163,7 +174,7 @@ def a_lease_that_never_lapses(patch: pytest.MonkeyPatch) -> None:
 
 @fault
 def a_deadline_that_never_comes(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(desk.RequestDesk, "_deadline", lambda self, request: None)
+    patch.setattr(endings.Endings, "deadline", lambda self, request: None)
     patch.setattr(client_session.ClientSession, "_guard", lambda self, pending: None)
 
 
@@ -192,7 +203,7 @@ def nobody_fills_a_free_slot(patch: pytest.MonkeyPatch) -> None:
 @fault
 def a_stall_that_nobody_sees(patch: pytest.MonkeyPatch) -> None:
     """An engine hangs for ever, its process beats on, and its requests stay with it."""
-    patch.setattr(desk.RequestDesk, "worker_stalled", lambda self, worker, silent_ms: None)
+    patch.setattr(endings.Endings, "worker_stalled", lambda self, worker, silent_ms: None)
 
     def hang(self: SimWorker, life: object) -> None:
         self.engine_hangs = self.name == "w0"

@@ -74,7 +74,7 @@ class Broker:
         self.routes = Routes()
         self.registry = Registry(rng)
         self.desk = RequestDesk(config, self.registry, self.timers, self.outbox, self.routes, rng)
-        self.recovery = Recovery(self.desk, self.registry, self.outbox)
+        self.recovery = Recovery(self.desk.endings, self.registry, self.outbox)
         self.workers_lost = self.clients_lost = self.bad_frames = 0
         #: The driver's own figures, shown in the status.
         self.transport_figures: Callable[[], dict[str, int]] = dict
@@ -256,7 +256,7 @@ class Broker:
         self.clients_lost += 1
         workers = {r.worker.name: r.worker for r in client.requests.values() if r.worker is not None}
         self.routes.client_gone(list(workers.values()), client)
-        self.desk.client_lost(client)
+        self.desk.endings.client_lost(client)
         self.registry.clients.pop(client.instance, None)
         self._peers.pop(client.routing_id, None)
 
@@ -267,7 +267,7 @@ class Broker:
         self._peers.pop(worker.routing_id, None)
         models = [self.registry.withdraw(worker, name) for name in list(worker.hosts)]
         self.registry.workers.pop(worker.name, None)
-        self.desk.worker_lost(worker, WorkerLostError(why, worker=worker.name))
+        self.desk.endings.worker_lost(worker, WorkerLostError(why, worker=worker.name))
         for model in models:
             self.desk.hosts_changed(model)
 
@@ -293,9 +293,9 @@ class Broker:
         if kind == kinds.SUBMIT:
             self.desk.submit(client, codec.unpack_envelope(header), body, now_ns)
         elif kind == kinds.CREDIT:
-            self.desk.credit(client, codec.unpack_control(header))
+            self.desk.endings.credit(client, codec.unpack_control(header))
         elif kind == kinds.CANCEL:
-            self.desk.cancel(client, codec.unpack_control(header).requests)
+            self.desk.endings.cancel(client, codec.unpack_control(header).requests)
         elif kind == kinds.BEAT:
             self.outbox.send(client.routing_id, codec.pack(codec.unpack_control(header)))
         elif kind == kinds.QUERY:
@@ -344,7 +344,8 @@ class Broker:
 
     def _from_worker(self, worker: WorkerPeer, kind: int, header: bytes, body: bytes, now_ns: int) -> None:
         if kind == kinds.ENDS:
-            self.desk.ends(worker, codec.unpack_envelope(header), header, body, now_ns)
+            self.desk.endings.ends(worker, codec.unpack_envelope(header), header, body, now_ns)
+            self.desk.fill(worker, now_ns)
         elif kind == kinds.LOAD:
             self._load(worker, codec.unpack_control(header), now_ns)
             self.outbox.send(worker.routing_id, codec.pack(Beat(worker.load.dispatches + 1)))
@@ -367,7 +368,7 @@ class Broker:
             self._set_draining(worker)
         silent_ms = (now_ns - worker.moved_ns) // 1_000_000
         if worker.state is WorkerState.READY and silent_ms >= self.config.stall_ms:
-            self.desk.worker_stalled(worker, silent_ms)
+            self.desk.endings.worker_stalled(worker, silent_ms)
         self.registry.refresh(worker)
 
     def _set_draining(self, worker: WorkerPeer) -> None:

@@ -10,7 +10,7 @@ Outside this time there is nothing to put together: a lost connection ended the 
 
 from __future__ import annotations
 
-from zfabric.core.desk import RequestDesk
+from zfabric.core.endings import Endings
 from zfabric.core.outbox import Outbox
 from zfabric.core.registry import ClientPeer, Registry, Request, WorkerPeer
 from zfabric.core.request_state import RequestEvent, RequestState, advance
@@ -24,8 +24,8 @@ Key = tuple[int, int, int]
 class Recovery:
     """Matches claims with carried requests while `active`."""
 
-    def __init__(self, desk: RequestDesk, registry: Registry, outbox: Outbox) -> None:
-        self._desk = desk
+    def __init__(self, endings: Endings, registry: Registry, outbox: Outbox) -> None:
+        self._endings = endings
         self._registry = registry
         self._outbox = outbox
         self._carried: dict[Key, Request] = {}
@@ -53,7 +53,7 @@ class Recovery:
             request.model = host.model if host else None
             if request.key in worker.live:
                 continue
-            self._desk.place(request, worker, host)
+            self._endings.place(request, worker, host)
             self._carried[request.key] = request
             claimed = self._claimed.get(request.key)
             if claimed is not None and claimed[0].state is RequestState.CLAIMED:
@@ -85,12 +85,14 @@ class Recovery:
     def finish(self) -> None:
         """The time is over: end what is alone."""
         self.active = False
-        self._desk.abandon([request for request in self._carried.values() if request.state is RequestState.RECOVERED])
+        self._endings.abandon(
+            [request for request in self._carried.values() if request.state is RequestState.RECOVERED]
+        )
         for request, _ in self._claimed.values():
             if request.state is RequestState.CLAIMED and request.client is not None:
                 client = request.client
                 request.state = advance(request.state, RequestEvent.GAVE_UP)
-                self._desk.retire(request)
+                self._endings.retire(request)
                 self._outbox.end(client, request.request, request.attempt, _lost())
         self._carried.clear()
         self._claimed.clear()
@@ -104,7 +106,7 @@ class Recovery:
         claimed.state = advance(claimed.state, RequestEvent.MATCHED)
         carried.state = advance(carried.state, RequestEvent.MATCHED)
         del self._claimed[carried.key], self._carried[carried.key]
-        self._desk.adopt(carried, client)
+        self._endings.adopt(carried, client)
         line = CreditLine(
             request=claim.request, attempt=claim.attempt, next=claim.next, window=claimed.window, again=True
         )
