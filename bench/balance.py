@@ -45,7 +45,6 @@ class _Worker(Host):
     def __init__(self, number: int, speed: float) -> None:
         super().__init__(f"w{number}", speed, _SLOTS)
         self.waiting: deque[tuple[Arrival, float]] = deque()
-        self.in_flight = 0
 
 
 def service_s(arrival: Arrival, speed: float) -> float:
@@ -86,7 +85,7 @@ def play(trace: Sequence[Arrival], speeds: Sequence[float], policy: str, *, cent
     def start(worker: _Worker, arrival: Arrival, now: float) -> None:
         nonlocal order
         order += 1
-        worker.in_flight += 1
+        worker.live.add(order)
         waits.append(now - arrival.at_s)
         heapq.heappush(ends, (now + service_s(arrival, worker.speed), order, worker, now))
 
@@ -106,8 +105,8 @@ def play(trace: Sequence[Arrival], speeds: Sequence[float], policy: str, *, cent
         return True
 
     def finish() -> float:
-        now, _, worker, began = heapq.heappop(ends)
-        worker.in_flight -= 1
+        now, number, worker, began = heapq.heappop(ends)
+        worker.live.remove(number)
         worker.line.length -= 1
         worker.latency_ns = (
             0.8 * worker.latency_ns + 0.2 * (now - began) * 1e9 if worker.latency_ns else (now - began) * 1e9

@@ -21,6 +21,10 @@ RECOVERY_MS: Final = LEASE_MS
 #: after a controller's start. A reconnect takes RECONNECT_MAX_MS and HELLO_JITTER_MS at most; an engine works no longer
 #: than this for a client that has died.
 CLAIM_MS: Final = 1_500
+#: Whoever judges by silence looks twice, so long apart, and what had arrived by the first look is read by the second: a
+#: process that was stopped finds all of its timers due before it has read a single message. Enough for some thousand
+#: messages, and little beside any time that is judged.
+SECOND_LOOK_MS: Final = 50
 #: How long a query waits for its answer unless its caller says otherwise: it is answered from memory.
 QUERY_TIMEOUT_MS: Final = 10_000
 #: How long `count_tokens` and `operate` wait by default. Loading an adapter takes seconds, a stuck worker for ever.
@@ -129,5 +133,6 @@ assert RECONNECT_MIN_MS < RECONNECT_MAX_MS < LEASE_MS
 assert HELLO_JITTER_MS < LEASE_MS
 assert CLAIM_MS > RECONNECT_MAX_MS + HELLO_JITTER_MS
 assert CLAIM_MS <= RECOVERY_MS
+assert 4 * SECOND_LOOK_MS < CLAIM_MS
 assert FRAME_BYTES_GOAL <= CONTROL_BODY_BYTES_MAX
 assert CONTROL_BODY_BYTES_MAX <= FRAME_BYTES_MAX

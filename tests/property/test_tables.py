@@ -151,7 +151,7 @@ def test_candidates_follow_every_request(count: int, moves: list[tuple[int, int,
         if leave and worker.live:
             gone = worker.live.pop(next(iter(worker.live)))
             assert gone.host is not None
-            gone.host.in_flight -= 1
+            gone.host.live.remove(gone.key)
             registry.moved(worker, gone.host)
         elif worker.hosts[f"m{model}"].open:
             host = worker.hosts[f"m{model}"]
@@ -160,7 +160,7 @@ def test_candidates_follow_every_request(count: int, moves: list[tuple[int, int,
             )
             request.host = host
             worker.live[request.key] = request
-            host.in_flight += 1
+            host.live.add(request.key)
             registry.moved(worker, host)
         for known in registry.models.values():
             able = [hosting for hosting in known.hosts.values() if hosting.open]

@@ -17,6 +17,7 @@ from zfabric.core import (
     recovery,
     registry,
     routes,
+    sessions,
     timers,
     worker_session,
 )
@@ -168,7 +169,7 @@ def a_slot_too_many(patch: pytest.MonkeyPatch) -> None:
 
 @fault
 def a_lease_that_never_lapses(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(broker_module.Broker, "_lease", lambda self, worker, now_ns: None)
+    patch.setattr(sessions.Sessions, "_lease", lambda self, worker, now_ns: None)
     wrap(patch, broker_module.Broker, "disconnected", lambda original: lambda self, peer, now_ns: None)
 
 
@@ -203,7 +204,7 @@ def nobody_fills_a_free_slot(patch: pytest.MonkeyPatch) -> None:
 @fault
 def a_stall_that_nobody_sees(patch: pytest.MonkeyPatch) -> None:
     """An engine hangs for ever, its process beats on, and its requests stay with it."""
-    patch.setattr(endings.Endings, "worker_stalled", lambda self, worker, silent_ms: None)
+    patch.setattr(endings.Endings, "engine_stalled", lambda self, worker, engine, silent_ms: None)
 
     def hang(self: SimWorker, life: object) -> None:
         self.engine_hangs = self.name == "w0"

@@ -20,6 +20,7 @@ from zfabric.transport.curve import ControllerKeys, load_secret
 from zfabric.transport.loop_timer import LoopTimer
 from zfabric.transport.router import RouterLink
 from zfabric.version import __version__
+from zfabric.wire.kinds import NAMES
 
 #: A look for messages whose edge was missed; it has nothing to do, and counts if it had.
 _WATCHDOG_S: Final = 0.25
@@ -75,6 +76,7 @@ class Controller:
         )
         self._link = link = self._open_link(self._broker)
         self._broker.transport_figures = self._figures
+        self._broker.on_bug = self._bug
         self._timer = LoopTimer(self._loop, self._tick)
         self._probe_timer = LoopTimer(self._loop, self._check_connections)
         self._retry_timer = LoopTimer(self._loop, self._retry_parked)
@@ -145,12 +147,16 @@ class Controller:
             return
         self._pumps += 1
         now_ns = monotonic_ns()
+        self._read(link, broker, now_ns)
+        self._after(link, broker, now_ns)
+
+    def _read(self, link: RouterLink, broker: Broker, now_ns: int) -> None:
+        """Take one burst of what has arrived."""
         # The first message is taken alone, since there is rarely a second: to ask for more costs less than a vain read.
         for count_max in (1, limits.BURST_MESSAGES_MAX):
             link.relay(broker.routes.table, self, now_ns, count_max)
             if not link.readable():
                 break
-        self._after(link, broker, now_ns)
 
     def link_message(self, sender: RoutingId, header: bytes, body: bytes) -> None:
         """Anything but a chunk with a reader."""
@@ -158,12 +164,13 @@ class Controller:
         assert link is not None
         assert broker is not None
         now_ns = monotonic_ns()
-        try:
-            broker.receive(sender, header, body, now_ns)
-        except Exception as error:  # noqa: BLE001 — a bug that one message finds must not cost the others theirs
-            self._log("internal_error", error=f"{type(error).__name__}: {error}", kind=header[:1].hex())
+        broker.receive(sender, header, body, now_ns)
         if broker.outbox.pending:
             self._perform(link, broker, now_ns)
+
+    def _bug(self, error: Exception, kind: int) -> None:
+        """This program is at fault, and goes on."""
+        self._log("internal_error", error=f"{type(error).__name__}: {error}", kind=NAMES.get(kind, kind))
 
     def link_lost(self, peer: RoutingId) -> None:
         """A reader turned out to be gone."""
@@ -199,6 +206,8 @@ class Controller:
         link, broker = self._link, self._broker
         if link is not None and broker is not None:
             now_ns = monotonic_ns()
+            # What has arrived goes first: an answer that waits in the socket was in time for its deadline.
+            self._read(link, broker, now_ns)
             broker.tick(now_ns)
             self._after(link, broker, now_ns)
 

@@ -60,9 +60,13 @@ class Grant:
         if not _matches(worker, self.workers):
             raise PermissionDeniedError(f"key {self.name!r} may not name a worker {worker!r}", key=self.name)
 
+    def allows_model(self, model: str) -> bool:
+        """Whether it has anything to do with this model."""
+        return _matches(model, self.models)
+
     def check_model(self, model: str) -> None:
         """Raises: PermissionDeniedError, it has nothing to do with this model."""
-        if not _matches(model, self.models):
+        if not self.allows_model(model):
             raise PermissionDeniedError(
                 f"key {self.name!r} has no access to model {model!r}", key=self.name, model=model
             )

@@ -17,6 +17,7 @@ class BrokerConfig:
         beat_ms, lease_ms: Workers beat so often, and are removed after so long a silence.
         stall_ms: A worker with work whose engine makes no progress for so long loses its requests.
         recovery_ms: How long after the start running streams may be claimed.
+        claim_ms: How long requests outlive a lost connection: after so long unclaimed they are stopped.
         queue_depth_max, queue_bytes_max: Waiting requests per model, and bytes of all waiting bodies.
         client_requests_max: Requests in flight per client.
     """
@@ -26,6 +27,7 @@ class BrokerConfig:
     lease_ms: int = limits.LEASE_MS
     stall_ms: int = limits.STALL_MS
     recovery_ms: int = limits.RECOVERY_MS
+    claim_ms: int = limits.CLAIM_MS
     queue_depth_max: int = limits.QUEUE_DEPTH_MAX
     queue_bytes_max: int = limits.QUEUE_BYTES_MAX
     client_requests_max: int = limits.CLIENT_REQUESTS_MAX

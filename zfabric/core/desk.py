@@ -88,7 +88,6 @@ class RequestDesk:
             request.deadline_ns = now_ns + milliseconds(envelope.deadline_ms)
             request.deadline = self._timers.at(request.deadline_ns, lambda _: self.endings.deadline(request))
         if envelope.worker:
-            request.slotless = envelope.operation == "operate"
             self._send_to(request, self._registry.workers[envelope.worker], None, now_ns)
             return
         assert model is not None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Final
 
 from zfabric.errors import ConfigurationError
@@ -38,21 +38,26 @@ class Host:
         name: The worker's.
         speed: Relative speed the worker announced.
         line: The worker's live requests, all models.
-        in_flight: Live requests of this model there.
+        live: Keys of the live requests of this model there that hold a slot.
         latency_ns: Exponentially weighted mean time from dispatch to terminal; 0 before the first.
     """
 
-    __slots__ = ("_stamp", "in_flight", "latency_ns", "line", "name", "position", "slots", "speed")
+    __slots__ = ("_stamp", "latency_ns", "line", "live", "name", "position", "slots", "speed")
 
     def __init__(self, name: str, speed: float, slots: int, line: Line | None = None) -> None:
         self.name = name
         self.speed = speed
         self.slots = slots
         self.line = line or Line()
-        self.in_flight = 0
+        self.live: set[Hashable] = set()
         self.latency_ns = 0.0
         self.position = -1
         self._stamp = 0
+
+    @property
+    def in_flight(self) -> int:
+        """How many of its slots the model has taken."""
+        return len(self.live)
 
     @property
     def load(self) -> int:

@@ -1,23 +1,38 @@
 """The way of a request out of the controller: its one terminal, and its place at a worker.
 
-Rule 1: every accepted attempt gets exactly one terminal, here or from its worker.
-Rule 2: a slot is taken by an entry in `WorkerPeer.live`, and free when the entry is gone; nothing is counted by hand.
+Rule 1: every accepted attempt gets exactly one terminal, here or from its worker, unless its client claims it again.
+Rule 2: a slot is taken by an entry in `WorkerPeer.live`, and free when the entry is gone or `aside`; nothing is counted
+        by hand.
 Rule 3: sends are collected, never performed; the caller performs them in order.
+Rule 4: what ends while its client is away is kept: by its worker, which has the answer, and here as FINISHED.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Final
 
-from zfabric.core.outbox import Outbox, ends_of
-from zfabric.core.registry import ClientPeer, Hosting, Registry, Request, WorkerPeer, WorkerState
+from zfabric.core.batches import batches
+from zfabric.core.outbox import Notice, Outbox
+from zfabric.core.registry import ClientPeer, Engine, Hosting, Registry, Request, WorkerPeer
 from zfabric.core.request_state import AT_WORKER, TERMINAL_GIVEN, RequestEvent, RequestState, advance
 from zfabric.core.routes import Routes
 from zfabric.core.timers import Timers
 from zfabric.errors import DeadlineExceededError, EngineStalledError, FabricError, RequestCancelledError
+from zfabric.limits import ATTEMPTS_MAX
 from zfabric.wire import codec
-from zfabric.wire.messages import Abort, Credit, CreditLine, Ends, Grant
+from zfabric.wire.messages import Abort, Credit, CreditLine, End, Ends, Grant
+
+#: The state of what a returning client may find as it left it.
+_LIVING: Final = frozenset({RequestState.QUEUED, RequestState.RUNNING, RequestState.FINISHED})
+#: The states of what a lost worker may bring back.
+_CARRIED: Final = frozenset({RequestState.RUNNING, RequestState.FINISHED})
+#: Upper bounds of what one line of GRANT and of ABORT takes.
+_LINE_BYTES: Final = 32
+_ATTEMPT_BYTES: Final = 16
+#: Stands for a terminal that its worker had no right to give: no client waits for it.
+_NOBODY: Final = End(request=2**63 - 1, attempt=ATTEMPTS_MAX)
 
 
 @dataclass(slots=True)
@@ -57,24 +72,116 @@ class Endings:
         self._leave_queue = unqueue
         self.counters = counters
 
-    # ── a worker's terminals ──────────────────────────────────────────────────────────────────────────────────────────
+    # ── places ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def place(self, request: Request, worker: WorkerPeer, host: Hosting | None, *, finished: bool = False) -> None:
+        """Enter a request among the live ones of a worker. What has `finished` there needs no slot."""
+        key = request.key
+        former = worker.live.get(key)
+        if former is not None:
+            # Only a client that submits an attempt twice comes here. One entry, one slot: the former is not missed.
+            self._timers.cancel(former.deadline)
+            self._unread(former)
+            self._vacate(former)
+        request.worker, request.host = worker, host
+        worker.live[key] = request
+        if finished or request.operation == "operate":
+            worker.aside.add(key)
+        elif host is not None:
+            request.engine = host.engine
+            host.live.add(key)
+            host.engine.live.add(key)
+        if request.client is not None and not request.away:
+            self._routes.add(worker, request.client)
+        self._registry.moved(worker, host)
+
+    def _set_aside(self, request: Request) -> None:
+        """It holds no slot any more, and stays."""
+        worker = request.worker
+        assert worker is not None
+        worker.aside.add(request.key)
+        self._leave_engine(request)
+        self._registry.moved(worker, request.host)
+
+    def _leave_engine(self, request: Request) -> None:
+        if request.host is not None:
+            request.host.live.discard(request.key)
+        if request.engine is not None:
+            request.engine.live.discard(request.key)
+
+    def _vacate(self, request: Request) -> None:
+        worker, host = request.worker, request.host
+        assert worker is not None
+        del worker.live[request.key]
+        worker.aside.discard(request.key)
+        self._leave_engine(request)
+        request.worker = request.host = request.engine = None
+        self._registry.moved(worker, host)
+
+    def read(self, request: Request, client: ClientPeer, *, away: bool = False) -> None:
+        """Somebody waits for the request from now on."""
+        self._unread(request)
+        request.client, request.away = client, away
+        client.requests[request.request] = request
+        if request.worker is not None and not away:
+            self._routes.add(request.worker, client)
+
+    def _unread(self, request: Request) -> None:
+        """Nobody waits for it any more."""
+        client, request.client = request.client, None
+        if client is None:
+            return
+        if client.requests.get(request.request) is request:
+            del client.requests[request.request]
+        if request.worker is not None and not request.away:
+            self._routes.drop(request.worker, client)
+
+    def retire(self, request: Request) -> None:
+        """Take a finished attempt out of every table."""
+        self._timers.cancel(request.deadline)
+        self._unread(request)
+        if request.worker is not None:
+            self._vacate(request)
+
+    def expect(self, request: Request, deadline_ns: int | None) -> None:
+        """Set when the request has to have ended."""
+        if deadline_ns is not None:
+            request.deadline_ns = deadline_ns
+            request.deadline = self._timers.at(deadline_ns, lambda _: self.deadline(request))
+
+    # ── a worker's terminals ────────────────────────────────────────────────────────────────────────────────────────
 
     def ends(self, worker: WorkerPeer, envelope: Ends, header: bytes, body: bytes, now_ns: int) -> None:
         """A worker ended some requests of one client: pass it on. The slots are free now."""
-        # To whoever this worker works for, even if these requests have had their terminal: the body may bring along
-        # chunks of other streams. A route is the proof that it does.
+        # To whoever reads this worker, even if these requests have had their terminal: the body may bring along chunks of
+        # other streams. A route is the proof that it does.
         reader = self._registry.clients.get(envelope.instance)
-        if reader is not None and reader.number not in worker.routes:
+        if reader is not None and (reader.number not in worker.routes or envelope.client not in (0, reader.number)):
             reader = None
-        for end in envelope.ends:
+        foreign = False
+        for position, end in enumerate(envelope.ends):
             request = worker.live.get((envelope.instance, end.request, end.attempt))
             if request is None:
-                continue
-            self._count_end(request, end.code, now_ns)
+                # Late, or not its own: it may not end what runs elsewhere. The body has an outcome for each, in order.
+                envelope.ends[position] = _NOBODY
+                foreign = True
+            else:
+                self._ended(request, end.code, envelope.client, now_ns)
+        if reader is not None:
+            self._outbox.send(reader.routing_id, (codec.pack_envelope(envelope) if foreign else header, body))
+
+    def _ended(self, request: Request, code: int, client: int, now_ns: int) -> None:
+        """One of them. If it missed its reader, who may come and claim it, its worker keeps it."""
+        reader, first = request.client, request.state is not RequestState.FINISHED
+        if first:
+            self._count_end(request, code, now_ns)
+        missed = reader is not None and (request.away or client not in (0, reader.number))
+        if missed and request.state in _LIVING:
+            request.state = advance(request.state, RequestEvent.UNREAD)
+            self._set_aside(request)
+        else:
             request.state = advance(request.state, RequestEvent.ENDED)
             self.retire(request)
-        if reader is not None:
-            self._outbox.send(reader.routing_id, (header, body))
 
     def _count_end(self, request: Request, code: int, now_ns: int) -> None:
         worker, host = request.worker, request.host
@@ -89,45 +196,7 @@ class Endings:
             taken = now_ns - request.dispatched_ns
             host.latency_ns = taken if not host.latency_ns else 0.8 * host.latency_ns + 0.2 * taken
 
-    # ── a place at a worker ───────────────────────────────────────────────────────────────────────────────────────────
-
-    def place(self, request: Request, worker: WorkerPeer, host: Hosting | None) -> None:
-        """Enter a request among the live ones of a worker."""
-        request.worker, request.host = worker, host
-        worker.live[request.key] = request
-        if request.slotless:
-            worker.slotless += 1
-        if host is not None:
-            host.in_flight += 1
-        if request.client is not None:
-            self._routes.add(worker, request.client)
-        self._registry.moved(worker, host)
-
-    def retire(self, request: Request) -> None:
-        """Take a finished attempt out of every table."""
-        self._timers.cancel(request.deadline)
-        client, worker = request.client, request.worker
-        if client is not None and client.requests.get(request.request) is request:
-            del client.requests[request.request]
-        if worker is not None:
-            del worker.live[request.key]
-            if request.slotless:
-                worker.slotless -= 1
-            if request.host is not None:
-                request.host.in_flight -= 1
-            if client is not None:
-                self._routes.drop(worker, client)
-            self._registry.moved(worker, request.host)
-        request.worker = request.host = request.client = None
-
-    def adopt(self, request: Request, client: ClientPeer) -> None:
-        """Give a recovered request, which a worker runs, its reader."""
-        assert request.worker is not None
-        request.client, request.owner = client, client.number
-        client.requests[request.request] = request
-        self._routes.add(request.worker, client)
-
-    # ── the client's side ─────────────────────────────────────────────────────────────────────────────────────────────
+    # ── the client's side ───────────────────────────────────────────────────────────────────────────────────────────
 
     def cancel(self, client: ClientPeer, requests: Iterable[int]) -> None:
         """Stop what a client no longer wants. Unknown requests have ended already."""
@@ -136,11 +205,13 @@ class Endings:
             request = client.requests.get(number)
             if request is None:
                 continue
+            if request.away:
+                self.read(request, client)
             self.counters.cancelled += request.state is not RequestState.CANCELLING
             before, request.state = request.state, advance(request.state, RequestEvent.CANCELLED)
-            if before is RequestState.RUNNING:
+            if before in (RequestState.RUNNING, RequestState.FINISHED):
                 aborts.append(request)
-            elif before in (RequestState.QUEUED, RequestState.CLAIMED):
+            elif before is not RequestState.CANCELLING:
                 self._end_waiting(request, before, RequestCancelledError("cancelled by the client"))
         self._abort(aborts)
 
@@ -149,30 +220,46 @@ class Endings:
         grants: dict[str, tuple[WorkerPeer, list[CreditLine]]] = {}
         for line in credit.lines:
             request = client.requests.get(line.request)
-            if request is None or request.attempt != line.attempt:
+            if request is None or request.away or request.attempt != line.attempt:
                 continue
             request.window = line.window
             if request.worker is not None:
                 plain = CreditLine(request=line.request, attempt=line.attempt, next=line.next, window=line.window)
                 grants.setdefault(request.worker.name, (request.worker, []))[1].append(plain)
         for worker, lines in grants.values():
-            grant = Grant(client=client.number, instance=client.instance, lines=lines)
+            self.grant(worker, client, lines)
+
+    def grant(self, worker: WorkerPeer, client: ClientPeer, lines: list[CreditLine]) -> None:
+        """Tell a worker what a client's streams may send."""
+        for batch in batches(lines, lambda _: _LINE_BYTES):
+            grant = Grant(client=client.number, instance=client.instance, lines=batch)
             self._outbox.send(worker.routing_id, codec.pack(grant))
 
-    def client_lost(self, client: ClientPeer) -> None:
+    def client_away(self, client: ClientPeer) -> None:
+        """Its connection is lost: what it waits for is kept for it. What it has cancelled, or not claimed since its former
+        connection was lost, is not."""
+        stopped: list[Request] = []
+        for request in list(client.requests.values()):
+            if request.away or request.state not in _LIVING:
+                stopped.append(request)
+            else:
+                self.read(request, client, away=True)
+        self.abandon(stopped, RequestEvent.CLIENT_LOST)
+
+    def client_left(self, client: ClientPeer) -> None:
         """Nobody reads any more: stop all of it."""
         self.abandon(list(client.requests.values()), RequestEvent.CLIENT_LOST)
 
-    def abandon(self, requests: list[Request], event: RequestEvent = RequestEvent.GAVE_UP) -> None:
+    def abandon(self, requests: Iterable[Request], event: RequestEvent = RequestEvent.GAVE_UP) -> None:
         """Stop requests without a terminal to their reader."""
         aborts: list[Request] = []
         for request in requests:
             before, request.state = request.state, advance(request.state, event)
-            if request.client is not None:
-                request.client.requests.pop(request.request, None)
-            self._timers.cancel(request.deadline)
             if before in AT_WORKER:
-                aborts.append(request)
+                self._timers.cancel(request.deadline)
+                self._unread(request)
+                if before is not RequestState.CANCELLING:
+                    aborts.append(request)
             else:
                 self._unqueue(request, before)
                 self.retire(request)
@@ -186,9 +273,9 @@ class Endings:
         if before in AT_WORKER:
             client = request.client
             assert client is not None
-            del client.requests[request.request]
+            self._unread(request)
             self._outbox.end(client, request.request, request.attempt, error)
-            if before is RequestState.RUNNING:
+            if before is not RequestState.CANCELLING:
                 self._abort([request])
         else:
             self._end_waiting(request, before, error)
@@ -211,7 +298,7 @@ class Endings:
             self._leave_queue(request)
 
     def _abort(self, requests: list[Request]) -> None:
-        """One ABORT per worker and client."""
+        """One ABORT per worker and client, if that holds them all."""
         groups: dict[tuple[str, int], tuple[WorkerPeer, list[tuple[int, int]]]] = {}
         for request in requests:
             worker = request.worker
@@ -219,36 +306,53 @@ class Endings:
             _, attempts = groups.setdefault((worker.name, request.instance), (worker, []))
             attempts.append((request.request, request.attempt))
         for (_, instance), (worker, attempts) in groups.items():
-            self._outbox.send(worker.routing_id, codec.pack(Abort(instance=instance, attempts=attempts)))
+            self.abort(worker, instance, attempts)
 
-    # ── the worker's side ─────────────────────────────────────────────────────────────────────────────────────────────
+    def abort(self, worker: WorkerPeer, instance: int, attempts: list[tuple[int, int]]) -> None:
+        """Have a worker stop these (request, attempt) of a client."""
+        for batch in batches(attempts, lambda _: _ATTEMPT_BYTES):
+            self._outbox.send(worker.routing_id, codec.pack(Abort(instance=instance, attempts=batch)))
 
-    def worker_lost(self, worker: WorkerPeer, error: FabricError) -> None:
-        """End everything a worker had; its clients send the next attempt."""
-        notices: dict[int, tuple[ClientPeer, list[tuple[Request, FabricError]]]] = {}
+    # ── the worker's side ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def worker_lost(self, worker: WorkerPeer, error: FabricError) -> list[Request]:
+        """End everything a worker had; its clients send the next attempt.
+
+        Returns:
+            What it may bring back.
+        """
+        told: list[tuple[ClientPeer | None, Notice]] = []
+        carried: list[Request] = []
         for request in list(worker.live.values()):
             before, request.state = request.state, advance(request.state, RequestEvent.WORKER_LOST)
-            client = request.client
-            if before not in TERMINAL_GIVEN and client is not None:
-                cancelled = before is RequestState.CANCELLING
+            cancelled = before is RequestState.CANCELLING
+            if before not in TERMINAL_GIVEN:
                 reason = RequestCancelledError("cancelled by the client") if cancelled else error
-                notices.setdefault(client.number, (client, []))[1].append((request, reason))
-                self.counters.failed += not cancelled
+                told.append((request.client, Notice(request.request, request.attempt, reason)))
+                self.counters.failed += not cancelled and before is not RequestState.FINISHED
+            if before in _CARRIED:
+                carried.append(request)
             self.retire(request)
-        for client, lines in notices.values():
-            self._outbox.send(client.routing_id, ends_of(client, [(r.request, r.attempt, e) for r, e in lines]))
+        self._tell(told)
+        return carried
 
-    def worker_stalled(self, worker: WorkerPeer, silent_ms: int) -> None:
-        """The engine hangs: its requests go elsewhere, its slots stay taken until it answers."""
-        worker.state = WorkerState.STALLED
+    def engine_stalled(self, worker: WorkerPeer, engine: Engine, silent_ms: int) -> None:
+        """An engine hangs: its requests go elsewhere, its slots stay taken until it answers."""
         error = EngineStalledError(
             f"engine of worker {worker.name!r} made no progress for {silent_ms} ms",
             worker=worker.name,
             silent_ms=silent_ms,
         )
-        running = [request for request in worker.live.values() if request.state not in TERMINAL_GIVEN]
-        for request in running:
-            if request.client is not None:
-                self._outbox.end(request.client, request.request, request.attempt, error)
+        live = [request for request in worker.live.values() if request.engine is engine]
+        running = [request for request in live if request.state not in TERMINAL_GIVEN]
+        self._tell((request.client, Notice(request.request, request.attempt, error)) for request in running)
         self.abandon(running)
-        self._registry.refresh(worker)
+
+    def _tell(self, told: Iterable[tuple[ClientPeer | None, Notice]]) -> None:
+        """Give terminals of many clients, each client's together."""
+        notices: dict[int, tuple[ClientPeer, list[Notice]]] = {}
+        for client, notice in told:
+            if client is not None:
+                notices.setdefault(client.number, (client, []))[1].append(notice)
+        for client, lines in notices.values():
+            self._outbox.end_all(client, lines)

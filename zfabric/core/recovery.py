@@ -1,118 +1,317 @@
-"""Putting running streams together again after a controller's start.
+"""Putting streams together again whose connections were lost.
 
-Workers kept running while there was no controller, and clients kept waiting. Both come back in any order and say what
-they have: a worker's `Carried`, a client's `Claim`. When both name the same attempt, the stream goes on from the first
-unit that the client lacks. What is still alone when the time is over ends: a claim with ConnectionLostError, after which
-the client submits its next attempt; a carried request by being stopped.
+Workers go on without a controller, and clients go on waiting. Both come back in any order and say what they have: a worker's
+`Carried`, a client's `Claim`. When both name the same attempt and the client opens its lock, the stream goes on at the same
+worker, from the first unit that the client lacks. There are three ways to be apart, and one way to be together again:
 
-Outside this time there is nothing to put together: a lost connection ended the session's requests at once.
+* the client's connection was lost: its requests are here, `away` until it claims them;
+* the worker's connection was lost: what it had is remembered as a `_Loss`, which waits for both sides;
+* the controller is new, `active` for some time: it knows nobody, and waits for whoever comes.
+
+What is alone when its time is over ends: a claim with WorkerLostError or ConnectionLostError, after which the client submits
+its next attempt; a carried request by being stopped. Nothing else can be claimed.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from zfabric.core.broker_config import BrokerConfig
 from zfabric.core.endings import Endings
-from zfabric.core.outbox import Outbox
-from zfabric.core.registry import ClientPeer, Registry, Request, WorkerPeer
+from zfabric.core.outbox import Notice, Outbox
+from zfabric.core.registry import ClientPeer, Model, Registry, Request, WorkerPeer
 from zfabric.core.request_state import RequestEvent, RequestState, advance
-from zfabric.errors import ConnectionLostError
-from zfabric.wire import codec
-from zfabric.wire.messages import Abort, Carried, Claim, CreditLine, Grant
+from zfabric.core.timers import Timers
+from zfabric.errors import ConnectionLostError, FabricError, QuotaExceededError, WorkerLostError
+from zfabric.ids import milliseconds
+from zfabric.limits import LIST_LENGTH_MAX
+from zfabric.wire.messages import Carried, Claim, CreditLine
 
 Key = tuple[int, int, int]
 
 
-class Recovery:
-    """Matches claims with carried requests while `active`."""
+@dataclass(slots=True, eq=False)
+class _Loss:
+    """One lost connection of a worker, and the attempts that went with it."""
 
-    def __init__(self, endings: Endings, registry: Registry, outbox: Outbox) -> None:
-        self._endings = endings
+    worker: str
+    instance: int
+    requests: dict[Key, Request]
+
+
+class Recovery:
+    """Matches claims with carried requests.
+
+    A claim that waits is a CLAIMED request of its client, and a carried request that waits is a RECOVERED one of its worker;
+    the tables here only say for whom it is worth waiting.
+    """
+
+    def __init__(
+        self, config: BrokerConfig, registry: Registry, endings: Endings, timers: Timers, outbox: Outbox
+    ) -> None:
+        self._config = config
         self._registry = registry
+        self._endings = endings
+        self._timers = timers
         self._outbox = outbox
-        self._carried: dict[Key, Request] = {}
-        self._claimed: dict[Key, tuple[Request, Claim]] = {}
-        self.active = True
+        self._losses: dict[Key, _Loss] = {}
+        #: Who carries what, while anybody may.
+        self._carriers: dict[Key, dict[str, WorkerPeer]] = {}
+        self._lines: Counter[str] = Counter()
+        self._over_ns = timers.now_ns + milliseconds(config.recovery_ms)
+        #: Whether this controller is new, and anybody may still come back to it.
+        self.active = bool(config.recovery_ms)
         self.matched = 0
 
-    def worker_back(self, worker: WorkerPeer, carried: list[Carried]) -> None:
+    # ── workers ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def worker_lost(self, worker: WorkerPeer, requests: Iterable[Request]) -> None:
+        """A worker's connection is gone: it may come back with these requests, and their clients may claim them."""
+        loss = _Loss(worker.name, worker.instance, {request.key: request for request in requests})
+        if not loss.requests:
+            return
+        self._losses |= dict.fromkeys(loss.requests, loss)
+        until_ns = self._timers.now_ns + milliseconds(self._config.claim_ms)
+        if self.active:
+            until_ns = max(until_ns, self._over_ns)
+        self._timers.judge_at(until_ns, lambda _: self._loss_over(loss))
+
+    def worker_back(self, worker: WorkerPeer, carried: Iterable[Carried]) -> None:
         """A worker says what it runs. Attempts that nobody can be waiting for are stopped."""
         strays: dict[int, list[tuple[int, int]]] = {}
+        granted = _Grants()
         for line in carried:
-            if not self.active:
+            key = (line.instance, line.request, line.attempt)
+            if key in worker.live:
+                continue
+            loss = self._loss_of(key, line.lock)
+            returned = loss is not None and (loss.worker, loss.instance) == (worker.name, worker.instance)
+            if not returned and not self._may_bring(worker):
                 strays.setdefault(line.instance, []).append((line.request, line.attempt))
                 continue
-            request = Request(
-                None,
-                instance=line.instance,
-                request=line.request,
-                attempt=line.attempt,
-                operation=line.operation,
-                state=RequestState.RECOVERED,
-            )
-            request.slotless = line.finished or line.operation == "operate"
-            host = worker.hosts.get(line.model)
-            request.model = host.model if host else None
-            if request.key in worker.live:
-                continue
-            self._endings.place(request, worker, host)
-            self._carried[request.key] = request
-            claimed = self._claimed.get(request.key)
-            if claimed is not None and claimed[0].state is RequestState.CLAIMED:
-                self._match(claimed[0], claimed[1], request)
+            request = self._enter(worker, line)
+            if loss is not None:
+                request.deadline_ns = loss.requests[key].deadline_ns
+            if self.active:
+                self._carriers.setdefault(key, {})[worker.name] = worker
+            claimed = self._claimed(key)
+            if claimed is not None:
+                self._match(claimed, request, granted)
+        granted.send(self._endings)
         for instance, attempts in strays.items():
-            self._outbox.send(worker.routing_id, codec.pack(Abort(instance=instance, attempts=attempts)))
+            self._endings.abort(worker, instance, attempts)
 
-    def client_back(self, client: ClientPeer, claims: list[Claim]) -> None:
+    def _may_bring(self, worker: WorkerPeer) -> bool:
+        """Whether it may carry what this controller never saw, of which nobody carries more than one list."""
+        if not self.active:
+            return False
+        self._lines[worker.name] += 1
+        return self._lines[worker.name] <= LIST_LENGTH_MAX
+
+    def _enter(self, worker: WorkerPeer, line: Carried) -> Request:
+        request = Request(
+            None,
+            instance=line.instance,
+            request=line.request,
+            attempt=line.attempt,
+            operation=line.operation,
+            state=RequestState.RECOVERED,
+        )
+        request.lock = line.lock
+        host = worker.hosts.get(line.model)
+        if line.model:
+            request.model = host.model if host is not None else Model(line.model)
+        self._endings.place(request, worker, host, finished=line.finished)
+        return request
+
+    # ── clients ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def claim(self, client: ClientPeer, claims: Iterable[Claim]) -> None:
         """A client says what it waits for."""
+        granted = _Grants()
+        refused: list[Notice] = []
         for claim in claims:
-            request = Request(
-                client,
-                instance=client.instance,
-                request=claim.request,
-                attempt=claim.attempt,
-                operation="generate",
-                state=RequestState.CLAIMED,
-                window=claim.window,
-            )
-            if not self.active:
-                self._outbox.end(client, claim.request, claim.attempt, _lost())
-                continue
-            client.requests[claim.request] = request
-            self._claimed[request.key] = (request, claim)
-            carried = self._carried.get(request.key)
-            if carried is not None and carried.state is RequestState.RECOVERED:
-                self._match(request, claim, carried)
+            try:
+                self._claim(client, claim, granted)
+            except FabricError as error:
+                refused.append(Notice(claim.request, claim.attempt, error))
+        granted.send(self._endings)
+        self._outbox.end_all(client, refused)
+
+    def _claim(self, client: ClientPeer, claim: Claim, granted: _Grants) -> None:
+        """Take one claim. Raises: FabricError, why it is in vain."""
+        known = client.requests.get(claim.request)
+        if known is not None and known.attempt < claim.attempt:
+            # The client went on to another attempt, and that SUBMIT was lost on its way.
+            self._endings.abandon([known])
+        elif known is not None:
+            if known.attempt > claim.attempt:
+                raise _nobody_has_it()
+            if known.away:
+                self._take_over(client, known, claim, granted)
+            return
+        if len(client.requests) >= self._config.client_requests_max:
+            raise QuotaExceededError(f"client has {len(client.requests)} requests in flight already")
+        key = (client.instance, claim.request, claim.attempt)
+        loss = self._loss_of(key, client.lock)
+        if loss is None and not self.active:
+            raise _nobody_has_it()
+        claimed = self._hold(client, claim)
+        if loss is not None:
+            self._endings.expect(claimed, loss.requests[key].deadline_ns)
+        for carried in self._carried(key, loss):
+            if self._match(claimed, carried, granted):
+                return
+
+    def _take_over(self, client: ClientPeer, request: Request, claim: Claim, granted: _Grants) -> None:
+        """The request is still here, as it was when the client's connection was lost, or has finished."""
+        if request.lock != client.lock:
+            raise _nobody_has_it()
+        _check_grant(client, request)
+        self.matched += 1
+        request.window = claim.window
+        self._endings.read(request, client)
+        if request.worker is not None:
+            granted.add(request, claim.next)
+
+    def _hold(self, client: ClientPeer, claim: Claim) -> Request:
+        request = Request(
+            client,
+            instance=client.instance,
+            request=claim.request,
+            attempt=claim.attempt,
+            operation="generate",
+            state=RequestState.CLAIMED,
+            window=claim.window,
+            resume_from=claim.next,
+        )
+        client.requests[claim.request] = request
+        return request
+
+    def moved_on(self, client: ClientPeer, request: int, attempt: int) -> None:
+        """A client submits this attempt, so it will not claim the one before."""
+        key = (client.instance, request, attempt - 1)
+        if self._loss_of(key, client.lock) is not None:
+            self._settle(key, self._losses.pop(key), _nobody_has_it())
+
+    # ── together, or over ───────────────────────────────────────────────────────────────────────────────────────────
 
     def finish(self) -> None:
-        """The time is over: end what is alone."""
+        """The controller is new no longer: end what is alone, but for what a later loss still waits for."""
         self.active = False
-        self._endings.abandon(
-            [request for request in self._carried.values() if request.state is RequestState.RECOVERED]
-        )
-        for request, _ in self._claimed.values():
-            if request.state is RequestState.CLAIMED and request.client is not None:
-                client = request.client
-                request.state = advance(request.state, RequestEvent.GAVE_UP)
-                self._endings.retire(request)
-                self._outbox.end(client, request.request, request.attempt, _lost())
-        self._carried.clear()
-        self._claimed.clear()
+        carriers, self._carriers = self._carriers, {}
+        self._lines.clear()
+        for client in self._registry.clients.values():
+            for request in list(client.requests.values()):
+                if request.state is RequestState.CLAIMED and request.key not in self._losses:
+                    self._endings.give_up(request, _nobody_has_it())
+        for key, workers in carriers.items():
+            loss = self._losses.get(key)
+            alone = [worker for worker in workers.values() if loss is None or worker.name != loss.worker]
+            self._endings.abandon(_recovered(key, alone))
 
-    def _match(self, claimed: Request, claim: Claim, carried: Request) -> None:
-        """Give the carried request its reader; the claim has served."""
-        client, worker = claimed.client, carried.worker
-        if client is None or worker is None:
-            return
+    def _loss_over(self, loss: _Loss) -> None:
+        error = WorkerLostError(f"worker {loss.worker!r} did not come back with the request", worker=loss.worker)
+        for key in loss.requests:
+            if self._losses.get(key) is loss:
+                del self._losses[key]
+                self._settle(key, loss, error)
+
+    def _settle(self, key: Key, loss: _Loss, error: FabricError) -> None:
+        """Nobody has to wait for this attempt any more."""
+        claimed = self._claimed(key)
+        if claimed is not None:
+            self._endings.give_up(claimed, error)
+        self._endings.abandon(self._carried(key, loss))
+
+    def _loss_of(self, key: Key, lock: bytes) -> _Loss | None:
+        """The loss that the attempt went with, for whoever opens its lock."""
+        loss = self._losses.get(key)
+        return loss if loss is not None and loss.requests[key].lock == lock else None
+
+    def _claimed(self, key: Key) -> Request | None:
+        """The claim that waits for this attempt."""
+        client = self._registry.clients.get(key[0])
+        request = client.requests.get(key[1]) if client is not None else None
+        if request is None or request.attempt != key[2] or request.state is not RequestState.CLAIMED:
+            return None
+        return request
+
+    def _carried(self, key: Key, loss: _Loss | None) -> list[Request]:
+        """What workers have brought back of this attempt."""
+        workers = dict(self._carriers.get(key, {}))
+        if loss is not None and (back := self._registry.workers.get(loss.worker)) is not None:
+            workers[back.name] = back
+        return _recovered(key, workers.values())
+
+    def _match(self, claimed: Request, request: Request, granted: _Grants) -> bool:
+        """Give a request that a worker brought back its reader, if that may have it; the claim has served."""
+        client, key = claimed.client, request.key
+        assert client is not None
+        if request.lock != client.lock:
+            return False
+        try:
+            _check_grant(client, request)
+        except FabricError as error:
+            self._endings.give_up(claimed, error)
+            return True
         self.matched += 1
         claimed.state = advance(claimed.state, RequestEvent.MATCHED)
-        carried.state = advance(carried.state, RequestEvent.MATCHED)
-        del self._claimed[carried.key], self._carried[carried.key]
-        self._endings.adopt(carried, client)
+        self._endings.retire(claimed)
+        request.state = advance(request.state, RequestEvent.MATCHED)
+        request.window = claimed.window
+        self._endings.read(request, client)
+        self._endings.expect(request, request.deadline_ns)
+        granted.add(request, claimed.resume_from)
+        self._endings.abandon(self._carried(key, self._losses.pop(key, None)))
+        self._carriers.pop(key, None)
+        return True
+
+
+class _Grants:
+    """Streams that go on, to be told to their workers: one message for each worker and client."""
+
+    def __init__(self) -> None:
+        self._lines: dict[tuple[str, int], tuple[WorkerPeer, ClientPeer, list[CreditLine]]] = {}
+
+    def add(self, request: Request, next_unit: int) -> None:
+        """A request that has its reader again, who has everything before a unit."""
+        worker, client = request.worker, request.client
+        assert worker is not None
+        assert client is not None
         line = CreditLine(
-            request=claim.request, attempt=claim.attempt, next=claim.next, window=claimed.window, again=True
+            request=request.request, attempt=request.attempt, next=next_unit, window=request.window, again=True
         )
-        grant = Grant(client=client.number, instance=client.instance, lines=[line])
-        self._outbox.send(worker.routing_id, codec.pack(grant))
+        self._lines.setdefault((worker.name, client.number), (worker, client, []))[2].append(line)
+
+    def send(self, endings: Endings) -> None:
+        """Tell them."""
+        for worker, client, lines in self._lines.values():
+            endings.grant(worker, client, lines)
 
 
-def _lost() -> ConnectionLostError:
+def _recovered(key: Key, workers: Iterable[WorkerPeer]) -> list[Request]:
+    """What workers have brought back of an attempt, and nobody has claimed yet."""
+    found = [worker.live.get(key) for worker in workers]
+    return [request for request in found if request is not None and request.state is RequestState.RECOVERED]
+
+
+def _check_grant(client: ClientPeer, request: Request) -> None:
+    """A claim gives no more than a SUBMIT would have.
+
+    Raises:
+        PermissionDeniedError: The client may not use the model by any name that it has, or not call workers.
+    """
+    if request.operation == "operate":
+        client.grant.check_operator("a call to one worker")
+    model = request.model
+    if model is None or client.grant.allows_model(model.name):
+        return
+    if not any(client.grant.allows_model(alias) for host in model.hosts.values() for alias in host.info.aliases):
+        client.grant.check_model(model.name)
+
+
+def _nobody_has_it() -> ConnectionLostError:
     return ConnectionLostError("the connection was lost, and no worker has the request any more")

@@ -11,47 +11,78 @@ from zfabric.core.queueing import FairQueue
 from zfabric.core.request_state import RequestState
 from zfabric.core.timers import Timer
 from zfabric.ids import RoutingId
+from zfabric.wire.locks import lock_of
 from zfabric.wire.messages import ClientHello, ModelInfo, Operation, WorkerHello
 
 
 class WorkerState(IntEnum):
-    """Where a worker stands. STALLED is registered and beating, but its engine has not moved for too long."""
+    """Where a worker stands."""
 
     READY = 1
     DRAINING = 2
-    STALLED = 3
-    GONE = 4
+    GONE = 3
 
 
 class ClientPeer:
-    """One client session."""
+    """One client, over all of its connections that follow each other closely enough.
 
-    __slots__ = ("grant", "heard_ns", "instance", "label", "number", "requests", "routing_id", "since_ns", "token")
+    Attributes:
+        number: Of its session; each connection has another.
+        lock: What its secret hashes to.
+        away: Its connection was lost, and CLAIM_MS have not passed since.
+        settle: When what it has not claimed is stopped.
+    """
+
+    __slots__ = (
+        "away", "grant", "heard_ns", "instance", "label", "lock", "number", "requests", "routing_id", "settle", "since_ns",
+        "token",
+    )  # fmt: skip
 
     def __init__(
         self, number: int, hello: ClientHello, token: bytes, routing_id: RoutingId, grant: Grant, now_ns: int
     ) -> None:
-        self.number = number
         self.instance = hello.instance
+        self.requests: dict[int, Request] = {}
+        self.settle: Timer | None = None
+        self.since_ns = now_ns
+        self.open_session(number, hello, token, routing_id, grant, now_ns)
+
+    def open_session(
+        self, number: int, hello: ClientHello, token: bytes, routing_id: RoutingId, grant: Grant, now_ns: int
+    ) -> None:
+        """Its HELLO was accepted on a new connection."""
+        self.number = number
         self.grant = grant
         self.token = token
         self.routing_id = routing_id
         self.label = hello.label
-        self.requests: dict[int, Request] = {}
-        self.since_ns = now_ns
+        self.lock = lock_of(hello.secret)
         self.heard_ns = now_ns
+        self.away = False
+
+
+class Engine:
+    """One engine of a worker: what it reported, and the live requests that it works on."""
+
+    __slots__ = ("live", "moved_ns", "progress")
+
+    def __init__(self, now_ns: int) -> None:
+        self.live: set[tuple[int, int, int]] = set()
+        self.progress: int | None = None
+        self.moved_ns = now_ns
 
 
 class WorkerPeer:
     """One worker session.
 
-    `live` holds every attempt in the worker's hands, by (client instance, request, attempt): its size is the load. `slotless` of
-    them need no slot: operators' calls, and finished answers that wait for their reader.
+    `live` holds every attempt in the worker's hands, by (client instance, request, attempt): its size is the load. Those
+    `aside` need no slot: operators' calls, and finished answers that wait for their reader. `hung` are those of its
+    `engines` that have work and have not moved for too long.
     """
 
     __slots__ = (
-        "beats", "dispatched", "failed", "finished", "heard_ns", "hosts", "instance", "lease", "line", "live", "load",
-        "moved_ns", "name", "open", "routes", "routing_id", "session", "since_ns", "slotless", "speed", "state", "token",
+        "aside", "beats", "dispatched", "engines", "failed", "finished", "heard_ns", "hosts", "hung", "instance", "lease",
+        "line", "live", "load", "name", "open", "routes", "routing_id", "session", "since_ns", "speed", "state", "token",
     )  # fmt: skip
 
     def __init__(self, hello: WorkerHello, session: int, token: bytes, routing_id: RoutingId, now_ns: int) -> None:
@@ -69,39 +100,57 @@ class WorkerPeer:
         self.line = Line()
         #: Whether it had a free slot when its candidacies were last brought up to date.
         self.open = False
-        self.slotless = 0
+        self.aside: set[tuple[int, int, int]] = set()
+        self.engines: dict[int, Engine] = {}
+        self.hung: list[Engine] = []
         self.routes: dict[int, int] = {}
         self.dispatched = self.finished = self.failed = 0
-        self.since_ns = self.heard_ns = self.moved_ns = now_ns
+        self.since_ns = self.heard_ns = now_ns
         self.lease: Timer | None = None
 
     @property
     def in_flight(self) -> int:
         """Attempts that hold a slot."""
-        return len(self.live) - self.slotless
+        return len(self.live) - len(self.aside)
 
     @property
     def free(self) -> int:
-        """Slots that a new request may take."""
-        return self.load.slots - self.in_flight if self.state is WorkerState.READY else 0
+        """Slots that a new request may take. What a hung engine holds is no load for the worker's other engines."""
+        if self.state is not WorkerState.READY:
+            return 0
+        free = self.load.slots - self.in_flight
+        return free + sum([len(engine.live) for engine in self.hung]) if self.hung else free
+
+    def engine(self, index: int) -> Engine:
+        """The engine of an index, made if unknown."""
+        found = self.engines.get(index)
+        if found is None:
+            found = self.engines[index] = Engine(self.heard_ns)
+        return found
 
 
 class Hosting(Host):
     """A model at a worker, with both ends."""
 
-    __slots__ = ("info", "model", "resumes", "worker")
+    __slots__ = ("engine", "info", "model", "resumes", "worker")
 
     def __init__(self, worker: WorkerPeer, model: Model, info: ModelInfo) -> None:
         super().__init__(worker.name, worker.speed, info.slots, worker.line)
         self.worker = worker
         self.model = model
-        self.info = info
-        self.resumes = "resume" in info.capabilities
+        self.announced(info)
+
+    def announced(self, info: ModelInfo) -> None:
+        """What the worker says of the model, at first and again later."""
+        self.info, self.slots, self.resumes = info, info.slots, "resume" in info.capabilities
+        self.engine = self.worker.engine(info.engine)
 
     @property
     def open(self) -> bool:
         """Whether a request of the model may go to the worker now."""
-        return self.worker.free > 0 and (not self.slots or self.in_flight < self.slots)
+        if self.engine in self.worker.hung or (self.slots and self.in_flight >= self.slots):
+            return False
+        return self.worker.free > 0
 
 
 class Model:
@@ -122,11 +171,18 @@ class Model:
 
 
 class Request:
-    """One attempt of a request. The body is dropped as soon as a worker has it."""
+    """One attempt of a request. The body is dropped as soon as a worker has it.
+
+    Attributes:
+        client: Who waits for it; None once nobody does, or not yet.
+        lock: Of its client: whoever claims it has to have the same.
+        away: Its client has lost the connection and not claimed it since.
+        engine: Where it runs.
+    """
 
     __slots__ = (
-        "attempt", "body", "client", "deadline", "deadline_ns", "dispatched_ns", "host", "instance", "model", "operation",
-        "owner", "priority", "request", "resume_from", "size", "slotless", "state", "window", "worker",
+        "attempt", "away", "body", "client", "deadline", "deadline_ns", "dispatched_ns", "engine", "host", "instance",
+        "lock", "model", "operation", "owner", "priority", "request", "resume_from", "size", "state", "window", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -143,7 +199,9 @@ class Request:
         resume_from: int = 0,
     ) -> None:
         self.client = client
-        self.owner = client.number if client else 0
+        self.owner = instance
+        self.lock = client.lock if client is not None else b""
+        self.away = False
         self.instance = instance
         self.request = request
         self.attempt = attempt
@@ -155,12 +213,12 @@ class Request:
         self.model: Model | None = None
         self.worker: WorkerPeer | None = None
         self.host: Hosting | None = None
+        self.engine: Engine | None = None
         self.body: bytes | None = None
         self.size = 0
         self.deadline: Timer | None = None
         self.deadline_ns: int | None = None
         self.dispatched_ns = 0
-        self.slotless = False
 
     @property
     def key(self) -> tuple[int, int, int]:
@@ -204,7 +262,7 @@ class Registry:
             model = self.model(info.name)
             known = worker.hosts.get(info.name)
             if known is not None:
-                known.info, known.slots, known.resumes = info, info.slots, "resume" in info.capabilities
+                known.announced(info)
             else:
                 hosting = Hosting(worker, model, info)
                 worker.hosts[info.name] = model.hosts[worker.name] = hosting

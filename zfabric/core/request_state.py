@@ -4,9 +4,10 @@ Rule 1: every change of state goes through `TRANSITIONS`; a pair that is not in 
 Rule 2: this file knows no clock and no peer.
 Rule 3: the client gets its terminal on entering a state of `TERMINAL_GIVEN`, and never twice.
 
-RECOVERED and CLAIMED exist only after a controller's start: a worker has announced the request and its reader has not
-come back yet, or the other way round. ORPHANED means that nobody waits for the answer any more, but the worker's slot
-is still held until the worker says that it stopped: load is a set of live requests, never a counter.
+RECOVERED and CLAIMED are halves of a request whose other half may come back: a worker has announced it and its reader has
+not claimed it yet, or the other way round. FINISHED means that its worker keeps the whole answer for a reader that was
+away when it ended. ORPHANED means that nobody waits for the answer any more, but the worker's slot is still held until
+the worker says that it stopped: load is a set of live requests, never a counter.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class RequestState(IntEnum):
     RECOVERED = 5
     CLAIMED = 6
     DONE = 7
+    FINISHED = 8
 
 
 class RequestEvent(IntEnum):
@@ -38,6 +40,7 @@ class RequestEvent(IntEnum):
     CLIENT_LOST = 6
     MATCHED = 7
     GAVE_UP = 8
+    UNREAD = 9
 
 
 S, E = RequestState, RequestEvent
@@ -57,6 +60,16 @@ TRANSITIONS: Final[dict[RequestState, dict[RequestEvent, RequestState]]] = {
         E.WORKER_LOST: S.DONE,
         E.CLIENT_LOST: S.ORPHANED,
         E.GAVE_UP: S.ORPHANED,
+        E.UNREAD: S.FINISHED,
+    },
+    S.FINISHED: {
+        E.CANCELLED: S.CANCELLING,
+        E.DEADLINE: S.ORPHANED,
+        E.ENDED: S.DONE,
+        E.WORKER_LOST: S.DONE,
+        E.CLIENT_LOST: S.ORPHANED,
+        E.GAVE_UP: S.ORPHANED,
+        E.UNREAD: S.FINISHED,
     },
     S.CANCELLING: {
         E.CANCELLED: S.CANCELLING,
@@ -76,6 +89,7 @@ TRANSITIONS: Final[dict[RequestState, dict[RequestEvent, RequestState]]] = {
     S.CLAIMED: {
         E.MATCHED: S.RUNNING,
         E.CANCELLED: S.DONE,
+        E.DEADLINE: S.DONE,
         E.CLIENT_LOST: S.DONE,
         E.GAVE_UP: S.DONE,
     },
@@ -86,7 +100,7 @@ TRANSITIONS: Final[dict[RequestState, dict[RequestEvent, RequestState]]] = {
 TERMINAL_GIVEN: Final = frozenset({S.ORPHANED, S.DONE})
 
 #: States in which the attempt is in a worker's hands.
-AT_WORKER: Final = frozenset({S.RUNNING, S.CANCELLING, S.ORPHANED, S.RECOVERED})
+AT_WORKER: Final = frozenset({S.RUNNING, S.FINISHED, S.CANCELLING, S.ORPHANED, S.RECOVERED})
 
 
 def advance(state: RequestState, event: RequestEvent) -> RequestState:

@@ -1,7 +1,8 @@
 """The data plane's one table: (worker's connection + how its chunks begin) → the client it is for.
 
-A route exists while the worker has a live request of the client, so one lookup is also the check of the source: a worker
-cannot send to a client it does not work for. Chunks begin with the client's number in this controller's life.
+A route exists while the worker has a live request that the client reads, so one lookup is also the check of the source: a
+worker cannot send to a client it does not work for. Chunks begin with the number of the client's session, and a client that
+is away, or has not claimed a request since it came back, does not read.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Routes:
         self.table: dict[bytes, Route] = {}
 
     def add(self, worker: WorkerPeer, client: ClientPeer) -> None:
-        """One more live request of this client at this worker."""
+        """The client reads one more live request of this worker."""
         count = worker.routes.get(client.number, 0)
         worker.routes[client.number] = count + 1
         if not count:
@@ -43,11 +44,6 @@ class Routes:
             worker.routes[client.number] = count
         else:
             del worker.routes[client.number]
-            self.table.pop(_key(worker, client), None)
-
-    def client_gone(self, workers: list[WorkerPeer], client: ClientPeer) -> None:
-        """Let chunks for a lost client go nowhere while its requests are being stopped."""
-        for worker in workers:
             self.table.pop(_key(worker, client), None)
 
 

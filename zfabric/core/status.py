@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from zfabric.core.registry import Model, WorkerPeer
-from zfabric.errors import RequestError, UnknownModelError
+from zfabric.core.registry import Model, Registry, WorkerPeer, WorkerState
+from zfabric.errors import ParameterRangeError, RequestError, UnknownModelError
+from zfabric.limits import DETAILS_MAX, MESSAGE_LENGTH_MAX, NAME_LENGTH_MAX
 from zfabric.wire.kinds import PROTOCOL_VERSION
 from zfabric.wire.status import FabricStatus, ModelStatus, WorkerStatus
 
@@ -20,13 +21,13 @@ def answer(broker: Broker, what: str, arguments: dict[str, Any]) -> Any:
         RequestError: No such query, or a model or kind that does not exist.
     """
     if what == "models":
-        return _models(broker, str(arguments.get("kind", "all")))
+        return _models(broker, name_of(arguments, "kind", "all"))
     if what == "model":
-        name = str(arguments.get("name", ""))
+        name = name_of(arguments, "name")
         model = broker.registry.find(name)
         if model is None or not model.hosts:
             raise UnknownModelError(f"no worker serves a model named {name!r}", model=name)
-        return model_status(model)
+        return model_status(broker.registry, model)
     if what == "workers":
         return [worker_status(worker, broker.timers.now_ns) for worker in broker.registry.workers.values()]
     if what == "status":
@@ -34,9 +35,17 @@ def answer(broker: Broker, what: str, arguments: dict[str, Any]) -> Any:
     raise RequestError(f"there is no query named {what!r}", what=what)
 
 
+def name_of(arguments: dict[str, Any], key: str, default: str = "") -> str:
+    """A name among a query's arguments. Raises: ParameterRangeError, it is none."""
+    name = arguments.get(key, default)
+    if not isinstance(name, str) or len(name) > NAME_LENGTH_MAX:
+        raise ParameterRangeError(f"{key} must be text of at most {NAME_LENGTH_MAX} characters", parameter=key)
+    return name
+
+
 def _models(broker: Broker, kind: str) -> list[ModelStatus]:
     """FastChat's three lists, and embedding models."""
-    rows = [model_status(model) for model in broker.registry.models.values() if model.hosts]
+    rows = [model_status(broker.registry, model) for model in broker.registry.models.values() if model.hosts]
     rows.sort(key=lambda row: row.name)
     if kind == "all":
         return rows
@@ -50,13 +59,15 @@ def _models(broker: Broker, kind: str) -> list[ModelStatus]:
     return [row for row in rows if wanted(row)]
 
 
-def model_status(model: Model) -> ModelStatus:
-    """One model. What its workers announce differently is given as the first one has it."""
+def model_status(registry: Registry, model: Model) -> ModelStatus:
+    """One model. What its workers announce differently is given as the first one has it; an alias that another model has
+    now is not its own."""
     hosts = list(model.hosts.values())
     info = hosts[0].info
+    aliases = {alias for host in hosts for alias in host.info.aliases}
     return ModelStatus(
         name=model.name,
-        aliases=sorted({alias for host in hosts for alias in host.info.aliases}),
+        aliases=sorted(alias for alias in aliases if registry.find(alias) is model),
         workers=sorted(model.hosts),
         slots=sum(min(host.slots or host.worker.load.slots, host.worker.load.slots) for host in hosts),
         in_flight=sum(host.in_flight for host in hosts),
@@ -65,15 +76,19 @@ def model_status(model: Model) -> ModelStatus:
         capabilities=list(info.capabilities),
         parameters=list(info.parameters),
         dimensions=info.dimensions,
-        details=dict(info.details),
+        details={
+            name[:NAME_LENGTH_MAX]: value[:MESSAGE_LENGTH_MAX] if isinstance(value, str) else value
+            for name, value in list(info.details.items())[:DETAILS_MAX]
+        },
     )
 
 
 def worker_status(worker: WorkerPeer, now_ns: int) -> WorkerStatus:
-    """One worker."""
+    """One worker. It is called stalled if one of its engines hangs."""
+    stalled = worker.hung and worker.state is WorkerState.READY
     return WorkerStatus(
         name=worker.name,
-        state=worker.state.name.lower(),
+        state="stalled" if stalled else worker.state.name.lower(),
         models=sorted(worker.hosts),
         slots=worker.load.slots,
         in_flight=worker.in_flight,
@@ -105,7 +120,7 @@ def fabric_status(broker: Broker) -> FabricStatus:
         policy=broker.config.policy,
         draining=broker.desk.draining,
         recovering=broker.recovery.active,
-        clients=len(broker.registry.clients),
+        clients=sum(not client.away for client in registry.clients.values()),
         workers=len(registry.workers),
         models=sum(bool(model.hosts) for model in registry.models.values()),
         in_flight=sum(worker.in_flight for worker in registry.workers.values()),
@@ -119,8 +134,8 @@ def fabric_status(broker: Broker) -> FabricStatus:
         cancelled=counters.cancelled,
         expired=counters.expired,
         recovered=broker.recovery.matched,
-        workers_lost=broker.workers_lost,
-        clients_lost=broker.clients_lost,
+        workers_lost=broker.sessions.workers_lost,
+        clients_lost=broker.sessions.clients_lost,
         bad_frames=broker.bad_frames,
         transport=broker.transport_figures(),
     )

@@ -6,22 +6,44 @@ import heapq
 from collections.abc import Callable
 from typing import Final
 
+from zfabric.ids import milliseconds
+from zfabric.limits import SECOND_LOOK_MS
+
 #: Cancelled timers are swept out when they are most of the heap; below this size nobody would notice.
 _SWEEP_SIZE_MIN: Final = 1_024
+_LOOK_NS: Final = milliseconds(SECOND_LOOK_MS)
+#: A driver that is late again and again must not put a judgement off for ever.
+_LOOKS_MAX: Final = 4
 
 
 class Timer:
-    """A call that is due at `at_ns`, unless cancelled before."""
+    """A call that is due at `at_ns`, unless cancelled before.
 
-    __slots__ = ("at_ns", "call", "order")
+    Attributes:
+        looks: How often it still comes back before the call is made: 0 for a plain timer.
+    """
+
+    __slots__ = ("at_ns", "call", "due_ns", "looks", "order")
 
     def __init__(self, at_ns: int, order: int, call: Callable[[int], None]) -> None:
-        self.at_ns = at_ns
+        self.at_ns = self.due_ns = at_ns
         self.order = order
         self.call: Callable[[int], None] | None = call
+        self.looks = 0
 
     def __lt__(self, other: Timer) -> bool:
         return (self.at_ns, self.order) < (other.at_ns, other.order)
+
+    def look_again(self, now_ns: int) -> bool:
+        """Whether it has to come back once more, and set when."""
+        if not self.looks:
+            return False
+        first, late = self.looks == _LOOKS_MAX, now_ns - self.at_ns > _LOOK_NS
+        if not first and not late:
+            return False
+        self.looks -= 1
+        self.at_ns = max(self.due_ns, now_ns + _LOOK_NS)
+        return True
 
 
 class Timers:
@@ -46,6 +68,17 @@ class Timers:
         heapq.heappush(self._heap, timer)
         return timer
 
+    def judge_at(self, at_ns: int, call: Callable[[int], None]) -> Timer:
+        """Have `call(now_ns)` made once `at_ns` is reached and what had arrived by then has been read.
+
+        For calls that judge by what was not heard. A process that was stopped wakes to find them due, with the very
+        messages that prove them wrong in its socket. So the timer comes twice, SECOND_LOOK_MS apart, and whoever drives
+        the core reads in between; if the second time is late as well, there was another stop, and it comes once more.
+        """
+        timer = self.at(at_ns - _LOOK_NS, call)
+        timer.due_ns, timer.looks = at_ns, _LOOKS_MAX
+        return timer
+
     def cancel(self, timer: Timer | None) -> None:
         """Forget a timer; None and finished ones are fine."""
         if timer is None or timer.call is None:
@@ -68,6 +101,9 @@ class Timers:
         """Make every call that is due."""
         while (due_ns := self.next_ns()) is not None and due_ns <= now_ns:
             timer = heapq.heappop(self._heap)
+            if timer.look_again(now_ns):
+                heapq.heappush(self._heap, timer)
+                continue
             call = timer.call
             timer.call = None
             if call is not None:

@@ -449,7 +449,7 @@ class WorkerSession:
 def _ends_message(finished: list[Backlog], chunks: list[Chunk]) -> codec.Frames:
     lines = [End(request=stream.request, attempt=stream.attempt, code=stream.code or 0) for stream in finished]
     outcomes = [stream.outcome for stream in finished if stream.outcome is not None]
-    envelope = Ends(instance=finished[0].instance, ends=lines)
+    envelope = Ends(instance=finished[0].instance, ends=lines, client=finished[0].client or 0)
     return codec.pack_envelope(envelope), codec.encode(EndsBody(chunks=chunks, outcomes=outcomes))
 
 

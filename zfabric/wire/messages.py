@@ -90,10 +90,16 @@ class End(Struct, array_like=True, kw_only=True, gc=False):
 
 
 class Ends(Struct, array_like=True, kw_only=True, gc=False):
-    """worker → controller → client: the terminals in a step of one client, named by its instance."""
+    """worker → controller → client: the terminals in a step of one client, named by its instance.
+
+    Attributes:
+        client: The session's number that chunks of these streams carry. Terminals that were on their way when the client
+            came back under another number are kept until it has claimed them. 0 for whatever number it has now.
+    """
 
     instance: Unsigned63
     ends: Annotated[list[End], Meta(max_length=LIST_LENGTH_MAX)]
+    client: Unsigned32 = 0
 
 
 # ── Control bodies ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,47 @@
+"""Notices engines that hang, and such that move again: each of a worker's engines for itself."""
+
+from __future__ import annotations
+
+from zfabric.core.broker_config import BrokerConfig
+from zfabric.core.endings import Endings
+from zfabric.core.registry import Engine, Registry, WorkerPeer, WorkerState
+from zfabric.wire.messages import Load
+
+
+class EngineWatch:
+    """Takes load reports."""
+
+    def __init__(self, config: BrokerConfig, registry: Registry, endings: Endings) -> None:
+        self._config = config
+        self._registry = registry
+        self._endings = endings
+
+    def report(self, worker: WorkerPeer, load: Load, now_ns: int) -> None:
+        """A worker says how it is."""
+        worker.load = load
+        if load.draining:
+            worker.state = WorkerState.DRAINING
+        # A worker that does not tell of its engines has one.
+        counters = dict(enumerate(load.engines or [load.progress]))
+        for index, engine in worker.engines.items():
+            self._look(worker, engine, counters.get(index), now_ns)
+        self._registry.refresh(worker)
+
+    def drain(self, worker: WorkerPeer) -> None:
+        """A worker gets nothing new."""
+        worker.state = WorkerState.DRAINING
+        self._registry.refresh(worker)
+
+    def _look(self, worker: WorkerPeer, engine: Engine, progress: int | None, now_ns: int) -> None:
+        """An engine that has work hangs if its counter stands still for too long. One that tells none is not judged."""
+        moved = progress is None or progress != engine.progress or not engine.live
+        engine.progress = progress
+        if moved:
+            engine.moved_ns = now_ns
+            if engine in worker.hung:
+                worker.hung.remove(engine)
+            return
+        silent_ms = (now_ns - engine.moved_ns) // 1_000_000
+        if silent_ms >= self._config.stall_ms and engine not in worker.hung:
+            worker.hung.append(engine)
+            self._endings.engine_stalled(worker, engine, silent_ms)

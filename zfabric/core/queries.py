@@ -1,0 +1,93 @@
+"""Questions that clients ask of the controller, and the few that change something."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from zfabric.core import status
+from zfabric.core.batches import batches
+from zfabric.core.registry import ClientPeer
+from zfabric.errors import FabricError, NoWorkerError, ProtocolError, TooLargeError
+from zfabric.limits import CONTROL_BODY_BYTES_MAX, FRAME_BYTES_GOAL, HEADER_BYTES_MAX
+from zfabric.wire import codec
+from zfabric.wire.messages import Answer, Beat, Drain, Query
+
+if TYPE_CHECKING:
+    from zfabric.core.broker import Broker
+
+Arguments = dict[str, Any]
+#: What an answer holds besides its result.
+_ROOM: Final = min(FRAME_BYTES_GOAL, CONTROL_BODY_BYTES_MAX) - HEADER_BYTES_MAX
+#: What a list takes besides what is in it.
+_LIST_BYTES: Final = 5
+
+
+def answer(broker: Broker, client: ClientPeer, query: Query) -> None:
+    """Answer a query: in several parts where a list is too long for one, or with an error. It never stays unanswered."""
+    try:
+        parts = _parts(_ask(broker, client, query))
+    except FabricError as error:
+        failed = Answer(number=query.number, code=error.code, message=codec.told(error), details=error.details)
+        broker.outbox.send(client.routing_id, codec.pack(failed))
+        return
+    for position, part in enumerate(parts, start=1):
+        result = Answer(number=query.number, code=0, result=part, more=position < len(parts))
+        broker.outbox.send(client.routing_id, codec.pack(result))
+
+
+def _ask(broker: Broker, client: ClientPeer, query: Query) -> object:
+    change = _CHANGES.get(query.what)
+    if change is None:
+        return status.answer(broker, query.what, query.arguments)
+    client.grant.check_operator(query.what)
+    return change(broker, query.arguments)
+
+
+def _parts(result: object) -> list[msgspec.Raw]:
+    """A result as one or more encoded ones, each of which its receiver takes.
+
+    Raises:
+        TooLargeError: A row of it, or all of it where it has no rows, is larger than that.
+    """
+    if not isinstance(result, list):
+        return [_fitting(codec.raw(result))]
+    rows = [_fitting(codec.raw(row)) for row in result]
+    return [codec.raw(batch) for batch in batches(rows, _size, _ROOM - _LIST_BYTES)] or [codec.raw([])]
+
+
+def _size(encoded: msgspec.Raw) -> int:
+    return len(memoryview(encoded))
+
+
+def _fitting(encoded: msgspec.Raw) -> msgspec.Raw:
+    size, limit = _size(encoded), _ROOM - _LIST_BYTES
+    if size > limit:
+        raise TooLargeError(f"the answer holds {size} bytes, limit is {limit}", size=size, limit=limit)
+    return encoded
+
+
+def _refresh(broker: Broker, arguments: Arguments) -> list[str]:
+    """Have every worker report now; one whose connection is gone is found out by the attempt. Nothing is forgotten
+    meanwhile. Returns their names."""
+    for worker in broker.registry.workers.values():
+        broker.outbox.send(worker.routing_id, codec.pack(Beat(0)))
+    return sorted(broker.registry.workers)
+
+
+def _drain(broker: Broker, arguments: Arguments) -> str:
+    """Have a worker finish and leave. Returns its name."""
+    name, limit_ms = status.name_of(arguments, "worker"), arguments.get("limit_ms", 0)
+    worker = broker.registry.workers.get(name)
+    if worker is None:
+        raise NoWorkerError(f"no worker is named {name!r}", worker=name)
+    if not isinstance(limit_ms, int) or not 0 <= limit_ms <= 2**32 - 1:
+        raise ProtocolError("limit_ms must be a number of milliseconds", parameter="limit_ms")
+    broker.watch.drain(worker)
+    broker.outbox.send(worker.routing_id, codec.pack(Drain(limit_ms)))
+    return worker.name
+
+
+_CHANGES: Final[dict[str, Callable[[Broker, Arguments], object]]] = {"drain": _drain, "refresh": _refresh}

@@ -1,0 +1,298 @@
+"""Sessions: who is there, from a HELLO to the end of its connection, and what becomes of its requests then.
+
+A peer is a connection: the ROUTER's routing id names it, and dies with it. A session begins with a HELLO and ends with the
+connection, a GOODBYE or a lapsed lease. A peer that says GOODBYE is gone for good, and its requests are settled at once. One
+whose connection was lost may be back in a moment: what both ends still have then goes on (`Recovery`).
+
+* A client that was lost is `away` for CLAIM_MS. It comes back by the same instance, with the token of its last session or
+  the secret; under this client's number nobody else is let in. What it does not claim is stopped CLAIM_MS after that.
+* A worker that was lost is gone at once, since its clients may have better to do than to wait for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from zfabric.core.access import Grant
+from zfabric.core.broker_config import BrokerConfig
+from zfabric.core.desk import RequestDesk
+from zfabric.core.engines import EngineWatch
+from zfabric.core.outbox import Outbox
+from zfabric.core.recovery import Recovery
+from zfabric.core.registry import ClientPeer, Registry, Request, WorkerPeer, WorkerState
+from zfabric.core.timers import Timers
+from zfabric.errors import (
+    FabricError,
+    NameTakenError,
+    ProtocolError,
+    QuotaExceededError,
+    VersionMismatchError,
+    WorkerLostError,
+)
+from zfabric.ids import RoutingId, milliseconds
+from zfabric.limits import FRAME_BYTES_MAX
+from zfabric.wire import codec, kinds
+from zfabric.wire.locks import lock_of
+from zfabric.wire.messages import Beat, ClientHello, Welcome, WorkerHello
+
+Peer = ClientPeer | WorkerPeer
+
+
+class Sessions:
+    """Opens and ends sessions.
+
+    Args:
+        grant_of: What the key of a connection allows.
+        build, epoch: Of this controller, told to peers.
+        make_token: Session tokens; must be unguessable outside of simulations.
+        first: The number of the first session.
+    """
+
+    def __init__(
+        self,
+        config: BrokerConfig,
+        registry: Registry,
+        desk: RequestDesk,
+        recovery: Recovery,
+        watch: EngineWatch,
+        timers: Timers,
+        outbox: Outbox,
+        *,
+        grant_of: Callable[[RoutingId], Grant],
+        build: str,
+        epoch: int,
+        make_token: Callable[[], bytes],
+        first: int,
+    ) -> None:
+        self._config = config
+        self._registry = registry
+        self._desk = desk
+        self._recovery = recovery
+        self._watch = watch
+        self._timers = timers
+        self._outbox = outbox
+        self._grant_of = grant_of
+        self._build = build
+        self._epoch = epoch
+        self._make_token = make_token
+        self._session = first
+        #: Clients whose connection was lost, the longest lost first.
+        self._away: dict[int, ClientPeer] = {}
+        self.peers: dict[RoutingId, Peer] = {}
+        self.workers_lost = self.clients_lost = 0
+
+    # ── clients ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def client_hello(self, sender: RoutingId, hello: ClientHello, now_ns: int) -> None:
+        """A client introduces itself. Raises: FabricError, why there is no session for it."""
+        _check_version(hello.version, hello.build, self._build)
+        grant = self._grant_of(sender)
+        grant.check_client()
+        present = self.peers.get(sender)
+        if present is not None:
+            if not isinstance(present, ClientPeer) or present.instance != hello.instance:
+                raise ProtocolError("this connection has a session already")
+            # It did not wait for the answer. Only a session's first HELLO tells of what came before it.
+            self._welcome(sender, present.number, present.token)
+            return
+        self._check_instance(hello)
+        client = self._registry.clients.get(hello.instance)
+        if client is not None and not client.away:
+            self.client_lost(client)
+        client = self._away.pop(hello.instance, None)
+        number, token = self._next_session(), self._make_token()
+        if client is None:
+            self._make_room()
+            client = self._registry.clients[hello.instance] = ClientPeer(number, hello, token, sender, grant, now_ns)
+        else:
+            client.open_session(number, hello, token, sender, grant, now_ns)
+            self._settle_later(client)
+        self.peers[sender] = client
+        self._welcome(sender, number, token)
+        self._recovery.claim(client, hello.claims)
+
+    def _check_instance(self, hello: ClientHello) -> None:
+        """Raises: NameTakenError, the client's number is another's."""
+        former = self._registry.clients.get(hello.instance)
+        if former is None or former.token == hello.token:
+            return
+        if not hello.secret or lock_of(hello.secret) != former.lock:
+            raise NameTakenError("another client has this instance number")
+
+    def _make_room(self) -> None:
+        """Let one more client in: whoever has been away for the longest time gives way. Raises: QuotaExceededError."""
+        clients = self._registry.clients
+        if len(clients) >= self._config.clients_max and self._away:
+            self._forget(next(iter(self._away.values())))
+        if len(clients) >= self._config.clients_max:
+            raise QuotaExceededError(f"{len(clients)} clients are connected, limit is {self._config.clients_max}")
+
+    def client_lost(self, client: ClientPeer) -> None:
+        """A client's connection is gone, and the client may be back."""
+        self.clients_lost += 1
+        self.peers.pop(client.routing_id, None)
+        client.away = True
+        self._desk.endings.client_away(client)
+        if client.requests:
+            self._away[client.instance] = client
+            self._settle_later(client)
+        else:
+            self._forget(client)
+
+    def client_left(self, client: ClientPeer) -> None:
+        """A client is gone for good."""
+        self.clients_lost += 1
+        self.peers.pop(client.routing_id, None)
+        self._forget(client)
+
+    def _settle_later(self, client: ClientPeer) -> None:
+        self._timers.cancel(client.settle)
+        until_ns = self._timers.now_ns + milliseconds(self._config.claim_ms)
+        client.settle = self._timers.judge_at(until_ns, lambda _: self._settle(client))
+
+    def _settle(self, client: ClientPeer) -> None:
+        """Stop what a client has not claimed."""
+        if client.away:
+            self._forget(client)
+        else:
+            self._desk.endings.abandon([request for request in client.requests.values() if request.away])
+
+    def _forget(self, client: ClientPeer) -> None:
+        self._timers.cancel(client.settle)
+        self._desk.endings.client_left(client)
+        self._away.pop(client.instance, None)
+        self._registry.clients.pop(client.instance, None)
+
+    # ── workers ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def worker_hello(self, sender: RoutingId, hello: WorkerHello, now_ns: int) -> None:
+        """A worker introduces itself, or announces other models. Raises: FabricError, why that is refused."""
+        _check_version(hello.version, hello.build, self._build)
+        grant = self._grant_of(sender)
+        grant.check_worker(hello.name)
+        for info in hello.models:
+            for name in (info.name, *info.aliases):
+                grant.check_model(name)
+        present = self.peers.get(sender)
+        if present is not None:
+            if not isinstance(present, WorkerPeer) or (present.name, present.instance) != (hello.name, hello.instance):
+                raise ProtocolError("this connection has a session already")
+            self._announce(present, hello, now_ns)
+            return
+        former = self._registry.workers.get(hello.name)
+        if former is not None:
+            self._take_over(former, hello)
+        if len(self._registry.workers) >= self._config.workers_max:
+            raise QuotaExceededError(
+                f"{len(self._registry.workers)} workers are registered, limit is {self._config.workers_max}"
+            )
+        worker = WorkerPeer(hello, self._next_session(), self._make_token(), sender, now_ns)
+        self.peers[sender] = worker
+        self._welcome(sender, worker.session, worker.token)
+        self._registry.announce(worker, hello.models)
+        # Only a session's first HELLO tells of what came before it: one said twice must not touch what runs now.
+        self._recovery.worker_back(worker, hello.carried)
+        self._announce(worker, hello, now_ns)
+        if worker.beats:
+            self._watch_lease(worker, now_ns)
+
+    def _take_over(self, former: WorkerPeer, hello: WorkerHello) -> None:
+        """A second HELLO under a name: the same worker on a new connection may, anybody else may not.
+
+        Raises:
+            NameTakenError: The name's holder is, as far as is known, alive. It is probed: if it is not, the next try
+                of the newcomer succeeds.
+        """
+        if former.instance == hello.instance and former.token == hello.token:
+            self.worker_lost(former, f"worker {former.name!r} came back on another connection")
+            return
+        self._outbox.send(former.routing_id, codec.pack(Beat(0)))
+        raise NameTakenError(f"a live worker is named {hello.name!r}", worker=hello.name)
+
+    def _announce(self, worker: WorkerPeer, hello: WorkerHello, now_ns: int) -> None:
+        worker.speed = hello.speed
+        dropped = self._registry.announce(worker, hello.models)
+        self._watch.report(worker, hello.load, now_ns)
+        for model in [*dropped, *(hosting.model for hosting in worker.hosts.values())]:
+            self._desk.hosts_changed(model)
+        self._desk.fill(worker, now_ns)
+
+    def worker_lost(self, worker: WorkerPeer, why: str) -> None:
+        """A worker's connection is gone, or nothing was heard of it for too long. It may be back."""
+        claim_ms = self._config.claim_ms
+        requests = self._remove(worker, WorkerLostError(why, worker=worker.name, claim_ms=claim_ms))
+        self._recovery.worker_lost(worker, requests)
+
+    def worker_left(self, worker: WorkerPeer, why: str) -> None:
+        """A worker is gone for good."""
+        self._remove(worker, WorkerLostError(why, worker=worker.name))
+
+    def _remove(self, worker: WorkerPeer, error: FabricError) -> list[Request]:
+        self.workers_lost += 1
+        worker.state = WorkerState.GONE
+        self._timers.cancel(worker.lease)
+        self.peers.pop(worker.routing_id, None)
+        models = [self._registry.withdraw(worker, name) for name in list(worker.hosts)]
+        self._registry.workers.pop(worker.name, None)
+        requests = self._desk.endings.worker_lost(worker, error)
+        for model in models:
+            self._desk.hosts_changed(model)
+        return requests
+
+    def _watch_lease(self, worker: WorkerPeer, now_ns: int) -> None:
+        due_ns = worker.heard_ns + milliseconds(self._config.lease_ms)
+        worker.lease = self._timers.judge_at(due_ns, lambda now: self._lease(worker, now))
+
+    def _lease(self, worker: WorkerPeer, now_ns: int) -> None:
+        """Traffic renews a lease by a time stamp alone; the timer looks whether there was some."""
+        if now_ns < worker.heard_ns + milliseconds(self._config.lease_ms):
+            self._watch_lease(worker, now_ns)
+            return
+        silent_ms = (now_ns - worker.heard_ns) // 1_000_000
+        self._outbox.send(worker.routing_id, codec.pack_unknown_session())
+        self.worker_lost(
+            worker, f"worker {worker.name!r} was silent for {silent_ms} ms, lease is {self._config.lease_ms} ms"
+        )
+
+    # ── both ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def lost(self, peer: Peer) -> None:
+        """A connection is gone."""
+        if isinstance(peer, WorkerPeer):
+            self.worker_lost(peer, f"connection to worker {peer.name!r} was lost")
+        else:
+            self.client_lost(peer)
+
+    def left(self, peer: Peer) -> None:
+        """A peer is gone for good."""
+        if isinstance(peer, WorkerPeer):
+            self.worker_left(peer, f"worker {peer.name!r} left")
+        else:
+            self.client_left(peer)
+
+    def _welcome(self, to: RoutingId, session: int, token: bytes) -> None:
+        welcome = Welcome(
+            version=kinds.PROTOCOL_VERSION,
+            build=self._build,
+            epoch=self._epoch,
+            session=session,
+            token=token,
+            beat_ms=self._config.beat_ms,
+            lease_ms=self._config.lease_ms,
+            frame_bytes_max=FRAME_BYTES_MAX,
+        )
+        self._outbox.send(to, codec.pack(welcome))
+
+    def _next_session(self) -> int:
+        # 0 is nobody's.
+        self._session = self._session % 0xFFFFFFFF + 1
+        return self._session
+
+
+def _check_version(version: int, build: str, own_build: str) -> None:
+    if version != kinds.PROTOCOL_VERSION:
+        raise VersionMismatchError(
+            f"peer {build!r} speaks protocol {version}, controller {own_build!r} speaks {kinds.PROTOCOL_VERSION}",
+            peer=version,
+            controller=kinds.PROTOCOL_VERSION,
+        )
