@@ -241,9 +241,16 @@ class BlockingBatch(_Batch, Iterator[Result]):
 
     def _fill(self) -> None:
         taken = self._take()
-        if taken:
+        if not taken:
+            return
+        try:
             self._run(lambda: self._running.begin(taken))
             self._open += len(taken)
+        except ClosedError as error:
+            # What was asked before has ended, and is still to be read.
+            self._running.closed, self._feed = error, None
+            if not self._open:
+                raise
 
     def close(self) -> None:
         """Stop what runs, and forget what was not read."""
