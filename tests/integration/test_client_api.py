@@ -185,7 +185,7 @@ async def test_two_tasks_on_one_stream_are_told_so(ipc: str) -> None:
         echo_fabric(ipc, options=EchoOptions(first_token_ms=60_000)) as (_, client),
         client.stream("echo", "a") as stream,
     ):
-        first = asyncio.create_task(anext(stream))  # type: ignore[arg-type]
+        first = asyncio.create_task(anext(stream))
         await asyncio.sleep(0)
         with pytest.raises(FabricError, match="two tasks"):
             await anext(stream)
@@ -197,7 +197,7 @@ async def test_two_tasks_on_one_stream_are_told_so(ipc: str) -> None:
 
 async def test_many_come_in_order_of_completion_within_their_bound(ipc: str) -> None:
     async with chorus(ipc) as (made, backend, client):
-        prompts = ["300", "1", "fail", "", [{"role": "user", "content": "2"}], "3"]
+        prompts: list[Any] = ["300", "1", "fail", "", [{"role": "user", "content": "2"}], "3"]
         found = [entry async for entry in client.generate_many("chorus", prompts, concurrency=3)]
         assert sorted(position for position, _ in found) == list(range(6))
         assert found[-1][0] == 0, "the slowest comes last"

@@ -126,6 +126,7 @@ class Connection:
         self, operation: Operation, request: AnyRequest, choices: int = 1, **options: Any
     ) -> tuple[Collector, Pending]:
         """Submit and wait for the end. Raises the request's error; cancelling the task cancels the request."""
+        self.check_open()
         done = self.new_future()
         pending: Pending | None = None
 
@@ -203,6 +204,7 @@ class Connection:
 
     def check_loop(self) -> asyncio.AbstractEventLoop:
         """This client's loop. Raises: ClosedError if another one runs here, or none."""
+        process.check(self._home)
         loop = _running_loop()
         if loop is not self._loop:
             raise ClosedError("the client belongs to another event loop than the one that runs here")
