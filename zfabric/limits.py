@@ -12,6 +12,8 @@ from typing import Final
 BEAT_MS: Final = 1_000
 #: Three lost beats: one is jitter, two is a garbage collection, three is a death.
 LEASE_MS: Final = 3_000
+#: A controller that wants more beats than this is not obeyed: whoever asks for one in no time asks for no end of them.
+BEAT_MS_MIN: Final = 10
 #: A worker that reports work but no engine progress for so long has hung. Long, since one prefill of a
 #: very long prompt on a CPU takes tens of seconds and shows no step in between.
 STALL_MS: Final = 60_000
@@ -99,6 +101,10 @@ PRIORITY_MAX: Final = 1_000
 NAME_LENGTH_MAX: Final = 256
 #: Unix socket paths (sun_path is 108 bytes with its terminator).
 IPC_PATH_LENGTH_MAX: Final = 107
+#: Token ids are 32 bits wide, in every tokenizer and on every engine.
+TOKEN_ID_MAX: Final = 2**32 - 1
+#: Lists and maps inside one another, in messages and arguments: more is a structure that contains itself.
+NESTING_MAX: Final = 64
 #: Items of one control list (cancels, credits, models of one worker).
 LIST_LENGTH_MAX: Final = 65_536
 #: Models of one worker process.

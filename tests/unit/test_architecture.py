@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from zfabric.errors import FabricError
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "zfabric"
 
@@ -108,8 +110,12 @@ def test_importing_is_light() -> None:
 
 def test_public_names_are_pinned() -> None:
     import zfabric
+    from zfabric import errors
 
-    names = """AsyncClient BaseModelWorker BlockingStream Choice Client Completion CountRequest Credentials Delta EmbedRequest
-        EmbedResult FabricError GenerateRequest Logprob ModelInfo SamplingParams TokenLogprobs TokenStream Usage __version__"""
-    assert set(zfabric.__all__) == set(names.split())
+    names = """AnswerOptions AsyncClient BaseModelWorker BlockingBatch BlockingStream ChatMessage Choice Client Completion
+        CompletionBatch CountRequest Credentials Delta EmbedOptions EmbedRequest EmbedResult GenerateOptions GenerateRequest
+        Logprob ModelInfo SamplingParams TokenLogprobs TokenStream Usage __version__"""
+    tree = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, FabricError)}
+    assert {"FabricError", "WorkerLostError", "ClosedError"} <= tree
+    assert set(zfabric.__all__) == set(names.split()) | tree
     assert all(hasattr(zfabric, name) for name in zfabric.__all__)

@@ -19,7 +19,8 @@ from zfabric.cli.app import make_app, run_app
 from zfabric.cli.sampling import NO_FLAGS, Answer, AnswerFlags
 from zfabric.cli.settings import CONFIG_VARIABLE
 from zfabric.cli.tables import Column, print_json, show
-from zfabric.client.sync import BlockingStream, Client
+from zfabric.client.blocking import BlockingStream
+from zfabric.client.sync import Client
 from zfabric.errors import FabricError, RequestError
 from zfabric.transport.curve import create_keys
 from zfabric.wire.payloads import Message

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from zfabric.client import process, values
 from zfabric.client.mailbox import Mailbox
+from zfabric.client.results import Choice, Completion
 from zfabric.core.pending import Pending
 from zfabric.wire.payloads import FinishReason, Usage
 
@@ -18,6 +20,7 @@ class Reading:
         self.model = model
         self._box = mailbox
         self._pending: Pending | None = None
+        self._home = process.here
 
     @property
     def request_id(self) -> str:
@@ -35,13 +38,33 @@ class Reading:
         return self._box.usage
 
     @property
+    def choices(self) -> list[Choice]:
+        """All n choices by index, each as far as it was read.
+
+        Example:
+            >>> stream = client.stream("echo", "a b", n=2, seed=1)
+            >>> async for delta in stream:
+            ...     print([choice.text for choice in stream.choices])
+        """
+        return list(self._box.choices)
+
+    @property
     def text(self) -> str:
         """Text of the first choice so far."""
-        choice = self._box.choices.get(0)
-        return choice.text if choice is not None else ""
+        return self._box.choices[0].text
 
     @property
     def finish_reason(self) -> FinishReason | None:
         """Why the first choice ended, once it was read to its end."""
-        choice = self._box.choices.get(0)
-        return choice.finish_reason if choice is not None else None
+        return self._box.choices[0].finish_reason
+
+    def _completion(self) -> Completion:
+        """The whole answer. Raises: FabricError, as it ended."""
+        return self._box.completion(self.request_id, self.model)
+
+    def _choice(self, index: object) -> int:
+        """The number of a choice. Raises: RequestError, ParameterRangeError."""
+        number = values.whole("index", index)
+        if not 0 <= number < len(self._box.choices):
+            raise values.out_of_range("index", number, f"0 … {len(self._box.choices) - 1}")
+        return number

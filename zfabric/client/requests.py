@@ -1,118 +1,218 @@
-"""From a caller's arguments to a request, and from a result to arrays."""
+"""From a caller's arguments to a request, and from a result to arrays.
+
+Everything is checked here, before a request is accepted: of what type it is, and that it can be sent. Ranges are the
+request's own to check. So nobody but the caller ever hears of a wrong argument.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, TypedDict
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
+from msgspec import structs
+
+from zfabric.client import values
+from zfabric.client.options import SubmitOptions
 from zfabric.core.pending import Resume
-from zfabric.errors import ProtocolError, RequestError, UnsupportedParameterError
-from zfabric.wire.payloads import ALL_PARAMETERS, EmbedResult, GenerateRequest, Message, SamplingParams
+from zfabric.errors import ParameterRangeError, ProtocolError, RequestError, UnsupportedParameterError
+from zfabric.limits import CALL_TIMEOUT_MS, DEADLINE_MAX_MS, NAME_LENGTH_MAX, PRIORITY_MAX, QUERY_TIMEOUT_MS
+from zfabric.wire.payloads import (
+    CountRequest,
+    EmbedRequest,
+    EmbedResult,
+    GenerateRequest,
+    Message,
+    OperateRequest,
+    SamplingParams,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-#: Parameters that take a list; one string or number is a list of one.
-_LISTS: Final = ("stop", "stop_token_ids", "bad_words", "guided_choice")
+#: How each sampling parameter is taken; their declarations say it.
+_SAMPLING: Final = {field.name: values.take_for(field.type) for field in structs.fields(SamplingParams)}
+_EMBED: Final = {
+    field.name: values.take_for(field.type)
+    for field in structs.fields(EmbedRequest)
+    if field.name in ("dimensions", "normalize", "truncate", "pooling")
+}
+_resume: Final = values.one_of(get_args(Resume))
 
 
-class GenerateOptions(TypedDict, total=False):
-    """Keyword arguments of `stream` and `generate`.
-
-    Attributes:
-        messages, prompt_token_ids: Instead of a prompt. Messages go through the model's chat template.
-        deadline_ms: Time for the whole answer; then DeadlineExceededError.
-        priority: Lower goes first in the queue; 0 is usual.
-        resume: What happens when a worker is lost in mid-stream: see `zfabric.core.pending.Resume`.
-        tools, response_format: For chat templates and remote APIs that know them.
-
-    All others are fields of `SamplingParams`, with the defaults that it has.
-    """
-
-    messages: Sequence[Message] | None
-    prompt_token_ids: Sequence[int] | None
-    deadline_ms: int | None
-    priority: int
-    resume: Resume
-    tools: list[dict[str, Any]] | None
-    response_format: dict[str, Any] | None
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    typical_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    max_new_tokens: int | None
-    min_new_tokens: int
-    stop: str | Sequence[str]
-    stop_token_ids: int | Sequence[int]
-    ignore_eos: bool
-    seed: int | None
-    n: int
-    best_of: int | None
-    use_beam_search: bool
-    logprobs: int | None
-    prompt_logprobs: int | None
-    echo: bool
-    logit_bias: dict[int, float] | None
-    bad_words: str | Sequence[str]
-    guided_json: str | None
-    guided_regex: str | None
-    guided_choice: str | Sequence[str]
-    guided_grammar: str | None
-    truncate_prompt: bool
-    skip_special_tokens: bool
-
-
-class SubmitOptions(TypedDict):
-    """What the envelope of a request needs."""
-
-    deadline_ms: int | None
-    priority: int
-    resume: Resume
-
-
-def generate_request(prompt: str | None, options: GenerateOptions) -> tuple[GenerateRequest, SubmitOptions]:
-    """A request, and how to submit it. Ranges are checked when it is.
+def generate_request(prompt: object, options: Mapping[str, Any]) -> tuple[GenerateRequest, SubmitOptions]:
+    """A request for text, and how to submit it.
 
     Raises:
         UnsupportedParameterError: A name that is no parameter.
-        RequestError: A value that has to be a list, and is none.
+        ParameterRangeError, RequestError: A value that is out of range, of the wrong type, or cannot be sent.
     """
-    given: dict[str, Any] = dict(options)
-    submit = SubmitOptions(
-        deadline_ms=given.pop("deadline_ms", None),
-        priority=given.pop("priority", 0),
-        resume=given.pop("resume", "exact"),
+    given = dict(options)
+    submit = _submit_options(given)
+    submit["resume"] = values.taken(_resume, "resume", given.pop("resume", "exact"))
+    parts = {name: given.pop(name, None) for name in ("messages", "prompt_token_ids", "tools", "response_format")}
+    _rename_max_tokens(given)
+    request = GenerateRequest(
+        prompt=_taken(values.text, "prompt", prompt),
+        messages=_taken(_messages, "messages", parts["messages"]),
+        prompt_token_ids=_taken(values.tokens, "prompt_token_ids", parts["prompt_token_ids"]),
+        sampling=SamplingParams(**_known(given, _SAMPLING, "a request")),
+        tools=_taken(_maps, "tools", parts["tools"]),
+        response_format=_taken(_map, "response_format", parts["response_format"]),
     )
-    messages, token_ids = given.pop("messages", None), given.pop("prompt_token_ids", None)
-    tools, response_format = given.pop("tools", None), given.pop("response_format", None)
-    for name, value in given.items():
-        if name not in ALL_PARAMETERS:
-            raise UnsupportedParameterError(f"{name!r} is not a parameter of a request", parameter=name)
-        if name in _LISTS:
-            given[name] = (value,) if isinstance(value, (str, int)) else tuple(value)
-    try:
-        request = GenerateRequest(
-            prompt=prompt,
-            messages=list(messages) if messages is not None else None,
-            prompt_token_ids=list(token_ids) if token_ids is not None else None,
-            sampling=SamplingParams(**given),
-            tools=tools,
-            response_format=response_format,
-        )
-    except TypeError as error:
-        raise RequestError(f"a parameter has the wrong type: {error}") from None
+    request.validate()
     return request, submit
 
 
-def vectors(result: EmbedResult) -> NDArray[np.float32]:
+def embed_request(inputs: object, options: Mapping[str, Any]) -> tuple[EmbedRequest, SubmitOptions]:
+    """A request for vectors, and how to submit it. Raises: as `generate_request`."""
+    given = dict(options)
+    submit = _submit_options(given)
+    known = _known(given, _EMBED, "embed")
+    if known.get("dimensions") is not None and known["dimensions"] < 1:
+        raise values.out_of_range("dimensions", known["dimensions"], "at least 1")
+    request = EmbedRequest(inputs=values.taken(_inputs, "inputs", inputs), **known)
+    request.validate()
+    return request, submit
+
+
+def count_request(prompt: object, messages: object, timeout: object) -> tuple[CountRequest, SubmitOptions]:
+    """A request for a number of tokens, and how to submit it. Raises: as `generate_request`."""
+    request = CountRequest(
+        prompt=_taken(values.text, "prompt", prompt), messages=_taken(_messages, "messages", messages)
+    )
+    request.validate()
+    return request, SubmitOptions(deadline_ms=call_timeout_ms(timeout), priority=0)
+
+
+def operate_request(
+    call: object, arguments: Mapping[str, object], timeout: object
+) -> tuple[OperateRequest, SubmitOptions]:
+    """An operator's call, and how to submit it. Raises: as `generate_request`."""
+    taken = {values.taken(values.text, "arguments", name): _argument(name, value) for name, value in arguments.items()}
+    request = OperateRequest(call=values.taken(values.text, "call", call), arguments=taken)
+    request.validate()
+    return request, SubmitOptions(deadline_ms=call_timeout_ms(timeout), priority=0)
+
+
+def model_name(model: object, parameter: str = "model", *, empty: bool = False) -> str:
+    """The name of a model, or of something else that has one. Raises: RequestError, ParameterRangeError."""
+    name: str = values.taken(values.text, parameter, model)
+    if not int(not empty) <= len(name) <= NAME_LENGTH_MAX:
+        raise values.out_of_range(f"length of {parameter}", len(name), f"{int(not empty)} … {NAME_LENGTH_MAX}")
+    return name
+
+
+def query_timeout_ms(timeout: object) -> int:
+    """How long a query may take, from seconds or None. Raises: RequestError, ParameterRangeError."""
+    return QUERY_TIMEOUT_MS if timeout is None else _timeout_ms(timeout)
+
+
+def call_timeout_ms(timeout: object) -> int:
+    """How long a call may take that makes no text, from seconds or None. Raises: RequestError, ParameterRangeError."""
+    return CALL_TIMEOUT_MS if timeout is None else _timeout_ms(timeout)
+
+
+def vectors(result: EmbedResult, count: int) -> NDArray[np.float32]:
     """The array in a result, without a copy. Raises: ProtocolError if sizes do not fit."""
     import numpy as np
 
-    if len(result.data) != 4 * result.rows * result.dimensions:
+    if result.rows != count:
+        raise ProtocolError(f"{result.rows} vectors came for {count} inputs", rows=result.rows, inputs=count)
+    if result.dimensions < 0 or len(result.data) != 4 * result.rows * result.dimensions:
         raise ProtocolError(f"{len(result.data)} bytes are not {result.rows} × {result.dimensions} float32 values")
     return np.frombuffer(result.data, dtype="<f4").reshape(result.rows, result.dimensions)
+
+
+# ── parts ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _taken(take: values.Take, name: str, value: object) -> Any:
+    return None if value is None else values.taken(take, name, value)
+
+
+def _known(given: Mapping[str, Any], takes: Mapping[str, values.Take], what: str) -> dict[str, Any]:
+    """The given values by name. Raises: UnsupportedParameterError for a name that is none of these."""
+    for name in given:
+        if name not in takes:
+            raise UnsupportedParameterError(f"{name!r} is not a parameter of {what}", parameter=name)
+    return {name: values.taken(takes[name], name, value) for name, value in given.items()}
+
+
+def _submit_options(given: dict[str, Any]) -> SubmitOptions:
+    """Takes what the envelope needs out of a caller's options."""
+    deadline_ms, timeout = given.pop("deadline_ms", None), given.pop("timeout", None)
+    if deadline_ms is not None and timeout is not None:
+        raise RequestError("timeout and deadline_ms are both given, give one of them", parameter="timeout")
+    if timeout is not None:
+        deadline_ms = _timeout_ms(timeout)
+    elif deadline_ms is not None:
+        deadline_ms = values.taken(values.whole, "deadline_ms", deadline_ms)
+        if not 0 <= deadline_ms <= DEADLINE_MAX_MS:
+            raise values.out_of_range("deadline_ms", deadline_ms, f"0 … {DEADLINE_MAX_MS}")
+    priority = values.taken(values.whole, "priority", given.pop("priority", 0))
+    if not -PRIORITY_MAX <= priority <= PRIORITY_MAX:
+        raise values.out_of_range("priority", priority, f"{-PRIORITY_MAX} … {PRIORITY_MAX}")
+    return SubmitOptions(deadline_ms=deadline_ms, priority=priority)
+
+
+def _timeout_ms(timeout: object) -> int:
+    seconds: float = values.taken(values.number, "timeout", timeout)
+    if not 0 <= seconds <= DEADLINE_MAX_MS / 1_000:
+        raise values.out_of_range("timeout", seconds, f"0 … {DEADLINE_MAX_MS // 1_000} s")
+    return math.ceil(seconds * 1_000)
+
+
+def _rename_max_tokens(given: dict[str, Any]) -> None:
+    """`max_tokens` is what other libraries say for `max_new_tokens`. Raises: RequestError if they differ."""
+    if "max_tokens" not in given:
+        return
+    limit = values.taken(_SAMPLING["max_new_tokens"], "max_tokens", given.pop("max_tokens"))
+    other = values.taken(_SAMPLING["max_new_tokens"], "max_new_tokens", given.setdefault("max_new_tokens", limit))
+    if other != limit:
+        raise RequestError(f"max_tokens is {limit} and max_new_tokens is {other}, give one", parameter="max_tokens")
+    try:
+        SamplingParams(max_new_tokens=limit).validate()
+    except ParameterRangeError as error:
+        if error.details.get("parameter") == "max_new_tokens":
+            message = error.message.replace("max_new_tokens", "max_tokens", 1)
+            raise ParameterRangeError(message, **{**error.details, "parameter": "max_tokens"}) from None
+
+
+def _messages(name: str, value: object) -> list[Message]:
+    """Chat messages: maps with a role."""
+    messages = _maps(name, value, binary=True)
+    for at, message in enumerate(messages):
+        if not isinstance(message.get("role"), str):
+            raise RequestError(f"{name}[{at}] has no role", parameter=name)
+    return messages
+
+
+def _maps(name: str, value: object, *, binary: bool = False) -> list[dict[str, Any]]:
+    items = values.sequence(name, value, "a list of maps")
+    return [_map(f"{name}[{at}]", item, binary=binary) for at, item in enumerate(items)]
+
+
+def _map(name: str, value: object, *, binary: bool = False) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise values.wrong(name, value, "a map")
+    return cast("dict[str, Any]", values.structure(name, value, binary=binary))
+
+
+def _argument(name: str, value: object) -> Any:
+    return values.taken(lambda path, given: values.structure(path, given, binary=True), f"arguments.{name}", value)
+
+
+def _inputs(name: str, value: object) -> list[str | list[int]]:
+    """Texts and rows of token ids; one text is a list of one."""
+    if isinstance(value, str):
+        return [values.text(name, value)]
+    rows: Iterable[object] = values.sequence(name, value, "a text, or a list of texts and lists of token ids")
+    return [_input(f"{name}[{at}]", row) for at, row in enumerate(rows)]
+
+
+def _input(name: str, value: object) -> str | list[int]:
+    if isinstance(value, str):
+        return values.text(name, value)
+    return values.tokens(name, value)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from zfabric.wire.payloads import FinishReason, TokenLogprobs, Usage
+import msgspec
+
+from zfabric.wire.payloads import FinishReason, Logprob, TokenLogprobs, Usage
 
 
 class Choice:
@@ -36,6 +39,16 @@ class Choice:
         """Add what arrived."""
         self._parts.append(text)
         self.token_ids += token_ids
+
+    def to_dict(self) -> dict[str, Any]:
+        """The choice as plain values; see `Completion.to_dict`."""
+        return {
+            "index": self.index,
+            "text": self.text,
+            "token_ids": list(self.token_ids),
+            "finish_reason": self.finish_reason,
+            "logprobs": _logprobs(self.logprobs),
+        }
 
     def __repr__(self) -> str:
         return f"Choice(index={self.index}, text={self.text!r}, finish_reason={self.finish_reason!r})"
@@ -80,3 +93,33 @@ class Completion:
     def logprobs(self) -> list[TokenLogprobs] | None:
         """Log-probabilities of the first choice, if asked for."""
         return self.choices[0].logprobs
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer as dicts, lists, texts and numbers, by the names of the attributes: what `json.dumps` takes.
+
+        Example:
+            >>> completion = client.generate("echo", "a b", max_new_tokens=2)
+            >>> completion.to_dict()["choices"][0]["text"]
+            'a b '
+        """
+        return {
+            "request_id": self.request_id,
+            "model": self.model,
+            "worker": self.worker,
+            "choices": [choice.to_dict() for choice in self.choices],
+            "usage": {**msgspec.structs.asdict(self.usage), "total_tokens": self.usage.total_tokens},
+            "prompt_logprobs": _logprobs(self.prompt_logprobs),
+        }
+
+
+def _logprobs(entries: list[TokenLogprobs] | list[TokenLogprobs | None] | None) -> list[dict[str, Any] | None] | None:
+    if entries is None:
+        return None
+    return [
+        None if entry is None else {**_logprob(entry.token), "top": [_logprob(other) for other in entry.top]}
+        for entry in entries
+    ]
+
+
+def _logprob(entry: Logprob) -> dict[str, Any]:
+    return msgspec.structs.asdict(entry)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
+from zfabric.client import process
 from zfabric.client.mailbox import Mailbox
 from zfabric.client.reading import Reading
+from zfabric.client.results import Completion
 from zfabric.core.pending import Pending
-from zfabric.errors import RequestCancelledError
+from zfabric.errors import ClosedError, RequestError
 from zfabric.wire.payloads import Delta
 
 
@@ -20,18 +22,27 @@ class StreamOwner(Protocol):
 
     def consumed(self, pending: Pending, units: int) -> None: ...
     def cancel(self, pending: Pending) -> None: ...
+    def dropped(self, pending: Pending) -> None: ...
+    def new_future(self) -> asyncio.Future[None]: ...
 
 
 class TokenStream(Reading):
-    """An answer as it is made: an async iterator of `Delta`.
+    """An answer as it is made: an async iterator of `Delta`. Awaited, it is the whole answer.
 
     A reader that comes late gets what came meanwhile as one larger delta; nothing is dropped, and other streams do not
-    wait. Closing the stream, leaving its ``async with``, cancelling the task that reads it, or dropping it unread cancels
-    the request: the engine stops within a round trip. Iteration raises the error that ended the request, if one did.
+    wait. Closing the stream, leaving its ``async with``, or dropping it unread cancels the request: the engine stops within
+    a round trip. Cancelling one `anext`, as `asyncio.timeout` does, only ends that wait: the stream can be read on.
+    Iteration raises the error that ended the request, if one did. After a fork the child gets ClosedError.
+
+    Example:
+        >>> stream = client.stream("smollm2", "Once upon a time", temperature=0)
+        >>> async for delta in stream:
+        ...     print(delta.text, end="")
+        >>> completion = await client.stream("smollm2", "Once upon a time", temperature=0)
     """
 
-    def __init__(self, owner: StreamOwner, model: str) -> None:
-        self._mailbox = Mailbox(_nothing)
+    def __init__(self, owner: StreamOwner, model: str, choices: int) -> None:
+        self._mailbox = Mailbox(_nothing, choices)
         super().__init__(model, self._mailbox)
         self._owner = owner
         self._waiter: asyncio.Future[None] | None = None
@@ -44,6 +55,8 @@ class TokenStream(Reading):
         return self
 
     async def __anext__(self) -> Delta:
+        if self._home is not process.here:
+            raise process.left(self._home)
         mailbox = self._mailbox
         if not mailbox.waiting:
             while not mailbox.finished and not mailbox.waiting:
@@ -57,10 +70,43 @@ class TokenStream(Reading):
             self._owner.consumed(self._pending, mailbox.units_taken)
         return delta
 
+    def __await__(self) -> Generator[Any, None, Completion]:
+        return self.collect().__await__()
+
+    async def collect(self) -> Completion:
+        """Read to the end. Returns the whole answer, with what was read before.
+
+        Cancelling it ends the wait alone, as with `anext`. ``await stream`` is the same.
+
+        Raises:
+            FabricError: What ended the request, or RequestCancelledError if the stream was closed.
+
+        Example:
+            >>> stream = client.stream("smollm2", "Once upon a time", n=2)
+            >>> first = await anext(stream)
+            >>> completion = await stream.collect()
+            >>> [choice.text for choice in completion.choices]
+        """
+        async for _ in self:
+            pass
+        return self._completion()
+
+    def texts(self, index: int = 0) -> TextStream:
+        """The text of one choice, piece by piece, without what is empty.
+
+        Raises:
+            ParameterRangeError: There is no such choice.
+
+        Example:
+            >>> async for text in client.stream("smollm2", "Once upon a time").texts():
+            ...     print(text, end="")
+        """
+        return TextStream(self, self._choice(index))
+
     async def _wait(self) -> None:
         if self._waiter is not None:
-            raise RuntimeError("two tasks read the same stream")
-        waiter = asyncio.get_running_loop().create_future()
+            raise RequestError("two tasks read the same stream")
+        waiter = self._owner.new_future()
         self._waiter = waiter
 
         def wake() -> None:
@@ -70,36 +116,53 @@ class TokenStream(Reading):
         self._mailbox.wake = wake
         try:
             await waiter
-        except asyncio.CancelledError:
-            self.cancel()
-            raise
         finally:
             self._mailbox.wake = _nothing
             self._waiter = None
 
     def cancel(self) -> None:
         """Stop the request now. Reading on raises RequestCancelledError after what had arrived; unknown once ended."""
+        process.check(self._home)
         if self._pending is not None and not self._mailbox.finished:
             self._owner.cancel(self._pending)
 
     async def aclose(self) -> None:
         """Stop the request, and forget what had arrived."""
         self.cancel()
-        self._mailbox.waiting.clear()
-        if isinstance(self._mailbox.error, RequestCancelledError):
-            self._mailbox.error = None
+        self._mailbox.discard()
 
     async def __aenter__(self) -> TokenStream:
+        process.check(self._home)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.aclose()
+        # A child that leaves its parent's block has nothing to close.
+        with contextlib.suppress(ClosedError):
+            await self.aclose()
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
-            self.cancel()
+            if self._home is process.here and self._pending is not None and not self._mailbox.finished:
+                self._owner.dropped(self._pending)
+
+
+class TextStream:
+    """The text of one choice: an async iterator. Cancelling one `anext` leaves it, and its stream, readable."""
+
+    def __init__(self, stream: TokenStream, index: int) -> None:
+        self._stream = stream
+        self._index = index
+
+    def __aiter__(self) -> TextStream:
+        return self
+
+    async def __anext__(self) -> str:
+        while True:
+            delta = await self._stream.__anext__()
+            if delta.index == self._index and delta.text:
+                return delta.text
 
 
 def _nothing() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from msgspec import Raw
+
 from zfabric import limits
 from zfabric.core.timers import Timer
 from zfabric.errors import FabricError
-from zfabric.wire.messages import Answer, Operation
-from zfabric.wire.payloads import AnyRequest, Chunk, Outcome
+from zfabric.wire.messages import Claim, Operation
+from zfabric.wire.payloads import Chunk, Outcome
 
 #: Whether a stream that broke off may go on at another worker: "exact" only where the text is the same as without the
 #: break, "any" also where tokens are drawn anew from there, "never" not at all.
@@ -20,7 +22,7 @@ class Sink(Protocol):
     """Who reads one request's answer."""
 
     def arrived(self, chunk: Chunk) -> None:
-        """The next chunk, in order, without gap or repeat."""
+        """The next chunk, in order, without gap or repeat. If it raises, the request ends with what it raised."""
 
     def ended(self, error: FabricError | None, outcome: Outcome | None) -> None:
         """The one terminal. Nothing comes after it."""
@@ -29,13 +31,23 @@ class Sink(Protocol):
 class Inquirer(Protocol):
     """Who asked the controller something."""
 
-    def answered(self, error: FabricError | None, answer: Answer | None) -> None:
-        """The one answer."""
+    def answered(self, error: FabricError | None, results: list[Raw]) -> None:
+        """The one answer: an error, or all parts of the result."""
 
 
 @dataclass(slots=True)
 class SessionCounters:
-    """What went on besides plain answers."""
+    """What went on besides plain answers.
+
+    Attributes:
+        submitted: Requests accepted.
+        failovers: Attempts beyond the first.
+        claims: Running requests that were claimed after a connection or a worker was lost.
+        stale_chunks, repeated_chunks: Chunks that nobody waited for.
+        gaps: Chunks that were missed.
+        broken: Answers that ended because a part of them could not be read.
+        faults: Faults that named nothing of this client's.
+    """
 
     submitted: int = 0
     failovers: int = 0
@@ -43,43 +55,109 @@ class SessionCounters:
     stale_chunks: int = 0
     repeated_chunks: int = 0
     gaps: int = 0
+    broken: int = 0
+    faults: int = 0
 
 
 class Pending:
-    """One request that has not ended."""
+    """One request that has not ended.
+
+    Attributes:
+        body: As it was encoded when it was accepted; empty once no other attempt can follow.
+        accepted_ns: When that was.
+        reproducible: Whether the request itself says that another worker would draw the same text.
+        drawn_seed: What is drawn by where the request has no seed.
+        exact: Whether the worker said that it draws by `drawn_seed`.
+        pinned: Whether the attempt that runs was given `drawn_seed` as its seed.
+        loss: What ended the former attempt.
+        barren: Attempts in a row that brought nothing.
+        waits: How often the loss of a worker was waited out.
+        next: The first unit that has not arrived.
+        granted, consumed: Units that may be sent, and those that the reader took.
+    """
 
     __slots__ = (
-        "attempt", "barren", "characters", "consumed", "deadline_ns", "granted", "guard", "model", "next", "number",
-        "operation", "priority", "request", "resume", "sink", "submitted", "token_ids", "window", "worker",
+        "accepted_ns", "attempt", "barren", "body", "characters", "consumed", "deadline_ns", "drawn_seed", "exact",
+        "granted", "guard", "loss", "model", "next", "number", "operation", "pinned", "priority", "reproducible",
+        "resume", "sink", "submitted", "token_ids", "waits", "window", "worker",
     )  # fmt: skip
 
     def __init__(
         self,
         number: int,
         operation: Operation,
-        request: AnyRequest,
+        body: bytes,
         sink: Sink,
         *,
         model: str,
-        priority: int,
         worker: str,
+        priority: int,
+        resume: Resume,
+        window: int,
+        accepted_ns: int,
     ) -> None:
         self.number = number
         self.operation: Operation = operation
-        self.request = request
+        self.body = body
         self.sink = sink
         self.model = model
-        self.priority = priority
         self.worker = worker
-        self.resume: Resume = "exact"
-        self.window = limits.WINDOW_UNITS
+        self.priority = priority
+        self.resume: Resume = resume
+        self.window = self.granted = window
+        self.accepted_ns = accepted_ns
+        self.deadline_ns: int | None = None
+        self.guard: Timer | None = None
+        self.submitted = False
         self.attempt = 0
         self.barren = 0
+        self.waits = 0
+        self.loss: FabricError | None = None
         self.next = 0
         self.characters = 0
         self.token_ids: list[int] = []
         self.consumed = 0
-        self.granted = 0
-        self.deadline_ns: int | None = None
-        self.guard: Timer | None = None
-        self.submitted = False
+        self.reproducible = False
+        self.exact = False
+        self.pinned = False
+        self.drawn_seed: int | None = None
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether another attempt may follow at all: an operator's call is never made twice."""
+        return self.operation != "operate" and self.resume != "never"
+
+    @property
+    def continuable(self) -> bool:
+        """Whether another worker can go on from what has arrived."""
+        if not self.next:
+            return True
+        return len(self.token_ids) == self.next and (self.reproducible or self.exact or self.resume == "any")
+
+    @property
+    def claim(self) -> Claim:
+        """That this client still waits for it."""
+        return Claim(request=self.number, attempt=self.attempt, next=self.next, window=self.granted, model=self.model)
+
+    def left_ms(self, now_ns: int) -> int | None:
+        """Time until the deadline, if it has one."""
+        return None if self.deadline_ns is None else max(0, (self.deadline_ns - now_ns) // 1_000_000)
+
+
+#: What a claim takes in a message at most, beside its model's name: five numbers and their marks.
+_CLAIM_BYTES = 40
+
+
+def in_parts(pendings: list[Pending]) -> list[list[Pending]]:
+    """Requests in groups whose claims fit one message each, a HELLO too."""
+    parts: list[list[Pending]] = [[]]
+    room = limits.FRAME_BYTES_GOAL - limits.HEADER_BYTES_MAX
+    used = 0
+    for pending in pendings:
+        size = _CLAIM_BYTES + 4 * len(pending.model)
+        if used + size > room or len(parts[-1]) >= limits.LIST_LENGTH_MAX:
+            parts.append([])
+            used = 0
+        parts[-1].append(pending)
+        used += size
+    return parts

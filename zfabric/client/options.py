@@ -1,0 +1,127 @@
+"""Keyword arguments of the client's calls, and the form of chat messages, for type checkers and readers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NotRequired, Required, TypedDict
+
+from zfabric.core.pending import Resume
+
+
+class ChatMessage(TypedDict, total=False):
+    """One message of a chat, as the model's template takes it. Keys that a template knows beyond these may be given too.
+
+    Attributes:
+        role: "system", "user", "assistant", "tool", or whatever else the template knows.
+        content: A text, or parts: `{"type": "text", "text": …}`, `{"type": "image", "image": bytes or data URI}`.
+        name: Of the speaker or of the tool.
+        tool_calls, tool_call_id: Of models that call tools.
+
+    Example:
+        >>> messages: list[ChatMessage] = [{"role": "user", "content": "Hello!"}]
+    """
+
+    role: Required[str]
+    content: str | Sequence[Mapping[str, Any]] | None
+    name: str
+    tool_calls: Sequence[Mapping[str, Any]]
+    tool_call_id: str
+
+
+#: Messages of one chat: checked as `ChatMessage`s where they are written as such.
+Messages = Sequence[ChatMessage | Mapping[str, Any]]
+
+
+class SharedOptions(TypedDict, total=False):
+    """Keyword arguments of every request.
+
+    Attributes:
+        timeout: Seconds for the whole answer; then DeadlineExceededError, and the engine stops.
+        deadline_ms: The same in milliseconds; give one of the two.
+        priority: -1000 … 1000. Of the requests that wait for a model, those with the lowest number are served first; 0 is usual.
+    """
+
+    timeout: float | None
+    deadline_ms: int | None
+    priority: int
+
+
+class AnswerOptions(SharedOptions, total=False):
+    """Keyword arguments of everything that asks for text: what `chat` and `generate_many` take.
+
+    Attributes:
+        resume: What happens when a worker is lost in mid-stream: see `zfabric.core.pending.Resume`.
+        tools, response_format: For chat templates and remote APIs that know them.
+        max_tokens: Another name for `max_new_tokens`.
+
+    All others are fields of `SamplingParams`, with the defaults that it has. Arrays and numbers of NumPy and torch are taken
+    for the lists and numbers that they are.
+    """
+
+    resume: Resume
+    tools: Sequence[Mapping[str, Any]] | None
+    response_format: Mapping[str, Any] | None
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    typical_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    max_new_tokens: int | None
+    max_tokens: int | None
+    min_new_tokens: int
+    stop: str | Sequence[str]
+    stop_token_ids: int | Sequence[int]
+    ignore_eos: bool
+    seed: int | None
+    n: int
+    best_of: int | None
+    use_beam_search: bool
+    logprobs: int | None
+    prompt_logprobs: int | None
+    echo: bool
+    logit_bias: Mapping[int, float] | None
+    bad_words: str | Sequence[str]
+    guided_json: str | None
+    guided_regex: str | None
+    guided_choice: str | Sequence[str]
+    guided_grammar: str | None
+    truncate_prompt: bool
+    skip_special_tokens: bool
+
+
+class GenerateOptions(AnswerOptions, total=False):
+    """Keyword arguments of `stream` and `generate`: those of `AnswerOptions`, and other kinds of prompts.
+
+    Attributes:
+        messages, prompt_token_ids: Instead of a prompt. Messages go through the model's chat template.
+    """
+
+    messages: Messages | None
+    prompt_token_ids: Sequence[int] | None
+
+
+class EmbedOptions(SharedOptions, total=False):
+    """Keyword arguments of `embed`.
+
+    Attributes:
+        dimensions: Cut vectors to so many values (models trained for it), None for all.
+        normalize: Give vectors of length 1, which is the default.
+        truncate: What to do with an input beyond the context: "error", "cut" or "chunk" (mean of its pieces).
+        pooling: None is the model's own; else "mean", "cls" or "last".
+    """
+
+    dimensions: int | None
+    normalize: bool
+    truncate: Literal["error", "cut", "chunk"]
+    pooling: Literal["mean", "cls", "last"] | None
+
+
+class SubmitOptions(TypedDict):
+    """What the envelope of a request needs."""
+
+    deadline_ms: int | None
+    priority: int
+    resume: NotRequired[Resume]

@@ -1,0 +1,397 @@
+"""The life of requests at their client: submit, order of chunks, credit, failover, claims, deadlines.
+
+Every request that was submitted ends with exactly one `Sink.ended`, whatever dies: from the controller's or a worker's
+terminal, from a fault that names it, from the guard of its deadline, or from `close`. Nothing that the controller or a
+worker sends ends a request that it is not about.
+
+Failover is the client's own: it alone has the prompt and all tokens so far. When an attempt is lost it submits the next
+one, with the tokens it has, and the reader sees nothing. It does so only if the answer is reproducible (greedy, seeded,
+or drawn by a seed that the worker took) or nothing has arrived yet, and stops when several attempts in a row yield
+nothing. What cannot go on elsewhere is claimed: if its worker had only lost its connection, it goes on there.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from msgspec import structs
+
+from zfabric import limits
+from zfabric.core.bodies import continued, encoded
+from zfabric.core.pending import Pending, Resume, SessionCounters, Sink, in_parts
+from zfabric.core.timers import Timers
+from zfabric.errors import (
+    FAILOVER_CODES,
+    ClosedError,
+    ConnectionLostError,
+    DeadlineExceededError,
+    FabricError,
+    ParameterRangeError,
+    ProtocolError,
+    QuotaExceededError,
+    RequestCancelledError,
+    TooLargeError,
+    UnsupportedParameterError,
+    from_wire,
+)
+from zfabric.ids import milliseconds
+from zfabric.wire import codec
+from zfabric.wire.messages import Cancel, Claims, Credit, CreditLine, Operation, Submit, Welcome
+from zfabric.wire.payloads import AnyRequest, Chunk, GenerateRequest, Outcome
+from zfabric.wire.pieces import Broken, ends_of
+
+T = TypeVar("T")
+
+
+class ClientRequests:
+    """Requests of one client that have not ended. `ClientSession` adds the session that they go through.
+
+    Args:
+        rng: Chance, for request numbers and seeds.
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self.outbox: list[codec.Frames] = []
+        self.timers = Timers()
+        self.requests: dict[int, Pending] = {}
+        self.welcome: Welcome | None = None
+        self.counters = SessionCounters()
+        self._rng = rng
+        self._claims: dict[int, Pending] = {}
+        self._cancels: list[int] = []
+        self._credit: dict[int, Pending] = {}
+        self._closed = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether the controller has welcomed this connection."""
+        return self.welcome is not None
+
+    @property
+    def flush_due(self) -> bool:
+        """Whether `flush` has anything to send."""
+        return bool(self._credit or self._cancels or self._claims)
+
+    # ── from the caller ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def submit(
+        self,
+        operation: Operation,
+        request: AnyRequest,
+        sink: Sink,
+        now_ns: int,
+        *,
+        model: str,
+        priority: int = 0,
+        deadline_ms: int | None = None,
+        worker: str = "",
+        resume: Resume = "exact",
+        window: int = limits.WINDOW_UNITS,
+    ) -> Pending:
+        """Accept a request. It leaves now, or when the controller is there.
+
+        Raises:
+            FabricError: It can never be sent: closed, too many in flight, out of range, not encodable, or too large.
+        """
+        if self._closed:
+            raise ClosedError("the client is closed")
+        if len(self.requests) >= limits.CLIENT_REQUESTS_MAX:
+            raise QuotaExceededError(
+                f"{len(self.requests)} requests are in flight, limit is {limits.CLIENT_REQUESTS_MAX}"
+            )
+        request.validate()
+        _check_range("deadline_ms", deadline_ms, 0, limits.DEADLINE_MAX_MS)
+        _check_range("priority", priority, -limits.PRIORITY_MAX, limits.PRIORITY_MAX)
+        _check_range("length of model", len(model), 0 if worker else 1, limits.NAME_LENGTH_MAX)
+        _check_range("length of worker", len(worker), 0, limits.NAME_LENGTH_MAX)
+        seed: int | None = None
+        if isinstance(request, GenerateRequest) and request.sampling.seed is None:
+            seed = self._rng.getrandbits(63)
+            request = structs.replace(request, drawn_seed=seed)
+        body = encoded(request, self._body_bytes_max)
+        number = self._rng.getrandbits(63)
+        while number in self.requests:
+            number = self._rng.getrandbits(63)
+        pending = Pending(
+            number,
+            operation,
+            body,
+            sink,
+            model=model,
+            worker=worker,
+            priority=priority,
+            resume=resume,
+            window=window,
+            accepted_ns=now_ns,
+        )
+        pending.drawn_seed = seed
+        pending.reproducible = isinstance(request, GenerateRequest) and request.sampling.reproducible
+        if deadline_ms is not None:
+            pending.deadline_ns = now_ns + milliseconds(deadline_ms)
+            guard_ns = pending.deadline_ns + milliseconds(limits.DEADLINE_GUARD_MS)
+            pending.guard = self.timers.at(guard_ns, lambda _: self._guard(pending))
+        self.requests[number] = pending
+        self.counters.submitted += 1
+        if self.ready:
+            self._submit(pending, now_ns)
+        return pending
+
+    def cancel(self, pending: Pending) -> None:
+        """Stop a request. It ends here and now with RequestCancelledError; the engine hears of it within a round trip."""
+        if pending.number in self.requests:
+            self._give_up(pending, RequestCancelledError("cancelled"))
+
+    def abandon(self, error: FabricError, asked_by_ns: int | None = None) -> None:
+        """End all requests that were accepted by then, or all: there is nobody to serve them."""
+        ended: list[Pending] = []
+        for pending in self.requests.values():
+            if asked_by_ns is not None and pending.accepted_ns > asked_by_ns:
+                break
+            ended.append(pending)
+        for pending in ended:
+            self._end(pending, error, None)
+
+    def consumed(self, pending: Pending, units: int) -> None:
+        """The reader took so many units; credit follows when half of the window is used."""
+        pending.consumed += units
+        if pending.granted - pending.consumed < pending.window // 2 and pending.number in self.requests:
+            self._credit[pending.number] = pending
+
+    def flush(self) -> None:
+        """Send what can wait for the end of a turn: cancels, claims and credit, of all streams together."""
+        if self._cancels:
+            cancels, self._cancels = self._cancels, []
+            self.outbox += [codec.pack(Cancel(part)) for part in _slices(cancels)]
+        if self._claims:
+            claims, self._claims = self._claims, {}
+            self._claim([pending for pending in claims.values() if pending.number in self.requests])
+        if self._credit:
+            self._send_credit()
+
+    def _send_credit(self) -> None:
+        lines = []
+        for pending in self._credit.values():
+            if pending.number in self.requests:
+                pending.granted = pending.consumed + pending.window
+                line = CreditLine(
+                    request=pending.number, attempt=pending.attempt, next=pending.next, window=pending.granted
+                )
+                lines.append(line)
+        self._credit.clear()
+        if self.ready:
+            self.outbox += [codec.pack(Credit(part)) for part in _slices(lines)]
+
+    def _claim(self, pendings: list[Pending]) -> None:
+        self.counters.claims += len(pendings)
+        self.outbox += [codec.pack(Claims([p.claim for p in part])) for part in in_parts(pendings) if part]
+
+    def _submit(self, pending: Pending, now_ns: int) -> None:
+        body = pending.body
+        if pending.next and pending.operation == "generate":
+            pending.pinned = pending.exact and not pending.reproducible
+            seed = pending.drawn_seed if pending.pinned else None
+            body = continued(body, pending.token_ids, pending.characters, seed)
+        limit = self._body_bytes_max
+        if len(body) > limit:
+            raise TooLargeError(f"request holds {len(body)} bytes, limit is {limit}", size=len(body), limit=limit)
+        envelope = Submit(
+            request=pending.number,
+            attempt=pending.attempt,
+            operation=pending.operation,
+            model=pending.model,
+            priority=pending.priority,
+            deadline_ms=pending.left_ms(now_ns),
+            window=pending.granted,
+            resume_from=pending.next,
+            worker=pending.worker,
+        )
+        self.outbox.append((codec.pack_envelope(envelope), body))
+        pending.submitted = True
+        if not pending.repeatable:
+            pending.body = b""
+
+    @property
+    def _body_bytes_max(self) -> int:
+        return self.welcome.frame_bytes_max if self.welcome is not None else limits.FRAME_BYTES_MAX
+
+    def _submit_or_end(self, pending: Pending, now_ns: int) -> None:
+        try:
+            self._submit(pending, now_ns)
+        except FabricError as failure:
+            self._end(pending, failure, None)
+
+    def _end(self, pending: Pending, error: FabricError | None, outcome: Outcome | None) -> None:
+        if self.requests.pop(pending.number, None) is None:
+            return
+        self.timers.cancel(pending.guard)
+        self._credit.pop(pending.number, None)
+        pending.sink.ended(error, outcome)
+
+    def _give_up(self, pending: Pending, error: FabricError) -> None:
+        """End a request from this side, and have it stopped."""
+        if pending.submitted and self.ready:
+            self._cancels.append(pending.number)
+        self._end(pending, error, None)
+
+    def _guard(self, pending: Pending) -> None:
+        """The controller should have said so by now: it is away, or this host was asleep."""
+        self._give_up(pending, DeadlineExceededError("deadline passed without an answer"))
+
+    def _break(self, pending: Pending, failure: Exception) -> None:
+        """A part of an answer is no use: its request ends, and nobody else's."""
+        self.counters.broken += 1
+        if not isinstance(failure, FabricError):
+            failure = ProtocolError(f"a part of the answer is no use: {type(failure).__name__}: {failure}")
+        self._give_up(pending, failure)
+
+    def _fail(self, pending: Pending, error: FabricError, now_ns: int) -> None:
+        """An attempt failed: go on with the next one, wait for its worker, or end the request."""
+        current = True
+        if pending.pinned and pending.loss is not None and _refuses_seed(error):
+            # This worker cannot draw as the former one did.
+            pending.exact = pending.pinned = current = False
+            error = pending.loss
+        final = self._why_final(pending, error, now_ns)
+        if final is None:
+            self.counters.failovers += 1
+            pending.loss = error
+            pending.attempt += 1
+            pending.barren += 1
+            pending.submitted = False
+            if self.ready:
+                self._submit_or_end(pending, now_ns)
+        elif current and final is error and _may_return(error) and pending.waits < limits.ATTEMPTS_MAX:
+            pending.waits += 1
+            if self.ready:
+                self._claims[pending.number] = pending
+        else:
+            self._end(pending, final, None)
+
+    def _why_final(self, pending: Pending, error: FabricError, now_ns: int) -> FabricError | None:
+        """The error that the caller gets, or None if another attempt is to be made."""
+        if error.code not in FAILOVER_CODES or error.details.get("resumable") is False:
+            return error
+        if not pending.repeatable:
+            return error
+        if pending.barren >= limits.ATTEMPTS_WITHOUT_PROGRESS_MAX or pending.attempt >= limits.ATTEMPTS_MAX:
+            return error
+        if pending.deadline_ns is not None and now_ns >= pending.deadline_ns:
+            return DeadlineExceededError("deadline passed after a worker was lost")
+        return None if pending.continuable else error
+
+    # ── from workers ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _chunks(self, chunks: list[Chunk], now_ns: int) -> None:
+        """This is the only loop over chunks. What must be done for every chunk is done here."""
+        requests = self.requests
+        for chunk in chunks:
+            pending = requests.get(chunk.request)
+            if pending is None or chunk.attempt != pending.attempt:
+                self.counters.stale_chunks += 1
+                continue
+            if chunk.offset != pending.next:
+                self._out_of_order(pending, chunk, now_ns)
+                continue
+            try:
+                tokens = chunk.token_ids
+                pending.next += (len(tokens) or 1) if chunk.extra is None else _units(pending, chunk)
+                pending.characters += len(chunk.text)
+                pending.token_ids += tokens
+                pending.barren = 0
+                pending.sink.arrived(chunk)
+            except Exception as failure:  # noqa: BLE001 — one stream's trouble must not touch its neighbours
+                self._break(pending, failure)
+
+    def _broken(self, broken: Sequence[Broken]) -> None:
+        for part in broken:
+            pending = self.requests.get(part.request)
+            if pending is not None and part.attempt == pending.attempt:
+                self._break(pending, part.error)
+
+    def _out_of_order(self, pending: Pending, chunk: Chunk, now_ns: int) -> None:
+        if chunk.offset < pending.next:
+            self.counters.repeated_chunks += 1
+            return
+        self.counters.gaps += 1
+        if self.ready:
+            # Before the next attempt, which it would end as well.
+            self.outbox.append(codec.pack(Cancel([pending.number])))
+        error = ConnectionLostError(
+            f"units {pending.next} to {chunk.offset} were lost on the way", next=pending.next, offset=chunk.offset
+        )
+        self._fail(pending, error, now_ns)
+
+    def _ends(self, header: bytes, body: bytes, now_ns: int) -> None:
+        envelope = codec.unpack_envelope(header)
+        chunks, broken, outcomes = ends_of(body, len(envelope.ends))
+        self._broken(broken)
+        self._chunks(chunks, now_ns)
+        for end, outcome in zip(envelope.ends, outcomes, strict=True):
+            pending = self.requests.get(end.request)
+            if pending is None or end.attempt != pending.attempt:
+                continue
+            if isinstance(outcome, ProtocolError):
+                # The terminal itself is known from the envelope, so its reader must not wait for another.
+                self.counters.broken += 1
+                self._end(pending, outcome, None)
+            elif end.code == RequestCancelledError.code:
+                # Whoever cancels here does not wait for this word, so the fabric stopped what a former connection of
+                # this client had left behind.
+                stopped = ConnectionLostError("the request was stopped with a former connection of its client")
+                self._fail(pending, stopped, now_ns)
+            elif end.code:
+                self._fail(pending, from_wire(end.code, outcome.message, outcome.details), now_ns)
+            elif pending.operation == "generate" and outcome.units != pending.next:
+                self.counters.gaps += 1
+                lost = f"the answer has {outcome.units} units, {pending.next} arrived"
+                self._fail(pending, ConnectionLostError(lost, next=pending.next, units=outcome.units), now_ns)
+            else:
+                self._end(pending, None, outcome)
+
+    def _faulted(self, request: int | None, attempt: int | None, error: FabricError, now_ns: int) -> bool:
+        """The controller could not use a SUBMIT. False if it is none of an attempt that runs."""
+        pending = self.requests.get(request) if request is not None else None
+        if pending is None or attempt not in (None, pending.attempt):
+            return False
+        self._fail(pending, error, now_ns)
+        return True
+
+
+def _units(pending: Pending, chunk: Chunk) -> int:
+    """How far a chunk with rare parts goes; notes what they say of its attempt. Raises: ProtocolError."""
+    extra = chunk.extra
+    assert extra is not None
+    if extra.worker is not None:
+        pending.exact = extra.exact
+    if extra.units is None:
+        return len(chunk.token_ids) or 1
+    if not 0 < extra.units <= _UNITS_MAX - pending.next:
+        raise ProtocolError(f"a chunk says that it has {extra.units} units", units=extra.units)
+    return extra.units
+
+
+#: Offsets are 32 bits wide.
+_UNITS_MAX = 2**32 - 1
+
+
+def _refuses_seed(error: FabricError) -> bool:
+    return isinstance(error, UnsupportedParameterError) and error.details.get("parameter") == "seed"
+
+
+def _may_return(error: FabricError) -> bool:
+    """Whether the worker that was lost may come back with what it had, so that it is worth to claim it."""
+    claim_ms = error.details.get("claim_ms")
+    return error.code in FAILOVER_CODES and isinstance(claim_ms, (int, float)) and claim_ms > 0
+
+
+def _slices(items: list[T]) -> Iterator[list[T]]:
+    """A list in parts that a message takes."""
+    for start in range(0, len(items), limits.LIST_LENGTH_MAX):
+        yield items[start : start + limits.LIST_LENGTH_MAX]
+
+
+def _check_range(name: str, value: int | None, low: int, high: int) -> None:
+    if value is not None and not low <= value <= high:
+        raise ParameterRangeError(f"{name} is {value}, it must be {low} … {high}", parameter=name, value=value)
