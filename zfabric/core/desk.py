@@ -184,6 +184,7 @@ class RequestDesk:
             deadline_ms=left_ms,
             window=request.window,
             resume_from=request.resume_from,
+            lock=request.lock,
         )
         self._outbox.send(worker.routing_id, (codec.pack_envelope(envelope), body))
 

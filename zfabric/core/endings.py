@@ -88,9 +88,12 @@ class Endings:
         if finished or request.operation == "operate":
             worker.aside.add(key)
         elif host is not None:
-            request.engine = host.engine
+            engine = request.engine = host.engine
+            if not engine.live:
+                # Before, it had nothing to do.
+                engine.moved_ns = self._timers.now_ns
             host.live.add(key)
-            host.engine.live.add(key)
+            engine.live.add(key)
         if request.client is not None and not request.away:
             self._routes.add(worker, request.client)
         self._registry.moved(worker, host)

@@ -33,7 +33,8 @@ class EngineWatch:
         self._registry.refresh(worker)
 
     def _look(self, worker: WorkerPeer, engine: Engine, progress: int | None, now_ns: int) -> None:
-        """An engine that has work hangs if its counter stands still for too long. One that tells none is not judged."""
+        """An engine that has work hangs if its counter stands still for too long; one that tells none is not judged. It hangs
+        until it moves, or has stopped all that it was told to stop."""
         moved = progress is None or progress != engine.progress or not engine.live
         engine.progress = progress
         if moved:

@@ -10,7 +10,7 @@ import msgspec
 from zfabric.core import status
 from zfabric.core.batches import batches
 from zfabric.core.registry import ClientPeer
-from zfabric.errors import FabricError, NoWorkerError, ProtocolError, TooLargeError
+from zfabric.errors import FabricError, NoWorkerError, ParameterRangeError, TooLargeError
 from zfabric.limits import CONTROL_BODY_BYTES_MAX, FRAME_BYTES_GOAL, HEADER_BYTES_MAX
 from zfabric.wire import codec
 from zfabric.wire.messages import Answer, Beat, Drain, Query
@@ -84,7 +84,7 @@ def _drain(broker: Broker, arguments: Arguments) -> str:
     if worker is None:
         raise NoWorkerError(f"no worker is named {name!r}", worker=name)
     if not isinstance(limit_ms, int) or not 0 <= limit_ms <= 2**32 - 1:
-        raise ProtocolError("limit_ms must be a number of milliseconds", parameter="limit_ms")
+        raise ParameterRangeError("limit_ms must be a number of milliseconds below 2**32", parameter="limit_ms")
     broker.watch.drain(worker)
     broker.outbox.send(worker.routing_id, codec.pack(Drain(limit_ms)))
     return worker.name
