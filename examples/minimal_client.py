@@ -12,7 +12,7 @@ from typing import Any
 import msgpack
 import zmq
 
-CHUNKS, ENDS, SUBMIT, HELLO, WELCOME, CREDIT = 0x01, 0x10, 0x11, 0x20, 0x22, 0x29
+CHUNKS, ENDS, SUBMIT, HELLO, WELCOME, CREDIT, FAULT = 0x01, 0x10, 0x11, 0x20, 0x22, 0x29, 0x2E
 PROTOCOL_VERSION = 1
 WINDOW = 1_024
 
@@ -51,6 +51,10 @@ def main() -> int:
             chunks, outcomes = msgpack.unpackb(header[5:]), []
         elif header[0] == ENDS:
             chunks, outcomes = msgpack.unpackb(body[0])
+        elif header[0] == FAULT:
+            # §2: the controller could not use what was sent, so nothing else will come.
+            print("fault:", msgpack.unpackb(header[1:]), file=sys.stderr)
+            return 1
         else:
             continue
         # §7: a chunk is [request, attempt, index, offset, text, token_ids, extra].
