@@ -113,6 +113,9 @@ async def test_the_environments_endpoint_goes_before_the_files(served: str, tmp_
         (("drain", "nope"), 1, ["error 50005", "'nope'", "hint: zfabric workers"]),
         (("operate", "w1", "nothing"), 1, ["error 40305", "nothing"]),
         (("operate", "w1", "call", "novalue"), 1, ["error 40300", "name=value"]),
+        (("operate", "w1", "call", "timeout=5"), 1, ["error 40300", "'timeout'", "--help"]),
+        (("operate", "w1", "nothing", "--timeout", "-1"), 1, ["error 40302", "timeout is -1.0"]),
+        (("generate", "echo", "x", "--priority", "5000"), 1, ["error 40302", "priority is 5000"]),
         (("generate", "echo", "x", "--top-p", "2"), 1, ["error 40302", "top_p"]),
         (("generate", "echo", "x", "--top-k", "2"), 1, ["error 40304", "top_k"]),
         (("generate", "echo", "x", "--top-k", "many"), 2, ["top-k", "try --help"]),
@@ -143,6 +146,13 @@ async def test_a_reader_that_has_enough_is_no_failure(served: str) -> None:
     _, errors = await process.communicate()
     assert process.returncode == 141
     assert errors == b""
+
+
+async def test_the_help_says_which_requests_go_first(ipc: str) -> None:
+    code, output, _ = await zfabric(ipc, "generate", "--help")
+    assert code == 0
+    assert "those with the lowest number are served first" in " ".join(output.replace("│", " ").split())
+    assert "higher priority" not in output
 
 
 def test_flags_of_answers_are_the_librarys_parameters() -> None:

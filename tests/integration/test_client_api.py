@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import inspect
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
@@ -16,6 +17,8 @@ from tests.fabric import Fabric, at_rest, echo_fabric, fabric, words
 from zfabric import (
     AsyncClient,
     BaseModelWorker,
+    BlockingBatch,
+    BlockingStream,
     ChatMessage,
     Client,
     Completion,
@@ -28,10 +31,12 @@ from zfabric import (
     ParameterRangeError,
     RequestCancelledError,
     RequestError,
+    TokenStream,
     UnknownModelError,
     UnsupportedParameterError,
 )
 from zfabric.backends.echo import EchoOptions, EchoWorker
+from zfabric.client.queries import AsyncQueries
 
 SLOW = EchoOptions(tokens_per_second=200)
 
@@ -370,6 +375,24 @@ async def test_unknown_models_are_results_of_a_batch(ipc: str) -> None:
         results = [result async for _, result in client.generate_many("nope", ["a", "b"])]
         assert all(isinstance(result, UnknownModelError) for result in results)
         assert len(results) == 2
+
+
+def test_both_clients_have_the_same_calls_with_an_example_each() -> None:
+    for one, other in ((AsyncClient, Client), (TokenStream, BlockingStream), (CompletionBatch, BlockingBatch)):
+        calls = {name for name in dir(one) if not name.startswith("_")}
+        twins = {name for name in dir(other) if not name.startswith("_")}
+        assert {name.replace("aclose", "close") for name in calls} ^ twins <= {"open", "endpoint"}
+        for name in calls & twins:
+            first, second = getattr(one, name), getattr(other, name)
+            if inspect.isfunction(first):
+                parameters = [list(inspect.signature(call).parameters.values()) for call in (first, second)]
+                assert parameters[0] == parameters[1], name
+    for kind in (AsyncClient, Client):
+        for name, call in vars(kind).items():
+            if inspect.isfunction(call) and not name.startswith("_") and name not in ("open", "close", "figures"):
+                assert "Example:" in (call.__doc__ or ""), name
+    for name, call in vars(AsyncQueries).items():
+        assert name.startswith("_") or "Example:" in (call.__doc__ or ""), name
 
 
 def test_every_error_is_at_the_top() -> None:

@@ -270,7 +270,7 @@ async def test_no_query_waits_for_ever(ipc: str) -> None:
         calls = [client.count_tokens("m", "x", timeout=0), client.operate("w", "x", timeout=0)]
         for result in await asyncio.gather(*calls, return_exceptions=True):
             assert isinstance(result, DeadlineExceededError)
-        assert not client._connection._session.busy
+        assert not client._connection.session.busy
         listening.cancel()
         await asyncio.gather(listening, return_exceptions=True)
 
@@ -387,7 +387,7 @@ async def test_nothing_that_a_peer_sends_stops_the_pump(ipc: str, seed: int, cap
             stream.cancel()
         for result in await asyncio.gather(*readers[:10], return_exceptions=True):
             assert isinstance(result, FabricError) or not isinstance(result, BaseException)
-        assert not client._connection._session.busy
+        assert not client._connection.session.busy
         figures = client.figures()
         assert figures["bad_messages"] > 0
         assert len([r for r in caplog.records if r.name == "zfabric.client"]) <= BAD_FRAMES_MAX

@@ -170,6 +170,7 @@ WRONG = [
     ("ignore_eos", {"ignore_eos": None}),
     ("logit_bias", {"logit_bias": {2**70: 1.0}}),
     ("logit_bias", {"logit_bias": {5: math.nan}}),
+    ("logit_bias", {"logit_bias": {5: math.inf}}),
     ("logit_bias", {"logit_bias": {5: "1"}}),
     ("logit_bias", {"logit_bias": {"5": 1.0}}),
     ("logit_bias", {"logit_bias": {-1: 1.0}}),
@@ -262,13 +263,13 @@ def test_numbers_and_texts_of_other_types_are_taken_for_what_they_are() -> None:
         ignore_eos=np.bool_(True),
         stop=np.array(["a", "b"]),
         bad_words=[Colour.RED],
-        logit_bias=MappingProxyType({np.int64(5): np.float64(-1.5), 6: 2}),
+        logit_bias=MappingProxyType({np.int64(5): np.float64(-1.5), 6: 2, 7: -math.inf}),
         stop_token_ids=np.int64(9),
         max_tokens=np.int64(16),
     ).sampling
     assert (sampling.temperature, sampling.top_k, sampling.n, sampling.seed) == (0.5, 2, 2, 7)
     assert (sampling.ignore_eos, sampling.stop, sampling.bad_words) == (True, ("a", "b"), ("red",))
-    assert (sampling.logit_bias, sampling.stop_token_ids) == ({5: -1.5, 6: 2.0}, (9,))
+    assert (sampling.logit_bias, sampling.stop_token_ids) == ({5: -1.5, 6: 2.0, 7: -math.inf}, (9,))
     assert sampling.max_new_tokens == 16
     message = OrderedDict(role=Colour.RED, content=[{"type": "image", "image": bytearray(b"png")}], weight=np.arange(2))
     assert sent(None, messages=(message,)).messages == [

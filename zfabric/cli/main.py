@@ -49,6 +49,8 @@ Text = Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True, help="The pr
 
 #: An answer of a chat may be longer than the fabric's default, and is ended by Ctrl-C if it is too long.
 _CHAT_TOKENS: Final = 512
+#: Arguments of `Client.operate` itself.
+_OWN_ARGUMENTS: Final = frozenset({"worker", "call", "model", "timeout"})
 _MODEL_COLUMNS: Sequence[Column] = (
     ("name", lambda row: row.name),
     ("aliases", lambda row: row.aliases),
@@ -242,6 +244,7 @@ def operate(
     /,
     *,
     model: str = "",
+    timeout: Annotated[float | None, cyclopts.Parameter(help="Seconds to wait; two minutes by default.")] = None,
     endpoint: Endpoint = None,
     config: Config = None,
 ) -> None:
@@ -251,11 +254,13 @@ def operate(
         name, separator, value = argument.partition("=")
         if not separator:
             raise RequestError(f"argument {argument!r} is not of the form name=value")
+        if name in _OWN_ARGUMENTS:
+            raise RequestError(f"argument {name!r} is not the call's: see zfabric operate --help", parameter=name)
         given[name] = value
         with contextlib.suppress(msgspec.DecodeError):
             given[name] = msgspec.json.decode(value)
     with Client(endpoint) as client:
-        print_json(client.operate(worker, call, model=model, **given))
+        print_json(client.operate(worker, call, model=model, timeout=timeout, **given))
 
 
 def keys(

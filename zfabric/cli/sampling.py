@@ -27,7 +27,7 @@ class AnswerFlags:
         ignore_eos: Go on past the model's own end.
         seed: Same seed, same text.
         deadline_ms: The request ends with an error after so long.
-        priority: Waiting requests of a higher priority go first.
+        priority: Of the requests that wait, those with the lowest number are served first; -1000 to 1000, 0 is usual.
     """
 
     max_new_tokens: int | None = None

@@ -75,7 +75,9 @@ class AsyncClient(AsyncQueries):
         except RequestError as error:
             raise ConfigurationError(error.message, **error.details) from None
         if credentials is not None and not isinstance(credentials, Credentials):
-            raise ConfigurationError(f"credentials is a {type(credentials).__name__}, it must be Credentials")
+            raise ConfigurationError(
+                f"credentials is a {type(credentials).__name__}, it must be Credentials", parameter="credentials"
+            )
         self._connection = Connection(
             self.endpoint,
             connect_timeout_ms=timeout_ms,

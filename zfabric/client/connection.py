@@ -38,6 +38,9 @@ class Connection:
     Args:
         endpoint: The controller's, checked.
         connect_timeout_ms, label, credentials: As of `AsyncClient`.
+
+    Attributes:
+        session: The protocol's state.
     """
 
     def __init__(self, endpoint: str, *, connect_timeout_ms: int, label: str, credentials: Credentials | None) -> None:
@@ -45,7 +48,7 @@ class Connection:
         self._credentials = credentials
         self._connect_timeout_ms = connect_timeout_ms
         self._rng = random.Random(secrets.randbits(64))
-        self._session = ClientSession(
+        self.session = ClientSession(
             instance=secrets.randbits(63),
             rng=self._rng,
             build=__version__,
@@ -93,7 +96,7 @@ class Connection:
         link, self._link = self._link, None
         if link is None:
             return
-        self._session.close()
+        self.session.close()
         link.send_all(self._taken())
         # One turn, so that tasks that wait for streams see their end before the client is gone.
         await asyncio.sleep(0)
@@ -104,7 +107,7 @@ class Connection:
     def figures(self) -> dict[str, int]:
         """What was counted."""
         link = asdict(self._link.figures) if self._link is not None else {}
-        return {**asdict(self._session.counters), **link, "bad_messages": self._bad_messages}
+        return {**asdict(self.session.counters), **link, "bad_messages": self._bad_messages}
 
     # ── what is asked ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -112,14 +115,14 @@ class Connection:
         """Accept a request. It leaves now, or when the controller is there. Raises: FabricError if it never can."""
         link = self.check_open()
         now_ns = monotonic_ns()
-        pending = self._session.submit(operation, request, sink, now_ns, **options)
-        if not self._session.ready:
+        pending = self.session.submit(operation, request, sink, now_ns, **options)
+        if not self.session.ready:
             self._wait_for_controller()
         elif not self._flush_due:
             # The first request of a turn leaves at once; those that follow it in the same turn leave together.
             self._schedule_flush()
             link.send_all(self._taken())
-        self._timer.arm(self._session.timers.next_ns(), now_ns)
+        self._timer.arm(self.session.timers.next_ns(), now_ns)
         return pending
 
     async def call(
@@ -154,20 +157,20 @@ class Connection:
         self.check_open()
         now_ns = monotonic_ns()
         inquirer = _Inquirer(asyncio.get_running_loop().create_future())
-        inquiry = self._session.ask(what, arguments, inquirer, now_ns, timeout_ms)
-        if self._session.ready:
+        inquiry = self.session.ask(what, arguments, inquirer, now_ns, timeout_ms)
+        if self.session.ready:
             self._schedule_flush()
         else:
             self._wait_for_controller()
-        self._timer.arm(self._session.timers.next_ns(), now_ns)
+        self._timer.arm(self.session.timers.next_ns(), now_ns)
         try:
             return await inquirer.future
         finally:
-            self._session.inquiries.forget(inquiry)
+            self.session.inquiries.forget(inquiry)
 
     def consumed(self, pending: Pending, units: int) -> None:
         """A reader took units."""
-        session = self._session
+        session = self.session
         session.consumed(pending, units)
         if session.flush_due:
             self._schedule_flush()
@@ -175,7 +178,7 @@ class Connection:
     def cancel(self, pending: Pending) -> None:
         """A reader gave up."""
         process.check(self._home)
-        self._session.cancel(pending)
+        self.session.cancel(pending)
         self._schedule_flush()
 
     def dropped(self, pending: Pending) -> None:
@@ -222,34 +225,34 @@ class Connection:
         self.link_idle()
 
     def _taken(self) -> list[tuple[bytes, bytes]]:
-        taken, self._session.outbox = self._session.outbox, []
+        taken, self.session.outbox = self.session.outbox, []
         return taken
 
     def _tick(self) -> None:
-        self._guarded(lambda: self._session.tick(monotonic_ns()))
+        self._guarded(lambda: self.session.tick(monotonic_ns()))
         self.link_idle()
 
     # ── link ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def link_up(self) -> None:
-        self._session.connected(monotonic_ns())
+        self.session.connected(monotonic_ns())
 
     def link_down(self) -> None:
-        self._session.disconnected()
+        self.session.disconnected()
 
     def link_denied(self) -> None:
-        self._session.denied(self.endpoint)
+        self.session.denied(self.endpoint)
 
     def link_message(self, header: bytes, body: bytes) -> None:
         try:
-            self._session.receive(header, body, monotonic_ns())
+            self.session.receive(header, body, monotonic_ns())
         except Exception as error:  # noqa: BLE001 — nothing that a peer sends may stop what reads for all streams
             self._bad_messages += 1
             self._note(error)
 
     def link_idle(self) -> None:
         """Send what there is to say, and see to it that nobody waits for a controller without end."""
-        link, session = self._link, self._session
+        link, session = self._link, self.session
         if link is None:
             return
         if session.flush_due:
@@ -286,7 +289,7 @@ class Connection:
 
     def _wait_for_controller(self) -> None:
         """Have requests end that wait for longer than the connect timeout, at the start or from a loss on."""
-        if self._session.refused is not None and not self._session.refused.retryable:
+        if self.session.refused is not None and not self.session.refused.retryable:
             self._schedule_flush()
         elif self._away is None and self._loop is not None:
             self._away = self._loop.call_later(self._connect_timeout_ms / 1_000, self._give_up)
@@ -299,12 +302,12 @@ class Connection:
     def _give_up(self) -> None:
         """End what has waited for long enough; what was asked for later has its own time."""
         self._away = None
-        error = self._session.refused or ConnectionLostError(
+        error = self.session.refused or ConnectionLostError(
             f"no controller answers at {self.endpoint} for {self._connect_timeout_ms} ms", endpoint=self.endpoint
         )
         now_ns = monotonic_ns()
-        self._session.abandon(error, now_ns - milliseconds(self._connect_timeout_ms))
-        oldest_ns = self._session.oldest_ns
+        self.session.abandon(error, now_ns - milliseconds(self._connect_timeout_ms))
+        oldest_ns = self.session.oldest_ns
         if oldest_ns is not None and self._loop is not None:
             left_ns = oldest_ns + milliseconds(self._connect_timeout_ms) - now_ns
             self._away = self._loop.call_later(max(0, left_ns) / 1e9, self._give_up)

@@ -94,6 +94,8 @@ class Running:
         self._feed = feed
         self._results = results
         self._pending: dict[int, Pending] = {}
+        #: How many were asked for: each has a result.
+        self.begun = 0
         #: Set once the client is closed: nothing more can be asked.
         self.closed: ClosedError | None = None
 
@@ -101,6 +103,7 @@ class Running:
         """Ask for some. The result of each comes in any case."""
         for position, prompt in taken:
             collector = self._collector(position)
+            self.begun += 1
             try:
                 self._pending[position] = self._feed.submit(self._connection, prompt, collector)
             except FabricError as error:
@@ -140,7 +143,12 @@ class _Batch:
         self._feed: Feed | None = feed
         self._running = Running(connection, feed, results)
         self._room = feed.concurrency
-        self._open = 0
+        self._read = 0
+
+    @property
+    def _open(self) -> int:
+        """Results that are still to be read."""
+        return self._running.begun - self._read
 
     def _take(self) -> list[tuple[int, Prompt]]:
         """Prompts for the places that are free. Raises: ClosedError once nothing is left to be read from a closed client."""
@@ -161,12 +169,12 @@ class _Batch:
     def _stop(self) -> None:
         process.check(self._home)
         self._feed = None
-        self._open = 0
+        self._read = self._running.begun
         self._connection.soon(self._running.cancel)
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
-            if self._home is process.here and self._open:
+            if self._home is process.here:
                 self._connection.soon(self._running.cancel)
 
 
@@ -192,13 +200,11 @@ class CompletionBatch(_Batch):
             raise StopAsyncIteration
         self._connection.check_loop()
         result = await self._results.get()
-        self._open -= 1
+        self._read += 1
         return result
 
     def _fill(self) -> None:
-        taken = self._take()
-        self._open += len(taken)
-        self._running.begin(taken)
+        self._running.begin(self._take())
 
     async def aclose(self) -> None:
         """Stop what runs, and forget what was not read."""
@@ -236,7 +242,7 @@ class BlockingBatch(_Batch, Iterator[Result]):
         if not self._open:
             raise StopIteration
         result = self._results.get()
-        self._open -= 1
+        self._read += 1
         return result
 
     def _fill(self) -> None:
@@ -245,7 +251,6 @@ class BlockingBatch(_Batch, Iterator[Result]):
             return
         try:
             self._run(lambda: self._running.begin(taken))
-            self._open += len(taken)
         except ClosedError as error:
             # What was asked before has ended, and is still to be read.
             self._running.closed, self._feed = error, None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from zfabric.client import process, values
 from zfabric.client.mailbox import Mailbox
 from zfabric.client.results import Choice, Completion
@@ -21,6 +23,10 @@ class Reading:
         self._box = mailbox
         self._pending: Pending | None = None
         self._home = process.here
+
+    def _bind(self, make: Callable[[Mailbox], Pending]) -> None:
+        """Submit. The request knows the mailbox, and not this object: that it is dropped has to be noticed."""
+        self._pending = make(self._box)
 
     @property
     def request_id(self) -> str:

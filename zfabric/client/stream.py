@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -46,10 +46,6 @@ class TokenStream(Reading):
         super().__init__(model, self._mailbox)
         self._owner = owner
         self._waiter: asyncio.Future[None] | None = None
-
-    def _bind(self, make: Callable[[Mailbox], Pending]) -> None:
-        # The mailbox must not refer to this object: dropping the stream has to be noticed.
-        self._pending = make(self._mailbox)
 
     def __aiter__(self) -> TokenStream:
         return self

@@ -86,9 +86,9 @@ class Client:
         name = model_name(model)
         connection = self._client._connection
         stream = BlockingStream(connection, name, request.sampling.n)
-        mailbox = stream._mailbox
-        stream._pending = self._thread.call(
-            lambda: connection.submit("generate", request, mailbox, model=name, **submit)
+        # On the loop, so that a stream whose call is interrupted here is dropped, and cancelled, all the same.
+        self._thread.call(
+            lambda: stream._bind(lambda sink: connection.submit("generate", request, sink, model=name, **submit))
         )
         return stream
 

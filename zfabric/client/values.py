@@ -135,10 +135,15 @@ def some_tokens(name: str, value: object) -> tuple[int, ...]:
 
 
 def biases(name: str, value: object) -> dict[int, float]:
-    """Token ids and what is added to their logits. Raises: RequestError, ParameterRangeError."""
+    """Token ids and what is added to their logits, minus infinity for never. Raises: RequestError, ParameterRangeError."""
     if not isinstance(value, Mapping):
         raise wrong(name, value, "a map of token ids to numbers")
-    return {token(f"{name}[{_short(key)}]", key): number(f"{name}[{_short(key)}]", item) for key, item in value.items()}
+    taken: dict[int, float] = {}
+    for key, item in value.items():
+        place = f"{name}[{_short(key)}]"
+        bias = _unwrapped(place, item)
+        taken[token(place, key)] = bias if isinstance(bias, float) and bias == -math.inf else number(place, bias)
+    return taken
 
 
 def optional(take: Take) -> Take:

@@ -28,7 +28,7 @@ W = TypeVar("W", bound=Waiting)
 
 
 class FairQueue(Generic[W]):
-    """Items by priority (lower first), then by turns of their owners, then in order of arrival."""
+    """Items by priority (the lowest number first), then by turns of their owners, then in order of arrival."""
 
     __slots__ = ("_levels", "_priorities", "_size")
 

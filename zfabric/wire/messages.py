@@ -47,7 +47,7 @@ class Submit(Struct, array_like=True, kw_only=True, gc=False):
         attempt: 0, then one more at each resubmission; answers to older attempts are ignored.
         operation: What is asked.
         model: Model or alias; "" where `worker` is given for an operator's call.
-        priority: Lower goes first, 0 is usual.
+        priority: Of the requests that wait, those with the lowest number are served first; 0 is usual.
         deadline_ms: Time left from now, None for no deadline.
         window: Units the worker may send before it needs credit, counted from the answer's start.
         resume_from: Units the client already has (0 for a fresh request).

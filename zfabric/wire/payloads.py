@@ -302,7 +302,7 @@ class GenerateRequest(Struct, array_like=True, kw_only=True):
         drawn_seed: A seed of the client's own drawing, for a model that honours seeds where `sampling` has none: so an
             answer with the defaults can be continued elsewhere. The worker puts it in `sampling`; backends do not look.
         model, request_id, priority, deadline_ms: Set by the fabric on arrival. `deadline_ms` is what is left, None for
-            no deadline; lower priorities go first.
+            no deadline; of what waits, the lowest priority number is served first.
     """
 
     prompt: str | None = None
