@@ -31,6 +31,9 @@ QUERY_TIMEOUT_MS: Final = 10_000
 CALL_TIMEOUT_MS: Final = 120_000
 #: A drain that lasts longer than the longest usual answer helps nobody; what still runs is handed back.
 DRAIN_MS: Final = 30_000
+#: How long a backend may take to stop one request, which keeps its slot meanwhile: a step has to end, an upstream's
+#: connection to be closed. After it the slot counts as free, and the log says which backend did not stop.
+STOP_MS: Final = 10_000
 #: Farewells are a courtesy: a peer that does not answer in this time is left to its lease.
 GOODBYE_MS: Final = 500
 #: Reconnect backoff. The first try is nearly free on one host; the cap keeps a restarted controller found within 1 s.
@@ -67,6 +70,22 @@ HEADER_BYTES_MAX: Final = 4_096
 CONTROL_BODY_BYTES_MAX: Final = 4 * 1024 * 1024
 #: Frames are filled up to this size where their content can be split: the terminals of a step, lists, claims.
 FRAME_BYTES_GOAL: Final = 4 * 1024 * 1024
+#: A request's body that is smaller is decoded as it is: whatever it holds takes some MiB and milliseconds at most.
+REQUEST_BYTES_UNSEEN: Final = 64 * 1024
+#: Values of one request: the longest contexts that are served have a million tokens. A worker decodes them on its event
+#: loop, where so many numbers take some hundredths of a second.
+REQUEST_VALUES_MAX: Final = 1_048_576
+#: Texts, lists and maps of one request, which cost more: inputs to embed, or a chat of more than ten thousand messages.
+REQUEST_PARTS_MAX: Final = 65_536
+#: Text of one request, in bytes: a million tokens are some 5 MiB, and images may come as base64. Binary values, which
+#: cost a copy, are bounded by the frame alone.
+REQUEST_TEXT_BYTES_MAX: Final = 16 * 1024 * 1024
+#: Stop strings, bad words, choices … of one request: engines look at each of them for every token.
+SAMPLING_ITEMS_MAX: Final = 1_024
+#: Tokens with a bias, which engines add as one tensor.
+LOGIT_BIAS_MAX: Final = 65_536
+#: Values of one embedding that may be asked for; no model makes more.
+DIMENSIONS_MAX: Final = 65_536
 #: Text of an error on the wire, in characters, and its details: an error tells, it does not carry.
 MESSAGE_LENGTH_MAX: Final = 4_096
 DETAILS_MAX: Final = 32

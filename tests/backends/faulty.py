@@ -130,6 +130,12 @@ class Announced:
     def fail(self, request_id: str, error: Any) -> None:
         raise AssertionError(error)
 
+    def emit_threadsafe(self, step: Any) -> None:
+        raise AssertionError(step)
+
+    def fail_threadsafe(self, request_id: str, error: Any) -> None:
+        raise AssertionError(error)
+
     def engine_died(self, error: Any) -> None:
         raise AssertionError(error)
 

@@ -137,6 +137,12 @@ class Answers:
         self.errors[request_id] = error
         self._changed.set()
 
+    def emit_threadsafe(self, step: Iterable[tuple[str, Delta]]) -> None:
+        raise AssertionError(step)
+
+    def fail_threadsafe(self, request_id: str, error: FabricError) -> None:
+        raise AssertionError(error)
+
     def models_changed(self, models: Sequence[ModelInfo]) -> None:
         raise AssertionError("nothing here changes its models")
 

@@ -2,25 +2,29 @@
 
 Rule 1: every delta is kept until the reader is known to have it, so that a stream can go on after a controller's death.
 Rule 2: a unit is sent once per controller, in order, and only below the window; what is held back is merged, so that the
-        next credit brings one larger chunk.
+        next credit brings one larger chunk. A delta that reaches beyond the window is split at it.
 Rule 3: the terminal is exempt from credit, and brings along whatever is left.
 """
 
 from __future__ import annotations
 
+from zfabric.core.soundness import all_integers, check_ending, check_logprobs, make_plain
+from zfabric.errors import BackendError
 from zfabric.wire.messages import Operation
 from zfabric.wire.payloads import Chunk, ChunkExtra, Delta, Outcome, Usage
 
-#: Rough size of one kept delta, for the bound on finished answers: objects, not wire bytes.
+#: Rough size of one kept delta, and of one log-probability, for the bound on finished answers: objects, not wire bytes.
 _DELTA_BYTES = 200
+_LOGPROB_BYTES = 150
 
 
 class Backlog:
     """A request's answer as its worker has it."""
 
     __slots__ = (
-        "attempt", "client", "code", "completion_tokens", "deltas", "end", "finished_ns", "first", "instance", "model",
-        "next", "open_choices", "operation", "outcome", "request", "request_id", "resumed", "sent", "window",
+        "attempt", "bare", "careful", "choices", "client", "closed", "code", "deltas", "end", "exact", "finished_ns", "first",
+        "instance", "lock", "model", "next", "open_choices", "operation", "outcome", "rare", "request",
+        "request_id", "resumed", "scored", "sent", "window",
     )  # fmt: skip
 
     def __init__(
@@ -35,7 +39,7 @@ class Backlog:
         model: str,
         window: int,
         resume_from: int,
-        choices: int,
+        lock: bytes = b"",
     ) -> None:
         self.request_id = request_id
         self.client: int | None = client
@@ -44,14 +48,24 @@ class Backlog:
         self.attempt = attempt
         self.operation: Operation = operation
         self.model = model
+        self.lock = lock
         self.window = window
         self.resumed = resume_from
-        self.open_choices = choices
+        #: Whether another worker would draw the same text, which the first chunk tells.
+        self.exact = False
+        self.choices = self.open_choices = 1
+        #: Bit set of the choices that have ended.
+        self.closed = 0
+        #: Whether the next delta is to be looked at closely.
+        self.careful = True
+        #: Whether any delta was more than text and tokens, and whether log-probabilities were looked at.
+        self.rare = self.scored = False
         #: Deltas kept; `first` is the offset of deltas[0], `next` of deltas[sent], `end` after the last.
         self.deltas: list[Delta] = []
         self.first = self.next = self.end = resume_from
         self.sent = 0
-        self.completion_tokens = 0
+        #: Units that are deltas without a token.
+        self.bare = 0
         self.code: int | None = None
         self.outcome: Outcome | None = None
         self.finished_ns = 0
@@ -67,19 +81,68 @@ class Backlog:
         return self.end - self.next
 
     @property
+    def completion_tokens(self) -> int:
+        """Tokens that were made here."""
+        return self.end - self.resumed - self.bare
+
+    @property
     def bytes_kept(self) -> int:
         """About what keeping it costs."""
-        result = len(memoryview(self.outcome.result)) if self.outcome is not None else 0
-        return _DELTA_BYTES * (len(self.deltas) + 4) + result
+        deltas = self.deltas
+        size = _DELTA_BYTES * (len(deltas) + 4) + sum([len(delta.text) for delta in deltas])
+        size += 8 * sum([len(delta.token_ids) for delta in deltas])
+        if deltas and (deltas[0].logprobs or deltas[0].prompt_logprobs):
+            entries = [e for delta in deltas for e in (*(delta.logprobs or ()), *(delta.prompt_logprobs or ()))]
+            size += _LOGPROB_BYTES * sum([1 + len(entry.top) for entry in entries if entry is not None])
+        return size + (len(memoryview(self.outcome.result)) if self.outcome is not None else 0)
+
+    # ── in ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def expect(self, choices: int) -> None:
+        """Set how many choices the request asks for."""
+        self.choices = self.open_choices = choices
 
     def add(self, delta: Delta) -> None:
-        """Keep a new delta."""
+        """Keep a new delta. One of a choice that has ended is dropped.
+
+        Raises:
+            BackendError: It is not what a delta has to be.
+            Exception: It is not even a delta.
+        """
+        if (self.careful or delta.index or delta.text.__class__ is not str) and not self._admits(delta):
+            return
+        token_ids = delta.token_ids
+        tokens = len(token_ids)
+        if (tokens == 1 and token_ids[0].__class__ is not int) or (tokens > 1 and not all_integers(token_ids)):
+            make_plain(delta)
+        if not tokens or delta.finish_reason is not None or delta.logprobs is not None or delta.prompt_logprobs:
+            self._add_rare(delta)
         self.deltas.append(delta)
-        tokens = len(delta.token_ids)
-        self.completion_tokens += tokens
         self.end += tokens or 1
+
+    def _admits(self, delta: Delta) -> bool:
+        """Whether a delta is to be kept, made plain. The first one of a stream comes here, whatever it looks like, and
+        those of other choices than the first. Raises: BackendError: It cannot be made plain, or has no such choice."""
+        make_plain(delta)
+        if not 0 <= delta.index < self.choices:
+            raise BackendError(f"index of a delta is {delta.index}, choices here are 0 … {self.choices - 1}")
+        self.careful = bool(self.closed)
+        return not self.closed >> delta.index & 1
+
+    def _add_rare(self, delta: Delta) -> None:
+        """Look at what few deltas carry. Log-probabilities cost more to look at than to send: those of the first delta
+        speak for the others, which the encoder still refuses where they are nothing that it knows."""
+        self.rare = True
+        self.bare += not delta.token_ids
+        scored = delta.logprobs is not None or bool(delta.prompt_logprobs)
+        if scored and not self.scored:
+            check_logprobs(delta)
+            self.scored = True
         if delta.finish_reason is not None:
+            check_ending(delta)
             self.open_choices -= 1
+            self.closed |= 1 << delta.index
+            self.careful = True
 
     def finish(self, code: int, outcome: Outcome, now_ns: int) -> None:
         """Its terminal."""
@@ -89,6 +152,8 @@ class Backlog:
     def usage(self, reported: Usage | None, prompt_tokens: int) -> Usage:
         """What the engine reported, else what was seen."""
         return reported or Usage(prompt_tokens=prompt_tokens, completion_tokens=self.completion_tokens)
+
+    # ── the reader's word ───────────────────────────────────────────────────────────────────────────────────────────
 
     def acknowledge(self, units: int) -> None:
         """The reader has everything before `units`: forget it."""
@@ -101,20 +166,73 @@ class Backlog:
             self.sent -= drop
 
     def rewind(self, units: int) -> bool:
-        """Send again from `units` on. False if that is not kept any more, or falls inside a delta."""
-        offset, position = self.first, 0
-        while offset < units and position < len(self.deltas):
-            offset += self.deltas[position].units
-            position += 1
-        if offset != units:
+        """Send again from `units` on. False if that is not kept any more, or was never made."""
+        if not self.first <= units <= self.end:
             return False
-        self.sent, self.next = position, units
+        self.sent, self.next = self._position(units), units
         return True
+
+    def cut(self, units: int) -> None:
+        """Forget everything from `units` on, and all before: nothing of it can be sent."""
+        self.deltas.clear()
+        self.sent = 0
+        self.first = self.next = self.end = units
+
+    def _position(self, units: int) -> int:
+        """Where in `deltas` this offset is; a delta that it falls into is split there."""
+        offset, position = self.first, 0
+        while offset < units:
+            size = self.deltas[position].units
+            if offset + size > units:
+                self._split(position, units - offset)
+                size = units - offset
+            offset += size
+            position += 1
+        return position
+
+    def _split(self, position: int, tokens: int) -> None:
+        """Make two deltas of one, after so many of its tokens.
+
+        The text goes with the last part: who goes on elsewhere from the first one has no text beyond its tokens.
+        """
+        whole = self.deltas[position]
+        scores = whole.logprobs
+        apart = scores is not None and len(scores) == len(whole.token_ids)
+        head = Delta(
+            token_ids=whole.token_ids[:tokens],
+            index=whole.index,
+            logprobs=scores[:tokens] if scores is not None and apart else None,
+            prompt_logprobs=whole.prompt_logprobs,
+        )
+        rest = Delta(
+            text=whole.text,
+            token_ids=whole.token_ids[tokens:],
+            index=whole.index,
+            logprobs=scores[tokens:] if scores is not None and apart else scores,
+            finish_reason=whole.finish_reason,
+            usage=whole.usage,
+        )
+        self.deltas[position : position + 1] = [head, rest]
+
+    # ── out ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def take(self, worker: str) -> list[Chunk]:
         """Chunks of what may be sent now: all that is left once finished, else what the window allows."""
-        if len(self.deltas) - self.sent == 1:
-            return self._take_one(worker)
+        deltas, sent = self.deltas, self.sent
+        if len(deltas) - sent == 1:
+            delta, offset = deltas[sent], self.next
+            token_ids = delta.token_ids
+            following = offset + (len(token_ids) or 1)
+            if following <= self.window or self.outcome is not None:
+                # The usual case, a step's one delta.
+                self.sent, self.next = sent + 1, following
+                if self.rare or offset == self.resumed:
+                    return [self._chunk([delta], offset, worker)]
+                return [Chunk(self.request, self.attempt, delta.index, offset, delta.text, token_ids)]
+        return self._take_run(worker)
+
+    def _take_run(self, worker: str) -> list[Chunk]:
+        """As `take`, for any number of deltas, and a window that ends within one."""
         chunks: list[Chunk] = []
         limit = None if self.finished else self.window
         run: list[Delta] = []
@@ -123,7 +241,11 @@ class Backlog:
             delta = self.deltas[self.sent]
             units = len(delta.token_ids) or 1
             if limit is not None and self.next + units > limit:
-                break
+                if self.next >= limit:
+                    break
+                units = limit - self.next
+                self._split(self.sent, units)
+                delta = self.deltas[self.sent]
             if run and run[-1].index != delta.index:
                 chunks.append(self._chunk(run, offset, worker))
                 run, offset = [], self.next
@@ -134,24 +256,21 @@ class Backlog:
             chunks.append(self._chunk(run, offset, worker))
         return chunks
 
-    def _take_one(self, worker: str) -> list[Chunk]:
-        """The usual case, a step's one delta, without what only runs need."""
-        delta = self.deltas[self.sent]
-        token_ids, offset = delta.token_ids, self.next
-        following = offset + (len(token_ids) or 1)
-        if following > self.window and self.outcome is None:
-            return []
-        self.sent += 1
-        self.next = following
-        if (
-            not token_ids
-            or delta.finish_reason is not None
-            or offset == self.resumed
-            or delta.logprobs is not None
-            or delta.prompt_logprobs is not None
-        ):
-            return [self._chunk([delta], offset, worker)]
-        return [Chunk(self.request, self.attempt, delta.index, offset, delta.text, token_ids)]
+    def halves(self, chunk: Chunk, worker: str) -> list[Chunk]:
+        """The same units as two chunks, or the one chunk where it is a single unit."""
+        extra = chunk.extra
+        units = len(chunk.token_ids) if extra is None or extra.units is None else extra.units
+        if units < 2 or chunk.offset < self.first:
+            return [chunk]
+        middle = chunk.offset + units // 2
+        # The first look may split a delta there, which moves the positions after it.
+        self._position(middle)
+        begin, between, end = (self._position(at) for at in (chunk.offset, middle, chunk.offset + units))
+        self.sent = self._position(self.next)
+        return [
+            self._chunk(self.deltas[begin:between], chunk.offset, worker),
+            self._chunk(self.deltas[between:end], middle, worker),
+        ]
 
     def _chunk(self, run: list[Delta], offset: int, worker: str) -> Chunk:
         """A run of deltas of one choice as one chunk."""
@@ -172,5 +291,6 @@ class Backlog:
                 finish_reason=last.finish_reason,
                 logprobs=[entry for delta in run for entry in delta.logprobs or ()] if has_logprobs else None,
                 prompt_logprobs=first.prompt_logprobs,
+                exact=starts and self.exact,
             )
         return Chunk(self.request, self.attempt, first.index, offset, text, token_ids, extra)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from zfabric.core.broker import Broker
@@ -176,9 +177,12 @@ class SimWorker:
         if self.frozen:
             self._held.append((header, body))
             return
-        for order in self.session.receive(header, body, self.world.now_ns):
-            self._obey(order)
+        self._obey_all(self.session.receive(header, body, self.world.now_ns))
         self._after()
+
+    def _obey_all(self, orders: Sequence[Order]) -> None:
+        for order in orders:
+            self._obey(order)
 
     def _obey(self, order: Order) -> None:
         if isinstance(order, Begin):
@@ -192,6 +196,7 @@ class SimWorker:
                 raise Violation(f"worker {self.name} runs {len(self.active)} requests with {self.slots} slots")
         elif isinstance(order, Stop):
             self.active.pop(order.request_id, None)
+            self._obey_all(self.session.stopped(order.request_id, self.world.now_ns))
         else:
             assert not isinstance(order, DrainAsked) or order.limit_ms >= 0
             assert not isinstance(order, Refused) or order.error.retryable
@@ -220,8 +225,8 @@ class SimWorker:
                 del self.active[request_id]
             lines.append((request_id, delta))
         self.session.load.progress += 1
-        self.session.emit(lines, self.world.now_ns)
-        self.session.flush()
+        self._obey_all(self.session.emit(lines, self.world.now_ns))
+        self._obey_all(self.session.flush())
         self._after()
 
     def _tick(self) -> None:

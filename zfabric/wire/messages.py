@@ -230,7 +230,7 @@ class WorkerHello(Struct, array_like=True, kw_only=True):
     build: OptionalName
     name: Name
     instance: Unsigned63
-    models: Annotated[list[ModelInfo], Meta(min_length=1, max_length=WORKER_MODELS_MAX)]
+    models: Annotated[list[ModelInfo], Meta(max_length=WORKER_MODELS_MAX)]
     load: Load
     speed: Annotated[float, Meta(ge=0)] = 1.0
     beats: bool = True

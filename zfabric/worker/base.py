@@ -5,7 +5,11 @@ A backend knows no sockets, no registration and no beats. There are two ways to 
 * **one request at a time**: implement `generate` as an async generator of `Delta`. Deltas that several requests yield in
   the same turn of the event loop leave as one message per client, so this is fast enough for most engines.
 * **one step at a time**: an engine that steps many requests at once overrides `begin` and `abort`, and hands all
-  deltas of a step to `self.steps.emit(...)` in one call, from the event loop's thread.
+  deltas of a step to `self.steps.emit(...)` in one call; an engine that steps in a thread of its own calls
+  `self.steps.emit_threadsafe(...)` there.
+
+Whatever a backend raises, or hands over that is not what it has to be, ends the one request that it is about with a
+BackendError, and is logged. Nobody else notices.
 """
 
 from __future__ import annotations
@@ -28,9 +32,10 @@ class EngineLoad:
     Attributes:
         waiting: Requests accepted but not yet in the batch.
         kv_blocks_free: Free blocks of the cache.
-        progress: A counter that moves at every engine step; None counts deltas instead.
+        progress: A counter that moves at every engine step. An engine that has requests and does not move it for the
+            stall time has hung: they go elsewhere. With None, the default, it is never taken for hung.
         slots: Room now, None for the configured number.
-        gauges: Named figures for operators.
+        gauges: Named figures for operators, 64 at most; what is not finite is left out.
     """
 
     __slots__ = ("gauges", "kv_blocks_free", "progress", "slots", "waiting")
@@ -52,7 +57,8 @@ class EngineLoad:
 
 
 class StepSink(Protocol):
-    """Where a step-wise engine hands over what it made. Call it from the event loop's thread."""
+    """Where a step-wise engine hands over what it made. All but the calls that say otherwise belong on the event loop's
+    thread."""
 
     def emit(self, step: Iterable[tuple[str, Delta]]) -> None:
         """All deltas of one engine step, as (request_id, delta). The last of a request sets `finish_reason`
@@ -61,8 +67,19 @@ class StepSink(Protocol):
     def fail(self, request_id: str, error: FabricError) -> None:
         """End a request with an error."""
 
+    def emit_threadsafe(self, step: Iterable[tuple[str, Delta]]) -> None:
+        """As `emit`, from any thread. Returns at once; steps keep their order. Ignored once the worker has ended."""
+
+    def fail_threadsafe(self, request_id: str, error: FabricError) -> None:
+        """As `fail`, from any thread, in order with `emit_threadsafe`."""
+
     def models_changed(self, models: Sequence[ModelInfo]) -> None:
-        """Announce another set of models (an adapter was loaded, an upstream came or went)."""
+        """Announce another set of models (an adapter was loaded, an upstream came or went). It may be empty.
+
+        Raises:
+            ConfigurationError: It cannot be announced: a name is taken by another backend of this worker, or a value is
+                none that can be sent. What was served before still is. The log says so as well.
+        """
 
     def log(self, event: str, **fields: object) -> None:
         """Tell the operator of something; never per request."""
@@ -99,8 +116,10 @@ class BaseModelWorker(ABC):
         """Deltas of the answer, in order.
 
         The generator is closed (`aclose`, so GeneratorExit at its yield, or CancelledError at its await) when the
-        request is cancelled, its deadline passes or its client dies. The last delta of each choice sets
-        `finish_reason`, and the very last one `usage`; without `usage` the tokens seen are counted.
+        request is cancelled, its deadline passes or its client dies. Its slot is free when it has ended, so it should
+        not take long; after 10 s the log names it, and the slot counts as free all the same. The last delta of each
+        choice sets `finish_reason`, and the very last one `usage`; without `usage` the tokens seen are counted. To return
+        is to end: choices without a reason have ended with "stop" then. What comes after a choice's end is dropped.
 
         Raises:
             FabricError: Reaches the caller as it is. Anything else becomes a BackendError.
@@ -116,7 +135,8 @@ class BaseModelWorker(ABC):
         raise UnsupportedOperationError(f"{type(self).__name__} does not count tokens", operation="count_tokens")
 
     async def operate(self, request: OperateRequest) -> Any:
-        """An operator's call; the result must be MessagePack-able."""
+        """An operator's call, to the backend of `request.model`, or to the only one of the worker that has calls. The
+        result must be MessagePack-able; arrays and numbers of NumPy and torch are sent as the numbers that they hold."""
         raise UnsupportedOperationError(
             f"{type(self).__name__} has no call {request.call!r}", operation="operate", call=request.call
         )
@@ -142,7 +162,11 @@ class BaseModelWorker(ABC):
         raise NotImplementedError
 
     def abort(self, request_id: str) -> None:
-        """Stop a request begun before; no more is wanted of it. Must not block. Unknown names are ignored."""
+        """Stop a request begun before; no more is wanted of it. Must not block. Unknown names are ignored.
+
+        Its slot counts as free when this returns: a request that is begun later must find room, at the latest when the
+        engine's running step is over.
+        """
         raise NotImplementedError
 
     @classmethod

@@ -1,0 +1,266 @@
+"""Requests in the hands of backends: each is begun once, and its slot is free when its backend has ended with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, Final
+
+from msgspec import structs
+
+from zfabric.core.soundness import sound_text
+from zfabric.core.worker_session import Begin, Order, WorkerSession
+from zfabric.errors import BackendError, FabricError
+from zfabric.limits import STOP_MS
+from zfabric.transport.clock import monotonic_ns
+from zfabric.wire.payloads import CountRequest, Delta, EmbedRequest, EmbedResult, GenerateRequest, OperateRequest, Usage
+from zfabric.wire.plain import plain_integer
+from zfabric.worker.base import BaseModelWorker
+from zfabric.worker.served import Served, ServedModels
+
+#: What a backend may raise for a request. A cancellation that nobody here asked for is a failure like any other.
+_FAILURES: Final = (Exception, asyncio.CancelledError)
+
+
+class _Run:
+    """One request at its backend. Step-wise engines have no task for it."""
+
+    __slots__ = ("backend", "limit", "task")
+
+    def __init__(self, backend: BaseModelWorker) -> None:
+        self.backend = backend
+        self.task: asyncio.Task[None] | None = None
+        self.limit: asyncio.TimerHandle | None = None
+
+
+class Runs:
+    """Begins and stops requests.
+
+    Args:
+        session: Told what became of each.
+        loop: The service's event loop.
+        log: Called with an event's name and fields.
+        obey: Does what the session's calls led to.
+        changed: Called when something is to be sent, or a slot became free.
+    """
+
+    def __init__(
+        self,
+        session: WorkerSession,
+        loop: asyncio.AbstractEventLoop,
+        log: Callable[..., Any],
+        obey: Callable[[Sequence[Order]], None],
+        changed: Callable[[], None],
+    ) -> None:
+        self._session = session
+        self._loop = loop
+        self._log = log
+        self._obey = obey
+        self._changed = changed
+        self._runs: dict[str, _Run] = {}
+        #: Deltas that came from backends.
+        self.units = 0
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def of(self, backend: BaseModelWorker | None) -> list[str]:
+        """Names of the requests of a backend, or of all."""
+        return [name for name, run in self._runs.items() if backend is None or run.backend is backend]
+
+    # ── begin ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def begin(self, order: Begin, served: ServedModels) -> None:
+        """Hand a request to its backend."""
+        request, request_id = order.request, order.request_id
+        try:
+            if request_id in self._runs:
+                raise BackendError(f"the backend has not ended with request {request_id} of the same name")
+            if isinstance(request, OperateRequest):
+                backend = served.for_call(request.model)
+                work = partial(self._unary, request, backend.operate)
+            else:
+                known = served.find(request.model)
+                backend = known.backend
+                if isinstance(request, GenerateRequest):
+                    self._prepare(request, known)
+                    work = partial(self._generate, request, backend)
+                elif isinstance(request, EmbedRequest):
+                    work = partial(self._unary, request, backend.embed)
+                else:
+                    work = partial(self._unary, request, backend.count_tokens)
+            run = self._runs[request_id] = _Run(backend)
+            if isinstance(request, GenerateRequest) and backend.is_stepwise():
+                backend.begin(request)
+                return
+        except _FAILURES as error:
+            self.fail(request_id, error)
+            return
+        run.task = self._loop.create_task(self._guarded(request_id, work))
+        run.task.add_done_callback(partial(self._ended, request_id))
+
+    def _prepare(self, request: GenerateRequest, served: Served) -> None:
+        """Refuse by name what the model does not honour; draw by the client's seed where there is no other.
+
+        Raises:
+            UnsupportedParameterError: A parameter is not honoured.
+        """
+        sampling = request.sampling
+        sampling.require(served.parameters, served.label)
+        drawn = request.drawn_seed
+        if drawn is not None and sampling.seed is None and not sampling.greedy and "seed" in served.parameters:
+            request.sampling = sampling = structs.replace(sampling, seed=drawn)
+        if sampling.reproducible:
+            self._session.mark_exact(request.request_id)
+
+    async def _guarded(self, request_id: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Whatever a backend raises is its request's error. A cancellation is either ours, and `_ended` sees what is
+        left to do, or the backend's own."""
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001 — as above
+            self.fail(request_id, error)
+
+    async def _unary(self, request: EmbedRequest | CountRequest | OperateRequest, call: Callable[..., Any]) -> None:
+        result = _checked(request, await call(request))
+        self._obey(self._session.succeed(request.request_id, result, monotonic_ns()))
+        self._changed()
+
+    async def _generate(self, request: GenerateRequest, backend: BaseModelWorker) -> None:
+        request_id, streams = request.request_id, self._session.streams
+        deltas = backend.generate(request)
+        if not hasattr(deltas, "__aiter__"):
+            if asyncio.iscoroutine(deltas):
+                deltas.close()
+            raise BackendError(f"generate of {type(backend).__name__} is no async generator")
+        try:
+            async for delta in deltas:
+                if delta.finish_reason is not None and delta.usage is None:
+                    delta.usage = await self._usage(backend, request, delta)
+                self.emit([(request_id, delta)])
+                self._changed()
+                if request_id not in streams:
+                    return
+            # What returns without a word of its end has come to it.
+            for index in self._session.open_choices(request_id):
+                ending = Delta(index=index, finish_reason="stop")
+                ending.usage = await self._usage(backend, request, ending)
+                self.emit([(request_id, ending)])
+        finally:
+            close = getattr(deltas, "aclose", None)
+            if close is not None:
+                await close()
+
+    async def _usage(self, backend: BaseModelWorker, request: GenerateRequest, last: Delta) -> Usage | None:
+        """Count for a backend that does not, at the end of the last choice."""
+        stream = self._session.streams.get(request.request_id)
+        if stream is None or stream.open_choices > 1:
+            return None
+        completion = len(last.token_ids) + stream.completion_tokens + len(request.resume_token_ids)
+        if request.prompt_token_ids is not None:
+            return Usage(len(request.prompt_token_ids), completion)
+        try:
+            count = CountRequest(prompt=request.prompt, messages=request.messages, model=request.model)
+            return Usage(int(await backend.count_tokens(count)), completion)
+        except Exception:  # noqa: BLE001 — an answer that is there does not fail for want of a count
+            return Usage(0, completion, estimated=True)
+
+    # ── what came of it ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def emit(self, step: list[tuple[str, Delta]]) -> None:
+        """Deltas of an engine; they leave with the next flush."""
+        streams = self._session.streams
+        before = len(streams)
+        self.units += len(step)
+        orders = self._session.emit(step, monotonic_ns())
+        if orders:
+            self._obey(orders)
+        if len(streams) != before:
+            for request_id, _ in step:
+                if request_id not in streams:
+                    self._forget_stepped(request_id)
+            self._changed()
+
+    def fail(self, request_id: str, error: BaseException) -> None:
+        """A backend gives up on a request, or raised for it."""
+        known = (
+            error if isinstance(error, FabricError) else BackendError(f"{type(error).__name__}: {sound_text(error)}")
+        )
+        if known is not error:
+            self._log("backend_error", request=request_id, error=known.message)
+        self._session.fail(request_id, known, monotonic_ns())
+        self._forget_stepped(request_id)
+        self._changed()
+
+    def _forget_stepped(self, request_id: str) -> None:
+        """A step-wise engine has ended with a request. Of others the task's end is the word for it."""
+        run = self._runs.get(request_id)
+        if run is not None and run.task is None:
+            del self._runs[request_id]
+
+    # ── stop ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def stop(self, request_id: str) -> None:
+        """Nothing more is wanted of a request; the session hears of it when its backend has stopped."""
+        run = self._runs.get(request_id)
+        if run is not None and run.task is not None:
+            # Its own task finds out by itself, and closes what it has open without being interrupted.
+            if run.task is not asyncio.current_task():
+                run.task.cancel()
+            if run.limit is None:
+                run.limit = self._loop.call_later(STOP_MS / 1_000, self._stop_is_late, request_id, run)
+            return
+        if run is not None:
+            del self._runs[request_id]
+            try:
+                run.backend.abort(request_id)
+            except _FAILURES as error:
+                self._log("abort_failed", request=request_id, error=f"{type(error).__name__}: {sound_text(error)}")
+        self._stopped(request_id)
+
+    def _stop_is_late(self, request_id: str, run: _Run) -> None:
+        backend = type(run.backend).__name__
+        self._log("stop_limit_reached", request=request_id, backend=backend, limit_s=STOP_MS / 1_000)
+        self._stopped(request_id)
+
+    def _stopped(self, request_id: str) -> None:
+        self._obey(self._session.stopped(request_id, monotonic_ns()))
+        self._changed()
+
+    def _ended(self, request_id: str, task: asyncio.Task[None]) -> None:
+        """A task is over, however it came to that, also before it began: so is its request."""
+        run = self._runs.pop(request_id)
+        if run.limit is not None:
+            run.limit.cancel()
+        if not task.cancelled():
+            task.exception()
+        if request_id in self._session.streams:
+            self.fail(request_id, BackendError(f"{type(run.backend).__name__} ended a request without an answer"))
+        self._stopped(request_id)
+
+    async def close(self) -> None:
+        """Stop everything, and wait for it as long as a backend may take."""
+        for request_id in list(self._runs):
+            self.stop(request_id)
+        tasks = [run.task for run in self._runs.values() if run.task is not None]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=STOP_MS / 1_000)
+            if late:
+                self._log("stop_limit_reached", requests=len(late), limit_s=STOP_MS / 1_000)
+
+
+def _checked(request: EmbedRequest | CountRequest | OperateRequest, result: Any) -> object:
+    """A result as its caller will read it. Raises: BackendError: It is something else."""
+    try:
+        if isinstance(request, EmbedRequest):
+            rows, dimensions = plain_integer(result.rows), plain_integer(result.dimensions)
+            data = result.data if isinstance(result.data, bytes) else bytes(memoryview(result.data))
+            if len(data) != 4 * rows * dimensions:
+                raise BackendError(f"embed gave {len(data)} bytes for {rows} rows of {dimensions} float32")
+            return EmbedResult(rows=rows, dimensions=dimensions, data=data)
+        return plain_integer(result) if isinstance(request, CountRequest) else result
+    except (AttributeError, TypeError) as error:
+        raise BackendError(
+            f"the result is of type {type(result).__name__}, which is not its operation's: {error}"
+        ) from None

@@ -1,0 +1,107 @@
+"""Which backend of a worker serves which model, and what is announced of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from msgspec import structs
+
+from zfabric.errors import ConfigurationError, RequestError, UnknownModelError
+from zfabric.wire.messages import ModelInfo
+from zfabric.worker.base import BaseModelWorker
+
+
+class Served(NamedTuple):
+    """A name's backend, what errors call the model, and the sampling parameters that it knows."""
+
+    backend: BaseModelWorker
+    label: str
+    parameters: frozenset[str]
+
+
+class ServedModels:
+    """The models of one worker, as they are announced. It never changes: another set is another object.
+
+    Args:
+        worker: The worker's name, for errors.
+        backends: All backends; their order gives engines their numbers.
+        models: What each of them serves, in the same order.
+
+    Raises:
+        ConfigurationError: Two models have the same name, or what a backend names is no model.
+    """
+
+    def __init__(self, worker: str, backends: Sequence[BaseModelWorker], models: Sequence[Sequence[ModelInfo]]) -> None:
+        self._worker = worker
+        self._backends = tuple(backends)
+        self._models = tuple(tuple(infos) for infos in models)
+        self._route: dict[str, Served] = {}
+        #: What the controller is told.
+        self.announced: list[ModelInfo] = []
+        for engine, (backend, infos) in enumerate(zip(self._backends, self._models, strict=True)):
+            for info in infos:
+                self._add(engine, backend, info)
+
+    def replaced(self, backend: BaseModelWorker, infos: Sequence[ModelInfo]) -> ServedModels:
+        """The same, with other models of one backend. Raises: ConfigurationError, as above."""
+        models = [
+            infos if other is backend else known for other, known in zip(self._backends, self._models, strict=True)
+        ]
+        return ServedModels(self._worker, self._backends, models)
+
+    def _add(self, engine: int, backend: BaseModelWorker, info: ModelInfo) -> None:
+        kind = type(backend).__name__
+        if not isinstance(info, ModelInfo):
+            raise ConfigurationError(f"{kind} names {type(info).__name__} as a model, it must be a ModelInfo")
+        parameters = list(info.parameters or sorted(backend.parameters))
+        served = Served(backend, f"model {info.name!r}", frozenset(parameters))
+        for name in (info.name, *info.aliases):
+            if name in self._route:
+                raise ConfigurationError(f"two models of this worker are named {name!r}", model=name)
+            self._route[name] = served
+        self.announced.append(structs.replace(info, parameters=parameters, engine=engine))
+
+    @property
+    def names(self) -> list[str]:
+        """All names and aliases, for logs."""
+        return sorted(self._route)
+
+    def find(self, model: str) -> Served:
+        """Who serves a model.
+
+        Raises:
+            UnknownModelError: Nobody here.
+            RequestError: None is named, and there are several.
+        """
+        if not model:
+            return self._only()
+        found = self._route.get(model)
+        if found is None:
+            raise UnknownModelError(f"worker {self._worker!r} does not serve {model!r}", model=model)
+        return found
+
+    def for_call(self, model: str) -> BaseModelWorker:
+        """Who gets an operator's call: the backend of the model, or without one the only backend that has calls.
+
+        Raises:
+            UnknownModelError: Nobody here serves the model.
+            RequestError: No model is named, and several backends have calls.
+        """
+        if model:
+            return self.find(model).backend
+        able = [b for b in self._backends if type(b).operate is not BaseModelWorker.operate] or self._backends[:1]
+        if len(able) > 1:
+            raise self._ambiguous()
+        return able[0]
+
+    def _only(self) -> Served:
+        if not self._route:
+            raise UnknownModelError(f"worker {self._worker!r} serves no model now")
+        if len(self.announced) > 1:
+            raise self._ambiguous()
+        return next(iter(self._route.values()))
+
+    def _ambiguous(self) -> RequestError:
+        names = ", ".join(info.name for info in self.announced)
+        return RequestError(f"worker {self._worker!r} serves several models: name one of {names}", parameter="model")
