@@ -88,6 +88,10 @@ SAMPLING_ITEMS_MAX: Final = 1_024
 LOGIT_BIAS_MAX: Final = 65_536
 #: Values of one embedding that may be asked for; no model makes more.
 DIMENSIONS_MAX: Final = 65_536
+#: Words of a prompt that the echo backend takes: it splits prompts on its event loop, in some milliseconds.
+ECHO_WORDS_MAX: Final = 65_536
+#: Characters of one of its tokens: it says them again and again, so a longer word is several tokens.
+ECHO_TOKEN_LENGTH_MAX: Final = 1_024
 #: Text of an error on the wire, in characters, and its details: an error tells, it does not carry.
 MESSAGE_LENGTH_MAX: Final = 4_096
 DETAILS_MAX: Final = 32

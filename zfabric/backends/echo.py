@@ -11,8 +11,11 @@ import math
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import Final
 
 from zfabric.backends.prompts import context_overflow
+from zfabric.errors import ParameterRangeError
+from zfabric.limits import ECHO_TOKEN_LENGTH_MAX, ECHO_WORDS_MAX
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import (
     CountRequest,
@@ -21,10 +24,12 @@ from zfabric.wire.payloads import (
     EmbedResult,
     FinishReason,
     GenerateRequest,
-    Message,
     Usage,
 )
 from zfabric.worker.base import BaseModelWorker, EngineLoad
+
+#: Vectors made before the event loop gets its turn.
+_ROWS_AT_ONCE: Final = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,18 +56,22 @@ class EchoOptions:
 class _Stream:
     """One running answer."""
 
-    __slots__ = ("due", "limit", "position", "prompt_tokens", "stop_at", "tokens")
+    __slots__ = ("due", "limit", "position", "prompt_tokens", "resumed_after", "stop_at", "tokens")
 
     def __init__(self, tokens: list[str], request: GenerateRequest, due: float, context_length: int) -> None:
         self.tokens = tokens
         self.prompt_tokens = len(tokens)
         self.position = len(request.resume_token_ids)
+        self.resumed_after = request.resume_token_ids[-1] if request.resume_token_ids else None
         self.limit = min(request.sampling.max_new_tokens or len(tokens), context_length - len(tokens))
         self.stop_at = frozenset(request.sampling.stop_token_ids)
         self.due = due
 
     def step(self) -> Delta:
         position = self.position
+        if position >= self.limit or self.resumed_after in self.stop_at:
+            # The reader of an answer that another worker began has all of it but its end.
+            return self._ending("stop" if self.resumed_after in self.stop_at else "length", "", [])
         token = position % self.prompt_tokens
         self.position = position + 1
         reason: FinishReason | None = None
@@ -72,13 +81,11 @@ class _Stream:
             reason = "length"
         if reason is None:
             return Delta(text=self.tokens[token], token_ids=[token])
-        text = "" if reason == "stop" else self.tokens[token]
-        return Delta(
-            text=text,
-            token_ids=[token],
-            finish_reason=reason,
-            usage=Usage(prompt_tokens=self.prompt_tokens, completion_tokens=self.position),
-        )
+        return self._ending(reason, "" if reason == "stop" else self.tokens[token], [token])
+
+    def _ending(self, reason: FinishReason, text: str, token_ids: list[int]) -> Delta:
+        usage = Usage(prompt_tokens=self.prompt_tokens, completion_tokens=self.position)
+        return Delta(text=text, token_ids=token_ids, finish_reason=reason, usage=usage)
 
 
 class EchoWorker(BaseModelWorker):
@@ -98,7 +105,7 @@ class EchoWorker(BaseModelWorker):
         self._timed = bool(self._interval or self.options.first_token_ms)
         self._turn: asyncio.Handle | None = None
         self._due = 0.0
-        self._steps_taken = 0
+        self._steps_taken = self._moves = 0
 
     async def load(self) -> ModelInfo:
         self._loop = asyncio.get_running_loop()
@@ -114,9 +121,7 @@ class EchoWorker(BaseModelWorker):
         )
 
     def begin(self, request: GenerateRequest) -> None:
-        tokens = _prompt_tokens(request.prompt, request.messages, request.prompt_token_ids)
-        if len(tokens) >= self.options.context_length:
-            raise context_overflow(len(tokens), self.options.context_length)
+        tokens = self._tokens_of(request)
         now = due = self._loop.time()
         if self.options.first_token_ms:
             due += self.options.first_token_ms / 1_000
@@ -130,19 +135,57 @@ class EchoWorker(BaseModelWorker):
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         dimensions = request.dimensions or self.options.dimensions
-        rows = [_vector(str(text), dimensions) for text in request.inputs]
+        if dimensions > self.options.dimensions:
+            raise ParameterRangeError(
+                f"dimensions is {dimensions}, this model makes {self.options.dimensions}", parameter="dimensions"
+            )
+        rows: list[bytes] = []
+        for text in request.inputs:
+            rows.append(_vector(text, dimensions))
+            if len(rows) % _ROWS_AT_ONCE == 0:
+                self._moves += 1
+                await asyncio.sleep(0)
         return EmbedResult(rows=len(rows), dimensions=dimensions, data=b"".join(rows))
 
     async def count_tokens(self, request: CountRequest) -> int:
-        return len(_prompt_tokens(request.prompt, request.messages, None))
+        return len(self._split(request.plain_text()))
 
     def load_report(self) -> EngineLoad:
-        return EngineLoad(progress=self._steps_taken)
+        if self._turn is not None and self._due > self._loop.time():
+            # It waits by its own schedule, which may be slower than what others take for hung.
+            self._moves += 1
+        return EngineLoad(progress=self._steps_taken + self._moves)
 
     async def close(self) -> None:
         self._streams.clear()
         if self._turn is not None:
             self._turn.cancel()
+
+    def _tokens_of(self, request: GenerateRequest) -> list[str]:
+        """What the answer is made of. Raises: ContextOverflowError: The prompt is too long to be kept, or to answer."""
+        ids = request.prompt_token_ids
+        if ids is not None:
+            self._check_length(len(ids))
+            return [f"{token} " for token in ids]
+        tokens = self._split(request.plain_text())
+        self._check_length(len(tokens))
+        return tokens
+
+    def _split(self, text: str) -> list[str]:
+        """The tokens of a text. Raises: ContextOverflowError: There are more words than are ever split."""
+        words = text.split(None, ECHO_WORDS_MAX)
+        if len(words) > ECHO_WORDS_MAX:
+            raise context_overflow(len(words), min(ECHO_WORDS_MAX, self.options.context_length))
+        tokens = [word + " " for word in words] or [" "]
+        size = ECHO_TOKEN_LENGTH_MAX
+        if len(text) < size:
+            return tokens
+        return [token[at : at + size] for token in tokens for at in range(0, len(token), size)]
+
+    def _check_length(self, tokens: int) -> None:
+        length = min(self.options.context_length, 2 * ECHO_WORDS_MAX)
+        if tokens >= length:
+            raise context_overflow(tokens, length)
 
     def _come_back(self, due: float, now: float) -> None:
         """Have the next step made no later than this."""
@@ -178,15 +221,8 @@ class EchoWorker(BaseModelWorker):
             self.steps.emit(step)
 
 
-def _prompt_tokens(prompt: str | None, messages: list[Message] | None, ids: list[int] | None) -> list[str]:
-    if ids is not None:
-        return [f"{token} " for token in ids]
-    if messages is not None:
-        prompt = " ".join(str(message.get("content", "")) for message in messages)
-    return [word + " " for word in (prompt or "").split()] or [" "]
-
-
-def _vector(text: str, dimensions: int) -> bytes:
-    values = [zlib.crc32(f"{index}:{text}".encode()) / 2**32 - 0.5 for index in range(dimensions)]
+def _vector(text: str | list[int], dimensions: int) -> bytes:
+    seed = zlib.crc32(str(text).encode())
+    values = [zlib.crc32(index.to_bytes(4, "big"), seed) / 2**32 - 0.5 for index in range(dimensions)]
     norm = sum(value * value for value in values) ** 0.5 or 1.0
     return struct.pack(f"<{dimensions}f", *(value / norm for value in values))

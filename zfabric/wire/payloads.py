@@ -10,7 +10,14 @@ from typing import Any, Final, Literal
 
 from msgspec import Raw, Struct, structs
 
-from zfabric.errors import Detail, ParameterRangeError, RequestError, UnsupportedParameterError
+from zfabric.errors import (
+    Detail,
+    ParameterRangeError,
+    RequestError,
+    UnsupportedOperationError,
+    UnsupportedParameterError,
+)
+from zfabric.limits import DIMENSIONS_MAX, LOGIT_BIAS_MAX, SAMPLING_ITEMS_MAX
 from zfabric.wire.messages import NIL
 
 FinishReason = Literal["stop", "length", "abort"]
@@ -123,6 +130,10 @@ class SamplingParams(Struct, array_like=True, frozen=True, kw_only=True):
         """What one parameter demands of another. Raises: ParameterRangeError."""
         if self.best_of is not None and self.best_of < self.n:
             raise _out_of_range("best_of", self.best_of, f"at least n, which is {self.n}")
+        for name, bound in _LENGTHS.items():
+            items = getattr(self, name)
+            if items and len(items) > bound:
+                raise _out_of_range(f"length of {name}", len(items), f"at most {bound}")
         if "" in self.stop:
             raise _out_of_range("stop", "", "non-empty strings")
         guides = [name for name in _GUIDES if getattr(self, name)]
@@ -167,6 +178,14 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "best_of": (1, 128),
     "logprobs": (0, 1_000),
     "prompt_logprobs": (0, 1_000),
+}
+#: How many items a parameter may have.
+_LENGTHS: Final = {
+    "stop": SAMPLING_ITEMS_MAX,
+    "stop_token_ids": SAMPLING_ITEMS_MAX,
+    "bad_words": SAMPLING_ITEMS_MAX,
+    "guided_choice": SAMPLING_ITEMS_MAX,
+    "logit_bias": LOGIT_BIAS_MAX,
 }
 #: Zero is within the bounds, but not allowed.
 _POSITIVE: Final = frozenset({"top_p", "top_k", "typical_p", "repetition_penalty"})
@@ -323,6 +342,18 @@ class GenerateRequest(Struct, array_like=True, kw_only=True):
         """Raises: RequestError, ParameterRangeError."""
         _require_one_prompt(self.prompt, self.messages, self.prompt_token_ids)
         self.sampling.validate()
+        if self.drawn_seed is not None and not -(2**63) <= self.drawn_seed < 2**63:
+            raise _out_of_range("drawn_seed", self.drawn_seed, "a seed")
+
+    def plain_text(self) -> str:
+        """The prompt, or what is text in the messages, one after the other: for backends without a chat template.
+
+        Raises:
+            UnsupportedOperationError: The prompt is given as token ids.
+        """
+        if self.prompt_token_ids is not None:
+            raise UnsupportedOperationError("this model reads text, not token ids", operation="generate")
+        return _plain_text(self.prompt, self.messages)
 
 
 class EmbedRequest(Struct, array_like=True, kw_only=True):
@@ -347,9 +378,11 @@ class EmbedRequest(Struct, array_like=True, kw_only=True):
     deadline_ms: int | None = None
 
     def validate(self) -> None:
-        """Raises: RequestError for no inputs."""
+        """Raises: RequestError for no inputs, ParameterRangeError."""
         if not self.inputs:
             raise RequestError("inputs is empty, one text at least is needed", parameter="inputs")
+        if self.dimensions is not None and not 1 <= self.dimensions <= DIMENSIONS_MAX:
+            raise _out_of_range("dimensions", self.dimensions, f"1 … {DIMENSIONS_MAX}")
 
 
 class CountRequest(Struct, array_like=True, kw_only=True):
@@ -365,6 +398,10 @@ class CountRequest(Struct, array_like=True, kw_only=True):
     def validate(self) -> None:
         """Raises: RequestError."""
         _require_one_prompt(self.prompt, self.messages, None)
+
+    def plain_text(self) -> str:
+        """The prompt, or what is text in the messages, as `GenerateRequest.plain_text` has it."""
+        return _plain_text(self.prompt, self.messages)
 
 
 class OperateRequest(Struct, array_like=True, kw_only=True):
@@ -392,6 +429,17 @@ class EmbedResult(Struct, array_like=True):
     rows: int
     dimensions: int
     data: bytes
+
+
+def _plain_text(prompt: str | None, messages: list[Message] | None) -> str:
+    if prompt is not None:
+        return prompt
+    texts: list[Any] = []
+    for message in messages or ():
+        content = message.get("content")
+        parts = content if isinstance(content, list) else [content]
+        texts += [part.get("text") if isinstance(part, dict) else part for part in parts]
+    return " ".join([text for text in texts if isinstance(text, str)])
 
 
 def _require_one_prompt(text: str | None, messages: list[Message] | None, token_ids: list[int] | None) -> None:
