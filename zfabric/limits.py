@@ -120,7 +120,8 @@ SLOTS_MAX: Final = 65_536
 SPEED_MAX: Final = 1_000_000.0
 
 # ── Queues and tables ───────────────────────────────────────────────────────────────────────────────────────────────
-#: Waiting requests of one model. Beyond some thousands a wait is longer than any caller's patience.
+#: Waiting requests of one model that demand the same of a worker. Beyond some thousands a wait is longer than any caller's
+#: patience.
 QUEUE_DEPTH_MAX: Final = 16_384
 #: Of so many requests that a worker gets from queues, one is the one that has waited longest, whatever its priority: a
 #: priority says who goes first, not who waits for ever.
