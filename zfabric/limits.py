@@ -58,6 +58,11 @@ PROBE_RETRY_MS: Final = (0.5, 2.0, 10.0, 50.0)
 #: How long a model that lost its last worker is remembered: its requests wait so long for a worker to come back, which
 #: is what a rolling restart of a small model takes. Then they fail, and new ones are refused at once.
 MODEL_MEMORY_MS: Final = 30_000
+#: How long requests wait for workers that are there and take nothing, since they drain or hang: a whole drain, then the time
+#: that a model without workers is remembered.
+UNTAKEN_MS: Final = DRAIN_MS + MODEL_MEMORY_MS
+#: A policy that fails does so at each request: one line of log for each kind of failure in this time.
+POLICY_REPORT_MS: Final = 60_000
 #: A client waits so long beyond a request's deadline for the controller's word before it ends the request itself.
 DEADLINE_GUARD_MS: Final = 1_000
 #: A full pipe to one peer is tried again after this time (ROUTER tells of no peer when it has room again).
@@ -115,10 +120,19 @@ LIST_LENGTH_MAX: Final = 65_536
 WORKER_MODELS_MAX: Final = 1_024
 #: Concurrent requests one worker may announce room for.
 SLOTS_MAX: Final = 65_536
+#: Relative speed of a worker. The sum of all workers' is still a number.
+SPEED_MAX: Final = 1_000_000.0
 
 # ── Queues and tables ───────────────────────────────────────────────────────────────────────────────────────────────
-#: Waiting requests of one model. Beyond some thousands a wait is longer than any caller's patience.
+#: Waiting requests of one model that demand the same of a worker. Beyond some thousands a wait is longer than any caller's
+#: patience.
 QUEUE_DEPTH_MAX: Final = 16_384
+#: Of so many requests that a worker gets from queues, one is the one that has waited longest, whatever its priority: a
+#: priority says who goes first, not who waits for ever.
+TURNS_BY_AGE: Final = 16
+#: Attempts of one client that ended through no fault of its own, and whose next attempts keep their place: a worker takes
+#: no more with it than its slots.
+FORMER_ATTEMPTS_MAX: Final = 16_384
 #: Bodies of waiting requests of all models (once dispatched, a body is gone from the controller).
 QUEUE_BYTES_MAX: Final = 1024 * 1024 * 1024
 #: Requests in flight of one client; a pool of backends should use several clients before it uses more.

@@ -108,7 +108,7 @@ async def test_ten_thousand_requests_for_eight_slots(ipc: str) -> None:
 
 
 async def test_the_last_worker_gone_is_an_error_when_it_stays_away(ipc: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zfabric.core.desk.MODEL_MEMORY_MS", 200)
+    monkeypatch.setattr("zfabric.core.queues.MODEL_MEMORY_MS", 200)
     async with echo_fabric(ipc) as (made, client):
         await made.remove_worker("w0")
         with pytest.raises(NoWorkerError):

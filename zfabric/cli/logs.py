@@ -24,6 +24,7 @@ _LEVELS: Final[dict[str, int]] = {
     "backend_error": logging.ERROR,
     "engine_died": logging.ERROR,
     "internal_error": logging.ERROR,
+    "policy_failed": logging.ERROR,
 }
 
 

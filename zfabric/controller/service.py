@@ -77,6 +77,7 @@ class Controller:
         self._link = link = self._open_link(self._broker)
         self._broker.transport_figures = self._figures
         self._broker.on_bug = self._bug
+        self._broker.desk.chooser.on_failure = lambda what, times: self._log("policy_failed", what=what, times=times)
         self._timer = LoopTimer(self._loop, self._tick)
         self._probe_timer = LoopTimer(self._loop, self._check_connections)
         self._retry_timer = LoopTimer(self._loop, self._retry_parked)

@@ -24,6 +24,7 @@ from zfabric.core.engines import EngineWatch
 from zfabric.core.outbox import Outbox
 from zfabric.core.recovery import Recovery
 from zfabric.core.registry import ClientPeer, Registry, WorkerPeer
+from zfabric.core.request_state import RequestState
 from zfabric.core.routes import Routes
 from zfabric.core.sessions import Sessions
 from zfabric.core.timers import Timers
@@ -93,7 +94,7 @@ class Broker:
         self.on_bug: Callable[[Exception, int], None] = _raise
         self._faults: dict[RoutingId, int] = {}
         if self.recovery.active:
-            desk.recovering = True
+            desk.queues.recovering = True
             timers.judge_at(now_ns + milliseconds(config.recovery_ms), lambda _: self._recovered())
 
     # ── doors ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -124,6 +125,7 @@ class Broker:
         except Exception as error:  # noqa: BLE001 — a bug that one message finds must not cost the others theirs
             self._refuse(sender, header, FabricError(f"the controller failed at this: {type(error).__name__}"))
             self.on_bug(error, kind)
+        self._settle()
 
     def disconnected(self, peer_id: RoutingId, now_ns: int) -> None:
         """The transport knows that a connection is gone, or that its pipe stayed full for too long."""
@@ -132,6 +134,7 @@ class Broker:
         peer = self.sessions.peers.get(peer_id)
         if peer is not None:
             self.sessions.lost(peer)
+        self._settle()
 
     def tick(self, now_ns: int) -> None:
         """Do what is due. The caller hands over what has arrived before it comes back for the next time."""
@@ -142,7 +145,15 @@ class Broker:
             except Exception as error:  # noqa: BLE001 — as above
                 self.on_bug(error, 0)
             else:
-                return
+                break
+        self._settle()
+
+    def _settle(self) -> None:
+        """What waits follows a change of hosts and names before anything else is looked at."""
+        try:
+            self.desk.queues.settle()
+        except Exception as error:  # noqa: BLE001 — as above
+            self.on_bug(error, 0)
 
     def next_deadline_ns(self) -> int | None:
         """When `tick` has to be called next."""
@@ -164,8 +175,8 @@ class Broker:
         return sum(len(client.requests) for client in self.registry.clients.values())
 
     def _recovered(self) -> None:
-        self.desk.recovering = False
         self.recovery.finish()
+        self.desk.queues.recovered()
 
     # ── what cannot be used ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -223,8 +234,10 @@ class Broker:
             raise ProtocolError(f"{_kind_name(kind)} is not a client's message", kind=kind)
 
     def _submit(self, client: ClientPeer, envelope: Submit, body: bytes, now_ns: int) -> None:
-        known = client.requests.get(envelope.request)
-        if known is not None and known.away and known.attempt == envelope.attempt:
+        live = self.registry.live.get((client.instance, envelope.request, envelope.attempt))
+        known = client.requests.get(envelope.request, live)
+        unclaimed = known is not None and (known.away or known.state is RequestState.RECOVERED)
+        if known is not None and unclaimed and known.attempt == envelope.attempt:
             # It was on its way when the connection was lost, and had arrived. To say it again is to claim it.
             claim = Claim(
                 request=known.request, attempt=known.attempt, next=envelope.resume_from, window=envelope.window

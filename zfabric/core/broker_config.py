@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from zfabric import limits
@@ -18,7 +19,7 @@ class BrokerConfig:
         stall_ms: A worker with work whose engine makes no progress for so long loses its requests.
         recovery_ms: How long after the start running streams may be claimed.
         claim_ms: How long requests outlive a lost connection: after so long unclaimed they are stopped.
-        queue_depth_max, queue_bytes_max: Waiting requests per model, and bytes of all waiting bodies.
+        queue_depth_max, queue_bytes_max: Waiting requests of one kind for one model, and bytes of all waiting bodies.
         client_requests_max: Requests in flight per client.
     """
 
@@ -37,8 +38,11 @@ class BrokerConfig:
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
             value = getattr(self, name)
-            if name != "policy" and value < (0 if name == "recovery_ms" else 1):
-                raise ConfigurationError(f"{name} is {value}, it must be at least 1", parameter=name)
+            if name == "policy":
+                continue
+            least = 0 if name == "recovery_ms" else 1
+            if not least <= value < math.inf:
+                raise ConfigurationError(f"{name} is {value}, it must be a number of at least {least}", parameter=name)
         if self.lease_ms < 2 * self.beat_ms:
             raise ConfigurationError(
                 f"lease_ms is {self.lease_ms}, it must be at least twice beat_ms, which is {self.beat_ms}"

@@ -1,34 +1,69 @@
-"""Requests at the controller: from SUBMIT to a worker. Their endings are in `endings`.
+"""Requests at the controller: from SUBMIT to a worker. Those that wait are in `queues`, and their endings in `endings`.
 
-Rule: bodies are never opened. A body is kept while its request waits, and dropped when a worker has it: after a loss the
-client, which has the prompt and all tokens so far, submits the next attempt.
+Rule 1: bodies are never opened. A body is kept while its request waits, and dropped when a worker has it: after a loss the
+        client, which has the prompt and all tokens so far, submits the next attempt.
+Rule 2: whatever frees a slot or brings a host is followed by `fill`, and whatever changes who hosts what by
+        `Queues.settle`, before the next message is looked at.
+
+What each event costs, where n requests wait for a model, a worker hosts m models of which w have waiting requests, and a
+model has h hosts. There are eight demands at most, so they do not count; costs are amortised. None grows with what one
+client has in flight, but for the end of that client, and for lists, which cost what they are long.
+
+| event | cost |
+|---|---|
+| SUBMIT, sent on at once | the policy: O(log h), O(h) for `least_latency`; the worker's candidacies: O(m) |
+| SUBMIT that has to wait | O(log n) |
+| CANCEL, for each request; a deadline | O(log n) where it waits, else O(1) |
+| CREDIT, GRANT, for each line | O(1) |
+| ENDS, for each request | O(m), and for each slot that became free O(w + log n) |
+| LOAD | O(m), and as ENDS for each slot that it announces |
+| HELLO of a worker | O(its models and aliases), and O(1) for each carried request |
+| loss of a worker, or a model that it hosts no more | O(its models, aliases and requests) |
+| HELLO of a client, CLAIMS | O(1) for each claim |
+| loss of a client | O(log n) for each of its requests |
+| last host of a model leaves, or a name moves | O(log n) for each request that moves with it |
+| end of a model's memory, or of what nobody can do | O(log n) for each request that ends |
+| queries: `models`, `workers`, `status` | O(all hostings), O(workers), O(workers + models) |
+| a chunk | O(1): one look into the routes |
 """
 
 from __future__ import annotations
 
+import itertools
 import random
+from typing import NamedTuple
 
 from zfabric.core.broker_config import BrokerConfig
-from zfabric.core.dispatch import find_policy
+from zfabric.core.dispatch import Chooser
 from zfabric.core.endings import DeskCounters, Endings
+from zfabric.core.hosting import Demand, Hosting, Model
 from zfabric.core.outbox import Outbox
-from zfabric.core.registry import ClientPeer, Hosting, Model, Registry, Request, WorkerPeer
+from zfabric.core.queues import Queues, cannot_continue
+from zfabric.core.registry import ClientPeer, Registry, Request, WorkerPeer
 from zfabric.core.request_state import RequestEvent, RequestState, advance
 from zfabric.core.routes import Routes
 from zfabric.core.timers import Timers
 from zfabric.errors import (
     FabricError,
     NoWorkerError,
+    ProtocolError,
     QueueFullError,
     QuotaExceededError,
     UnknownModelError,
-    UnsupportedOperationError,
     WorkerLostError,
 )
 from zfabric.ids import milliseconds
-from zfabric.limits import MODEL_MEMORY_MS
 from zfabric.wire import codec
 from zfabric.wire.messages import Dispatch, Submit
+
+
+class _Place(NamedTuple):
+    """What a request gets for an attempt that it made before: its place in the line, the model that began the answer, and
+    whether it may wait where no further request may."""
+
+    arrival: int
+    model: str
+    kept: bool
 
 
 class RequestDesk:
@@ -47,30 +82,147 @@ class RequestDesk:
         self._registry = registry
         self._timers = timers
         self._outbox = outbox
-        self._rng = rng
-        self._policy = find_policy(config.policy)
-        self._waiting: dict[str, Model] = {}
+        self._arrivals = itertools.count(1)
+        self.chooser = Chooser(config.policy, rng)
         self.counters = DeskCounters()
-        self.endings = Endings(registry, timers, outbox, routes, self.counters, self._unqueue)
+        self.queues = Queues(
+            config,
+            registry,
+            timers,
+            self.counters,
+            lambda request, error: self.endings.give_up(request, error),
+            self._offer,
+        )
+        self.endings = Endings(registry, timers, outbox, routes, self.counters, self.queues.remove)
         self.draining = False
-        self.recovering = False
 
     # ── in ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def submit(self, client: ClientPeer, envelope: Submit, body: bytes, now_ns: int) -> None:
-        """Accept a request, or end it at once with the reason."""
+        """Accept a request, or end it at once with the reason. One that is known, or a former attempt of it, is ignored."""
         known = client.requests.get(envelope.request)
-        if known is not None:
-            if known.attempt >= envelope.attempt:
-                return
-            self.endings.abandon([known])
+        if known is not None and known.attempt >= envelope.attempt:
+            return
+        worker: WorkerPeer | None = None
+        host: Hosting | None = None
         try:
-            model = self._admit(client, envelope, len(body))
+            place = self._replace(client, envelope, known)
+            self._admit(client, envelope, place)
+            if envelope.worker:
+                worker, model = self._worker_asked(client, envelope)
+            else:
+                model = self._model_asked(client, envelope, place)
+                host = self._choose(model, demand_of(envelope), now_ns)
+                if host is None:
+                    self._check_room(model, envelope, len(body), place)
         except FabricError as error:
             self.counters.rejected += 1
             self._outbox.end(client, envelope.request, envelope.attempt, error)
             return
         self.counters.submitted += 1
+        request = self._accept(client, envelope, body, place, now_ns)
+        request.model = model
+        if worker is not None:
+            self._send_to(request, worker, None, now_ns)
+        elif host is not None:
+            self._send_to(request, host.worker, host, now_ns)
+        else:
+            assert model is not None
+            self.queues.add(model, request)
+
+    def _replace(self, client: ClientPeer, envelope: Submit, known: Request | None) -> _Place | None:
+        """What the request keeps of its former attempt, which is stopped where it still runs.
+
+        Raises:
+            WorkerLostError: This attempt was lost; the next one may be made.
+            ProtocolError: This attempt had its terminal, or a later one had.
+        """
+        number, attempt = envelope.request, envelope.attempt
+        former = client.former.get(number)
+        if former is not None and former.attempt == attempt:
+            raise WorkerLostError(f"attempt {attempt} of request {number} was lost with its worker", attempt=attempt)
+        if (client.instance, number, attempt) in self._registry.live or (
+            former is not None and former.attempt > attempt
+        ):
+            raise ProtocolError(f"attempt {attempt} of request {number} has ended", attempt=attempt)
+        if known is not None:
+            # One that waited leaves its room to the next; one that ran has none to leave.
+            waited = known.state is RequestState.QUEUED
+            place = _Place(known.arrival, known.model.name, waited) if known.model is not None else None
+            self.endings.abandon([known])
+            return place
+        if former is None:
+            return None
+        del client.former[envelope.request]
+        return _Place(former.arrival, former.model, kept=True)
+
+    def _admit(self, client: ClientPeer, envelope: Submit, place: _Place | None) -> None:
+        """Raises: FabricError, why no request of the client's is accepted now."""
+        if self.draining and place is None:
+            raise NoWorkerError("the controller is draining and takes no new requests")
+        if len(client.requests) >= self._config.client_requests_max:
+            raise QuotaExceededError(
+                f"client has {len(client.requests)} requests in flight, limit is {self._config.client_requests_max}",
+                in_flight=len(client.requests),
+            )
+
+    def _worker_asked(self, client: ClientPeer, envelope: Submit) -> tuple[WorkerPeer, Model | None]:
+        """The one worker that will do, and its model where one is named. Raises: FabricError, if there is none."""
+        client.grant.check_operator("a call to one worker")
+        worker = self._registry.workers.get(envelope.worker)
+        if worker is None:
+            raise NoWorkerError(f"no worker is named {envelope.worker!r}", worker=envelope.worker)
+        if not envelope.model:
+            return worker, None
+        client.grant.check_model(envelope.model)
+        hosting = worker.hosts.get(envelope.model)
+        if hosting is None:
+            aliased = (host for host in worker.hosts.values() if envelope.model in host.info.aliases)
+            hosting = next(aliased, None)
+        if hosting is None:
+            raise UnknownModelError(
+                f"worker {worker.name!r} serves no model named {envelope.model!r}",
+                worker=worker.name,
+                model=envelope.model,
+            )
+        return worker, hosting.model
+
+    def _model_asked(self, client: ClientPeer, envelope: Submit, place: _Place | None) -> Model:
+        """The model that is to serve the request. Raises: FabricError, why none can."""
+        client.grant.check_model(envelope.model)
+        model = self._registry.find(envelope.model)
+        if envelope.resume_from and place is not None and (model is None or model.name != place.model):
+            # The name stands for another model now, and only the one that began the answer can go on with it.
+            model = self._registry.models.get(place.model)
+            if model is None:
+                raise cannot_continue(place.model)
+        if model is None:
+            if not self.queues.recovering:
+                raise UnknownModelError(f"no worker serves a model named {envelope.model!r}", model=envelope.model)
+            # Workers may still be on their way back to a controller that has just started.
+            model = self._registry.model(envelope.model)
+        demand = demand_of(envelope)
+        error = self.queues.refusal(model, demand, self._registry.supply(model, demand))
+        if error is not None:
+            raise error
+        return model
+
+    def _check_room(self, model: Model, envelope: Submit, size: int, place: _Place | None) -> None:
+        """Raises: QueueFullError, the request would have to wait, and nothing more may."""
+        queued = model.queue.count(demand_of(envelope))
+        if queued >= self._config.queue_depth_max and not (place is not None and place.kept):
+            raise QueueFullError(
+                f"queue for {model.name!r} holds {queued} requests, limit is {self._config.queue_depth_max}",
+                model=model.name,
+                queued=queued,
+            )
+        if self.counters.queued_bytes + size > self._config.queue_bytes_max:
+            raise QueueFullError(
+                f"queues hold {self.counters.queued_bytes} bytes, limit is {self._config.queue_bytes_max}",
+                queued_bytes=self.counters.queued_bytes,
+            )
+
+    def _accept(self, client: ClientPeer, envelope: Submit, body: bytes, place: _Place | None, now_ns: int) -> Request:
         request = Request(
             client,
             instance=client.instance,
@@ -81,85 +233,25 @@ class RequestDesk:
             priority=envelope.priority,
             window=envelope.window,
             resume_from=envelope.resume_from,
+            asked=envelope.model,
+            arrival=place.arrival if place is not None else next(self._arrivals),
         )
-        request.model, request.body, request.size = model, body, len(body)
+        request.body, request.size = body, len(body)
         client.requests[request.request] = request
         if envelope.deadline_ms is not None:
-            request.deadline_ns = now_ns + milliseconds(envelope.deadline_ms)
-            request.deadline = self._timers.at(request.deadline_ns, lambda _: self.endings.deadline(request))
-        if envelope.worker:
-            self._send_to(request, self._registry.workers[envelope.worker], None, now_ns)
-            return
-        assert model is not None
-        host = None if model.queue else self._choose(model, request)
-        if host is not None:
-            self._send_to(request, host.worker, host, now_ns)
-        else:
-            self._enqueue(model, request)
-
-    def _admit(self, client: ClientPeer, envelope: Submit, size: int) -> Model | None:
-        """The model whose queue takes the request. Raises: FabricError, why it is not accepted."""
-        if self.draining:
-            raise NoWorkerError("the controller is draining and takes no new requests")
-        if len(client.requests) >= self._config.client_requests_max:
-            raise QuotaExceededError(
-                f"client has {len(client.requests)} requests in flight, limit is {self._config.client_requests_max}",
-                in_flight=len(client.requests),
-            )
-        if envelope.worker:
-            client.grant.check_operator("a call to one worker")
-            if envelope.worker not in self._registry.workers:
-                raise NoWorkerError(f"no worker is named {envelope.worker!r}", worker=envelope.worker)
-            return None
-        client.grant.check_model(envelope.model)
-        model = self._registry.find(envelope.model)
-        if model is None:
-            if not self.recovering:
-                raise UnknownModelError(f"no worker serves a model named {envelope.model!r}", model=envelope.model)
-            # Workers may still be on their way back to a controller that has just started.
-            model = self._registry.model(envelope.model)
-        if model.hosts:
-            if not model.supports(envelope.operation):
-                raise UnsupportedOperationError(
-                    f"model {model.name!r} does not support {envelope.operation}",
-                    model=model.name,
-                    operation=envelope.operation,
-                )
-            if envelope.resume_from and not any(hosting.resumes for hosting in model.hosts.values()):
-                raise _cannot_continue(model)
-        if len(model.queue) >= self._config.queue_depth_max and not envelope.attempt:
-            raise QueueFullError(
-                f"queue for {model.name!r} holds {len(model.queue)} requests, limit is {self._config.queue_depth_max}",
-                model=model.name,
-                queued=len(model.queue),
-            )
-        if self.counters.queued_bytes + size > self._config.queue_bytes_max:
-            raise QueueFullError(
-                f"queues hold {self.counters.queued_bytes} bytes, limit is {self._config.queue_bytes_max}",
-                queued_bytes=self.counters.queued_bytes,
-            )
-        return model
-
-    def _enqueue(self, model: Model, request: Request) -> None:
-        model.queue.push(request)
-        self.counters.queued_bytes += request.size
-        self._waiting[model.name] = model
-        if not model.hosts and model.forget is None:
-            self.model_unhosted(model)
+            self.endings.expect(request, now_ns + milliseconds(envelope.deadline_ms))
+        return request
 
     # ── to a worker ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _choose(self, model: Model, request: Request) -> Hosting | None:
-        if not len(model.candidates):
+    def _choose(self, model: Model, demand: Demand, now_ns: int) -> Hosting | None:
+        """The host that takes a request now; None where nobody can."""
+        candidates = self._registry.candidates(self._registry.supply(model, demand))
+        if not len(candidates):
             return None
-        host = self._policy(model.candidates, self._rng)
-        if host is None:
-            return None
+        host = self.chooser.choose(candidates, now_ns)
         assert isinstance(host, Hosting)
-        if _suits(host, request):
-            return host
-        suited = [other for other in model.candidates if isinstance(other, Hosting) and _suits(other, request)]
-        return min(suited, key=lambda other: other.queue_ratio, default=None)
+        return host
 
     def _send_to(self, request: Request, worker: WorkerPeer, host: Hosting | None, now_ns: int) -> None:
         assert request.client is not None
@@ -189,77 +281,21 @@ class RequestDesk:
         self._outbox.send(worker.routing_id, (codec.pack_envelope(envelope), body))
 
     def fill(self, worker: WorkerPeer, now_ns: int) -> None:
-        """Give a worker with free slots what waits: the best priority first, then the longest line."""
-        while self._waiting and worker.free > 0:
-            best: Hosting | None = None
-            for name in self._waiting if len(self._waiting) < len(worker.hosts) else worker.hosts:
-                hosting = worker.hosts.get(name)
-                if hosting is None or not hosting.model.queue or not hosting.open:
-                    continue
-                head = hosting.model.queue.peek()
-                if _suits(hosting, head) and (best is None or _before(hosting.model, best.model)):
-                    best = hosting
-            if best is None:
-                return
-            request = best.model.queue.pop()
-            self._left_queue(request)
-            self._send_to(request, worker, best, now_ns)
+        """Give a worker with free slots what waits and suits it."""
+        while (found := self.queues.take(worker)) is not None:
+            request, host = found
+            self._send_to(request, worker, host, now_ns)
 
-    def _left_queue(self, request: Request) -> None:
-        assert request.model is not None
-        self.counters.queued_bytes -= request.size
-        if not request.model.queue:
-            self._waiting.pop(request.model.name, None)
-
-    def _unqueue(self, request: Request) -> None:
-        assert request.model is not None
-        request.model.queue.remove(request)
-        self._left_queue(request)
-
-    # ── hosts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def model_unhosted(self, model: Model) -> None:
-        """A model lost its last worker: wait for another, but not for ever."""
-
-        def forget(now_ns: int) -> None:
-            model.forget = None
-            if model.hosts:
-                return
-            if self.recovering:
-                self.model_unhosted(model)
-                return
-            for request in model.queue.items():
-                self.endings.give_up(request, NoWorkerError(f"no worker serves {model.name!r}", model=model.name))
-            self._registry.forget(model)
-
-        self._timers.cancel(model.forget)
-        wait_ms = self._config.recovery_ms if self.recovering else MODEL_MEMORY_MS
-        model.forget = self._timers.at(self._timers.now_ns + milliseconds(wait_ms), forget)
-
-    def hosts_changed(self, model: Model) -> None:
-        """Hosts came or went: end what waits for something that no host offers."""
-        if not model.hosts:
-            self.model_unhosted(model)
-            return
-        self._timers.cancel(model.forget)
-        model.forget = None
-        if any(hosting.resumes for hosting in model.hosts.values()) or not model.queue:
-            return
-        stuck = [request for request in model.queue.items() if request.resume_from]
-        for request in stuck:
-            self.endings.give_up(request, _cannot_continue(model))
+    def _offer(self, request: Request, model: Model) -> None:
+        """Have a model serve a request that waited for another."""
+        request.model = model
+        host = self._choose(model, request.demand, self._timers.now_ns)
+        if host is not None:
+            self._send_to(request, host.worker, host, self._timers.now_ns)
+        else:
+            self.queues.add(model, request)
 
 
-def _suits(host: Hosting, request: Request) -> bool:
-    """Whether this host can do what is asked, and go on where the reader is."""
-    return (host.resumes or not request.resume_from) and request.operation in host.info.capabilities
-
-
-def _before(first: Model, second: Model) -> bool:
-    """Whether the first model's queue goes first: by priority, then by length."""
-    one, other = first.queue, second.queue
-    return (one.peek().priority, -len(one)) < (other.peek().priority, -len(other))
-
-
-def _cannot_continue(model: Model) -> WorkerLostError:
-    return WorkerLostError(f"no worker of {model.name!r} can go on in mid-stream", model=model.name, resumable=False)
+def demand_of(envelope: Submit) -> Demand:
+    """What a request asks of the worker that takes it."""
+    return Demand(envelope.operation, envelope.resume_from > 0)

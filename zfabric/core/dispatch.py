@@ -1,25 +1,30 @@
 """Which worker takes a request: the candidates of a model, and policies over them.
 
-A policy is a pure function ``(candidates, rng) -> Host | None`` (None: nobody now); `register_policy` adds one under a
-name. It is only asked when there is a candidate: a worker with a free slot for the model that is neither draining nor stalled.
+A policy is a pure function ``(candidates, rng) -> Host | None``; `register_policy` adds one under a name. It is only asked
+when there is a candidate: a worker with a free slot that can do what the request demands. Which of them it takes is up to the
+policy, whether one takes it is not: None, an error, or anything that is no candidate leaves the choice to `shortest_queue`.
 
 Load is the controller's own count of live requests at a worker, so it is never stale. Answering "who has the least" must
-not cost a walk over a thousand workers, therefore `Candidates` keeps a heap for large sets; policies only ask.
+not cost a walk over a thousand workers, therefore `Candidates` keeps them ranked in large sets; policies only ask.
 """
 
 from __future__ import annotations
 
-import heapq
 import random
 from collections.abc import Callable, Hashable, Iterator
 from typing import Final
 
+from zfabric.core.ranking import Ranking
 from zfabric.errors import ConfigurationError
+from zfabric.ids import milliseconds
+from zfabric.limits import POLICY_REPORT_MS
 
 #: Up to so many candidates a plain scan is as fast as the heap, and needs no upkeep.
 _SCAN_MAX: Final = 16
 #: FastChat's bound: with less speed than this in all there is nobody to draw.
 _SPEED_SUM_MIN: Final = 1e-4
+#: Kinds of a policy's failures that are told apart.
+_KINDS_MAX: Final = 32
 
 
 class Line:
@@ -38,25 +43,24 @@ class Host:
         name: The worker's.
         speed: Relative speed the worker announced.
         line: The worker's live requests, all models.
-        live: Keys of the live requests of this model there that hold a slot.
+        slots: Concurrent requests of this model, 0 for as many as the worker has.
+        live: Live requests of this model there that hold a slot.
         latency_ns: Exponentially weighted mean time from dispatch to terminal; 0 before the first.
     """
 
-    __slots__ = ("_stamp", "latency_ns", "line", "live", "name", "position", "slots", "speed")
+    __slots__ = ("latency_ns", "line", "live", "name", "slots", "speed")
 
     def __init__(self, name: str, speed: float, slots: int, line: Line | None = None) -> None:
         self.name = name
         self.speed = speed
         self.slots = slots
         self.line = line or Line()
-        self.live: set[Hashable] = set()
         self.latency_ns = 0.0
-        self.position = -1
-        self._stamp = 0
+        self.live: set[Hashable] = set()
 
     @property
     def in_flight(self) -> int:
-        """How many of its slots the model has taken."""
+        """Live requests of this model there that hold a slot."""
         return len(self.live)
 
     @property
@@ -74,13 +78,14 @@ class Host:
 
 
 class Candidates:
-    """Hosts of one model that can take a request now. Membership and the least loaded one are kept up to date."""
+    """Hosts that can take a request now. Membership and the least loaded one are kept up to date."""
 
-    __slots__ = ("_heap", "_hosts", "_order", "_speed_max", "_turn")
+    __slots__ = ("_hosts", "_order", "_places", "_ranking", "_speed_max", "_turn")
 
     def __init__(self) -> None:
         self._hosts: list[Host] = []
-        self._heap: list[tuple[float, float, int, int, Host]] = []
+        self._places: dict[Host, int] = {}
+        self._ranking: Ranking[Host] = Ranking()
         self._order = 0
         self._speed_max = 0.0
         self._turn = 0
@@ -88,61 +93,59 @@ class Candidates:
     def __len__(self) -> int:
         return len(self._hosts)
 
-    @property
-    def ordered(self) -> bool:
-        """Whether changes of load have to be told by `changed`: small sets are looked at as they are."""
-        return len(self._hosts) > _SCAN_MAX
-
     def __iter__(self) -> Iterator[Host]:
         return iter(self._hosts)
 
     def __getitem__(self, position: int) -> Host:
         return self._hosts[position]
 
+    def __contains__(self, host: object) -> bool:
+        return isinstance(host, Host) and host in self._places
+
+    @property
+    def ordered(self) -> bool:
+        """Whether changes of load have to be told by `changed`: small sets are looked at as they are."""
+        return len(self._hosts) > _SCAN_MAX
+
     def add(self, host: Host, rng: random.Random) -> None:
         """Make a host a candidate; one that is already is only brought up to date."""
-        if host.position < 0:
-            host.position = len(self._hosts)
+        self._speed_max = max(self._speed_max, host.speed)
+        if host not in self._places:
+            self._places[host] = len(self._hosts)
             self._hosts.append(host)
-            self._speed_max = max(self._speed_max, host.speed)
             if len(self._hosts) == _SCAN_MAX + 1:
-                self._rebuild(rng)
+                for other in self._hosts:
+                    self._rank(other, rng)
                 return
-        self.changed(host, rng)
+        if self.ordered:
+            self._rank(host, rng)
 
     def remove(self, host: Host) -> None:
         """Take a host out; unknown ones are ignored."""
-        position = host.position
-        if position < 0:
+        place = self._places.pop(host, None)
+        if place is None:
             return
         last = self._hosts.pop()
         if last is not host:
-            self._hosts[position] = last
-            last.position = position
-        host.position = -1
-        host._stamp += 1
-        if len(self._hosts) <= _SCAN_MAX:
-            self._heap.clear()
+            self._hosts[place] = last
+            self._places[last] = place
+        if self.ordered:
+            self._ranking.discard(host)
+        elif len(self._ranking):
+            self._ranking = Ranking()
 
     def changed(self, host: Host, rng: random.Random) -> None:
         """A candidate's load changed."""
-        if len(self._hosts) <= _SCAN_MAX or host.position < 0:
-            return
-        if len(self._heap) > 4 * len(self._hosts) + 64:
-            self._rebuild(rng)
-        else:
-            heapq.heappush(self._heap, self._entry(host, rng))
+        if self.ordered and host in self._places:
+            self._rank(host, rng)
 
     def least_loaded(self, rng: random.Random) -> Host:
         """The least queue length over speed; ties are drawn."""
-        if len(self._hosts) <= _SCAN_MAX:
-            least = min(host.queue_ratio for host in self._hosts)
-            ties = [host for host in self._hosts if host.queue_ratio == least]
-            return ties[0] if len(ties) == 1 else rng.choice(ties)
-        heap = self._heap
-        while heap[0][3] != heap[0][4]._stamp:
-            heapq.heappop(heap)
-        return heap[0][4]
+        if self.ordered:
+            return self._ranking.first()
+        least = min(host.queue_ratio for host in self._hosts)
+        ties = [host for host in self._hosts if host.queue_ratio == least]
+        return ties[0] if len(ties) == 1 else rng.choice(ties)
 
     def by_speed(self, rng: random.Random) -> Host | None:
         """Drawn with probability speed over the sum of speeds; None where the sum is nothing."""
@@ -153,6 +156,8 @@ class Candidates:
                 if rng.random() * self._speed_max < host.speed:
                     return host
         weights = [host.speed for host in self._hosts]
+        # The bound is exact again: one fast worker that has left must not make every draw as dear as this one.
+        self._speed_max = max(weights, default=0.0)
         return rng.choices(self._hosts, weights)[0] if sum(weights) >= _SPEED_SUM_MIN else None
 
     def two(self, rng: random.Random) -> tuple[Host, Host]:
@@ -167,16 +172,11 @@ class Candidates:
         self._turn += 1
         return self._hosts[self._turn % len(self._hosts)]
 
-    def _entry(self, host: Host, rng: random.Random) -> tuple[float, float, int, int, Host]:
-        host._stamp += 1
+    def _rank(self, host: Host, rng: random.Random) -> None:
         self._order += 1
         # Drawn among ties, and yet nobody waits for ever: whoever changed long ago comes before who changed just now.
         tie = self._order + rng.random() * 2 * len(self._hosts)
-        return (host.queue_ratio, tie, self._order, host._stamp, host)
-
-    def _rebuild(self, rng: random.Random) -> None:
-        self._heap = [self._entry(host, rng) for host in self._hosts]
-        heapq.heapify(self._heap)
+        self._ranking.put(host, (host.queue_ratio, tie))
 
 
 Policy = Callable[[Candidates, random.Random], Host | None]
@@ -217,8 +217,10 @@ def register_policy(name: str, policy: Policy) -> None:
     """Make a policy known under a name.
 
     Raises:
-        ConfigurationError: The name is taken by another policy.
+        ConfigurationError: The name is taken by another policy, or the policy cannot be called.
     """
+    if not callable(policy):
+        raise ConfigurationError(f"dispatch policy {name!r} is a {type(policy).__name__}, not a function", policy=name)
     if POLICIES.get(name, policy) is not policy:
         raise ConfigurationError(f"a dispatch policy named {name!r} exists", policy=name)
     POLICIES[name] = policy
@@ -230,3 +232,58 @@ def find_policy(name: str) -> Policy:
     if policy is None:
         raise ConfigurationError(f"policy {name!r} is not one of {', '.join(sorted(POLICIES))}", policy=name)
     return policy
+
+
+class Chooser:
+    """A policy, and what happens where it fails: `shortest_queue` chooses, and the operator is told.
+
+    Attributes:
+        failures: How often the policy failed.
+        on_failure: Called with what happened and how often since it was last told: once for each kind of failure within
+            `POLICY_REPORT_MS`. It must not raise.
+    """
+
+    __slots__ = ("_name", "_policy", "_rng", "_told", "failures", "on_failure")
+
+    def __init__(self, name: str, rng: random.Random) -> None:
+        self._name = name
+        self._policy = find_policy(name)
+        self._rng = rng
+        self._told: dict[str, tuple[int, int]] = {}
+        self.failures = 0
+        self.on_failure: Callable[[str, int], None] = lambda what, times: None
+
+    def choose(self, candidates: Candidates, now_ns: int) -> Host:
+        """One of the candidates, of which there is at least one."""
+        host: object
+        try:
+            host = self._policy(candidates, self._rng)
+        except Exception as error:  # noqa: BLE001 — a policy may be anybody's code, and requests must not wait for its repair
+            self._failed(f"raised {type(error).__name__}", _text(error), now_ns)
+            return shortest_queue(candidates, self._rng)
+        if host in candidates:
+            assert isinstance(host, Host)
+            return host
+        if host is not None:
+            self._failed(f"returned a {type(host).__name__} that is no candidate", "", now_ns)
+        return shortest_queue(candidates, self._rng)
+
+    def _failed(self, kind: str, text: str, now_ns: int) -> None:
+        self.failures += 1
+        last_ns, missed = self._told.get(kind, (None, 0))
+        if last_ns is not None and now_ns - last_ns < milliseconds(POLICY_REPORT_MS):
+            self._told[kind] = (last_ns, missed + 1)
+            return
+        self._told.pop(kind, None)
+        while len(self._told) >= _KINDS_MAX:
+            del self._told[next(iter(self._told))]
+        self._told[kind] = (now_ns, 0)
+        self.on_failure(f"policy {self._name!r} {kind}{text and ': '}{text}", missed + 1)
+
+
+def _text(error: Exception) -> str:
+    """What an error says, short."""
+    try:
+        return str(error)[:200]
+    except Exception:  # noqa: BLE001 — an error that cannot be told is still told to have happened
+        return ""

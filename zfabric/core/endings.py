@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from zfabric.core.batches import batches
+from zfabric.core.hosting import Hosting
 from zfabric.core.outbox import Notice, Outbox
-from zfabric.core.registry import ClientPeer, Engine, Hosting, Registry, Request, WorkerPeer
+from zfabric.core.registry import ClientPeer, Engine, Registry, Request, WorkerPeer
 from zfabric.core.request_state import AT_WORKER, TERMINAL_GIVEN, RequestEvent, RequestState, advance
 from zfabric.core.routes import Routes
 from zfabric.core.timers import Timers
-from zfabric.errors import DeadlineExceededError, EngineStalledError, FabricError, RequestCancelledError
+from zfabric.errors import FAILOVER_CODES, DeadlineExceededError, EngineStalledError, FabricError, RequestCancelledError
 from zfabric.limits import ATTEMPTS_MAX
 from zfabric.wire import codec
 from zfabric.wire.messages import Abort, Credit, CreditLine, End, Ends, Grant
@@ -84,7 +85,7 @@ class Endings:
             self._unread(former)
             self._vacate(former)
         request.worker, request.host = worker, host
-        worker.live[key] = request
+        worker.live[key] = self._registry.live[key] = request
         if finished or request.operation == "operate":
             worker.aside.add(key)
         elif host is not None:
@@ -116,6 +117,8 @@ class Endings:
         worker, host = request.worker, request.host
         assert worker is not None
         del worker.live[request.key]
+        if self._registry.live.get(request.key) is request:
+            del self._registry.live[request.key]
         worker.aside.discard(request.key)
         self._leave_engine(request)
         request.worker = request.host = request.engine = None
@@ -183,6 +186,8 @@ class Endings:
             request.state = advance(request.state, RequestEvent.UNREAD)
             self._set_aside(request)
         else:
+            if code in FAILOVER_CODES:
+                _remember(request)
             request.state = advance(request.state, RequestEvent.ENDED)
             self.retire(request)
 
@@ -327,6 +332,7 @@ class Endings:
         told: list[tuple[ClientPeer | None, Notice]] = []
         carried: list[Request] = []
         for request in list(worker.live.values()):
+            _remember(request)
             before, request.state = request.state, advance(request.state, RequestEvent.WORKER_LOST)
             cancelled = before is RequestState.CANCELLING
             if before not in TERMINAL_GIVEN:
@@ -349,6 +355,8 @@ class Endings:
         live = [request for request in worker.live.values() if request.engine is engine]
         running = [request for request in live if request.state not in TERMINAL_GIVEN]
         self._tell((request.client, Notice(request.request, request.attempt, error)) for request in running)
+        for request in running:
+            _remember(request)
         self.abandon(running)
 
     def _tell(self, told: Iterable[tuple[ClientPeer | None, Notice]]) -> None:
@@ -359,3 +367,9 @@ class Endings:
                 notices.setdefault(client.number, (client, []))[1].append(notice)
         for client, lines in notices.values():
             self._outbox.end_all(client, lines)
+
+
+def _remember(request: Request) -> None:
+    """An attempt is about to end through no fault of its client's, who may submit the next."""
+    if request.client is not None and request.state in _CARRIED:
+        request.client.remember(request)

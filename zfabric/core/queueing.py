@@ -1,92 +1,151 @@
-"""Waiting requests of one model: bounded, by priority, fair between clients.
+"""Waiting requests of one model: by demand, by priority, fair between clients.
 
-Within one priority each client has a line of its own, and the lines take turns, so that a client with ten thousand
-waiting requests delays another's first one by one place. A resubmitted request goes to the head of its client's line:
-it has waited before.
+What a request demands of a worker decides who can take it, so each demand has a part of its own: what nobody can take now
+stands in no other request's way. Within a part lower priorities go first. Within one priority each owner has a line in
+order of first arrival, and lines take turns, so that a client with ten thousand waiting requests delays another's first
+one by one place. Parts take turns as well, with those of all queues that draw their numbers from the same source: a worker
+that can serve several takes them in turn.
+
+Every operation costs O(log n) in the number of requests that wait, amortised, in whatever order they leave.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections import OrderedDict, deque
-from collections.abc import Hashable
-from typing import Generic, Protocol, TypeVar
+import itertools
+from collections.abc import Hashable, Iterator, KeysView
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from zfabric.core.ranking import Ranking
 
 
-class Waiting(Protocol):
-    """What a queue needs to know of its items."""
+class Waiting(Hashable, Protocol):
+    """What a queue needs to know of its items. None of it changes while they wait."""
 
+    @property
+    def demand(self) -> Hashable: ...
     @property
     def priority(self) -> int: ...
     @property
-    def attempt(self) -> int: ...
-    @property
     def owner(self) -> Hashable: ...
+    @property
+    def arrival(self) -> int: ...
 
 
 W = TypeVar("W", bound=Waiting)
+#: The lesser goes first.
+Rank = tuple[int, int]
+
+
+class Head(NamedTuple, Generic[W]):
+    """The item of a demand that goes first, and how it compares with the heads of others."""
+
+    rank: Rank
+    item: W
+
+
+class _Line(Generic[W]):
+    """What one owner has waiting at one priority."""
+
+    __slots__ = ("items", "key")
+
+    def __init__(self, key: tuple[int, Hashable]) -> None:
+        self.key = key
+        self.items: Ranking[W] = Ranking()
+
+
+class _Part(Generic[W]):
+    """What waits for one demand."""
+
+    __slots__ = ("by_arrival", "by_turn", "lines", "turn")
+
+    def __init__(self, turn: int) -> None:
+        self.turn = turn
+        self.lines: dict[tuple[int, Hashable], _Line[W]] = {}
+        self.by_turn: Ranking[_Line[W]] = Ranking()
+        self.by_arrival: Ranking[W] = Ranking()
 
 
 class FairQueue(Generic[W]):
-    """Items by priority (the lowest number first), then by turns of their owners, then in order of arrival."""
+    """Items by demand, priority, turns of their owners, and arrival.
 
-    __slots__ = ("_levels", "_priorities", "_size")
+    Args:
+        turns: Numbers that grow. Whoever begins to wait draws one, so that it comes after all who wait already, and so does
+            whoever was served.
+    """
 
-    def __init__(self) -> None:
-        self._levels: dict[int, OrderedDict[Hashable, deque[W]]] = {}
-        self._priorities: list[int] = []
-        self._size = 0
+    __slots__ = ("_parts", "_turns")
+
+    def __init__(self, turns: Iterator[int] | None = None) -> None:
+        self._turns = turns or itertools.count()
+        self._parts: dict[Hashable, _Part[W]] = {}
 
     def __len__(self) -> int:
-        return self._size
+        return sum([len(part.by_arrival) for part in self._parts.values()])
+
+    def __contains__(self, item: W) -> bool:
+        part = self._parts.get(item.demand)
+        return part is not None and item in part.by_arrival
+
+    @property
+    def demands(self) -> KeysView[Hashable]:
+        """What is waited for."""
+        return self._parts.keys()
 
     def push(self, item: W) -> None:
         """Add an item."""
-        level = self._levels.get(item.priority)
-        if level is None:
-            level = self._levels[item.priority] = OrderedDict()
-            heapq.heappush(self._priorities, item.priority)
-        line = level.get(item.owner)
+        part = self._parts.get(item.demand)
+        if part is None:
+            part = self._parts[item.demand] = _Part(next(self._turns))
+        key = (item.priority, item.owner)
+        line = part.lines.get(key)
         if line is None:
-            line = level[item.owner] = deque()
-        if item.attempt:
-            line.appendleft(item)
-        else:
-            line.append(item)
-        self._size += 1
+            line = part.lines[key] = _Line(key)
+            part.by_turn.put(line, (item.priority, next(self._turns)))
+        line.items.put(item, item.arrival)
+        part.by_arrival.put(item, item.arrival)
 
-    def peek(self) -> W:
-        """The item that `pop` would give. Raises: IndexError if there is none."""
-        return next(iter(self._levels[self._priorities[0]].values()))[0]
+    def count(self, demand: Hashable) -> int:
+        """How many wait for a demand."""
+        part = self._parts.get(demand)
+        return len(part.by_arrival) if part is not None else 0
 
-    def pop(self) -> W:
-        """Take the next item; its owner goes to the end of the turn. Raises: IndexError if there is none."""
-        level = self._levels[self._priorities[0]]
-        owner, line = next(iter(level.items()))
-        item = line.popleft()
-        if line:
-            level.move_to_end(owner)
-        else:
-            del level[owner]
-            if not level:
-                del self._levels[heapq.heappop(self._priorities)]
-        self._size -= 1
-        return item
+    def head(self, demand: Hashable) -> Head[W]:
+        """What goes first of a demand, ranked by priority and turns. Raises: KeyError where nothing waits."""
+        part = self._parts[demand]
+        line = part.by_turn.first()
+        return Head((line.key[0], part.turn), line.items.first())
+
+    def oldest(self, demand: Hashable) -> Head[W]:
+        """What has waited longest for a demand, ranked by arrival. Raises: KeyError where nothing waits."""
+        item = self._parts[demand].by_arrival.first()
+        return Head((item.arrival, 0), item)
+
+    def serve(self, item: W) -> None:
+        """An item's turn has come, and it is about to be removed: next it is the turn of others."""
+        part = self._parts[item.demand]
+        line = part.lines[item.priority, item.owner]
+        part.turn = next(self._turns)
+        part.by_turn.put(line, (item.priority, part.turn))
 
     def remove(self, item: W) -> None:
-        """Take out an item that waits. Raises: ValueError, KeyError if it does not."""
-        level = self._levels[item.priority]
-        line = level[item.owner]
-        line.remove(item)
-        if not line:
-            del level[item.owner]
-            if not level:
-                del self._levels[item.priority]
-                self._priorities.remove(item.priority)
-                heapq.heapify(self._priorities)
-        self._size -= 1
+        """Take an item out that is not wanted any more. Raises: KeyError if it does not wait."""
+        part = self._parts[item.demand]
+        if item not in part.by_arrival:
+            raise KeyError(item)
+        line = part.lines[item.priority, item.owner]
+        line.items.discard(item)
+        part.by_arrival.discard(item)
+        if not line.items:
+            del part.lines[line.key]
+            part.by_turn.discard(line)
+            if not part.lines:
+                del self._parts[item.demand]
+
+    def waiting(self, demand: Hashable) -> list[W]:
+        """All that wait for a demand."""
+        part = self._parts.get(demand)
+        return list(part.by_arrival) if part is not None else []
 
     def items(self) -> list[W]:
-        """All that wait, by priority and owner."""
-        levels = (self._levels[priority] for priority in sorted(self._levels))
-        return [item for level in levels for line in level.values() for item in line]
+        """All that wait."""
+        return [item for part in self._parts.values() for item in part.by_arrival]

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 
 from zfabric.core.broker_config import BrokerConfig
 from zfabric.core.endings import Endings
+from zfabric.core.hosting import Model
 from zfabric.core.outbox import Notice, Outbox
-from zfabric.core.registry import ClientPeer, Model, Registry, Request, WorkerPeer
+from zfabric.core.registry import ClientPeer, Registry, Request, WorkerPeer
 from zfabric.core.request_state import RequestEvent, RequestState, advance
 from zfabric.core.timers import Timers
 from zfabric.errors import ConnectionLostError, FabricError, QuotaExceededError, WorkerLostError
@@ -309,7 +310,7 @@ def _check_grant(client: ClientPeer, request: Request) -> None:
     model = request.model
     if model is None or client.grant.allows_model(model.name):
         return
-    if not any(client.grant.allows_model(alias) for host in model.hosts.values() for alias in host.info.aliases):
+    if not any(client.grant.allows_model(alias) for alias in model.aliases):
         client.grant.check_model(model.name)
 
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections import OrderedDict
 from enum import IntEnum
+from typing import NamedTuple
 
 from zfabric.core.access import Grant
-from zfabric.core.dispatch import Candidates, Host, Line
+from zfabric.core.dispatch import Candidates, Line
+from zfabric.core.hosting import Alias, Demand, Hosting, Model, Supply
+from zfabric.core.names import Names
 from zfabric.core.queueing import FairQueue
 from zfabric.core.request_state import RequestState
 from zfabric.core.timers import Timer
 from zfabric.ids import RoutingId
+from zfabric.limits import FORMER_ATTEMPTS_MAX
 from zfabric.wire.locks import lock_of
 from zfabric.wire.messages import ClientHello, ModelInfo, Operation, WorkerHello
+
+#: An attempt: its client's instance, the request's number, the attempt's number.
+Key = tuple[int, int, int]
 
 
 class WorkerState(IntEnum):
@@ -23,6 +32,14 @@ class WorkerState(IntEnum):
     GONE = 3
 
 
+class Former(NamedTuple):
+    """An attempt that ended through no fault of its client's: the next one keeps its place in the line, at the same model."""
+
+    attempt: int
+    arrival: int
+    model: str
+
+
 class ClientPeer:
     """One client, over all of its connections that follow each other closely enough.
 
@@ -31,11 +48,13 @@ class ClientPeer:
         lock: What its secret hashes to.
         away: Its connection was lost, and CLAIM_MS have not passed since.
         settle: When what it has not claimed is stopped.
+        requests: What has not had its terminal, by number.
+        former: Requests whose last attempt a worker's loss ended, and which may be submitted again; the newest ones only.
     """
 
     __slots__ = (
-        "away", "grant", "heard_ns", "instance", "label", "lock", "number", "requests", "routing_id", "settle", "since_ns",
-        "token",
+        "away", "former", "grant", "heard_ns", "instance", "label", "lock", "number", "requests", "routing_id", "settle",
+        "since_ns", "token",
     )  # fmt: skip
 
     def __init__(
@@ -43,6 +62,7 @@ class ClientPeer:
     ) -> None:
         self.instance = hello.instance
         self.requests: dict[int, Request] = {}
+        self.former: OrderedDict[int, Former] = OrderedDict()
         self.settle: Timer | None = None
         self.since_ns = now_ns
         self.open_session(number, hello, token, routing_id, grant, now_ns)
@@ -60,6 +80,14 @@ class ClientPeer:
         self.heard_ns = now_ns
         self.away = False
 
+    def remember(self, request: Request) -> None:
+        """An attempt ends, and another is to follow."""
+        if request.model is not None:
+            self.former[request.request] = Former(request.attempt, request.arrival, request.model.name)
+            self.former.move_to_end(request.request)
+            if len(self.former) > FORMER_ATTEMPTS_MAX:
+                self.former.popitem(last=False)
+
 
 class Engine:
     """One engine of a worker: what it reported, and the live requests that it works on."""
@@ -67,7 +95,7 @@ class Engine:
     __slots__ = ("live", "moved_ns", "progress")
 
     def __init__(self, now_ns: int) -> None:
-        self.live: set[tuple[int, int, int]] = set()
+        self.live: set[Key] = set()
         self.progress: int | None = None
         self.moved_ns = now_ns
 
@@ -77,12 +105,12 @@ class WorkerPeer:
 
     `live` holds every attempt in the worker's hands, by (client instance, request, attempt): its size is the load. Those
     `aside` need no slot: operators' calls, and finished answers that wait for their reader. `hung` are those of its
-    `engines` that have work and have not moved for too long.
+    `engines` that have work and have not moved for too long. `filled` counts requests that it got from queues.
     """
 
     __slots__ = (
-        "aside", "beats", "dispatched", "engines", "failed", "finished", "heard_ns", "hosts", "hung", "instance", "lease",
-        "line", "live", "load", "name", "open", "routes", "routing_id", "session", "since_ns", "speed", "state", "token",
+        "aside", "beats", "dispatched", "engines", "failed", "filled", "finished", "heard_ns", "hosts", "hung", "instance",
+        "lease", "line", "live", "load", "name", "open", "routes", "routing_id", "session", "since_ns", "speed", "state", "token",
     )  # fmt: skip
 
     def __init__(self, hello: WorkerHello, session: int, token: bytes, routing_id: RoutingId, now_ns: int) -> None:
@@ -96,15 +124,15 @@ class WorkerPeer:
         self.state = WorkerState.DRAINING if hello.load.draining else WorkerState.READY
         self.load = hello.load
         self.hosts: dict[str, Hosting] = {}
-        self.live: dict[tuple[int, int, int], Request] = {}
+        self.live: dict[Key, Request] = {}
         self.line = Line()
         #: Whether it had a free slot when its candidacies were last brought up to date.
         self.open = False
-        self.aside: set[tuple[int, int, int]] = set()
+        self.aside: set[Key] = set()
         self.engines: dict[int, Engine] = {}
         self.hung: list[Engine] = []
         self.routes: dict[int, int] = {}
-        self.dispatched = self.finished = self.failed = 0
+        self.dispatched = self.filled = self.finished = self.failed = 0
         self.since_ns = self.heard_ns = now_ns
         self.lease: Timer | None = None
 
@@ -112,6 +140,11 @@ class WorkerPeer:
     def in_flight(self) -> int:
         """Attempts that hold a slot."""
         return len(self.live) - len(self.aside)
+
+    @property
+    def taking(self) -> bool:
+        """Whether it takes requests at all, now or when others have ended."""
+        return self.state is WorkerState.READY and self.load.slots > 0
 
     @property
     def free(self) -> int:
@@ -129,47 +162,6 @@ class WorkerPeer:
         return found
 
 
-class Hosting(Host):
-    """A model at a worker, with both ends."""
-
-    __slots__ = ("engine", "info", "model", "resumes", "worker")
-
-    def __init__(self, worker: WorkerPeer, model: Model, info: ModelInfo) -> None:
-        super().__init__(worker.name, worker.speed, info.slots, worker.line)
-        self.worker = worker
-        self.model = model
-        self.announced(info)
-
-    def announced(self, info: ModelInfo) -> None:
-        """What the worker says of the model, at first and again later."""
-        self.info, self.slots, self.resumes = info, info.slots, "resume" in info.capabilities
-        self.engine = self.worker.engine(info.engine)
-
-    @property
-    def open(self) -> bool:
-        """Whether a request of the model may go to the worker now."""
-        if self.engine in self.worker.hung or (self.slots and self.in_flight >= self.slots):
-            return False
-        return self.worker.free > 0
-
-
-class Model:
-    """A model some worker hosts or lately hosted, and the requests that wait for it."""
-
-    __slots__ = ("aliases", "candidates", "forget", "hosts", "name", "queue")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.hosts: dict[str, Hosting] = {}
-        self.candidates = Candidates()
-        self.queue: FairQueue[Request] = FairQueue()
-        self.forget: Timer | None = None
-
-    def supports(self, operation: Operation) -> bool:
-        """Whether any host offers the operation."""
-        return any(operation in hosting.info.capabilities for hosting in self.hosts.values())
-
-
 class Request:
     """One attempt of a request. The body is dropped as soon as a worker has it.
 
@@ -178,11 +170,14 @@ class Request:
         lock: Of its client: whoever claims it has to have the same.
         away: Its client has lost the connection and not claimed it since.
         engine: Where it runs.
+        asked: The name that was asked for: the model's, or an alias of it.
+        arrival: Where it stands among all requests by their first arrival; a later attempt has that of the former.
     """
 
     __slots__ = (
-        "attempt", "away", "body", "client", "deadline", "deadline_ns", "dispatched_ns", "engine", "host", "instance",
-        "lock", "model", "operation", "owner", "priority", "request", "resume_from", "size", "state", "window", "worker",
+        "arrival", "asked", "attempt", "away", "body", "client", "deadline", "deadline_ns", "demand", "dispatched_ns", "engine",
+        "host", "instance", "lock", "model", "operation", "owner", "priority", "request", "resume_from", "size", "state",
+        "window", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -197,6 +192,8 @@ class Request:
         priority: int = 0,
         window: int = 0,
         resume_from: int = 0,
+        asked: str = "",
+        arrival: int = 0,
     ) -> None:
         self.client = client
         self.owner = instance
@@ -210,6 +207,9 @@ class Request:
         self.priority = priority
         self.window = window
         self.resume_from = resume_from
+        self.asked = asked
+        self.arrival = arrival
+        self.demand = Demand(operation, resume_from > 0)
         self.model: Model | None = None
         self.worker: WorkerPeer | None = None
         self.host: Hosting | None = None
@@ -221,69 +221,172 @@ class Request:
         self.dispatched_ns = 0
 
     @property
-    def key(self) -> tuple[int, int, int]:
-        """Its place in its worker's `live`."""
+    def key(self) -> Key:
+        """Its name in `live`."""
         return (self.instance, self.request, self.attempt)
 
 
 class Registry:
-    """Clients by instance, workers by name, models by name and alias. Keeps candidates in step with free slots."""
+    """Clients by instance, workers by name, models by all their names. Keeps supplies in step with hosts and free slots.
 
-    __slots__ = ("_rng", "aliases", "clients", "models", "workers")
+    Attributes:
+        live: Every attempt in a worker's hands.
+        changed: Models that gained or lost a host, or a host that takes requests: see `Queues.settle`.
+        held: Names that a hosted model has now, and had not before.
+    """
+
+    __slots__ = ("_aliases", "_names", "_rng", "_turns", "changed", "clients", "held", "live", "models", "workers")
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
+        self._names: Names[Model] = Names()
+        self._aliases = itertools.count(1)
+        self._turns = itertools.count(1)
         self.clients: dict[int, ClientPeer] = {}
         self.workers: dict[str, WorkerPeer] = {}
         self.models: dict[str, Model] = {}
-        self.aliases: dict[str, str] = {}
+        self.live: dict[Key, Request] = {}
+        self.changed: dict[Model, None] = {}
+        self.held: dict[str, None] = {}
+
+    # ── names ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def find(self, name: str) -> Model | None:
-        """The model of a name or an alias. Where one worker's name is another's alias, the name goes first while anybody
-        hosts it."""
-        model = self.models.get(name)
-        if model is not None and model.hosts:
-            return model
-        other = self.models.get(self.aliases.get(name, ""))
-        return other if other is not None and (other.hosts or model is None) else model
+        """The model that a name stands for now, see `names`."""
+        return self._names.find(name)
 
     def model(self, name: str) -> Model:
         """The model of a name, made if unknown."""
         found = self.models.get(name)
         if found is None:
-            found = self.models[name] = Model(name)
+            found = self.models[name] = Model(name, FairQueue(self._turns))
+            self._names.put(name, found, held=False)
         return found
 
-    def announce(self, worker: WorkerPeer, infos: list[ModelInfo]) -> list[Model]:
-        """Set the models of a worker. Returns the models it no longer hosts."""
-        names = {info.name for info in infos}
-        dropped = [self.withdraw(worker, name) for name in list(worker.hosts) if name not in names]
-        for info in infos:
-            model = self.model(info.name)
-            known = worker.hosts.get(info.name)
-            if known is not None:
-                known.announced(info)
-            else:
-                hosting = Hosting(worker, model, info)
-                worker.hosts[info.name] = model.hosts[worker.name] = hosting
-            for alias in info.aliases:
-                self.aliases.setdefault(alias, info.name)
-        self.workers[worker.name] = worker
-        self.refresh(worker)
-        return dropped
+    def supply(self, model: Model, demand: Demand) -> Supply:
+        """Who can serve a demand of a model."""
+        found = model.supplies.get(demand)
+        if found is None:
+            found = model.supplies[demand] = Supply()
+        return found
 
-    def withdraw(self, worker: WorkerPeer, name: str) -> Model:
-        """Take one model away from a worker."""
-        hosting = worker.hosts.pop(name)
-        hosting.model.candidates.remove(hosting)
-        del hosting.model.hosts[worker.name]
-        return hosting.model
+    def candidates(self, supply: Supply) -> Candidates:
+        """Who can take a request of a supply now."""
+        return supply.ask(self._rng)
 
     def forget(self, model: Model) -> None:
         """Remove a model that nobody hosts."""
         self.models.pop(model.name, None)
-        for alias in [alias for alias, name in self.aliases.items() if name == model.name]:
-            del self.aliases[alias]
+        self.changed.pop(model, None)
+        for name in (model.name, *model.aliases):
+            self._names.discard(name, model)
+
+    def sweep_aliases(self, model: Model) -> bool:
+        """Take away aliases that nobody has announced since the last look. Returns whether another look is needed."""
+        again = False
+        for name in list(model.unheld):
+            alias = model.aliases[name]
+            if alias.stale:
+                self._forget_alias(model, name)
+            else:
+                alias.stale = again = True
+        return again
+
+    def _forget_alias(self, model: Model, name: str) -> None:
+        del model.aliases[name]
+        model.unheld.pop(name, None)
+        self._names.discard(name, model)
+
+    def _announce_aliases(self, hosting: Hosting, former: list[str], aliases: list[str]) -> None:
+        """Set a host's aliases. One that it drops on purpose, and nobody else announces, is gone at once."""
+        model = hosting.model
+        for name in former:
+            alias = model.aliases.get(name)
+            if alias is not None and name not in aliases:
+                alias.holders.pop(hosting.name, None)
+                if not alias.holders:
+                    self._forget_alias(model, name)
+        for name in aliases:
+            if name == model.name:
+                continue
+            alias = model.aliases.get(name)
+            if alias is None:
+                alias = model.aliases[name] = Alias(next(self._aliases))
+            if not alias.holders:
+                model.unheld.pop(name, None)
+                alias.stale = False
+                self._hold(name, model, alias.order)
+            alias.holders[hosting.name] = None
+
+    def _hold(self, name: str, model: Model, order: int = 0) -> None:
+        self._names.put(name, model, held=True, order=order)
+        self.held[name] = None
+
+    # ── workers ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def announce(self, worker: WorkerPeer, infos: list[ModelInfo]) -> None:
+        """Set the models of a worker. What runs there goes on, also of a model that it serves no more."""
+        names = {info.name for info in infos}
+        for name in [name for name in worker.hosts if name not in names]:
+            self.withdraw(worker, name, lost=False)
+        self.workers[worker.name] = worker
+        gained = False
+        for info in infos:
+            hosting = worker.hosts.get(info.name)
+            if hosting is None:
+                gained = True
+                hosting = self._host(worker, info)
+                self._announce_aliases(hosting, [], info.aliases)
+            else:
+                former, before = hosting.info.aliases, hosting.demands
+                hosting.announced(info)
+                self._announce_aliases(hosting, former, info.aliases)
+                for demand in before:
+                    if demand not in hosting.demands:
+                        hosting.model.supplies[demand].discard(hosting, lost=False)
+            for demand in hosting.demands:
+                self.supply(hosting.model, demand).put(hosting, self._rng)
+            self.changed[hosting.model] = None
+        if gained:
+            self._rebind(worker)
+        self.refresh(worker)
+
+    def withdraw(self, worker: WorkerPeer, name: str, *, lost: bool = True) -> None:
+        """Take one model away from a worker, which was lost, or serves it no more."""
+        hosting = worker.hosts.pop(name)
+        model = hosting.model
+        for demand in hosting.demands:
+            model.supplies[demand].discard(hosting, lost=lost)
+        del model.hosts[worker.name]
+        if not model.hosts:
+            self._names.put(model.name, model, held=False)
+        for alias_name in hosting.info.aliases:
+            alias = model.aliases.get(alias_name)
+            if alias is not None and worker.name in alias.holders:
+                del alias.holders[worker.name]
+                if not alias.holders:
+                    model.unheld[alias_name] = None
+                    self._names.put(alias_name, model, held=False, order=alias.order)
+        self.changed[model] = None
+
+    def _host(self, worker: WorkerPeer, info: ModelInfo) -> Hosting:
+        """A worker serves a model that it did not serve before."""
+        model = self.model(info.name)
+        hosting = Hosting(worker, model, info)
+        if not model.hosts:
+            self._hold(model.name, model)
+        worker.hosts[model.name] = model.hosts[worker.name] = hosting
+        return hosting
+
+    def _rebind(self, worker: WorkerPeer) -> None:
+        """Count what a worker still runs of a model that it serves again."""
+        for request in worker.live.values():
+            hosting = worker.hosts.get(request.model.name) if request.model is not None else None
+            if hosting is not None and request.host is not hosting and request.key not in worker.aside:
+                request.host = hosting
+                hosting.live.add(request.key)
+
+    # ── what runs where ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def refresh(self, worker: WorkerPeer) -> None:
         """Bring the candidacies of all models of a worker up to date with its load and state."""
@@ -304,11 +407,20 @@ class Registry:
             self._refresh_one(host)
         if len(worker.hosts) > 1:
             for other in worker.hosts.values():
-                if other is not host and other.model.candidates.ordered:
-                    other.model.candidates.changed(other, self._rng)
+                if other is not host:
+                    for demand in other.demands:
+                        candidates = other.model.supplies[demand].candidates
+                        if candidates is not None and candidates.ordered:
+                            candidates.changed(other, self._rng)
 
     def _refresh_one(self, hosting: Hosting) -> None:
-        if hosting.open:
-            hosting.model.candidates.add(hosting, self._rng)
-        else:
-            hosting.model.candidates.remove(hosting)
+        supplies = hosting.model.supplies
+        taking = hosting.taking
+        if taking is hosting.taken:
+            for demand in hosting.demands:
+                supplies[demand].refresh(hosting, self._rng)
+            return
+        hosting.taken = taking
+        self.changed[hosting.model] = None
+        for demand in hosting.demands:
+            supplies[demand].put(hosting, self._rng)

@@ -170,6 +170,8 @@ class Sessions:
         _check_version(hello.version, hello.build, self._build)
         grant = self._grant_of(sender)
         grant.check_worker(hello.name)
+        if len({info.name for info in hello.models}) < len(hello.models):
+            raise ProtocolError(f"worker {hello.name!r} announces two models of the same name", worker=hello.name)
         for info in hello.models:
             for name in (info.name, *info.aliases):
                 grant.check_model(name)
@@ -211,10 +213,8 @@ class Sessions:
 
     def _announce(self, worker: WorkerPeer, hello: WorkerHello, now_ns: int) -> None:
         worker.speed = hello.speed
-        dropped = self._registry.announce(worker, hello.models)
+        self._registry.announce(worker, hello.models)
         self._watch.report(worker, hello.load, now_ns)
-        for model in [*dropped, *(hosting.model for hosting in worker.hosts.values())]:
-            self._desk.hosts_changed(model)
         self._desk.fill(worker, now_ns)
 
     def worker_lost(self, worker: WorkerPeer, why: str) -> None:
@@ -232,12 +232,10 @@ class Sessions:
         worker.state = WorkerState.GONE
         self._timers.cancel(worker.lease)
         self.peers.pop(worker.routing_id, None)
-        models = [self._registry.withdraw(worker, name) for name in list(worker.hosts)]
+        for name in list(worker.hosts):
+            self._registry.withdraw(worker, name)
         self._registry.workers.pop(worker.name, None)
-        requests = self._desk.endings.worker_lost(worker, error)
-        for model in models:
-            self._desk.hosts_changed(model)
-        return requests
+        return self._desk.endings.worker_lost(worker, error)
 
     def _watch_lease(self, worker: WorkerPeer, now_ns: int) -> None:
         due_ns = worker.heard_ns + milliseconds(self._config.lease_ms)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from zfabric.core.registry import Model, Registry, WorkerPeer, WorkerState
+from zfabric.core.hosting import Model
+from zfabric.core.registry import Registry, WorkerPeer, WorkerState
 from zfabric.errors import ParameterRangeError, RequestError, UnknownModelError
 from zfabric.limits import DETAILS_MAX, MESSAGE_LENGTH_MAX, NAME_LENGTH_MAX
 from zfabric.wire.kinds import PROTOCOL_VERSION
@@ -64,10 +65,9 @@ def model_status(registry: Registry, model: Model) -> ModelStatus:
     now is not its own."""
     hosts = list(model.hosts.values())
     info = hosts[0].info
-    aliases = {alias for host in hosts for alias in host.info.aliases}
     return ModelStatus(
         name=model.name,
-        aliases=sorted(alias for alias in aliases if registry.find(alias) is model),
+        aliases=sorted(alias for alias in model.aliases if registry.find(alias) is model),
         workers=sorted(model.hosts),
         slots=sum(min(host.slots or host.worker.load.slots, host.worker.load.slots) for host in hosts),
         in_flight=sum(host.in_flight for host in hosts),
@@ -137,5 +137,6 @@ def fabric_status(broker: Broker) -> FabricStatus:
         workers_lost=broker.sessions.workers_lost,
         clients_lost=broker.sessions.clients_lost,
         bad_frames=broker.bad_frames,
+        policy_failures=broker.desk.chooser.failures,
         transport=broker.transport_figures(),
     )

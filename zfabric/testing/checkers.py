@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from zfabric.core.broker import Broker
+from zfabric.core.hosting import Hosting
 from zfabric.core.pending import Pending
 from zfabric.errors import DeadlineExceededError, FabricError, RequestCancelledError
 from zfabric.limits import DEADLINE_GUARD_MS
@@ -80,12 +81,24 @@ class Record:
             raise Violation(f"{self} is {late_ms:.0f} ms beyond its deadline and has not ended")
 
 
+def check_supplies(hosting: Hosting) -> None:
+    """A host is a candidate where it suits and has a slot, and nothing that it could do waits meanwhile."""
+    model, name = hosting.model, hosting.worker.name
+    for demand, supply in model.supplies.items():
+        able = hosting.open and hosting.suits(demand)
+        if supply.candidates is not None and (hosting in supply.candidates) != able:
+            raise Violation(f"worker {name} is {'not ' if able else ''}a candidate for {demand}, and should be")
+        if able and demand in model.queue.demands:
+            raise Violation(
+                f"{model.queue.count(demand)} requests for {demand} wait, and worker {name} could take them"
+            )
+
+
 def check_bounds(broker: Broker) -> None:
     """Promise 7, at any time: slots, queues and what is derived from them."""
     for worker in broker.registry.workers.values():
         for hosting in worker.hosts.values():
-            if (hosting.position >= 0) != hosting.open:
-                raise Violation(f"worker {worker.name} is {'not ' if hosting.open else ''}a candidate, and should be")
+            check_supplies(hosting)
     for model in broker.registry.models.values():
         if len(model.queue) > broker.config.queue_depth_max + broker.config.client_requests_max:
             raise Violation(f"{len(model.queue)} requests wait for {model.name}")

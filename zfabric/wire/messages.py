@@ -7,6 +7,7 @@ field are built by keyword: their order is the wire's business.
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta, Raw, Struct
@@ -21,6 +22,7 @@ from zfabric.limits import (
     NAME_LENGTH_MAX,
     PRIORITY_MAX,
     SLOTS_MAX,
+    SPEED_MAX,
     WORKER_MODELS_MAX,
 )
 
@@ -29,7 +31,11 @@ OptionalName = Annotated[str, Meta(max_length=NAME_LENGTH_MAX)]
 Unsigned32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Unsigned63 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Attempt = Annotated[int, Meta(ge=0, le=ATTEMPTS_MAX)]
+#: What can be compared, added up and shown: no infinity, and not the value that is no number.
+Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 Operation = Literal["generate", "embed", "count_tokens", "operate"]
+#: What a model or an operator is told beside what has a name.
+FiniteDetail = str | int | Finite | bool | None
 #: What a client's secret hashes to (`zfabric.wire.locks`): whoever claims a request has to show the secret.
 Lock = Annotated[bytes, Meta(max_length=LOCK_BYTES)]
 
@@ -164,7 +170,7 @@ class ModelInfo(Struct, array_like=True, kw_only=True):
     parameters: Annotated[list[Name], Meta(max_length=64)] = []
     dimensions: Annotated[int, Meta(ge=0)] = 0
     slots: Annotated[int, Meta(ge=0, le=SLOTS_MAX)] = 0
-    details: dict[str, Detail] = {}
+    details: dict[str, FiniteDetail] = {}
     engine: Annotated[int, Meta(ge=0, lt=WORKER_MODELS_MAX)] = 0
 
 
@@ -188,11 +194,11 @@ class Load(Struct, array_like=True, kw_only=True, gc=False):
     waiting: Unsigned32 = 0
     slots: Annotated[int, Meta(ge=0, le=SLOTS_MAX)] = 0
     progress: Unsigned63 = 0
-    tokens_per_second: float = 0.0
+    tokens_per_second: Finite = 0.0
     dispatches: Unsigned63 = 0
     kv_blocks_free: int | None = None
     draining: bool = False
-    gauges: Annotated[dict[Name, float], Meta(max_length=GAUGES_MAX)] = {}
+    gauges: Annotated[dict[Name, Finite], Meta(max_length=GAUGES_MAX)] = {}
     engines: Annotated[list[Unsigned63 | None], Meta(max_length=WORKER_MODELS_MAX)] = []
 
 
@@ -220,6 +226,7 @@ class WorkerHello(Struct, array_like=True, kw_only=True):
     Attributes:
         name: The worker's name; one live worker holds it.
         instance: Random number of this run of the worker (its incarnation).
+        models: All that it serves now, each name once; none is an announcement as well.
         token: Of the last WELCOME: proves that a second HELLO under the name is the same worker.
         speed: Relative speed, the weight of `lottery` and the divisor of `shortest_queue`.
         beats: False for a static worker, which is never removed for silence.
@@ -232,7 +239,7 @@ class WorkerHello(Struct, array_like=True, kw_only=True):
     instance: Unsigned63
     models: Annotated[list[ModelInfo], Meta(max_length=WORKER_MODELS_MAX)]
     load: Load
-    speed: Annotated[float, Meta(ge=0)] = 1.0
+    speed: Annotated[float, Meta(ge=0, le=SPEED_MAX)] = 1.0
     beats: bool = True
     token: Annotated[bytes, Meta(max_length=64)] = b""
     carried: Annotated[list[Carried], Meta(max_length=LIST_LENGTH_MAX)] = []

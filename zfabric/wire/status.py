@@ -74,4 +74,5 @@ class FabricStatus(Struct, kw_only=True):
     workers_lost: int
     clients_lost: int
     bad_frames: int
+    policy_failures: int = 0
     transport: dict[str, int] = {}

@@ -49,5 +49,5 @@ class WorkerConfig:
             raise ConfigurationError(f"slots is {self.slots}, it must be 1 … {limits.SLOTS_MAX}")
         if self.stream_interval < 1:
             raise ConfigurationError(f"stream_interval is {self.stream_interval}, it must be at least 1")
-        if self.speed < 0:
-            raise ConfigurationError(f"speed is {self.speed}, it must be at least 0")
+        if not 0 <= self.speed <= limits.SPEED_MAX:
+            raise ConfigurationError(f"speed is {self.speed}, it must be 0 … {limits.SPEED_MAX:g}", parameter="speed")

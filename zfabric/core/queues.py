@@ -1,0 +1,240 @@
+"""Requests that wait: in whose queue, for which worker, and for how long.
+
+Rule 1: no request waits while a worker that suits it has a slot free.
+Rule 2: no request waits without end. What no host can do ends at once, unless a host that could was lost and may come back;
+        what no host takes, since all of them drain or hang, ends after UNTAKEN_MS. A model without hosts is remembered for
+        MODEL_MEMORY_MS; then its requests end. While the controller is new everybody may be on the way, and nothing ends.
+Rule 3: a request waits for the model that its name stood for. If nobody hosts that any more, it moves to the model that the
+        name stands for now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from zfabric.core.broker_config import BrokerConfig
+from zfabric.core.endings import DeskCounters
+from zfabric.core.hosting import Demand, Hosting, Model, Supply
+from zfabric.core.registry import Registry, Request, WorkerPeer
+from zfabric.core.timers import Timers
+from zfabric.errors import FabricError, NoWorkerError, UnsupportedOperationError, WorkerLostError
+from zfabric.ids import milliseconds
+from zfabric.limits import MODEL_MEMORY_MS, TURNS_BY_AGE, UNTAKEN_MS
+
+
+class Queues:
+    """All requests that wait.
+
+    Args:
+        give_up: Ends a request that waits in vain.
+        offer: Has a model serve a request, now or later: sends it to a worker, or calls `add`.
+
+    Attributes:
+        recovering: Whether the controller is new, and workers may still be on their way back to it.
+    """
+
+    def __init__(
+        self,
+        config: BrokerConfig,
+        registry: Registry,
+        timers: Timers,
+        counters: DeskCounters,
+        give_up: Callable[[Request, FabricError], None],
+        offer: Callable[[Request, Model], None],
+    ) -> None:
+        self._config = config
+        self._registry = registry
+        self._timers = timers
+        self._counters = counters
+        self._give_up = give_up
+        self._offer = offer
+        #: Models for which requests wait, by name; and by the names that were asked for.
+        self._waiting: dict[str, Model] = {}
+        self._asked: dict[str, dict[Model, None]] = {}
+        self.recovering = False
+
+    # ── in and out ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def add(self, model: Model, request: Request) -> None:
+        """Have a request wait for a model."""
+        request.model = model
+        model.queue.push(request)
+        model.asked.setdefault(request.asked, {})[request] = None
+        self._asked.setdefault(request.asked, {})[model] = None
+        self._waiting[model.name] = model
+        self._counters.queued_bytes += request.size
+        if not model.hosts:
+            self._expect_host(model)
+        supply = self._registry.supply(model, request.demand)
+        if not supply.taking and supply.timer is None:
+            self._review(model, request.demand, supply)
+
+    def remove(self, request: Request) -> None:
+        """Take a request that waits out of its queue."""
+        model = request.model
+        assert model is not None
+        model.queue.remove(request)
+        self._counters.queued_bytes -= request.size
+        asked = model.asked[request.asked]
+        del asked[request]
+        if not asked:
+            del model.asked[request.asked]
+            models = self._asked[request.asked]
+            del models[model]
+            if not models:
+                del self._asked[request.asked]
+            if not model.asked:
+                del self._waiting[model.name]
+
+    def take(self, worker: WorkerPeer) -> tuple[Request, Hosting] | None:
+        """Take out what a worker with a free slot gets next; None where nothing waits that suits it."""
+        found = self._next_for(worker) if self._waiting and worker.free > 0 else None
+        if found is not None:
+            request, host = found
+            worker.filled += 1
+            host.model.queue.serve(request)
+            self.remove(request)
+        return found
+
+    def _next_for(self, worker: WorkerPeer) -> tuple[Request, Hosting] | None:
+        """By priority, then by turns of what the worker can do, then by turns of clients. Now and then it is what has waited
+        longest, so that priorities make nobody wait for ever."""
+        by_age = worker.filled % TURNS_BY_AGE == TURNS_BY_AGE - 1
+        found: tuple[Request, Hosting] | None = None
+        least: tuple[int, int] | None = None
+        for name in self._waiting if len(self._waiting) < len(worker.hosts) else worker.hosts:
+            host = worker.hosts.get(name)
+            if host is None or not host.open:
+                continue
+            for demand in host.model.queue.demands:
+                if demand not in host.demands:
+                    continue
+                head = host.model.queue.oldest(demand) if by_age else host.model.queue.head(demand)
+                if least is None or head.rank < least:
+                    found, least = (head.item, host), head.rank
+        return found
+
+    # ── hosts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def recovered(self) -> None:
+        """Whoever was on the way back to a new controller is there now: what nobody can do ends."""
+        self.recovering = False
+        for model in self._waiting.values():
+            self._registry.changed[model] = None
+        self.settle()
+
+    def settle(self) -> None:
+        """Bring to rest what a change of hosts or names began: waiting requests move to whoever serves their name now,
+        or end."""
+        registry = self._registry
+        while registry.changed or registry.held:
+            held, registry.held = registry.held, {}
+            changed, registry.changed = registry.changed, {}
+            for name in held:
+                for model in list(self._asked.get(name, ())):
+                    if not model.hosts:
+                        self._reroute(model, name)
+            for model in changed:
+                self._settle_model(model)
+
+    def _settle_model(self, model: Model) -> None:
+        if not model.hosts:
+            for name in list(model.asked):
+                self._reroute(model, name)
+            self._expect_host(model)
+        else:
+            self._timers.cancel(model.forget)
+            model.forget = None
+            self._sweep_aliases(model)
+        for demand, supply in list(model.supplies.items()):
+            self._review(model, demand, supply)
+
+    def _reroute(self, model: Model, name: str) -> None:
+        """Requests for a name whose model nobody hosts go to the model that it stands for now. Not those in mid-answer: only
+        the model that began one can go on with it."""
+        target = self._registry.find(name)
+        if target is None or target is model or not target.hosts:
+            return
+        for request in list(model.asked.get(name, ())):
+            if request.demand.resumes:
+                continue
+            self.remove(request)
+            self._offer(request, target)
+
+    def refusal(self, model: Model, demand: Demand, supply: Supply) -> FabricError | None:
+        """Why a demand is not to be waited for any longer; None where it is."""
+        now_ns = self._timers.now_ns
+        supply.note(now_ns)
+        if supply.taking or self.recovering:
+            return None
+        absent = not supply.hosts and bool(model.hosts)
+        if absent and not supply.expected:
+            return _cannot_serve(model, demand)
+        if now_ns < _due_ns(supply):
+            return None
+        if absent:
+            return _cannot_serve(model, demand)
+        return NoWorkerError(f"no worker of {model.name!r} takes requests", model=model.name, workers=len(supply.hosts))
+
+    def _review(self, model: Model, demand: Demand, supply: Supply) -> None:
+        """End what waits in vain, or come back when it is to be waited for no longer."""
+        self._timers.cancel(supply.timer)
+        supply.timer = None
+        error = self.refusal(model, demand, supply)
+        if error is not None:
+            for request in model.queue.waiting(demand):
+                self._give_up(request, error)
+        elif not supply.taking and not self.recovering and demand in model.queue.demands:
+            supply.timer = self._timers.judge_at(_due_ns(supply), lambda _: self._review(model, demand, supply))
+
+    def _expect_host(self, model: Model) -> None:
+        """Nobody hosts a model: wait for somebody, but not for ever."""
+
+        def forget(now_ns: int) -> None:
+            model.forget = None
+            if self.recovering:
+                self._expect_host(model)
+                return
+            for request in model.queue.items():
+                self._give_up(request, NoWorkerError(f"no worker serves {model.name!r}", model=model.name))
+            for supply in model.supplies.values():
+                self._timers.cancel(supply.timer)
+            self._timers.cancel(model.sweep)
+            self._registry.forget(model)
+
+        if model.forget is None:
+            wait_ms = self._config.recovery_ms if self.recovering else MODEL_MEMORY_MS
+            model.forget = self._timers.judge_at(self._timers.now_ns + milliseconds(wait_ms), forget)
+
+    def _sweep_aliases(self, model: Model) -> None:
+        """Have aliases that nobody announces any more taken away after a time in which somebody may."""
+
+        def sweep(now_ns: int) -> None:
+            model.sweep = None
+            if model.hosts and self._registry.sweep_aliases(model):
+                self._sweep_aliases(model)
+
+        if model.unheld and model.sweep is None:
+            model.sweep = self._timers.judge_at(self._timers.now_ns + milliseconds(MODEL_MEMORY_MS), sweep)
+
+
+def _due_ns(supply: Supply) -> int:
+    """Until when somebody has to take requests of a demand that nobody takes now."""
+    assert supply.untaken_ns is not None
+    due_ns = supply.untaken_ns + milliseconds(UNTAKEN_MS)
+    if supply.absent_ns is not None:
+        due_ns = min(due_ns, supply.absent_ns + milliseconds(MODEL_MEMORY_MS))
+    return due_ns
+
+
+def _cannot_serve(model: Model, demand: Demand) -> FabricError:
+    plain = model.supplies.get(Demand(demand.operation, resumes=False))
+    if demand.resumes and plain is not None and plain.hosts:
+        return cannot_continue(model.name)
+    return UnsupportedOperationError(
+        f"model {model.name!r} does not support {demand.operation}", model=model.name, operation=demand.operation
+    )
+
+
+def cannot_continue(model: str) -> WorkerLostError:
+    return WorkerLostError(f"no worker of {model!r} can go on in mid-stream", model=model, resumable=False)
