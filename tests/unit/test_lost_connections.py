@@ -167,6 +167,20 @@ def test_claims_may_come_in_several_messages() -> None:
     assert again.codes() == {(5, 0): 0, (6, 0): 0}
 
 
+def test_a_late_return_still_has_time_for_all_of_its_claims() -> None:
+    bench = Bench()
+    worker, client = bench.worker(), bench.client(secret=SECRET)
+    client.submit(5)
+    client.submit(6)
+    client.cut()
+    bench.sleep(CLAIM_MS - 10)
+    again = client.back((5, 0, 0))
+    bench.sleep(500)
+    again.claim((6, 0, 0))
+    assert [line[:2] for line in worker.grants()] == [(5, 0), (6, 0)]
+    assert worker.aborted() == []
+
+
 def test_a_return_that_comes_before_the_news_of_the_loss() -> None:
     bench = Bench()
     worker, client = bench.worker(), bench.client(secret=SECRET)
