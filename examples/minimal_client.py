@@ -60,7 +60,7 @@ def main() -> int:
                 print(text, end="", flush=True)
         # §8: the envelope of ENDS is [instance, [[request, attempt, code], …]], one outcome for each in the body.
         if header[0] == ENDS:
-            _, ends = msgpack.unpackb(header[1:])
+            _, ends, *_ = msgpack.unpackb(header[1:])
             for (owner, _attempt, code), outcome in zip(ends, outcomes, strict=True):
                 if owner == request:
                     print()
