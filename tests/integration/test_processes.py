@@ -116,23 +116,24 @@ async def test_a_drain_has_a_limit_and_hands_back(ipc: str, run_directory: Path)
         controller = await Process.start(CONTROLLER, "--endpoint", ipc, directory=run_directory)
         children.append(controller)
         await controller.ready()
-        slow = ("--endpoint", ipc, "--tokens-per-second", "100", "--drain-ms", "200")
+        # However long the second takes to start, the first has not come to the end by then.
+        slow = ("--endpoint", ipc, "--tokens-per-second", "50", "--drain-ms", "200")
         first = await Process.start(WORKER, *slow, "--name", "first", directory=run_directory)
         children.append(first)
         await first.ready()
         async with AsyncClient(ipc) as client:
-            stream = client.stream("echo", "a b c", max_new_tokens=120, temperature=0)
+            stream = client.stream("echo", "a b c", max_new_tokens=5_000, temperature=0)
             await anext(stream)
-            second = await Process.start(WORKER, *slow, "--name", "second", directory=run_directory)
+            second = await Process.start(WORKER, "--endpoint", ipc, "--name", "second", directory=run_directory)
             children.append(second)
             await second.ready()
             first.kill(signal.SIGTERM)
             async for _ in stream:
                 pass
-            assert stream.text == words("a b c", 120)
+            assert stream.text == words("a b c", 5_000)
             assert stream.worker == "second"
             assert stream.usage is not None
-            assert stream.usage.completion_tokens == 120
+            assert stream.usage.completion_tokens == 5_000
         assert await first.ended() == 0
 
 
