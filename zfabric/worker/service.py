@@ -165,6 +165,7 @@ class WorkerService:
             self._serve(backend, [loaded] if isinstance(loaded, ModelInfo) else loaded)
         slots = self.config.slots or sum(int(backend.slots) for backend in self._backends)
         self._session.load.slots = max(0, min(slots, SLOTS_MAX))
+        self._reports.refresh(self._session.load, 0, monotonic_ns())
 
     def _serve(self, backend: BaseModelWorker, infos: Sequence[ModelInfo]) -> None:
         """Serve these models of a backend from now on, and say so. Raises: ConfigurationError: All stays as it was."""

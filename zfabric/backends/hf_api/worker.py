@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,13 @@ from zfabric.backends.hf_api.requests import as_chat, body_of, parameters_of, pa
 from zfabric.backends.hf_api.tokens import Tokenizer
 from zfabric.backends.prompts import context_overflow
 from zfabric.backends.resuming import continues
-from zfabric.errors import RateLimitedError, UnavailableError, UnknownModelError, UnsupportedOperationError
+from zfabric.errors import (
+    ConfigurationError,
+    RateLimitedError,
+    UnavailableError,
+    UnknownModelError,
+    UnsupportedOperationError,
+)
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import (
     ALL_PARAMETERS,
@@ -64,7 +71,7 @@ class HuggingfaceApiWorker(BaseModelWorker):
     # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def load(self) -> list[ModelInfo]:
-        await self._read()
+        self._use(await self._read())
         self._loaded = True
         return self._infos()
 
@@ -72,29 +79,36 @@ class HuggingfaceApiWorker(BaseModelWorker):
         """Read the models file anew. What runs goes on over the connections that it has.
 
         Raises:
-            ConfigurationError: The file is wrong; all stays as it was.
+            ConfigurationError: The file is wrong, or names what another backend of this worker serves; all stays as it was.
         """
-        await self._read()
-        self.steps.models_changed(self._infos())
+        channels = await self._read()
+        try:
+            self.steps.models_changed(self._infos(channels))
+        except ConfigurationError:
+            await asyncio.gather(*(c.close() for c in channels if self._channels.get(c.upstream.name) is not c))
+            raise
+        self._use(channels)
 
-    async def _read(self) -> None:
+    async def _read(self) -> list[Channel]:
+        """The channels that the models file wants: those that there are, where their entry is unchanged, and new ones."""
         upstreams = await asyncio.to_thread(read_models_file, self.options.models)
         tokenizers = dict(self._tokenizers)
         for upstream in upstreams:
             if upstream.tokenizer and upstream.tokenizer not in tokenizers:
                 loaded = await asyncio.to_thread(Tokenizer, upstream.tokenizer, upstream.name)
                 tokenizers[upstream.tokenizer] = loaded
-        # Nothing can fail from here on.
+        # Nothing of the file can be wrong from here on.
         self._tokenizers = tokenizers
-        old = self._channels
-        kept = {name: channel for name, channel in old.items() if channel.upstream in upstreams}
-        channels = [kept.get(upstream.name) or Channel(upstream, self._announce) for upstream in upstreams]
-        self._channels = {channel.upstream.name: channel for channel in channels}
+        kept = {name: channel for name, channel in self._channels.items() if channel.upstream in upstreams}
+        return [kept.get(upstream.name) or Channel(upstream, self._announce) for upstream in upstreams]
+
+    def _use(self, channels: Sequence[Channel]) -> None:
+        old, self._channels = self._channels, {channel.upstream.name: channel for channel in channels}
         self._by_name = {name: c for c in channels for name in (c.upstream.name, *c.upstream.aliases)}
         for name, channel in old.items():
-            if name not in kept:
+            if self._channels.get(name) is not channel:
                 channel.retire()
-        self.slots = sum(upstream.slots for upstream in upstreams)
+        self.slots = sum(channel.upstream.slots for channel in channels)
 
     async def close(self) -> None:
         await asyncio.gather(*(channel.close() for channel in self._channels.values()))
@@ -106,12 +120,16 @@ class HuggingfaceApiWorker(BaseModelWorker):
         return EngineLoad(progress=self._reports, slots=self.slots, gauges={"upstreams_out": float(out)})
 
     def _announce(self) -> None:
+        """An upstream was taken out, or came back. What cannot be announced is in the log, and is tried again with the
+        next change."""
         if self._loaded:
-            self.steps.models_changed(self._infos())
+            with contextlib.suppress(ConfigurationError):
+                self.steps.models_changed(self._infos())
 
-    def _infos(self) -> list[ModelInfo]:
-        """What is served now: upstreams that are taken out are left out."""
-        return [self._info(channel.upstream) for channel in self._channels.values() if channel.breaker.dispatchable]
+    def _infos(self, channels: Sequence[Channel] | None = None) -> list[ModelInfo]:
+        """What is served now, or would be by these: upstreams that are taken out are left out."""
+        present = self._channels.values() if channels is None else channels
+        return [self._info(channel.upstream) for channel in present if channel.breaker.dispatchable]
 
     def _info(self, upstream: Upstream) -> ModelInfo:
         tokenizer = self._tokenizer(upstream)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zfabric.backends.hf_transformers.assembly import Assembled
-from zfabric.errors import RequestError, UnsupportedOperationError
+from zfabric.errors import ConfigurationError, RequestError, UnsupportedOperationError
 from zfabric.wire.payloads import OperateRequest
 
 
@@ -57,7 +57,11 @@ class Operations:
         adapter = await asyncio.to_thread(lora.read, name, path)
         await asyncio.wrap_future(self._assembled.engine.run_job(lambda: lora.install(adapter)))
         self._assembled.adapters.put(adapter)
-        self._changed()
+        try:
+            self._changed()
+        except ConfigurationError:
+            self._assembled.adapters.drop(name)
+            raise
 
     def _unload(self, name: str) -> None:
         if self._assembled.adapters.find(name) is None:

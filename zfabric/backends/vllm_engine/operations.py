@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from zfabric.errors import RequestError, UnsupportedOperationError
+from zfabric.errors import ConfigurationError, RequestError, UnsupportedOperationError
 from zfabric.wire.payloads import OperateRequest
 
 if TYPE_CHECKING:
@@ -95,7 +95,11 @@ class Operations:
     async def _load_lora(self, request: OperateRequest) -> list[str]:
         given = _arguments(request, "name", "path")
         await self._runtime.adapters.load(str(given["name"]), str(given["path"]))
-        self._on_models()
+        try:
+            self._on_models()
+        except ConfigurationError:
+            await self._runtime.adapters.unload(str(given["name"]))
+            raise
         return self._runtime.adapters.names
 
     async def _unload_lora(self, request: OperateRequest) -> list[str]:
