@@ -50,22 +50,22 @@ def main() -> int:
         if header[0] == CHUNKS:
             chunks, outcomes = msgpack.unpackb(header[5:]), []
         elif header[0] == ENDS:
-            chunks, outcomes = msgpack.unpackb(body[0])
+            chunks, outcomes, *_ = msgpack.unpackb(body[0])
         elif header[0] == FAULT:
             # §2: the controller could not use what was sent, so nothing else will come.
             print("fault:", msgpack.unpackb(header[1:]), file=sys.stderr)
             return 1
         else:
             continue
-        # §7: a chunk is [request, attempt, index, offset, text, token_ids, extra].
-        for owner, _attempt, _index, offset, text, token_ids, extra in chunks:
+        # §1: a later version may add fields at the end of each. §7: a chunk is [request, attempt, index, offset, text, token_ids, extra].
+        for owner, _attempt, _index, offset, text, token_ids, extra, *_ in chunks:
             if owner == request and offset == units:
                 units += extra[0] if extra and extra[0] else len(token_ids) or 1
                 print(text, end="", flush=True)
         # §8: the envelope of ENDS is [instance, [[request, attempt, code], …]], one outcome for each in the body.
         if header[0] == ENDS:
-            _, ends = msgpack.unpackb(header[1:])
-            for (owner, _attempt, code), outcome in zip(ends, outcomes, strict=True):
+            _, ends, *_ = msgpack.unpackb(header[1:])
+            for (owner, _attempt, code, *_), outcome in zip(ends, outcomes, strict=True):
                 if owner == request:
                     print()
                     if code:
