@@ -109,7 +109,7 @@ class Backlog:
             BackendError: It is not what a delta has to be.
             Exception: It is not even a delta.
         """
-        if (self.careful or delta.index or delta.text.__class__ is not str) and not self._admits(delta):
+        if (self.careful or delta.index != 0 or delta.text.__class__ is not str) and not self._admits(delta):
             return
         token_ids = delta.token_ids
         tokens = len(token_ids)

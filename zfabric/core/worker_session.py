@@ -290,6 +290,7 @@ class WorkerSession(WorkerStreams):
         self._token = welcome.token
         self._beat_ms = welcome.beat_ms
         self._frame_bytes_max = min(welcome.frame_bytes_max, limits.FRAME_BYTES_MAX)
+        self._frame_goal = min(welcome.frame_bytes_max, limits.FRAME_BYTES_GOAL)
         self._dispatches = 0
         self._kept.restart(now_ns)
         self.outbox += pack_carried([line for line in self.carried() if key_of(line) not in self._told])

@@ -78,6 +78,7 @@ class WorkerStreams:
         self.draining = False
         self._stream_interval = stream_interval
         self._frame_bytes_max = limits.FRAME_BYTES_MAX
+        self._frame_goal = limits.FRAME_BYTES_GOAL
         self._kept = KeptAnswers()
         self._dirty: dict[str, Backlog] = {}
         self._orders: list[StreamOrder] = []
@@ -94,7 +95,8 @@ class WorkerStreams:
 
     def forget_readers(self) -> None:
         """There is no session: nobody is known to read, until the next controller says who does."""
-        for stream in (*self.streams.values(), *self._kept):
+        stopping = [entry.stream for entry in self.stopping.values()]
+        for stream in (*self.streams.values(), *stopping, *self._kept):
             stream.client = None
         self._dirty.clear()
 
@@ -144,7 +146,9 @@ class WorkerStreams:
             stream = self.streams.get(request_id) or self._kept.get(request_id)
             if stream is not None:
                 self._granted_one(stream, grant.client, line)
-            elif line.again and request_id not in self.stopping:
+            elif request_id in self.stopping:
+                self._granted_late(self.stopping[request_id].stream, grant.client, line)
+            elif line.again:
                 # It was matched by what this worker carried a moment ago: the reader must not wait for it.
                 gone = WorkerLostError(f"worker {self.name!r} no longer has the answer", worker=self.name)
                 self._tell(grant.instance, line.request, line.attempt, gone)
@@ -157,6 +161,13 @@ class WorkerStreams:
         else:
             stream.acknowledge(line.next)
             self._dirty[stream.request_id] = stream
+
+    def _granted_late(self, stream: Backlog, client: int, line: CreditLine) -> None:
+        """Note who reads of a request that is to stop, for when it has."""
+        if line.again:
+            stream.client = client
+            if not stream.rewind(line.next):
+                stream.cut(line.next)
 
     def _send_again(self, stream: Backlog, units: int) -> None:
         """Go on from this unit. What is gone cannot be sent: the client begins again."""
@@ -318,7 +329,7 @@ class WorkerStreams:
             finished = ends.get(client)
             try:
                 frames = pack_whole(client, lines, finished)
-                whole = len(frames[0]) + len(frames[1]) <= limits.FRAME_BYTES_GOAL
+                whole = len(frames[0]) + len(frames[1]) <= self._frame_goal
             except ENCODING_ERRORS:
                 whole = False
             if whole:

@@ -133,7 +133,9 @@ class SamplingParams(Struct, array_like=True, frozen=True, kw_only=True):
         for name, bound in _LENGTHS.items():
             items = getattr(self, name)
             if items and len(items) > bound:
-                raise _out_of_range(f"length of {name}", len(items), f"at most {bound}")
+                raise ParameterRangeError(
+                    f"{name} has {len(items)} items, limit is {bound}", parameter=name, limit=bound
+                )
         if "" in self.stop:
             raise _out_of_range("stop", "", "non-empty strings")
         guides = [name for name in _GUIDES if getattr(self, name)]
