@@ -287,7 +287,7 @@ async def test_a_name_that_is_known_later_or_means_another_address_later(names: 
         await made.add_worker("w0")
         async with AsyncClient(f"tcp://fabric.example:{made.endpoint.rpartition(':')[2]}") as client:
             asked = asyncio.create_task(client.generate("echo", "x", max_new_tokens=1))
-            link = client._link
+            link = client._connection._link
             assert link is not None
             async with asyncio.timeout(20):
                 while "looked up" not in link.trouble:
@@ -445,7 +445,7 @@ async def test_a_directory_that_a_stranger_makes_later(run_directory: Path, monk
 def test_systems_without_unix_sockets_say_so() -> None:
     """What Windows would say: no default, no ipc, and tcp works."""
     program = """
-import asyncio, msgspec, zmq, zmq.auth.thread, sys, os
+import asyncio, concurrent.futures, msgspec, multiprocessing, os, shutil, subprocess, sys, tempfile, zmq, zmq.auth.thread
 sys.platform = "win32"
 del os.geteuid, os.getuid
 for name in ("fcntl", "resource", "pwd", "uvloop"):
