@@ -5,6 +5,7 @@ Reaching a bound is a typed error to the one who reached it; nobody else notices
 
 from __future__ import annotations
 
+import sys
 from typing import Final
 
 # ── Time ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -47,6 +48,16 @@ HELLO_JITTER_MS: Final = 100
 HELLO_RETRY_MS: Final = 1_000
 #: A silent connect must not hold a file descriptor for libzmq's default of 30 s.
 HANDSHAKE_MS: Final = 5_000
+#: An address that does not answer must not keep the others of a name waiting. Lost SYNs are sent again after 1 s and 3 s.
+CONNECT_MS: Final = 3_500
+#: How long to wait for the other end's greeting, to find out why a handshake failed.
+GREETING_MS: Final = 1_000
+#: Handshakes that fail in a row for no reason told, before the key is to blame: one may have met a controller that ended.
+HANDSHAKES_MAX: Final = 3
+#: A failed handshake is logged at once, and the next ones of its reason together, after this time.
+HANDSHAKE_LOG_MS: Final = 10_000
+#: The longest time that libzmq's options take, but for rounding: 24 days.
+NEVER_MS: Final = 2**31 - 1
 #: ZMTP's own ping, answered by the peer's I/O thread even when its program is busy: it finds dead paths.
 ZMTP_PING_MS: Final = 1_000
 ZMTP_TIMEOUT_MS: Final = 3_000
@@ -65,8 +76,10 @@ UNTAKEN_MS: Final = DRAIN_MS + MODEL_MEMORY_MS
 POLICY_REPORT_MS: Final = 60_000
 #: A client waits so long beyond a request's deadline for the controller's word before it ends the request itself.
 DEADLINE_GUARD_MS: Final = 1_000
-#: A full pipe to one peer is tried again after this time (ROUTER tells of no peer when it has room again).
+#: A full pipe to one peer is tried again after this time (ROUTER tells of no peer when it has room again), and after a vain
+#: try after twice the time: a peer that has not read for a second gets the rest half a second late, at the most.
 CONGESTED_RETRY_MS: Final = 5
+CONGESTED_RETRY_MAX_MS: Final = 500
 
 # ── Sizes ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 #: libzmq disconnects a peer whose frame is larger, so senders check before. 64 MiB holds images and embedding batches.
@@ -108,8 +121,8 @@ LOCK_BYTES: Final = 16
 PRIORITY_MAX: Final = 1_000
 #: Names end up in tables, logs and labels.
 NAME_LENGTH_MAX: Final = 256
-#: Unix socket paths (sun_path is 108 bytes with its terminator).
-IPC_PATH_LENGTH_MAX: Final = 107
+#: Unix socket paths: sun_path holds 108 bytes with its terminator on Linux, 104 on macOS and other BSDs.
+IPC_PATH_LENGTH_MAX: Final = 107 if sys.platform == "linux" else 103
 #: Token ids are 32 bits wide, in every tokenizer and on every engine.
 TOKEN_ID_MAX: Final = 2**32 - 1
 #: Lists and maps inside one another, in messages and arguments: more is a structure that contains itself.
@@ -140,9 +153,15 @@ CLIENT_REQUESTS_MAX: Final = 65_536
 #: Sessions. Each costs a few KiB and a file descriptor.
 CLIENTS_MAX: Final = 65_536
 WORKERS_MAX: Final = 16_384
-#: Bytes parked for one peer whose pipe is full. Only terminals and control are parked: chunks are sent again by the
-#: worker when the reader asks.
+#: Bytes parked for one peer whose pipe is full, chunks included: some thousand answers. Beyond it the session ends, and the
+#: peer claims its streams again when it reads.
 PARKED_BYTES_MAX: Final = 8 * 1024 * 1024
+#: The same for a peer without a session, who is owed no more than a few refusals.
+PARKED_STRANGER_BYTES_MAX: Final = 16 * 1024
+#: What a parked message costs beside its bytes.
+PARKED_MESSAGE_BYTES: Final = 256
+#: Frames of a message that has too many that are dropped before the loop gets its turn: about 1 ms of work.
+DROPPED_FRAMES_MAX: Final = 4_096
 #: libzmq's own pipes, per peer and direction, in messages: the last fuse below credits.
 SOCKET_QUEUE_MESSAGES: Final = 4_096
 #: Bad frames from one peer before it is ignored for the rest of its connection.

@@ -209,7 +209,7 @@ async def test_a_storm_of_workers(ipc: str, row: Row) -> None:
         rng = random.Random(1)
         for _ in range(1_000):
             socket = context.socket(zmq.DEALER)
-            set_dealer_options(socket, rng, None)
+            set_dealer_options(socket, None)
             socket.connect(ipc)
             sockets.append(socket)
         await asyncio.sleep(0.5)
@@ -241,7 +241,7 @@ async def test_nothing_is_left_of_a_thousand_lives(ipc: str, run_directory: Path
     """Requests that end in every way, again and again: the controller's memory and files come back to where they were."""
     row.fault = "2,000 requests cancelled, expired, refused or done"
     async with processes(run_directory) as children, AsyncClient(ipc) as client:
-        controller = await Process.start(CONTROLLER, "--endpoint", ipc, directory=run_directory)
+        controller = await Process.start(CONTROLLER, "--endpoint", ipc, "--recovery-ms", "0", directory=run_directory)
         children.append(controller)
         await controller.ready()
         children.append(await start_worker(run_directory, ipc, "w1", "--tokens-per-second", "1000", "--slots", "16"))

@@ -18,8 +18,8 @@ from zfabric.controller.keyring import KeyRing
 from zfabric.controller.service import Controller
 from zfabric.core.broker_config import BrokerConfig
 from zfabric.errors import (
+    AuthenticationError,
     ConfigurationError,
-    ConnectionLostError,
     IncorrectKeyError,
     PermissionDeniedError,
     UnsupportedOperationError,
@@ -112,14 +112,17 @@ async def test_a_stranger_is_told_so_and_harms_nobody(endpoint: str, keys: Path)
         assert made.controller.broker.registry.clients == {}
 
 
-@pytest.mark.parametrize("controller", ["stranger", None])
-async def test_without_the_right_controller_key_nothing_connects(ipc: str, keys: Path, controller: str | None) -> None:
+@pytest.mark.parametrize(
+    ("controller", "kind", "reason"),
+    [("stranger", IncorrectKeyError, "has another key"), (None, AuthenticationError, "demands a key")],
+)
+async def test_without_the_right_controller_key_nothing_connects(
+    endpoint: str, keys: Path, controller: str | None, kind: type[AuthenticationError], reason: str
+) -> None:
+    """And it is said why, long before the time for a controller that is not there."""
     own = credentials(keys, "backend", controller) if controller else None
-    async with (
-        guarded(ipc, keys) as made,
-        AsyncClient(made.endpoint, connect_timeout_ms=300, credentials=own) as client,
-    ):
-        with pytest.raises(ConnectionLostError):
+    async with guarded(endpoint, keys) as made, AsyncClient(made.endpoint, credentials=own) as client:
+        with pytest.raises(kind, match=reason):
             await client.generate("echo", "x", max_new_tokens=1)
         assert made.controller.broker.registry.clients == {}
 

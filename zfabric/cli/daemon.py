@@ -57,7 +57,7 @@ def on_signals(drain: Callable[[], Awaitable[object]]) -> None:
         tasks.append(loop.create_task(draining()))
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, received, number)
+        _on_signal(loop, number, received)
 
 
 def on_hangup(reload: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -73,7 +73,16 @@ def on_hangup(reload: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
     # The loop itself keeps no task alive.
     task = loop.create_task(reloading(), name="reload")
-    loop.add_signal_handler(signal.SIGHUP, lambda: None if task.done() else wanted.set())
+    if hasattr(signal, "SIGHUP"):
+        _on_signal(loop, signal.SIGHUP, lambda _: None if task.done() else wanted.set())
+
+
+def _on_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals, received: Callable[[int], object]) -> None:
+    """Have the loop call `received` at a signal, also where loops know nothing of signals."""
+    try:
+        loop.add_signal_handler(number, received, number)
+    except NotImplementedError:
+        signal.signal(number, lambda number, _: loop.call_soon_threadsafe(received, number))
 
 
 def leave(code: int) -> None:

@@ -240,8 +240,9 @@ class Connection:
     def link_down(self) -> None:
         self.session.disconnected()
 
-    def link_denied(self) -> None:
-        self.session.denied(self.endpoint)
+    def link_denied(self, error: FabricError) -> None:
+        self.session.denied(error)
+        self.link_idle()
 
     def link_message(self, header: bytes, body: bytes) -> None:
         try:
@@ -302,8 +303,10 @@ class Connection:
     def _give_up(self) -> None:
         """End what has waited for long enough; what was asked for later has its own time."""
         self._away = None
+        trouble = f": {self._link.trouble}" if self._link is not None and self._link.trouble else ""
         error = self.session.refused or ConnectionLostError(
-            f"no controller answers at {self.endpoint} for {self._connect_timeout_ms} ms", endpoint=self.endpoint
+            f"no controller answers at {self.endpoint} for {self._connect_timeout_ms} ms{trouble}",
+            endpoint=self.endpoint,
         )
         now_ns = monotonic_ns()
         self.session.abandon(error, now_ns - milliseconds(self._connect_timeout_ms))

@@ -37,7 +37,7 @@ class ControllerConfig:
         if (self.key is None) != (self.keyring is None):
             raise ConfigurationError("key and keyring go together, only one of them is given")
         for endpoint in self.endpoints:
-            check_endpoint(endpoint)
+            check_endpoint(endpoint, listens=True)
             if not self.public and not is_local(endpoint):
                 raise ConfigurationError(
                     f"{endpoint} can be reached from other hosts; set public to allow it", endpoint=endpoint

@@ -75,6 +75,7 @@ class Controller:
             self.config.broker, rng, monotonic_ns(), __version__, make_token=lambda: secrets.token_bytes(16)
         )
         self._link = link = self._open_link(self._broker)
+        link.is_known = self._broker.has_session
         self._broker.transport_figures = self._figures
         self._broker.on_bug = self._bug
         self._broker.desk.chooser.on_failure = lambda what, times: self._log("policy_failed", what=what, times=times)
@@ -85,7 +86,7 @@ class Controller:
         self._loop.add_reader(self._fds[0], self._pump)
         self._loop.add_reader(self._fds[1], self._check_connections)
         self._watchdog = self._loop.call_later(_WATCHDOG_S, self._rescue)
-        if link.file_limit < limits.FILE_DESCRIPTORS_MIN:
+        if link.file_limit is not None and link.file_limit < limits.FILE_DESCRIPTORS_MIN:
             self._log("file_limit_low", limit=link.file_limit, wanted=limits.FILE_DESCRIPTORS_MIN)
         self._log("listening", endpoints=list(link.endpoints), policy=self.config.broker.policy, files=link.file_limit)
         self._pump()
@@ -169,6 +170,15 @@ class Controller:
         if broker.outbox.pending:
             self._perform(link, broker, now_ns)
 
+    def link_malformed(self, sender: RoutingId, header: bytes) -> None:
+        """A message of a wrong number of frames."""
+        link, broker = self._link, self._broker
+        assert link is not None
+        assert broker is not None
+        now_ns = monotonic_ns()
+        broker.malformed(sender, header, now_ns)
+        self._perform(link, broker, now_ns)
+
     def _bug(self, error: Exception, kind: int) -> None:
         """This program is at fault, and goes on."""
         self._log("internal_error", error=f"{type(error).__name__}: {error}", kind=NAMES.get(kind, kind))
@@ -184,8 +194,7 @@ class Controller:
         """Send what is due, re-arm the timers, and make sure that no message waits unseen."""
         self._perform(link, broker, now_ns)
         self._timer.arm(broker.next_deadline_ns(), now_ns)
-        if link.congested:
-            self._retry_timer.arm(now_ns + int(limits.CONGESTED_RETRY_MS * 1e6), now_ns)
+        self._retry_timer.arm(link.next_retry_ns(), now_ns)
         if broker.desk.draining and not self._idle.is_set() and not broker.in_flight:
             self._idle.set()
         if not self._scheduled and link.readable():
@@ -220,6 +229,8 @@ class Controller:
         now_ns = monotonic_ns()
         for peer in link.lost_connections(now_ns):
             self._gone(link, broker, peer, now_ns)
+        for reason, count in link.failed_handshakes(now_ns):
+            self._log("handshake_failed", reason=reason, count=count)
         self._probe_timer.arm(link.next_probe_ns(), now_ns)
         self._after(link, broker, now_ns)
 
@@ -228,7 +239,7 @@ class Controller:
         if link is None or broker is None:
             return
         now_ns = monotonic_ns()
-        for peer in link.retry_parked():
+        for peer in link.retry_parked(now_ns):
             self._gone(link, broker, peer, now_ns)
         self._after(link, broker, now_ns)
 

@@ -127,6 +127,20 @@ class Broker:
             self.on_bug(error, kind)
         self._settle()
 
+    def malformed(self, sender: RoutingId, header: bytes, now_ns: int) -> None:
+        """A message had more or fewer frames than its kind. The sender is told; a terminal among them goes on with an empty
+        body, which its reader cannot decode: the requests end, and their slots are free."""
+        self.timers.now_ns = now_ns
+        kind = header[0] if header else -1
+        self._bad(sender, header, ProtocolError(f"{_kind_name(kind)} has a wrong number of frames", kind=kind))
+        if kind == kinds.ENDS and isinstance(self.sessions.peers.get(sender), WorkerPeer):
+            self.receive(sender, header, b"", now_ns)
+        self._settle()
+
+    def has_session(self, peer_id: RoutingId) -> bool:
+        """Whether a peer has said HELLO, and has not lost its session since."""
+        return peer_id in self.sessions.peers
+
     def disconnected(self, peer_id: RoutingId, now_ns: int) -> None:
         """The transport knows that a connection is gone, or that its pipe stayed full for too long."""
         self.timers.now_ns = now_ns

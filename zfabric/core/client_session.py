@@ -19,7 +19,6 @@ from zfabric.errors import (
     ClosedError,
     ConnectionLostError,
     FabricError,
-    IncorrectKeyError,
     ProtocolError,
     from_wire,
 )
@@ -90,9 +89,9 @@ class ClientSession(ClientRequests):
         delay_ms = 0.0 if self._connections == 1 else self._rng.uniform(0, limits.HELLO_JITTER_MS)
         self._say_hello_in(now_ns, delay_ms)
 
-    def denied(self, endpoint: str) -> None:
-        """The controller does not know this side's key: no try will do better."""
-        self.refused = IncorrectKeyError(f"the controller at {endpoint} does not know this key", endpoint=endpoint)
+    def denied(self, error: FabricError) -> None:
+        """No connection can be made until somebody changes something: no wait will do better."""
+        self.refused = error
 
     def disconnected(self) -> None:
         """The link is down: requests wait for it to come back."""

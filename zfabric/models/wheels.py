@@ -6,7 +6,6 @@ directory of safetensors in the cache. `minilm` is all-MiniLM-L6-v2, which gt-al
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import os
 import shutil
@@ -62,6 +61,8 @@ def _smollm2(progress: Progress) -> Path:
     target = cache_directory() / "models" / f"SmolLM2-135M-Instruct-{_CONVERSION}"
     if target.is_dir():
         return target
+    import fcntl  # not on every system
+
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(target.parent / f"{target.name}.lock", "w", encoding="ascii") as lock:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import zmq.auth
 from zmq.auth.thread import ThreadAuthenticator
 
 from zfabric.errors import ConfigurationError
+from zfabric.transport.context import own_chance
 
 #: Name a client's or worker's own secret key file, and the controller's public one.
 KEY_VARIABLE: Final = "ZFABRIC_KEY"
@@ -94,18 +96,29 @@ def create_keys(directory: Path, name: str) -> tuple[Path, Path]:
     Raises:
         ConfigurationError: One of the files exists, or cannot be written.
     """
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for path in (directory / f"{name}.key", directory / f"{name}.key_secret"):
-        if path.exists():
-            raise ConfigurationError(f"{path} exists; a key is never overwritten", path=str(path))
-    umask = os.umask(0o077)
+    public, secret = directory / f"{name}.key", directory / f"{name}.key_secret"
     try:
-        public, secret = zmq.auth.create_certificates(directory, name)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Made where nobody else looks, so that the secret is at no moment open to others.
+        with tempfile.TemporaryDirectory(dir=directory) as private:
+            made = [Path(made).read_bytes() for made in zmq.auth.create_certificates(private, name)]
+        _write_new(secret, made[1], 0o600)
+        try:
+            _write_new(public, made[0], 0o644)
+        except BaseException:
+            secret.unlink()
+            raise
+    except FileExistsError as error:
+        raise ConfigurationError(f"{error.filename} exists; a key is never overwritten", path=error.filename) from None
     except OSError as error:
         raise ConfigurationError(f"no key can be written to {directory}: {error}", path=str(directory)) from error
-    finally:
-        os.umask(umask)
-    return Path(public), Path(secret)
+    return public, secret
+
+
+def _write_new(path: Path, data: bytes, mode: int) -> None:
+    """Write a file that was not there. Raises: OSError."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        file.write(data)
 
 
 def load_public(path: Path) -> bytes:
@@ -147,7 +160,8 @@ class _Allowed:
 def start_authenticator(context: zmq.Context[Any], keys: ControllerKeys | None) -> ThreadAuthenticator:
     """Answer libzmq's question who may connect; without keys everybody may who can reach the endpoint."""
     authenticator = ThreadAuthenticator(context)
-    authenticator.start()
+    with own_chance():
+        authenticator.start()
     if keys is not None:
         authenticator.configure_curve_callback(domain=ZAP_DOMAIN, credentials_provider=_Allowed(keys))
     return authenticator

@@ -8,6 +8,7 @@ futures cost more than the messages they carry.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import deque
 from collections.abc import Iterable
@@ -17,11 +18,13 @@ from typing import Final, Protocol
 import zmq
 
 from zfabric import limits
+from zfabric.errors import ConfigurationError, FabricError
 from zfabric.transport.calls import EVENTS, LAST, MORE, POLLIN, calls_of
 from zfabric.transport.context import make_context
 from zfabric.transport.curve import Credentials
-from zfabric.transport.endpoints import check_endpoint
-from zfabric.transport.monitor import DENIED, UP, Monitor
+from zfabric.transport.dialer import Dialer
+from zfabric.transport.endpoints import Endpoint, parse_endpoint
+from zfabric.transport.monitor import Happened, Monitor
 from zfabric.transport.options import set_dealer_options
 from zfabric.wire.codec import EMPTY
 from zfabric.wire.kinds import WITH_BODY
@@ -40,13 +43,15 @@ class Receiver(Protocol):
         """The controller is connected."""
 
     def link_down(self) -> None:
-        """The connection is gone; libzmq tries again by itself, for ever."""
+        """The connection is gone; the link tries again by itself, for ever."""
 
-    def link_denied(self) -> None:
-        """The controller does not know this peer's key."""
+    def link_denied(self, error: FabricError) -> None:
+        """No connection can be made before somebody changes something: keys that do not match, or an ipc directory of
+        somebody else. The link goes on trying, and tells of each try that failed so."""
 
     def link_message(self, header: bytes, body: bytes) -> None:
-        """A message came."""
+        """A message came. One that lacks its body, or has more frames than its kind, has an empty body: it does not decode,
+        and what it was about can be ended."""
 
     def link_idle(self) -> None:
         """All messages that were there have been handled: time to send what they led to."""
@@ -69,20 +74,19 @@ class DealerLink:
         receiver: Told what comes.
         rng: Chance, for the jitter of reconnects.
         credentials: Keys for a controller that wants them.
+
+    Raises:
+        ConfigurationError: The endpoint is malformed, an ipc socket's directory is somebody else's, a key cannot be used,
+            or the system gives no socket.
     """
 
     def __init__(
         self, endpoint: str, receiver: Receiver, rng: random.Random, credentials: Credentials | None = None
     ) -> None:
-        self.endpoint = check_endpoint(endpoint)
+        self.endpoint = endpoint
         self.figures = DealerFigures()
         self._receiver = receiver
         self._loop = asyncio.get_running_loop()
-        self._context = make_context()
-        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
-        set_dealer_options(self._socket, rng, credentials)
-        self._send, self._receive, self._option = calls_of(self._socket)
-        self._monitor = Monitor(self._socket)
         self._outbox: deque[tuple[bytes, bytes]] = deque()
         self._connected = False
         self._scheduled = False
@@ -90,16 +94,56 @@ class DealerLink:
         self._pumps = 0
         self._seen = -1
         self._retry: asyncio.TimerHandle | None = None
-        self._fds = (int(self._socket.getsockopt(zmq.FD)), self._monitor.fd)
-        self._loop.add_reader(self._fds[0], self._pump)
-        self._loop.add_reader(self._fds[1], self._watch)
+        self._retry_ms = limits.CONGESTED_RETRY_MS
+        parsed = parse_endpoint(endpoint)
+        with contextlib.ExitStack() as made:
+            try:
+                self._make(made, parsed, rng, credentials)
+            except zmq.ZMQError as error:
+                raise ConfigurationError(f"no socket for {endpoint} can be made: {error}", endpoint=endpoint) from error
+            self._made = made.pop_all()
         self._watchdog = self._loop.call_later(_WATCHDOG_S, self._rescue)
-        self._socket.connect(endpoint)
+
+    def _make(
+        self, made: contextlib.ExitStack, endpoint: Endpoint, rng: random.Random, credentials: Credentials | None
+    ) -> None:
+        """Make all that has to be freed again, and note how."""
+        context = make_context()
+        made.callback(context.term)
+        socket = context.socket(zmq.DEALER)
+        made.callback(socket.close, linger=50)
+        set_dealer_options(socket, credentials)
+        self._send, self._receive, self._option = calls_of(socket)
+        self._monitor = Monitor(socket)
+        made.callback(self._monitor.close)
+        for fd, ready in ((int(socket.getsockopt(zmq.FD)), self._pump), (self._monitor.fd, self._watch)):
+            try:
+                self._loop.add_reader(fd, ready)
+            except NotImplementedError:
+                raise ConfigurationError(
+                    f"{type(self._loop).__name__} cannot watch a socket; run on a selector event loop"
+                ) from None
+            made.callback(self._loop.remove_reader, fd)
+        self._dialer = Dialer(
+            socket,
+            endpoint,
+            rng,
+            has_keys=credentials is not None,
+            denied=self._receiver.link_denied,
+            settled=lambda: not self._option(EVENTS) & POLLIN,
+        )
+        made.callback(self._dialer.close)
+        self._dialer.start()
 
     @property
     def connected(self) -> bool:
         """Whether the controller is there, as far as is known."""
         return self._connected
+
+    @property
+    def trouble(self) -> str:
+        """Why the last try to connect failed, in words; "" if it did not."""
+        return self._dialer.trouble
 
     @property
     def congested(self) -> bool:
@@ -112,33 +156,59 @@ class DealerLink:
         """Send in order. What the pipe does not take waits here until it does, or the connection is lost."""
         if not self._connected:
             return
-        waiting = self._outbox
+        if self._outbox:
+            self._outbox.extend(messages)
+            return
         send = self._send
-        for header, body in messages:
-            if waiting:
-                waiting.append((header, body))
-                continue
+        pending = iter(messages)
+        for header, body in pending:
             try:
-                send(header, MORE if body else LAST)
+                if header[0] in WITH_BODY:
+                    self._send_both(header, body)
+                else:
+                    send(header, LAST)
             except zmq.Again:
-                waiting.append((header, body))
+                self._outbox.append((header, body))
+                self._outbox.extend(pending)
                 self._retry_later()
-                continue
-            if body:
-                send(body, LAST, len(body) < _COPY_BYTES_MAX)
         self._check()
+
+    def _send_both(self, header: bytes, body: bytes) -> None:
+        """Send a message of two frames. Raises: zmq.Again if the pipe is full."""
+        self._send(header, MORE)
+        # The pipe took the first frame, so it takes the second; unless the connection went in between, and took both along.
+        with contextlib.suppress(zmq.Again):
+            self._send(body, LAST, len(body) < _COPY_BYTES_MAX)
 
     def _retry_later(self) -> None:
         if self._retry is None:
-            self._retry = self._loop.call_later(limits.CONGESTED_RETRY_MS / 1_000, self._drain)
+            self._retry = self._loop.call_later(self._retry_ms / 1_000, self._drain)
 
     def _drain(self) -> None:
+        """Try what waits: one vain try if the pipe is still full, and the next one later."""
         self._retry = None
-        waiting, self._outbox = self._outbox, deque()
-        if not self._closed:
-            self.send_all(waiting)
-            if not self._outbox:
-                self._receiver.link_idle()
+        waiting = self._outbox
+        if self._closed or not waiting:
+            return
+        before = len(waiting)
+        with contextlib.suppress(zmq.Again):
+            while waiting:
+                header, body = waiting[0]
+                if header[0] in WITH_BODY:
+                    self._send_both(header, body)
+                else:
+                    self._send(header, LAST)
+                waiting.popleft()
+        if waiting:
+            moved = len(waiting) < before
+            self._retry_ms = (
+                limits.CONGESTED_RETRY_MS if moved else min(self._retry_ms * 2, limits.CONGESTED_RETRY_MAX_MS)
+            )
+            self._retry_later()
+        else:
+            self._retry_ms = limits.CONGESTED_RETRY_MS
+            self._receiver.link_idle()
+        self._check()
 
     # ── in ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -146,34 +216,56 @@ class DealerLink:
         """Read what is there, up to a bound, then let the loop turn.
 
         The first message is read alone, since there is rarely a second: to ask for another costs less than a vain read.
+        A vain read or question leaves the descriptor armed, so nothing has to be asked after it.
         """
         self._scheduled = False
         if self._closed:
             return
         self._pumps += 1
-        if self._read(1) and self._option(EVENTS) & POLLIN and not self._closed:
-            self._read(limits.BURST_MESSAGES_MAX)
-        if not self._closed:
-            self._receiver.link_idle()
-            self._check()
+        unread = True
+        try:
+            unread = self._read(1) and bool(self._option(EVENTS) & POLLIN)
+            if unread and not self._closed:
+                unread = self._read(limits.BURST_MESSAGES_MAX)
+        finally:
+            if not self._closed:
+                self._receiver.link_idle()
+                if unread:
+                    self._check()
 
     def _read(self, count_max: int) -> bool:
-        """Hand on up to so many messages. False if there were fewer. Whether a body follows says the kind: the controller,
-        the one sender here, is trusted to frame what it sends."""
+        """Hand on up to so many messages. False if there were fewer."""
         receive, handle = self._receive, self._receiver.link_message
-        header = EMPTY
         try:
             for _ in range(count_max):
-                header = receive(LAST)
-                body = receive(LAST) if header and header[0] in WITH_BODY else EMPTY
-                handle(header, body)
+                # A zmq.Frame knows whether another follows; to ask the socket costs more.
+                first = receive(LAST, False)
+                header: bytes = first.bytes
+                if first.more or (header and header[0] in WITH_BODY):
+                    self._read_rest(header, first)
+                else:
+                    handle(header, EMPTY)
                 if self._closed:
                     return False
-                header = EMPTY
         except zmq.Again:
-            self.figures.malformed += bool(header)
             return False
         return True
+
+    def _read_rest(self, header: bytes, first: zmq.Frame) -> None:
+        """Hand on a message whose first frame is read, and which has more of them, or ought to."""
+        last, body = first, EMPTY
+        has_body = bool(header) and header[0] in WITH_BODY
+        if has_body and first.more:
+            last = self._receive(LAST, False)
+            body = last.bytes
+        if last.more or (has_body and last is first):
+            self.figures.malformed += 1
+            body = EMPTY
+            while last.more:
+                last = self._receive(LAST, False)
+            if not has_body:
+                return
+        self._receiver.link_message(header, body)
 
     def _check(self) -> None:
         """Come back if messages are there that no edge will announce."""
@@ -197,17 +289,19 @@ class DealerLink:
         """Connections came or went."""
         if self._closed:
             return
-        for kind, _ in self._monitor.read():
-            if kind == UP:
+        for happened, _ in self._monitor.read():
+            news = self._dialer.handle(happened)
+            if news is Happened.UP:
                 self._connected = True
                 self.figures.connections += 1
                 self._receiver.link_up()
-            elif kind == DENIED:
-                self._receiver.link_denied()
-            elif self._connected:
+            elif news is Happened.DOWN:
                 self._connected = False
                 self._outbox.clear()
+                self._retry_ms = limits.CONGESTED_RETRY_MS
                 self._receiver.link_down()
+            if self._closed:
+                return
         self._receiver.link_idle()
         self._check()
 
@@ -217,11 +311,7 @@ class DealerLink:
             return
         self._closed = True
         self._connected = False
-        for fd in self._fds:
-            self._loop.remove_reader(fd)
         self._watchdog.cancel()
         if self._retry is not None:
             self._retry.cancel()
-        self._monitor.close()
-        self._socket.close(linger=50)
-        self._context.term()
+        self._made.close()

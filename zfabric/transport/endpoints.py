@@ -1,4 +1,5 @@
-"""Where a fabric listens: default endpoint, and checks that make a bad endpoint a clear error.
+"""Endpoints: the default one, what each part of one means, and checks that make a bad one a clear error before a socket is
+made.
 
 On one host nobody has to give an endpoint: all sides derive the same Unix socket in a directory that only the user can
 enter, because whoever can connect to an ipc socket can exhaust the controller's file descriptors.
@@ -6,78 +7,179 @@ enter, because whoever can connect to an ipc socket can exhaust the controller's
 
 from __future__ import annotations
 
+import ipaddress
 import os
-import stat
+import re
+import socket
+import sys
 import tempfile
 from pathlib import Path
-from typing import Final
-from urllib.parse import urlsplit
+from typing import Final, NamedTuple
 
 from zfabric.errors import ConfigurationError
 from zfabric.limits import IPC_PATH_LENGTH_MAX
 
 #: Overrides the default endpoint of clients, workers and controller alike.
 ENDPOINT_VARIABLE: Final = "ZFABRIC_ENDPOINT"
-_LOOPBACK: Final = ("localhost", "::1")
+#: Names of hosts and network interfaces, in ASCII: labels of letters, digits, hyphens and underscores.
+_NAME: Final = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*\.?")
+_DIGITS: Final = re.compile(r"[0-9]{1,5}")
+_PORT_MAX: Final = 65_535
+
+
+class Endpoint(NamedTuple):
+    """The parts of an endpoint.
+
+    Attributes:
+        text: As it was given.
+        path: Of an ipc socket, "" for tcp.
+        host: Address without brackets, name, or "*" for all addresses; "" for ipc.
+        port: Of tcp, 0 for any that is free.
+        literal: Whether the host is an address, and nothing has to be looked up.
+    """
+
+    text: str
+    path: str = ""
+    host: str = ""
+    port: int = 0
+    literal: bool = True
+
+    @property
+    def is_ipc(self) -> bool:
+        """Whether it is a Unix socket."""
+        return bool(self.path)
 
 
 def default_endpoint() -> str:
-    """$ZFABRIC_ENDPOINT, else a Unix socket in the user's runtime directory."""
+    """$ZFABRIC_ENDPOINT, else a Unix socket in the user's runtime directory.
+
+    Raises:
+        ConfigurationError: The system has no Unix sockets, so that an endpoint has to be given.
+    """
     given = os.environ.get(ENDPOINT_VARIABLE)
     if given:
         return given.split(",")[0].strip()
+    if not has_ipc():
+        raise ConfigurationError(
+            f"{sys.platform} has no default endpoint; give tcp://127.0.0.1:PORT, or set ${ENDPOINT_VARIABLE}"
+        )
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    base = Path(runtime) / "zfabric" if runtime else Path(tempfile.gettempdir()) / f"zfabric-{os.getuid()}"
+    base = Path(runtime) / "zfabric" if runtime else Path(tempfile.gettempdir()) / f"zfabric-{os.geteuid()}"
     return f"ipc://{base / 'controller.sock'}"
 
 
-def check_endpoint(endpoint: str) -> str:
-    """The endpoint unchanged.
+def has_ipc() -> bool:
+    """Whether this system has Unix sockets whose owner can be told."""
+    return sys.platform != "win32" and hasattr(os, "geteuid")
+
+
+def check_endpoint(endpoint: str, *, listens: bool = False) -> str:
+    """The endpoint unchanged. Arguments and errors as of `parse_endpoint`."""
+    return parse_endpoint(endpoint, listens=listens).text
+
+
+def parse_endpoint(endpoint: str, *, listens: bool = False) -> Endpoint:
+    """Take an endpoint apart; no name is looked up for it.
+
+    Args:
+        listens: For who listens, who may say "*" for the host or the port, or 0 for the port, and name an interface.
 
     Raises:
-        ConfigurationError: Not ipc://PATH, tcp://HOST:PORT or inproc://NAME, or an ipc path that is too long.
+        ConfigurationError: Not ipc://PATH or tcp://HOST:PORT, or a part of it cannot be right.
     """
+    if not isinstance(endpoint, str):
+        raise ConfigurationError(f"endpoint {endpoint!r} is no text such as ipc://PATH or tcp://HOST:PORT")
     scheme, separator, rest = endpoint.partition("://")
-    if not separator or scheme not in {"ipc", "tcp", "inproc"} or not rest:
-        raise ConfigurationError(f"endpoint {endpoint!r} is not ipc://PATH or tcp://HOST:PORT", endpoint=endpoint)
-    if scheme == "ipc":
-        if len(rest.encode()) > IPC_PATH_LENGTH_MAX:
-            raise ConfigurationError(
-                f"ipc path of {len(rest.encode())} bytes is too long, limit is {IPC_PATH_LENGTH_MAX}: {rest}",
-                endpoint=endpoint,
-            )
-        if rest.startswith("@"):
-            raise ConfigurationError("abstract sockets have no permissions, give a path", endpoint=endpoint)
-    if scheme == "tcp" and not rest.rpartition(":")[2].replace("*", "0").isdigit():
-        raise ConfigurationError(f"endpoint {endpoint!r} has no port", endpoint=endpoint)
-    return endpoint
+    if scheme == "ipc" and separator:
+        return _parse_ipc(endpoint, rest)
+    if scheme == "tcp" and separator:
+        return _parse_tcp(endpoint, rest, listens)
+    raise _wrong(endpoint, "is not ipc://PATH or tcp://HOST:PORT")
 
 
 def is_local(endpoint: str) -> bool:
-    """Whether only this host can reach the endpoint."""
-    if not endpoint.startswith("tcp://"):
-        return True
-    host = urlsplit(endpoint.replace("*", "0.0.0.0", 1)).hostname or ""
-    return host in _LOOPBACK or host.startswith("127.")
+    """Whether only this host can reach a checked endpoint. Of names only localhost is known to be loopback."""
+    found = parse_endpoint(endpoint, listens=True)
+    return found.is_ipc or is_loopback(found.host)
 
 
-def ipc_path(endpoint: str) -> Path | None:
-    """The socket's path, None for other transports."""
-    return Path(endpoint.removeprefix("ipc://")) if endpoint.startswith("ipc://") else None
+def is_loopback(host: str) -> bool:
+    """Whether a host is a loopback address, or localhost."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return is_localhost(host)
 
 
-def prepare_ipc_directory(path: Path) -> None:
-    """Make the socket's directory, for its owner alone.
+def is_localhost(host: str) -> bool:
+    """Whether it is the name that means this host everywhere."""
+    return host.rstrip(".").lower() == "localhost"
 
-    Raises:
-        ConfigurationError: The directory belongs to somebody else, or others may enter it.
-    """
-    directory = path.parent
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = directory.stat()
-    if status.st_uid != os.getuid():
-        raise ConfigurationError(f"{directory} belongs to uid {status.st_uid}, not to uid {os.getuid()}")
-    if stat.S_IMODE(status.st_mode) & 0o077:
-        raise ConfigurationError(
-            f"{directory} has mode {stat.S_IMODE(status.st_mode):04o}, the socket's directory must be 0700"
-        )
+
+def tcp_endpoint(address: str, port: int) -> str:
+    """The endpoint of an address."""
+    return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
+
+
+def _wrong(endpoint: str, why: str) -> ConfigurationError:
+    shown = endpoint.encode("utf-8", "backslashreplace").decode()
+    return ConfigurationError(f"endpoint {shown!r} {why}", endpoint=shown)
+
+
+def _parse_ipc(endpoint: str, path: str) -> Endpoint:
+    if not has_ipc():
+        raise _wrong(endpoint, f"cannot be used: {sys.platform} has no Unix sockets, give tcp://127.0.0.1:PORT")
+    if not path or path == "*":
+        raise _wrong(endpoint, "has no path")
+    if path.startswith("@"):
+        raise _wrong(endpoint, "is an abstract socket, which has no permissions; give a path")
+    if "\0" in path:
+        raise _wrong(endpoint, "has a NUL character in its path")
+    try:
+        size = len(path.encode())
+    except UnicodeEncodeError:
+        raise _wrong(endpoint, "has a path that is not UTF-8") from None
+    if size > IPC_PATH_LENGTH_MAX:
+        raise _wrong(endpoint, f"is too long: its path has {size} bytes, limit is {IPC_PATH_LENGTH_MAX}")
+    if path.endswith("/") or os.path.isdir(path):
+        raise _wrong(endpoint, "is a directory; give the path of a socket in it")
+    return Endpoint(endpoint, path=path)
+
+
+def _parse_tcp(endpoint: str, rest: str, listens: bool) -> Endpoint:
+    host, separator, port = rest.rpartition(":")
+    if not separator or not port or "]" in port:
+        raise _wrong(endpoint, "has no port")
+    if listens and port == "*":
+        port = "0"
+    if not _DIGITS.fullmatch(port) or int(port) > _PORT_MAX or (int(port) == 0 and not listens):
+        raise _wrong(endpoint, f"has the port {port!r}, which is not one of {0 if listens else 1} … {_PORT_MAX}")
+    host, literal = _parse_host(endpoint, host, listens)
+    return Endpoint(endpoint, host=host, port=int(port), literal=literal)
+
+
+def _parse_host(endpoint: str, host: str, listens: bool) -> tuple[str, bool]:
+    """The host without brackets, and whether it is an address."""
+    if not host:
+        raise _wrong(endpoint, "has no host")
+    if host == "*":
+        if not listens:
+            raise _wrong(endpoint, "has no host to connect to; only a controller can listen on *")
+        return host, True
+    if host.startswith("[") and host.endswith("]"):
+        try:
+            return str(ipaddress.IPv6Address(host[1:-1])), True
+        except ValueError as error:
+            raise _wrong(endpoint, f"has no IPv6 address in its brackets: {error}") from None
+    if ":" in host and "[" not in host:
+        raise _wrong(endpoint, "needs brackets around its IPv6 address: tcp://[ADDRESS]:PORT")
+    if re.fullmatch(r"[0-9.]+", host):
+        try:
+            return str(ipaddress.IPv4Address(host)), True
+        except ValueError as error:
+            raise _wrong(endpoint, f"has no IPv4 address: {error}") from None
+    if not _NAME.fullmatch(host):
+        raise _wrong(endpoint, f"has the host {host!r}, which is neither an address nor a name")
+    if not listens and host in {name for _, name in socket.if_nameindex()}:
+        raise _wrong(endpoint, f"has the host {host!r}, a network interface; only a controller can listen on one")
+    return host, False

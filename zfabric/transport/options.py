@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import zmq
 
 from zfabric import limits
@@ -24,17 +22,17 @@ def set_router_options(socket: zmq.Socket[bytes], keys: ControllerKeys | None) -
     socket.setsockopt(zmq.BACKLOG, 4_096)
 
 
-def set_dealer_options(socket: zmq.Socket[bytes], rng: random.Random, credentials: Credentials | None) -> None:
+def set_dealer_options(socket: zmq.Socket[bytes], credentials: Credentials | None) -> None:
     """Options of a client's or worker's socket."""
     _set_common(socket)
     if credentials is not None:
         set_credentials(socket, credentials)
-    socket.setsockopt(zmq.IPV6, 1)
     # Nothing is queued for a controller that is not there: the sessions know what to send to the next one.
     socket.setsockopt(zmq.IMMEDIATE, 1)
-    # With a cap set libzmq backs off without any jitter, so each process draws a base and a cap of its own.
-    socket.setsockopt(zmq.RECONNECT_IVL, round(limits.RECONNECT_MIN_MS * rng.uniform(0.5, 1.5)))
-    socket.setsockopt(zmq.RECONNECT_IVL_MAX, round(limits.RECONNECT_MAX_MS * rng.uniform(0.5, 1.0)))
+    # The dialer decides when to try again, and where. A cap keeps libzmq from drawing jitter from the program's rand().
+    socket.setsockopt(zmq.RECONNECT_IVL, limits.NEVER_MS)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, limits.NEVER_MS)
+    socket.setsockopt(zmq.CONNECT_TIMEOUT, limits.CONNECT_MS)
 
 
 def _set_common(socket: zmq.Socket[bytes]) -> None:

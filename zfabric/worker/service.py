@@ -78,6 +78,7 @@ class WorkerService:
         self._drain_limit: float | None = None
         self._draining: asyncio.Task[None] | None = None
         self._drain_asked: asyncio.Task[None] | None = None
+        self._was_registered = False
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -200,9 +201,11 @@ class WorkerService:
         self._log("disconnected", endpoint=self.config.endpoint, running=len(self._session.streams))
         self._session.disconnected()
 
-    def link_denied(self) -> None:
-        endpoint = self.config.endpoint
-        self.die(IncorrectKeyError(f"the controller at {endpoint} does not know this key", endpoint=endpoint))
+    def link_denied(self, error: FabricError) -> None:
+        self._log("refused", error=str(error), code=error.code)
+        # A controller that is just being set up anew is met by workers that have served; a key that is not known stays so.
+        if not self._was_registered or isinstance(error, IncorrectKeyError):
+            self.die(error)
 
     def link_message(self, header: bytes, body: bytes) -> None:
         try:
@@ -238,6 +241,7 @@ class WorkerService:
         elif isinstance(order, Spoiled):
             self._log("backend_error", request=order.request_id, error=order.error.message)
         elif isinstance(order, Registered):
+            self._was_registered = True
             self._log("registered", worker=self.config.name, models=self._served.names)
             if self._on_ready is not None:
                 self._on_ready(self._served.announced)

@@ -1,0 +1,250 @@
+"""Keeps a DEALER connected to one endpoint: which address is tried when, and what it means that a try failed.
+
+libzmq would try again by itself, but it knows one address of a name, does not look whose directory an ipc socket lies in,
+and never comes back after some handshakes. So its own retries are off, and each try begins here: it is told an address, its
+monitor tells what became of it, and before the next try it is told to forget the address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable, Coroutine
+from enum import Enum, auto
+from pathlib import Path
+from typing import Final
+
+import zmq
+
+from zfabric import limits
+from zfabric.errors import AuthenticationError, ConfigurationError, FabricError, IncorrectKeyError
+from zfabric.transport.addresses import dialed_hosts
+from zfabric.transport.endpoints import Endpoint, parse_endpoint, tcp_endpoint
+from zfabric.transport.greeting import mechanism_of
+from zfabric.transport.ipc import check_ipc_owner
+from zfabric.transport.monitor import Happened
+
+_HANDSHAKE_FAILURES: Final = frozenset({Happened.DENIED, Happened.MISMATCH, Happened.WRONG_KEY, Happened.BROKEN})
+
+
+class _State(Enum):
+    #: Between two tries, or looking up a name.
+    WAITING = auto()
+    TRYING = auto()
+    UP = auto()
+    CLOSED = auto()
+
+
+class Dialer:
+    """Connects a socket, again and again.
+
+    Args:
+        socket: The DEALER, with all its options set.
+        endpoint: Where to connect to; all addresses of a name are tried in turn.
+        rng: Chance, so that a thousand peers do not come back in step.
+        has_keys: Whether the socket encrypts.
+        denied: Told why no try can succeed before somebody changes something; tries go on all the same.
+        settled: Whether all messages of the former connection have been read: it is forgotten then.
+    """
+
+    def __init__(
+        self,
+        socket: zmq.Socket[bytes],
+        endpoint: Endpoint,
+        rng: random.Random,
+        *,
+        has_keys: bool,
+        denied: Callable[[FabricError], None],
+        settled: Callable[[], bool],
+    ) -> None:
+        self._socket = socket
+        self._endpoint = endpoint
+        self._has_keys = has_keys
+        self._denied = denied
+        self._settled = settled
+        self._loop = asyncio.get_running_loop()
+        # Each process draws a first delay and a cap of its own.
+        self._first_s = limits.RECONNECT_MIN_MS * rng.uniform(0.5, 1.5) / 1_000
+        self._cap_s = limits.RECONNECT_MAX_MS * rng.uniform(0.5, 1.0) / 1_000
+        self._delay_s = self._first_s
+        self._state = _State.WAITING
+        self._addresses: list[str] = []
+        self._current: str | None = None
+        self._failure: Happened | None = None
+        self._broken = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        #: Why the last try failed, in words; "" after one that did not.
+        self.trouble = ""
+
+    def start(self) -> None:
+        """Try for the first time.
+
+        Raises:
+            ConfigurationError: The ipc socket's directory is somebody else's.
+        """
+        if self._endpoint.is_ipc:
+            check_ipc_owner(Path(self._endpoint.path))
+        self._begin_round()
+
+    def close(self) -> None:
+        """No more tries."""
+        self._state = _State.CLOSED
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+
+    def handle(self, happened: Happened) -> Happened | None:
+        """Take news of the monitor. Returns UP or DOWN if this is what it means for the link."""
+        if self._state is _State.UP and happened is Happened.DOWN:
+            self._state = _State.WAITING
+            self.trouble = "the connection was lost"
+            self._later()
+            return Happened.DOWN
+        if self._state is not _State.TRYING:
+            # Late news of a connection that was given up.
+            return None
+        if happened is Happened.UP:
+            self._state = _State.UP
+            self._delay_s = self._first_s
+            self._addresses = []
+            self._broken = 0
+            self.trouble = ""
+            return Happened.UP
+        if happened in _HANDSHAKE_FAILURES:
+            self._failure = happened
+        else:
+            self._failed(reachable=self._failure is not None or happened is Happened.DOWN)
+        return None
+
+    # ── tries ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _later(self) -> None:
+        self._state = _State.WAITING
+        self._timer = self._loop.call_later(self._delay_s, self._again)
+        self._delay_s = min(self._delay_s * 2, self._cap_s)
+
+    def _again(self) -> None:
+        if self._state is not _State.WAITING:
+            return
+        if not self._settled():
+            self._timer = self._loop.call_later(0, self._again)
+            return
+        if self._current is not None:
+            # The session may have ended by itself, and is then unknown.
+            with contextlib.suppress(zmq.ZMQError):
+                self._socket.disconnect(self._current)
+            self._current = None
+        if self._addresses:
+            self._connect(self._addresses.pop(0))
+        else:
+            self._begin_round()
+
+    def _begin_round(self) -> None:
+        """Try each address once."""
+        endpoint = self._endpoint
+        if endpoint.is_ipc:
+            self._begin_ipc()
+        elif endpoint.literal:
+            self._connect(tcp_endpoint(endpoint.host, endpoint.port))
+        else:
+            self._spawn(self._resolve())
+
+    def _begin_ipc(self) -> None:
+        try:
+            there = check_ipc_owner(Path(self._endpoint.path))
+        except ConfigurationError as error:
+            self.trouble = error.message
+            self._later()
+            self._denied(error)
+            return
+        if there:
+            self._connect(self._endpoint.text)
+        else:
+            self.trouble = "there is no such socket"
+            self._later()
+
+    async def _resolve(self) -> None:
+        try:
+            hosts = await dialed_hosts(self._endpoint)
+            self._addresses = [tcp_endpoint(host, self._endpoint.port) for host in hosts]
+        except OSError as error:
+            self.trouble = f"the name cannot be looked up: {error}"
+        if self._state is _State.CLOSED:
+            return
+        if self._addresses:
+            self._connect(self._addresses.pop(0))
+        else:
+            self.trouble = self.trouble or "the name has no address"
+            self._later()
+
+    def _connect(self, address: str) -> None:
+        self._state = _State.TRYING
+        self._failure = None
+        self._current = address
+        # For an IPv4 address libzmq would have to map it, which not every system can.
+        self._socket.setsockopt(zmq.IPV6, int("[" in address))
+        try:
+            self._socket.connect(address)
+        except zmq.ZMQError as error:
+            self._current = None
+            self.trouble = f"{address}: {error}"
+            self._later()
+
+    def _failed(self, *, reachable: bool) -> None:
+        """This try is over. The next address is tried at once if nobody was at this one."""
+        if not reachable:
+            self.trouble = "nobody listens there"
+            self._broken = 0
+            if self._addresses:
+                self._state = _State.WAITING
+                self._timer = self._loop.call_later(0, self._again)
+                return
+        self._later()
+        if reachable:
+            self._explain(self._failure or Happened.BROKEN)
+
+    # ── handshakes ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _explain(self, failure: Happened) -> None:
+        self.trouble = "what listens there ended the handshake"
+        if failure is Happened.DENIED:
+            self._deny(IncorrectKeyError, "does not know this key")
+        elif failure is Happened.MISMATCH:
+            self._deny_mismatch()
+        elif self._current is not None:
+            self._spawn(self._find_out(parse_endpoint(self._current)))
+
+    async def _find_out(self, endpoint: Endpoint) -> None:
+        """Ask what the other end speaks. That it speaks CURVE as well, and ends handshakes again and again, leaves the key:
+        a controller cannot read what is encrypted for another one."""
+        mechanism = await mechanism_of(endpoint)
+        if self._state in (_State.UP, _State.CLOSED):
+            return
+        if mechanism is None:
+            self._broken = 0
+            self.trouble = "what listens there is no controller, or ends"
+        elif (mechanism == "CURVE") != self._has_keys:
+            self._deny_mismatch()
+        elif self._has_keys:
+            self._broken += 1
+            if self._broken >= limits.HANDSHAKES_MAX:
+                self._deny(IncorrectKeyError, "has another key than the one that this side was given for it")
+
+    def _deny_mismatch(self) -> None:
+        if self._has_keys:
+            self._deny(AuthenticationError, "has no keys and does not encrypt; this side has a key and demands it")
+        else:
+            self._deny(AuthenticationError, "demands a key, and this side has none")
+
+    def _deny(self, kind: type[FabricError], why: str) -> None:
+        text = self._endpoint.text
+        self.trouble = f"the controller {why}"
+        self._denied(kind(f"the controller at {text} {why}", endpoint=text))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

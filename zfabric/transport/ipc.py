@@ -1,0 +1,134 @@
+"""Unix sockets: whose directory they lie in, and who holds one.
+
+Whoever may write to a socket's directory can put a socket of his own there, and gets what was meant for another. So a
+controller keeps its socket in a directory for its user alone, and clients and workers look before each attempt to
+connect. libzmq does not tell who is at the other end of a connection; the directory does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from pathlib import Path
+from typing import IO
+
+from zfabric.errors import ConfigurationError, EndpointInUseError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where endpoints of this kind are refused
+    fcntl = None  # type: ignore[assignment]
+
+
+class IpcLock:
+    """Holds PATH.lock for life: whoever holds it may replace the socket's file, which libzmq does without asking.
+
+    Args:
+        path: Of the socket. Its directory is made if there is none.
+
+    Raises:
+        ConfigurationError: The directory is not this user's alone, or something else has the path.
+        EndpointInUseError: Another controller holds the lock.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        prepare_ipc_directory(self._path)
+        _check_replaceable(self._path)
+        try:
+            descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigurationError(f"{path}.lock cannot be opened: {error}", path=path) from error
+        self._file: IO[str] = os.fdopen(descriptor, "r+", encoding="ascii")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise EndpointInUseError(
+                f"ipc://{path} is in use by another controller", endpoint=f"ipc://{path}"
+            ) from None
+
+    def release(self) -> None:
+        """Remove the socket, and let another have the path."""
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()
+        self._file.close()
+
+
+def prepare_ipc_directory(path: Path) -> None:
+    """Make the socket's directory, for its owner alone.
+
+    Raises:
+        ConfigurationError: It cannot be made, belongs to somebody else, or others may enter it.
+    """
+    directory = path.parent
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = directory.stat()
+    except OSError as error:
+        raise ConfigurationError(f"{directory} cannot be made: {error}", path=str(directory)) from error
+    own = os.geteuid()
+    if status.st_uid != own:
+        raise ConfigurationError(
+            f"{directory} belongs to uid {status.st_uid}, not to uid {own}", path=str(directory), owner=status.st_uid
+        )
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        raise ConfigurationError(
+            f"{directory} has mode {stat.S_IMODE(status.st_mode):04o}, the socket's directory must be 0700",
+            path=str(directory),
+        )
+
+
+def check_ipc_owner(path: Path) -> bool:
+    """Make sure that only this user or root can have put a socket there. Ask before each attempt to connect: a directory
+    that was not there a moment ago may be somebody else's now. The directories above it are not looked at.
+
+    Returns:
+        Whether there is a socket to connect to.
+
+    Raises:
+        ConfigurationError: Somebody else owns the directory or may write to it, or the path is no socket.
+    """
+    directory = path.parent
+    try:
+        # A link is as good as who made it: its target may be another one by the time of the connect.
+        _check_owner(directory, directory.lstat())
+        status = directory.stat()
+        _check_owner(directory, status)
+        others_write = status.st_mode & 0o022
+        if others_write and not status.st_mode & stat.S_ISVTX:
+            raise ConfigurationError(
+                f"{directory} has mode {stat.S_IMODE(status.st_mode):04o}: others may put a socket there",
+                path=str(directory),
+            )
+        entry = path.lstat()
+        if others_write:
+            _check_owner(path, entry)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be reached: {error}", path=str(path)) from error
+    if stat.S_ISLNK(entry.st_mode):
+        target = Path(os.path.realpath(path))
+        if not target.is_symlink():
+            return check_ipc_owner(target)
+    if not stat.S_ISSOCK(entry.st_mode):
+        raise ConfigurationError(f"{path} is there and is no socket", path=str(path))
+    return True
+
+
+def _check_owner(path: Path, status: os.stat_result) -> None:
+    if status.st_uid not in (0, os.geteuid()):
+        raise ConfigurationError(
+            f"{path} belongs to uid {status.st_uid}, neither to this user nor to root: anybody may listen there",
+            path=str(path),
+            owner=status.st_uid,
+        )
+
+
+def _check_replaceable(path: Path) -> None:
+    """libzmq removes whatever has the path of a socket that it binds."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise ConfigurationError(f"{path} is there and is no socket; nothing is replaced", path=str(path))
