@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,10 @@ from transformers import AutoModel, AutoTokenizer
 
 from tests.backends.test_engine import hold
 from tests.backends.tiny import Answers
-from zfabric.backends.hf_transformers.embedding import own_length, own_pooling
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import (
     BackendError,
-    ConfigurationError,
     OutOfMemoryError,
     ParameterRangeError,
     RequestError,
@@ -166,22 +163,3 @@ async def test_causal_models_embed_as_well(tiny_worker: tuple[ModelWorker, Answe
     together = await vectors(worker, "hello", "a longer neighbour in the same pass")
     assert alone.shape == (1, 64)
     np.testing.assert_allclose(alone[0], together[0], atol=1e-5)
-
-
-def test_what_a_checkpoint_says_of_itself(tmp_path: Path, minilm: Path) -> None:
-    assert own_pooling(minilm) == "mean"
-    assert own_length(minilm) == 256
-    assert own_pooling(tmp_path) == "mean"
-    assert own_length(tmp_path) is None
-    pooling = tmp_path / "1_Pooling" / "config.json"
-    pooling.parent.mkdir()
-    pooling.write_text(json.dumps({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}))
-    assert own_pooling(tmp_path) == "cls"
-    pooling.write_text(json.dumps({"pooling_mode": "lasttoken"}))
-    assert own_pooling(tmp_path) == "last"
-    pooling.write_text(json.dumps({"pooling_mode_max_tokens": True}))
-    with pytest.raises(ConfigurationError, match="max_tokens"):
-        own_pooling(tmp_path)
-    (tmp_path / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Dense"}]))
-    with pytest.raises(ConfigurationError, match="Dense"):
-        own_pooling(tmp_path)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zfabric.backends.front.embed_inputs import EmbedInputs, with_special_tokens
 from zfabric.backends.hf_transformers.embed_queue import EmbedQueue
 from zfabric.backends.hf_transformers.embedding import Embedder
 from zfabric.backends.hf_transformers.engine import Engine
@@ -83,15 +84,7 @@ def assemble(
         on_restart=on_restart,
         on_death=on_death,
     )
-    embedder = Embedder(
-        loaded.encoder,
-        loaded.tokenizer,
-        context_length=loaded.context_length,
-        pooling=loaded.pooling,
-        dimensions=loaded.dimensions,
-        lora=model.lora,
-        adapters=adapters,
-    )
+    embedder = _embedder(loaded, model.lora, adapters)
     queue = EmbedQueue(embedder, engine.run_job, options.embed_batch_tokens)
     engine.start()
     # What is made at first use is there before the worker says that it is ready.
@@ -99,6 +92,23 @@ def assemble(
         engine.run_job(model.warm_up).result()
     queue.submit(embedder.pieces(EmbedRequest(inputs=["warm-up"]))).result()
     return Assembled(loaded, engine, embedder, queue, model.lora, adapters)
+
+
+def _embedder(loaded: Loaded, lora: Lora, adapters: Adapters) -> Embedder:
+    inputs = EmbedInputs(
+        with_special_tokens(loaded.tokenizer),
+        context_length=loaded.context_length,
+        vocabulary_size=int(loaded.encoder.get_input_embeddings().weight.shape[0]),
+        prompt=loaded.sentences.prompt,
+    )
+    return Embedder(
+        loaded.encoder,
+        inputs,
+        pad_token=loaded.tokenizer.pad_token_id or 0,
+        pooler=loaded.pooler,
+        lora=lora,
+        adapters=adapters,
+    )
 
 
 def adapter_paths(given: tuple[str, ...]) -> list[tuple[str, Path]]:

@@ -26,10 +26,10 @@ class _Work:
     def __init__(self, pieces: Pieces) -> None:
         self.pieces = pieces
         self.future: Future[EmbedResult] = Future()
-        self.vectors: list[Any] = [None] * len(pieces.tokens)
+        self.left = len(pieces.pieces)
+        self.vectors: list[Any] = [None] * self.left
         #: Longest last: texts of like length share a pass, so little is padded.
-        self.todo = deque(sorted(range(len(pieces.tokens)), key=lambda index: len(pieces.tokens[index])))
-        self.left = len(pieces.tokens)
+        self.todo = deque(sorted(range(self.left), key=lambda index: len(pieces.pieces[index].tokens)))
         #: A pass that it was in has failed: its texts are tried one by one.
         self.alone = False
 
@@ -78,9 +78,9 @@ class EmbedQueue:
             return
         try:
             with torch.inference_mode():
-                tokens = [work.pieces.tokens[index] for work, index in chosen]
+                pieces = [work.pieces.pieces[index] for work, index in chosen]
                 adapters = [work.pieces.adapter for work, _ in chosen]
-                vectors = self._embedder.vectors(tokens, chosen[0][0].pieces.pooling, adapters)
+                vectors = self._embedder.vectors(pieces, chosen[0][0].pieces.pooling, adapters)
         except Exception as error:  # noqa: BLE001 — it is an answer to whose texts these are
             self._failed(chosen, error)
         else:
@@ -98,7 +98,7 @@ class EmbedQueue:
             others: deque[_Work] = deque()
             while self._works:
                 work = self._works.popleft()
-                longest = max(width, len(work.pieces.tokens[work.todo[0]]))
+                longest = max(width, len(work.pieces.pieces[work.todo[0]].tokens))
                 if chosen and (
                     longest * (len(chosen) + 1) > self._batch_tokens_max
                     or work.pieces.pooling != chosen[0][0].pieces.pooling

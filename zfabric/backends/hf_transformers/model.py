@@ -90,6 +90,13 @@ class Model:
         # Drawing needs float64, which MPS does not have.
         return logits.cpu() if logits.device.type == "mps" else logits
 
+    def probe(self) -> Any:
+        """A cache that holds a token, as the model itself fills it."""
+        with torch.inference_mode():
+            cache = self._warm_cache()
+            self([[0]], [1], cache)
+        return cache
+
     def warm_up(self) -> None:
         """A prompt and a step, so that what is made at first use is there before the first request."""
         with torch.inference_mode():

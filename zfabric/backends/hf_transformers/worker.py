@@ -91,7 +91,7 @@ class ModelWorker(BaseModelWorker):
             context_length=loaded.context_length,
             capabilities=capabilities,
             parameters=self._honoured(loaded),
-            dimensions=loaded.dimensions,
+            dimensions=loaded.pooler.dimensions,
             slots=self.slots,
             details={
                 "engine": "transformers",
@@ -99,7 +99,7 @@ class ModelWorker(BaseModelWorker):
                 "device": loaded.device,
                 "dtype": loaded.dtype,
                 "kv_tokens_max": loaded.kv_tokens_max,
-                "pooling": loaded.pooling,
+                "pooling": ", ".join(loaded.pooler.modes),
             },
         )
         return [model] + [
