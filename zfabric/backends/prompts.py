@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from zfabric.errors import ContextOverflowError, RequestError, UnsupportedOperationError
+from zfabric.backends.front.chat import chat_text
+from zfabric.errors import ContextOverflowError, RequestError
 from zfabric.wire.payloads import Message
 
 
@@ -61,35 +62,10 @@ def fit(tokens: list[int], length: int, *, truncate: bool) -> list[int]:
     raise context_overflow(len(tokens), length)
 
 
-def chat_text(tokenizer: Any, messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> str:
-    """What the chat template makes of messages.
-
-    Raises:
-        UnsupportedOperationError: There is no template.
-        RequestError: It refuses the messages.
-    """
-    if tokenizer.chat_template is None:
-        raise no_template()
-    try:
-        text: str = tokenizer.apply_chat_template(
-            list(messages), tools=tools, tokenize=False, add_generation_prompt=True
-        )
-    except Exception as error:  # noqa: BLE001 — templates are programs and raise what they like
-        raise RequestError(f"the chat template refuses these messages: {error}") from None
-    return text
-
-
 def context_overflow(tokens: int, length: int) -> ContextOverflowError:
     """The error of a prompt of so many tokens that does not fit a context of such a length."""
     return ContextOverflowError(
         f"prompt of {tokens} tokens leaves no room for an answer, context is {length}",
         prompt_tokens=tokens,
         context_length=length,
-    )
-
-
-def no_template() -> UnsupportedOperationError:
-    """The error of messages to a model that has no chat template."""
-    return UnsupportedOperationError(
-        "this model's tokenizer has no chat template; send a prompt, or start the worker with --chat-template"
     )

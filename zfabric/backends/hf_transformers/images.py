@@ -8,18 +8,17 @@ import io
 from collections.abc import Sequence
 from typing import Any, Final
 
-from zfabric.backends.prompts import chat_text
+from zfabric.backends.front.chat import chat_text, is_image, parts_of
 from zfabric.errors import RequestError, TooLargeError, UnsupportedOperationError
 from zfabric.wire.payloads import Message
 
 #: More pixels than any model looks at, and few enough for 200 MB of memory.
 _PIXELS_MAX: Final = 64 * 1024 * 1024
-_KINDS: Final = frozenset({"image", "image_url"})
 
 
 def has_images(messages: Sequence[Message] | None) -> bool:
     """Whether any part of any message is an image."""
-    return any(_is_image(part) for message in messages or () for part in _parts(message))
+    return any(is_image(part) for message in messages or () for part in parts_of(message))
 
 
 def see(
@@ -37,8 +36,8 @@ def see(
     """
     if processor is None:
         raise UnsupportedOperationError("this model takes no images", operation="generate")
-    images = [_open(part) for message in messages for part in _parts(message) if _is_image(part)]
-    text = chat_text(tokenizer, [_without_images(message) for message in messages], tools)
+    images = [_open(part) for message in messages for part in parts_of(message) if is_image(part)]
+    text = chat_text(tokenizer, messages, tools, image=str(getattr(processor, "image_token", None) or "<image>"))
     try:
         made = dict(processor(text=[text], images=images, add_special_tokens=False, return_tensors="pt"))
     except (ValueError, TypeError, OSError) as error:
@@ -46,23 +45,6 @@ def see(
     tokens: list[int] = made.pop("input_ids")[0].tolist()
     made.pop("attention_mask", None)
     return tokens, made
-
-
-def _parts(message: Message) -> list[Any]:
-    content = message.get("content")
-    return content if isinstance(content, list) else []
-
-
-def _is_image(part: Any) -> bool:
-    return isinstance(part, dict) and part.get("type") in _KINDS
-
-
-def _without_images(message: Message) -> Message:
-    """As chat templates of such models take it: a list of parts, in which an image is a mere mark."""
-    content = message.get("content")
-    if isinstance(content, str):
-        return {**message, "content": [{"type": "text", "text": content}]}
-    return {**message, "content": [{"type": "image"} if _is_image(part) else part for part in _parts(message)]}
 
 
 def _open(part: dict[str, Any]) -> Any:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from zfabric.backends.prompts import context_overflow, fit, known_tokens, no_template
+from zfabric.backends.front.chat import no_template
+from zfabric.backends.prompts import context_overflow, fit, known_tokens
 from zfabric.backends.vllm_engine import compat
 from zfabric.errors import RequestError
 from zfabric.wire.payloads import CountRequest, EmbedRequest, GenerateRequest, Message
