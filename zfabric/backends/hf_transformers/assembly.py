@@ -17,6 +17,7 @@ from zfabric.backends.hf_transformers.lora import Adapters, Lora
 from zfabric.backends.hf_transformers.model import Model, PairedModel
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.pace import Pace
+from zfabric.backends.hf_transformers.rope import Ropes
 from zfabric.backends.hf_transformers.sequence import Answer
 from zfabric.backends.hf_transformers.stepper import Step
 from zfabric.errors import ConfigurationError, FabricError
@@ -56,7 +57,11 @@ def assemble(
     loaded = load(options)
     if options.compile and loaded.kind != "causal":
         raise ConfigurationError("compile goes with causal language models alone", model=options.model)
-    model = PairedModel(loaded.model) if loaded.kind == "paired" else Model(loaded.model, compiled=options.compile)
+    ropes = Ropes(loaded.model)
+    if options.compile and ropes:
+        raise ConfigurationError("compile does not go with positions whose frequencies change", model=options.model)
+    kind = PairedModel if loaded.kind == "paired" else Model
+    model = kind(loaded.model, ropes, compiled=options.compile)
     adapters = Adapters()
     for name, path in adapter_paths(options.lora):
         adapter = model.lora.read(name, path)
@@ -84,7 +89,7 @@ def assemble(
         on_restart=on_restart,
         on_death=on_death,
     )
-    embedder = _embedder(loaded, model.lora, adapters)
+    embedder = _embedder(loaded, model, adapters)
     queue = EmbedQueue(embedder, engine.run_job, options.embed_batch_tokens)
     engine.start()
     # What is made at first use is there before the worker says that it is ready.
@@ -94,7 +99,7 @@ def assemble(
     return Assembled(loaded, engine, embedder, queue, model.lora, adapters)
 
 
-def _embedder(loaded: Loaded, lora: Lora, adapters: Adapters) -> Embedder:
+def _embedder(loaded: Loaded, model: Model, adapters: Adapters) -> Embedder:
     inputs = EmbedInputs(
         with_special_tokens(loaded.tokenizer),
         context_length=loaded.context_length,
@@ -106,8 +111,9 @@ def _embedder(loaded: Loaded, lora: Lora, adapters: Adapters) -> Embedder:
         inputs,
         pad_token=loaded.tokenizer.pad_token_id or 0,
         pooler=loaded.pooler,
-        lora=lora,
+        lora=model.lora,
         adapters=adapters,
+        ropes=model.ropes,
     )
 
 

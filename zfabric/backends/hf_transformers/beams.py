@@ -80,7 +80,11 @@ class BeamSearch:
     def _step(self) -> torch.Tensor:
         rows = [[beam.tokens[-1]] for beam in self._beams]
         length = len(self.answer.prompt) + len(self._beams[0].tokens)
-        return self._model(rows, [length] * len(rows), self._cache, answers=[self.answer] * len(rows))
+        answers = [self.answer] * len(rows)
+        if length == self._model.switch:
+            self._cache = self._model.start(answers)
+            rows = [[*self.answer.prompt, *beam.tokens] for beam in self._beams]
+        return self._model(rows, [length] * len(rows), self._cache, answers=answers)
 
     def _likeliest(self, logits: torch.Tensor) -> list[tuple[int, Beam]]:
         """The likeliest continuations of all beams, best first, each with the row it goes on from."""

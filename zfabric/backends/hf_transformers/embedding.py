@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from zfabric.backends.front.embed_inputs import EmbedInputs, Piece, owners
 from zfabric.backends.hf_transformers.lora import Adapter, Adapters, Lora
 from zfabric.backends.hf_transformers.pooling import Pooler
+from zfabric.backends.hf_transformers.rope import Ropes
 from zfabric.errors import ParameterRangeError
 from zfabric.wire.payloads import EmbedRequest, EmbedResult
 
@@ -58,16 +60,19 @@ class Embedder:
         pooler: Makes a vector of hidden states.
         lora: Adapters of the model.
         adapters: Those that requests can name.
+        ropes: Positions of the model whose frequencies depend on a text's length.
     """
 
     def __init__(
-        self, model: Any, inputs: EmbedInputs, *, pad_token: int, pooler: Pooler, lora: Lora, adapters: Adapters
-    ) -> None:
+        self, model: Any, inputs: EmbedInputs, *, pad_token: int, pooler: Pooler, lora: Lora, adapters: Adapters,
+        ropes: Ropes | None = None,
+    ) -> None:  # fmt: skip
         self._model = model
         self._inputs = inputs
         self._pad_token = pad_token
         self._pooler = pooler
         self._lora = lora
+        self._ropes = ropes
         self._adapters = adapters
 
     def pieces(self, request: EmbedRequest) -> Pieces:
@@ -98,6 +103,9 @@ class Embedder:
         lengths = torch.tensor([len(piece.tokens) for piece in pieces], device=device)
         prompts = torch.tensor([piece.prompt for piece in pieces], device=device)
         mask = (torch.arange(width, device=device).unsqueeze(0) < lengths.unsqueeze(1)).long()
-        with self._lora.rows(adapters):
+        turning = (
+            nullcontext() if self._ropes is None else self._ropes.columns(lengths.cpu().unsqueeze(1).expand(-1, width))
+        )
+        with self._lora.rows(adapters), turning:
             hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
         return self._pooler(hidden, lengths, prompts, pooling).cpu()

@@ -100,6 +100,8 @@ class Stepper:
         """
         self._compute_prompts()
         self._make_room()
+        if self._model.switch is not None:
+            self._send_back(self._model.switch)
         if self._batch.rows:
             self._decode()
         if self._searches:
@@ -239,6 +241,14 @@ class Stepper:
         while len(batch.rows) > 1 and batch.cells(width=batch.columns + 1) > self._kv_limit:
             self._waiting.appendleft([batch.rows[-1]])
             batch.leave(list(range(len(batch.rows) - 1)))
+
+    def _send_back(self, length: int) -> None:
+        """Rows that the next step would take to this length are computed anew, as a whole."""
+        rows = self._batch.rows
+        grown = [row for row in rows if len(row.answer.prompt) + len(row.output) == length]
+        if grown:
+            self._waiting.extendleft([row] for row in reversed(grown))
+            self._batch.leave([index for index, row in enumerate(rows) if row not in grown])
 
     def _decode(self) -> None:
         """One token for every row."""
