@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from zfabric.backends.hf_transformers.batch import Prefill
+from zfabric.backends.hf_transformers.failures import nothing_left
 from zfabric.backends.hf_transformers.model import Model
 from zfabric.backends.hf_transformers.penalties import penalize
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
-from zfabric.errors import BackendError, RequestError
+from zfabric.errors import RequestError
 from zfabric.wire.payloads import Delta
 
 
@@ -59,7 +60,7 @@ class BeamSearch:
         """A part of the prompt, or one step. Returns the answers, whole, once the search is over.
 
         Raises:
-            BackendError: No token may come next.
+            RequestError: No token may come next.
         """
         if self._cache is None:
             logits = self._prefill.advance(columns_max)
@@ -71,7 +72,7 @@ class BeamSearch:
         going = self._judge(self._likeliest(logits))
         if not going:
             if not self._ended:
-                raise BackendError("no token may come next in this beam search")
+                raise nothing_left()
             return self._answers()
         self._cache.select([parent for parent, _ in going], 0)
         self._beams = [beam for _, beam in going]

@@ -112,7 +112,7 @@ class Sequence:
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=sampling.skip_special_tokens)
         if echo is not None:
             self._detokenizer.go_on_after(answer.prompt)
-        self._stops = StopStrings(sampling.stop)
+        self._stops = StopStrings(sampling.stop, free=sampling.min_new_tokens)
         #: Text that goes out with the next token.
         self._owed = echo or ""
         self._skip = answer.request.resume_characters if index == 0 else 0
@@ -167,7 +167,7 @@ class Sequence:
         elif len(self.output) >= self.limit:
             reason = "length"
         if reason is not None and not stopped:
-            rest, stopped = self._stops.add(self._detokenizer.finish())
+            rest, stopped = self._stops.add(self._detokenizer.finish(), 0)
             text += rest
             if stopped:
                 reason = "stop"

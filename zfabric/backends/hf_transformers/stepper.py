@@ -17,9 +17,10 @@ import torch
 from zfabric.backends.hf_transformers.batch import Batch, Prefill
 from zfabric.backends.hf_transformers.beams import SearchLine
 from zfabric.backends.hf_transformers.drawing import Drawer, Drawn
-from zfabric.backends.hf_transformers.failures import as_fabric_error, out_of_memory
+from zfabric.backends.hf_transformers.failures import as_fabric_error, nothing_left, out_of_memory
 from zfabric.backends.hf_transformers.model import Model
 from zfabric.backends.hf_transformers.pace import Pace
+from zfabric.backends.hf_transformers.penalties import NOTHING
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
 from zfabric.errors import FabricError, RequestError
 from zfabric.wire.payloads import Delta
@@ -280,6 +281,9 @@ class Stepper:
         """Give each row its token. Returns the indexes of those that go on."""
         going = []
         for index, (row, (token, logprobs)) in enumerate(zip(rows, drawn, strict=True)):
+            if token == NOTHING:
+                self._fail(row.answer, row.failure or nothing_left())
+                continue
             delta = row.take(token, logprobs)
             if row.failure is not None:
                 self._fail(row.answer, row.failure)
