@@ -97,11 +97,11 @@ class EmbedInputs:
         return [Piece(part, owner, 0 if number else min(prompt, limit - 1)) for number, part in enumerate(parts)]
 
 
-def with_special_tokens(tokenizer: Any) -> Callable[[str], tuple[list[int], list[int]]]:
+def with_special_tokens(tokenizer: Any, *, lower_case: bool = False) -> Callable[[str], tuple[list[int], list[int]]]:
     """How a tokenizer of transformers encodes for `EmbedInputs`."""
 
     def encode(text: str) -> tuple[list[int], list[int]]:
-        encoded = tokenizer(text, return_special_tokens_mask=True, verbose=False)
+        encoded = tokenizer(text.lower() if lower_case else text, return_special_tokens_mask=True, verbose=False)
         return list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
 
     return encode

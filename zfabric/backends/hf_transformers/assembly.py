@@ -20,6 +20,7 @@ from zfabric.backends.hf_transformers.pace import Pace
 from zfabric.backends.hf_transformers.rope import Ropes
 from zfabric.backends.hf_transformers.sequence import Answer
 from zfabric.backends.hf_transformers.stepper import Step
+from zfabric.backends.prompts import PromptTokens
 from zfabric.errors import ConfigurationError, FabricError
 from zfabric.wire.payloads import EmbedRequest
 
@@ -30,6 +31,7 @@ class Assembled:
 
     Attributes:
         adapters: Those that requests can name.
+        prompts: Makes tokens of them.
         lora: Reads adapters, and has the model apply them.
     """
 
@@ -37,6 +39,7 @@ class Assembled:
     engine: Engine
     embedder: Embedder
     queue: EmbedQueue
+    prompts: PromptTokens
     lora: Lora
     adapters: Adapters
 
@@ -67,8 +70,12 @@ def assemble(
         adapter = model.lora.read(name, path)
         model.lora.install(adapter)
         adapters.put(adapter)
+    prompts = PromptTokens(
+        loaded.tokenizer, vocabulary_size=model.vocabulary_size, context_length=loaded.context_length
+    )
     intake = Intake(
         loaded.tokenizer,
+        prompts,
         vocabulary_size=model.vocabulary_size,
         context_length=loaded.context_length,
         end_tokens=_end_tokens(loaded.model, loaded.tokenizer),
@@ -76,6 +83,7 @@ def assemble(
         start_token=_start_token(loaded),
         adapters=adapters,
         processor=loaded.processor,
+        logprobs_max=options.max_logprobs,
     )
     engine = Engine(
         model,
@@ -96,12 +104,12 @@ def assemble(
     if loaded.generates:
         engine.run_job(model.warm_up).result()
     queue.submit(embedder.pieces(EmbedRequest(inputs=["warm-up"]))).result()
-    return Assembled(loaded, engine, embedder, queue, model.lora, adapters)
+    return Assembled(loaded, engine, embedder, queue, prompts, model.lora, adapters)
 
 
 def _embedder(loaded: Loaded, model: Model, adapters: Adapters) -> Embedder:
     inputs = EmbedInputs(
-        with_special_tokens(loaded.tokenizer),
+        with_special_tokens(loaded.tokenizer, lower_case=loaded.sentences.lower_case),
         context_length=loaded.context_length,
         vocabulary_size=int(loaded.encoder.get_input_embeddings().weight.shape[0]),
         prompt=loaded.sentences.prompt,

@@ -60,7 +60,7 @@ class BeamSearch:
         """A part of the prompt, or one step. Returns the answers, whole, once the search is over.
 
         Raises:
-            RequestError: No token may come next.
+            RequestError: No token may come next, or fewer answers were found than are wanted.
         """
         if self._cache is None:
             logits = self._prefill.advance(columns_max)
@@ -73,6 +73,10 @@ class BeamSearch:
         if not going:
             if not self._ended:
                 raise nothing_left()
+            if len(self._ended) < self.answer.request.sampling.n:
+                raise RequestError(
+                    f"this beam search has found {len(self._ended)} answers, {self.answer.request.sampling.n} are wanted"
+                )
             return self._answers()
         self._cache.select([parent for parent, _ in going], 0)
         self._beams = [beam for _, beam in going]

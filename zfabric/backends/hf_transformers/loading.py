@@ -124,8 +124,6 @@ def load(options: TransformersOptions) -> Loaded:
         processor.tokenizer, own = tokenizer, processor.chat_template
         tokenizer.chat_template = tokenizer.chat_template or own
     _prepare_tokenizer(tokenizer, options)
-    if files.lower_case:
-        _put_in_lower_case(tokenizer)
     _check_positions(config, model, options.model)
     # Weights that are quantized are where they belong already.
     if options.device_map is None and getattr(model, "hf_quantizer", None) is None:
@@ -170,15 +168,6 @@ def _sentence_files(options: TransformersOptions, hub: dict[str, Any]) -> Senten
             family=files.family,
         )
     return files
-
-
-def _put_in_lower_case(tokenizer: Any) -> None:
-    """Have all texts read in lower case."""
-    from tokenizers import normalizers
-
-    inner = tokenizer.backend_tokenizer
-    present = [] if inner.normalizer is None else [inner.normalizer]
-    inner.normalizer = normalizers.Sequence([normalizers.Lowercase(), *present])
 
 
 def _prepare_tokenizer(tokenizer: Any, options: TransformersOptions) -> None:

@@ -43,8 +43,10 @@ class Model:
         self._accepted = frozenset(inspect.signature(model.forward).parameters)
         #: Places images in the dimensions of a model that has several.
         self._rope_index: Any = getattr(getattr(model, "model", None), "get_rope_index", None)
-        embeddings = model.get_output_embeddings() or model.get_input_embeddings()
-        self.vocabulary_size = int(embeddings.weight.shape[0])
+        known = model.get_input_embeddings()
+        drawn = model.get_output_embeddings() or known
+        #: Tokens that can be both read and drawn; some models have more of the one than of the other.
+        self.vocabulary_size = min(int(known.weight.shape[0]), int(drawn.weight.shape[0]))
 
     def start(self, answers: Sequence[Answer]) -> Any:
         """An empty cache for one row of each."""
@@ -93,7 +95,7 @@ class Model:
             run = self._compiled
         with self.lora.rows(adapters), self._turning(columns, lengths, answers, wholes):
             logits = run(**arguments).logits
-        logits = (logits if all_logits else logits[:, -1]).float()
+        logits = (logits if all_logits else logits[:, -1])[..., : self.vocabulary_size].float()
         # Drawing needs float64, which MPS does not have.
         return logits.cpu() if logits.device.type == "mps" else logits
 
@@ -111,19 +113,18 @@ class Model:
         return self.ropes.columns(self.ropes.lengths(columns, lengths, prompts, wholes))
 
     def probe(self) -> Any:
-        """A cache that holds a token, as the model itself fills it."""
-        with torch.inference_mode():
-            cache = self._warm_cache()
-            self([[0]], [1], cache)
-        return cache
-
-    def warm_up(self) -> None:
-        """A prompt and a step, so that what is made at first use is there before the first request."""
+        """A prompt and a step: what the model makes of any, if it is whole. Returns the cache that it has filled."""
         with torch.inference_mode():
             cache = self._warm_cache()
             self([[0] * 8], [8], cache)
             self([[0]], [9], cache)
-            if self._compiled is not None:
+        return cache
+
+    def warm_up(self) -> None:
+        """Have what is made at first use there before the first request."""
+        self.probe()
+        if self._compiled is not None:
+            with torch.inference_mode():
                 self._warm_up_compiled()
 
     def _warm_up_compiled(self) -> None:

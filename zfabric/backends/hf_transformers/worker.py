@@ -155,15 +155,14 @@ class ModelWorker(BaseModelWorker):
 
     async def count_tokens(self, request: CountRequest) -> int:
         assert self._assembled is not None
-        loaded = self._assembled.loaded
+        loaded, tokens = self._assembled.loaded, self._assembled.prompts
 
         def count() -> int:
             from zfabric.backends.hf_transformers.images import has_images, see
-            from zfabric.backends.prompts import prompt_tokens
 
             if has_images(request.messages):
                 return len(see(loaded.processor, loaded.tokenizer, request.messages or (), None)[0])
-            return len(prompt_tokens(loaded.tokenizer, request.prompt, request.messages, None))
+            return len(tokens.make(request.prompt, request.messages, None, bounded=False))
 
         return int(await asyncio.to_thread(count))
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from zfabric.backends.front.chat import no_template
+from zfabric.backends.front.embed_inputs import EmbedInputs, Piece, with_special_tokens
+from zfabric.backends.front.sentence_files import SentenceFiles, read
 from zfabric.backends.prompts import context_overflow, fit, known_tokens
 from zfabric.backends.vllm_engine import compat
 from zfabric.errors import RequestError
@@ -52,6 +54,11 @@ class Prompts:
         self._context_length = context_length
         self._template = compat.chat_template(engine, template)
         self._vocabulary_size = int(engine.vllm_config.model_config.get_vocab_size())
+        files = sentence_files(engine)
+        encode = with_special_tokens(engine.renderer.get_tokenizer(), lower_case=files.lower_case)
+        size = self._vocabulary_size
+        self._embedded = EmbedInputs(encode, context_length=context_length, vocabulary_size=size, prompt=files.prompt)
+        self._classified = EmbedInputs(encode, context_length=context_length, vocabulary_size=size)
 
     @property
     def chat(self) -> bool:
@@ -87,26 +94,16 @@ class Prompts:
             return len((await self._chat(request.messages, None)).token_ids)
         return len(await self.tokens(request.prompt or ""))
 
-    async def pieces(self, request: EmbedRequest) -> list[list[list[int]]]:
-        """For each input of an embedding the pieces that fit the context.
+    async def pieces(self, request: EmbedRequest, *, prompted: bool = True) -> list[Piece]:
+        """Tokens of the inputs of an embedding, in pieces that fit the context.
+
+        Args:
+            prompted: Put what the model wants before each text.
 
         Raises:
-            ContextOverflowError: One does not fit, and is to be neither cut nor divided.
-            RequestError: A token that is not in the vocabulary, or an input without tokens.
+            FabricError: See `EmbedInputs.pieces`.
         """
-        found: list[list[list[int]]] = []
-        length = self._context_length
-        for text in request.inputs:
-            tokens = await self.tokens(text) if isinstance(text, str) else self._checked(text)
-            if not tokens:
-                raise RequestError("an input has no tokens")
-            if len(tokens) <= length or request.truncate == "cut":
-                found.append([tokens[:length]])
-            elif request.truncate == "chunk":
-                found.append([tokens[at : at + length] for at in range(0, len(tokens), length)])
-            else:
-                raise context_overflow(len(tokens), length)
-        return found
+        return await asyncio.to_thread((self._embedded if prompted else self._classified).pieces, request)
 
     async def tokens(self, text: str) -> list[int]:
         """Tokens of a text, special ones included."""
@@ -165,3 +162,15 @@ def _with_address(part: Any) -> Any:
     if not isinstance(value, str):
         raise RequestError(f"an image is {type(value).__name__}, it must be bytes or an address")
     return {"type": "image_url", "image_url": {"url": value}}
+
+
+def sentence_files(engine: Any) -> SentenceFiles:
+    """What the files beside a pooling model say of its texts. Its poolings and steps are vLLM's to read."""
+    settings = engine.vllm_config.model_config
+    if settings.runner_type != "pooling":
+        return SentenceFiles()
+    try:
+        return read(str(settings.model), {"revision": settings.revision})
+    except OSError:
+        # vLLM has found the model without them.
+        return SentenceFiles()
