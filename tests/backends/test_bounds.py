@@ -21,7 +21,7 @@ from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.backends.prompts import PromptTokens
 from zfabric.errors import ContextOverflowError, ParameterRangeError, RequestError, TooLargeError
-from zfabric.wire.payloads import CountRequest, EmbedRequest, SamplingParams
+from zfabric.wire.payloads import CountRequest, EmbedRequest, GenerateRequest, SamplingParams, TokenLogprobs
 
 Served = tuple[ModelWorker, Answers]
 STRANGE = "<strange>"
@@ -125,7 +125,7 @@ def test_a_text_that_cannot_fit_is_not_even_read() -> None:
     for given in ((huge, None, None), (None, [{"role": "user", "content": huge}], None), (None, None, [5] * 200)):
         with pytest.raises(ContextOverflowError) as caught:
             prompts.make(*given)
-        assert int(caught.value.details["prompt_tokens"]) > 100
+        assert int(str(caught.value.details["prompt_tokens"])) > 100
     assert tokenizer.longest == 0
     assert prompts.make(huge + "abc", None, None, truncate=True)[-3:] == byte_tokenizer()("abc")["input_ids"]
     assert prompts.make(None, None, [5] * 200 + [7], truncate=True)[-1] == 7
@@ -142,8 +142,13 @@ async def test_log_probabilities_are_bounded_and_the_bound_can_be_set(
     tiny_worker: Served, tiny_llama: Path, name: str
 ) -> None:
     worker, answers = tiny_worker
-    worker.begin(ask("fits", max_new_tokens=2, **{name: limits.LOGPROBS_MAX}))
-    worker.begin(ask("more", max_new_tokens=2, **{name: limits.LOGPROBS_MAX + 1}))
+
+    def wanting(request_id: str, count: int) -> GenerateRequest:
+        sampling: dict[str, Any] = {name: count}
+        return ask(request_id, max_new_tokens=2, **sampling)
+
+    worker.begin(wanting("fits", limits.LOGPROBS_MAX))
+    worker.begin(wanting("more", limits.LOGPROBS_MAX + 1))
     await answers.until("fits", "more")
     assert isinstance(answers.errors["more"], ParameterRangeError)
     assert answers.errors["more"].details["parameter"] == name
@@ -152,11 +157,12 @@ async def test_log_probabilities_are_bounded_and_the_bound_can_be_set(
     wider = ModelWorker(options)
     wider.steps = told = Answers()
     await wider.load()
-    wider.begin(ask("many", max_new_tokens=1, **{name: 200}))
+    wider.begin(wanting("many", 200))
     await told.until("many")
     await wider.close()
     delta = told.deltas["many"][0]
-    entry = (delta.logprobs or [None])[-1] if name == "logprobs" else (delta.prompt_logprobs or [None])[-1]
+    entries: list[TokenLogprobs | None] = [*(delta.logprobs or ()), *(delta.prompt_logprobs or ())]
+    entry = entries[-1]
     assert entry is not None
     assert len(entry.top) == 200
 

@@ -98,7 +98,13 @@ def assemble(
         on_death=on_death,
     )
     embedder = _embedder(loaded, model, adapters)
-    queue = EmbedQueue(embedder, engine.run_job, options.embed_batch_tokens)
+    queue = EmbedQueue(
+        embedder,
+        engine.run_job,
+        options.embed_batch_tokens,
+        pace=Pace(options.embed_batch_tokens, options.prefill_wait_ms / 1_000),
+        running=lambda: engine.running,
+    )
     engine.start()
     # What is made at first use is there before the worker says that it is ready.
     if loaded.generates:
@@ -122,6 +128,7 @@ def _embedder(loaded: Loaded, model: Model, adapters: Adapters) -> Embedder:
         lora=model.lora,
         adapters=adapters,
         ropes=model.ropes,
+        divisible=loaded.kind == "causal",
     )
 
 
