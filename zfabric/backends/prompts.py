@@ -29,7 +29,7 @@ class PromptTokens:
         self._tokenizer = tokenizer
         self._vocabulary_size = vocabulary_size
         self._context_length = context_length
-        self._longest = max(_LONGEST_MIN, max(map(len, tokenizer.get_vocab()), default=0))
+        self._longest = longest_token(tokenizer)
 
     def make(
         self,
@@ -54,19 +54,19 @@ class PromptTokens:
         """
         length = self._context_length if bounded else None
         if token_ids is not None:
-            ids = list(_bounded(token_ids, 1, length, truncate=truncate))
+            ids = list(what_may_fit(token_ids, 1, length, truncate=truncate))
         elif messages is not None:
-            text = _bounded(chat_text(self._tokenizer, messages, tools), self._longest, length, truncate=truncate)
+            text = what_may_fit(chat_text(self._tokenizer, messages, tools), self._longest, length, truncate=truncate)
             ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         else:
-            text = _bounded(prompt or "", self._longest, length, truncate=truncate)
+            text = what_may_fit(prompt or "", self._longest, length, truncate=truncate)
             ids = self._tokenizer(text, verbose=False)["input_ids"]
         if not ids:
             raise RequestError("the prompt has no tokens")
         return known_tokens(ids, self._vocabulary_size)
 
 
-def _bounded(given: Any, size: int, length: int | None, *, truncate: bool) -> Any:
+def what_may_fit(given: Any, size: int, length: int | None, *, truncate: bool) -> Any:
     """What may fit of a text, or of tokens.
 
     Args:
@@ -78,6 +78,11 @@ def _bounded(given: Any, size: int, length: int | None, *, truncate: bool) -> An
     if truncate:
         return given[len(given) - size * length :]
     raise context_overflow(-(-len(given) // size), length)
+
+
+def longest_token(tokenizer: Any) -> int:
+    """Characters of the longest token, or more: a text of n tokens has n times as many at most."""
+    return max(_LONGEST_MIN, max(map(len, tokenizer.get_vocab()), default=0))
 
 
 def known_tokens(token_ids: Sequence[int], vocabulary_size: int) -> list[int]:

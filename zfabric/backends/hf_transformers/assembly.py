@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zfabric.backends.front.adapters import Adapters
 from zfabric.backends.front.embed_inputs import EmbedInputs, with_special_tokens
 from zfabric.backends.hf_transformers.embed_queue import EmbedQueue
 from zfabric.backends.hf_transformers.embedding import Embedder
 from zfabric.backends.hf_transformers.engine import Engine
 from zfabric.backends.hf_transformers.intake import Intake
 from zfabric.backends.hf_transformers.loading import Loaded, load
-from zfabric.backends.hf_transformers.lora import Adapters, Lora
+from zfabric.backends.hf_transformers.lora import Adapter, Lora
 from zfabric.backends.hf_transformers.model import Model, PairedModel
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.pace import Pace
@@ -41,11 +42,12 @@ class Assembled:
     queue: EmbedQueue
     prompts: PromptTokens
     lora: Lora
-    adapters: Adapters
+    adapters: Adapters[Adapter]
 
 
 def assemble(
     options: TransformersOptions,
+    names: tuple[str, ...],
     *,
     on_step: Callable[[Step], None],
     on_failure: Callable[[Answer, FabricError], None],
@@ -54,7 +56,11 @@ def assemble(
 ) -> Assembled:
     """Load, start the engine and warm it up. Takes as long as that takes.
 
+    Args:
+        names: Of the model, aliases included.
+
     Raises:
+        RequestError: An adapter has the model's name.
         ConfigurationError: See `load`, `Lora.read`; or compile is asked for where it does not go.
     """
     loaded = load(options)
@@ -65,11 +71,11 @@ def assemble(
         raise ConfigurationError("compile does not go with positions whose frequencies change", model=options.model)
     kind = PairedModel if loaded.kind == "paired" else Model
     model = kind(loaded.model, ropes, compiled=options.compile)
-    adapters = Adapters()
+    adapters: Adapters[Adapter] = Adapters(names)
     for name, path in adapter_paths(options.lora):
         adapter = model.lora.read(name, path)
         model.lora.install(adapter)
-        adapters.put(adapter)
+        adapters.put(name, adapter)
     prompts = PromptTokens(
         loaded.tokenizer, vocabulary_size=model.vocabulary_size, context_length=loaded.context_length
     )
@@ -113,7 +119,7 @@ def assemble(
     return Assembled(loaded, engine, embedder, queue, prompts, model.lora, adapters)
 
 
-def _embedder(loaded: Loaded, model: Model, adapters: Adapters) -> Embedder:
+def _embedder(loaded: Loaded, model: Model, adapters: Adapters[Adapter]) -> Embedder:
     inputs = EmbedInputs(
         with_special_tokens(loaded.tokenizer, lower_case=loaded.sentences.lower_case),
         context_length=loaded.context_length,

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from zfabric.backends.front.adapters import Adapters
 from zfabric.backends.front.embed_inputs import EmbedInputs, Piece, owners
 from zfabric.backends.hf_transformers.cache import GrowingCache
-from zfabric.backends.hf_transformers.lora import Adapter, Adapters, Lora
+from zfabric.backends.hf_transformers.lora import Adapter, Lora
 from zfabric.backends.hf_transformers.pooling import Pooler
 from zfabric.backends.hf_transformers.rope import Ropes
 from zfabric.errors import ParameterRangeError
@@ -66,7 +67,7 @@ class Embedder:
     """
 
     def __init__(
-        self, model: Any, inputs: EmbedInputs, *, pad_token: int, pooler: Pooler, lora: Lora, adapters: Adapters,
+        self, model: Any, inputs: EmbedInputs, *, pad_token: int, pooler: Pooler, lora: Lora, adapters: Adapters[Adapter],
         ropes: Ropes | None = None, divisible: bool = False,
     ) -> None:  # fmt: skip
         self._model = model

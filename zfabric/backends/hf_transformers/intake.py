@@ -5,10 +5,11 @@ from __future__ import annotations
 import secrets
 from typing import Any, Final
 
+from zfabric.backends.front.adapters import Adapters
 from zfabric.backends.front.bounds import check_logprobs, check_prompt_logprobs
 from zfabric.backends.hf_transformers.guides import GUIDED, Guides
 from zfabric.backends.hf_transformers.images import has_images, see
-from zfabric.backends.hf_transformers.lora import Adapters
+from zfabric.backends.hf_transformers.lora import Adapter
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
 from zfabric.backends.prompts import PromptTokens, fit, known_tokens
 from zfabric.errors import ParameterRangeError, UnsupportedParameterError
@@ -48,7 +49,7 @@ class Intake:
         end_tokens: frozenset[int],
         seed: int | None,
         start_token: int | None = None,
-        adapters: Adapters | None = None,
+        adapters: Adapters[Adapter] | None = None,
         processor: Any = None,
         logprobs_max: int = LOGPROBS_MAX,
     ) -> None:

@@ -56,9 +56,7 @@ class ModelWorker(BaseModelWorker):
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._assembled = await asyncio.to_thread(self._assemble)
         self.slots = self._assembled.loaded.batch_size_max
-        self._operations = Operations(
-            self._assembled, frozenset(self._names), lambda: self.steps.models_changed(self._models())
-        )
+        self._operations = Operations(self._assembled, lambda: self.steps.models_changed(self._models()))
         self._watch = self._loop.create_task(self._watch_engine(self._assembled.engine))
         return self._models()
 
@@ -128,6 +126,7 @@ class ModelWorker(BaseModelWorker):
 
         return assemble(
             self.options,
+            self._names,
             on_step=lambda step: self._post(self._hand_over, step),
             on_failure=lambda answer, error: self._post(self._give_up, answer, error),
             on_restart=lambda error: self._post(self._restarted, error),

@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from zfabric.backends.front.chat import no_template
 from zfabric.backends.front.embed_inputs import EmbedInputs, Piece, with_special_tokens
+from zfabric.backends.front.media import refuse_addresses
 from zfabric.backends.front.sentence_files import SentenceFiles, read
-from zfabric.backends.prompts import context_overflow, fit, known_tokens
+from zfabric.backends.prompts import context_overflow, fit, known_tokens, longest_token, what_may_fit
 from zfabric.backends.vllm_engine import compat
 from zfabric.errors import RequestError
 from zfabric.wire.payloads import CountRequest, EmbedRequest, GenerateRequest, Message
@@ -56,6 +57,8 @@ class Prompts:
         self._vocabulary_size = int(engine.vllm_config.model_config.get_vocab_size())
         files = sentence_files(engine)
         encode = with_special_tokens(engine.renderer.get_tokenizer(), lower_case=files.lower_case)
+        self._longest = longest_token(engine.renderer.get_tokenizer())
+        self._domains = frozenset(engine.vllm_config.model_config.allowed_media_domains or ())
         size = self._vocabulary_size
         self._embedded = EmbedInputs(encode, context_length=context_length, vocabulary_size=size, prompt=files.prompt)
         self._classified = EmbedInputs(encode, context_length=context_length, vocabulary_size=size)
@@ -78,15 +81,18 @@ class Prompts:
         elif request.messages is not None:
             found = await self._chat(request.messages, request.tools)
         else:
-            found = Prompt(await self.tokens(request.prompt or ""), None)
+            text = request.prompt or ""
+            kept = what_may_fit(text, self._longest, self._context_length, truncate=request.sampling.truncate_prompt)
+            tokens = self._checked(await self.tokens(kept))
+            found = Prompt(tokens, None, whole=kept is text)
         tokens, length = found.token_ids, self._context_length
         if not tokens:
             raise RequestError("the prompt has no tokens")
         may_cut = request.sampling.truncate_prompt and (found.input is None or found.plain)
-        kept = fit(tokens, length, truncate=may_cut)
-        if kept is tokens and found.input:
+        fitting = fit(tokens, length, truncate=may_cut)
+        if fitting is tokens and found.input:
             return found
-        return Prompt(kept, compat.tokens_input(kept), whole=kept is tokens)
+        return Prompt(fitting, compat.tokens_input(fitting), whole=found.whole and fitting is tokens)
 
     async def count(self, request: CountRequest) -> int:
         """Tokens of a prompt. Raises: see `of`."""
@@ -131,6 +137,7 @@ class Prompts:
     async def _chat(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> Prompt:
         if self._template is None:
             raise no_template()
+        refuse_addresses(messages, self._domains)
         arguments: dict[str, Any] = {"add_generation_prompt": True}
         if tools:
             arguments["tools"] = tools
