@@ -224,10 +224,12 @@ def _text(value: Any) -> str:
 
 
 def _add_call(calls: dict[int, dict[str, str]], told: dict[str, Any]) -> None:
-    """A piece of a tool call: name at once, arguments bit by bit."""
+    """A piece of a tool call: arguments bit by bit, the name at once, and again with each piece from some servers."""
     call = calls.setdefault(int(told.get("index") or 0), {"name": "", "arguments": ""})
     function = told.get("function") or {}
-    call["name"] += _text(function.get("name"))
+    name = _text(function.get("name"))
+    if name != call["name"]:
+        call["name"] += name
     call["arguments"] += _text(function.get("arguments"))
 
 

@@ -64,13 +64,7 @@ def assemble(
         ConfigurationError: See `load`, `Lora.read`; or compile is asked for where it does not go.
     """
     loaded = load(options)
-    if options.compile and loaded.kind != "causal":
-        raise ConfigurationError("compile goes with causal language models alone", model=options.model)
-    ropes = Ropes(loaded.model)
-    if options.compile and ropes:
-        raise ConfigurationError("compile does not go with positions whose frequencies change", model=options.model)
-    kind = PairedModel if loaded.kind == "paired" else Model
-    model = kind(loaded.model, ropes, compiled=options.compile)
+    model = _model(loaded, options)
     adapters: Adapters[Adapter] = Adapters(names)
     for name, path in adapter_paths(options.lora):
         adapter = model.lora.read(name, path)
@@ -79,21 +73,9 @@ def assemble(
     prompts = PromptTokens(
         loaded.tokenizer, vocabulary_size=model.vocabulary_size, context_length=loaded.context_length
     )
-    intake = Intake(
-        loaded.tokenizer,
-        prompts,
-        vocabulary_size=model.vocabulary_size,
-        context_length=loaded.context_length,
-        end_tokens=_end_tokens(loaded.model, loaded.tokenizer),
-        seed=options.seed,
-        start_token=_start_token(loaded),
-        adapters=adapters,
-        processor=loaded.processor,
-        logprobs_max=options.max_logprobs,
-    )
     engine = Engine(
         model,
-        intake,
+        _intake(loaded, options, model, prompts, adapters),
         loaded.tokenizer,
         batch_size_max=loaded.batch_size_max,
         kv_tokens_max=loaded.kv_tokens_max,
@@ -117,6 +99,34 @@ def assemble(
         engine.run_job(model.warm_up).result()
     queue.submit(embedder.pieces(EmbedRequest(inputs=["warm-up"]))).result()
     return Assembled(loaded, engine, embedder, queue, prompts, model.lora, adapters)
+
+
+def _model(loaded: Loaded, options: TransformersOptions) -> Model:
+    """The forward pass. Raises: ConfigurationError if it cannot be compiled, and is to be."""
+    if options.compile and loaded.kind != "causal":
+        raise ConfigurationError("compile goes with causal language models alone", model=options.model)
+    ropes = Ropes(loaded.model)
+    if options.compile and ropes:
+        raise ConfigurationError("compile does not go with positions whose frequencies change", model=options.model)
+    kind = PairedModel if loaded.kind == "paired" else Model
+    return kind(loaded.model, ropes, compiled=options.compile)
+
+
+def _intake(
+    loaded: Loaded, options: TransformersOptions, model: Model, prompts: PromptTokens, adapters: Adapters[Adapter]
+) -> Intake:
+    return Intake(
+        loaded.tokenizer,
+        prompts,
+        vocabulary_size=model.vocabulary_size,
+        context_length=loaded.context_length,
+        end_tokens=_end_tokens(loaded.model, loaded.tokenizer),
+        seed=options.seed,
+        start_token=_start_token(loaded),
+        adapters=adapters,
+        processor=loaded.processor,
+        logprobs_max=options.max_logprobs,
+    )
 
 
 def _embedder(loaded: Loaded, model: Model, adapters: Adapters[Adapter]) -> Embedder:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from zfabric.backends.front.chat import no_template
 from zfabric.backends.front.embed_inputs import EmbedInputs, Piece, with_special_tokens
-from zfabric.backends.front.media import refuse_addresses
+from zfabric.backends.front.media import refuse_addresses, with_addresses
 from zfabric.backends.front.sentence_files import SentenceFiles, read
 from zfabric.backends.prompts import context_overflow, fit, known_tokens, longest_token, what_may_fit
 from zfabric.backends.vllm_engine import compat
@@ -142,33 +141,12 @@ class Prompts:
         if tools:
             arguments["tools"] = tools
         try:
-            given = [_with_addresses(message) for message in messages]
+            given = with_addresses(messages)
             rendered = await compat.render_chat(self._engine, given, self._template, arguments)
         except (ValueError, TypeError, KeyError, RuntimeError) as error:
             # The last is what vLLM raises for files that it may not read.
             raise RequestError(f"these messages are refused: {error}") from None
         return Prompt(list(rendered["prompt_token_ids"]), rendered)
-
-
-def _with_addresses(message: Message) -> dict[str, Any]:
-    """A message in whose parts images are as vLLM takes them: as addresses, also those that are bytes."""
-    content = message.get("content")
-    if not isinstance(content, list):
-        return dict(message)
-    return {**message, "content": [_with_address(part) for part in content]}
-
-
-def _with_address(part: Any) -> Any:
-    """Raises: RequestError if an image is neither bytes nor a text."""
-    if not (isinstance(part, dict) and part.get("type") == "image"):
-        return part
-    value = part.get("image")
-    if isinstance(value, bytes):
-        # vLLM tells the format from the bytes, whatever is written here.
-        value = f"data:image/png;base64,{base64.b64encode(value).decode('ascii')}"
-    if not isinstance(value, str):
-        raise RequestError(f"an image is {type(value).__name__}, it must be bytes or an address")
-    return {"type": "image_url", "image_url": {"url": value}}
 
 
 def sentence_files(engine: Any) -> SentenceFiles:
