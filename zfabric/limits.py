@@ -110,6 +110,14 @@ DIMENSIONS_MAX: Final = 65_536
 ECHO_WORDS_MAX: Final = 65_536
 #: Characters of one of its tokens: it says them again and again, so a longer word is several tokens.
 ECHO_TOKEN_LENGTH_MAX: Final = 1_024
+#: Alternatives per token that a request may ask the log-probabilities of, unless a worker is told otherwise: vLLM's
+#: default, and OpenAI's bound.
+LOGPROBS_MAX: Final = 20
+#: Log-probabilities of a whole prompt, alternatives included. They go out in one piece, at some 50 bytes each.
+PROMPT_LOGPROBS_MAX: Final = 500_000
+#: Images of one request, and pixels of all of them. A decoded pixel takes up to 7 bytes while it is prepared.
+IMAGES_MAX: Final = 64
+IMAGE_PIXELS_MAX: Final = 64 * 1024 * 1024
 #: Text of an error on the wire, in characters, and its details: an error tells, it does not carry.
 MESSAGE_LENGTH_MAX: Final = 4_096
 DETAILS_MAX: Final = 32

@@ -17,7 +17,7 @@ from zfabric.backends.hf_api.events import EventReader
 from zfabric.backends.hf_api.failures import backoff_s, retry_after_s
 from zfabric.backends.hf_api.models_file import Upstream, read_models_file
 from zfabric.backends.hf_api.requests import body_of, parameters_of
-from zfabric.errors import ConfigurationError, UnsupportedOperationError
+from zfabric.errors import ConfigurationError, RequestError, UnsupportedOperationError
 from zfabric.wire.payloads import GenerateRequest, SamplingParams
 
 URL = "http://127.0.0.1:1"
@@ -174,3 +174,32 @@ def test_tool_calls_come_as_text_at_the_end() -> None:
     (delta,) = reader.finish(None)
     assert delta.text == '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>\n'
     assert delta.finish_reason == "stop"
+
+
+def test_a_name_that_the_server_repeats_is_one_name() -> None:
+    reader = AnswerReader(Upstream(name="m", base_url=URL), GenerateRequest(prompt="x"))
+    for arguments in ('{"a"', ": 1", "}"):
+        call = {"index": 0, "function": {"name": "add", "arguments": arguments}}
+        reader.take(json.dumps({"choices": [{"delta": {"tool_calls": [call]}}]}).encode())
+    reader.take(b'{"choices":[{"delta":{},"finish_reason":"tool_calls"}]}')
+    (delta,) = reader.finish(None)
+    assert delta.text == '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>\n'
+
+
+def test_images_that_are_bytes_become_addresses() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "image", "image": b"\xff\xd8\xffrest"}]
+    body = body_of(
+        Upstream(name="m", base_url=URL), GenerateRequest(messages=[{"role": "user", "content": parts}]), None
+    )
+    uri = "data:image/jpeg;base64,/9j/cmVzdA=="
+    assert body["messages"][0]["content"] == [parts[0], {"type": "image_url", "image_url": {"url": uri}}]
+    json.dumps(body)
+    wrong = [{"role": "user", "content": [{"type": "input_audio", "input_audio": b"x"}]}]
+    with pytest.raises(RequestError, match="holds bytes"):
+        body_of(Upstream(name="m", base_url=URL), GenerateRequest(messages=wrong), None)
+
+
+def test_a_ban_is_said_in_json() -> None:
+    sampling = SamplingParams(logit_bias={5: float("-inf"), 6: 2.0})
+    body = body_of(Upstream(name="m", base_url=URL), GenerateRequest(prompt="x", sampling=sampling), None)
+    assert body["logit_bias"] == {"5": -100.0, "6": 2.0}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,13 @@ import pytest_asyncio
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from tests.backends.test_architectures import FAMILIES, save
 from tests.backends.test_engine import hold
-from tests.backends.tiny import Answers
-from zfabric.backends.hf_transformers.embedding import own_length, own_pooling
+from tests.backends.tiny import Answers, ask
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import (
     BackendError,
-    ConfigurationError,
     OutOfMemoryError,
     ParameterRangeError,
     RequestError,
@@ -168,20 +167,61 @@ async def test_causal_models_embed_as_well(tiny_worker: tuple[ModelWorker, Answe
     np.testing.assert_allclose(alone[0], together[0], atol=1e-5)
 
 
-def test_what_a_checkpoint_says_of_itself(tmp_path: Path, minilm: Path) -> None:
-    assert own_pooling(minilm) == "mean"
-    assert own_length(minilm) == 256
-    assert own_pooling(tmp_path) == "mean"
-    assert own_length(tmp_path) is None
-    pooling = tmp_path / "1_Pooling" / "config.json"
-    pooling.parent.mkdir()
-    pooling.write_text(json.dumps({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}))
-    assert own_pooling(tmp_path) == "cls"
-    pooling.write_text(json.dumps({"pooling_mode": "lasttoken"}))
-    assert own_pooling(tmp_path) == "last"
-    pooling.write_text(json.dumps({"pooling_mode_max_tokens": True}))
-    with pytest.raises(ConfigurationError, match="max_tokens"):
-        own_pooling(tmp_path)
-    (tmp_path / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Dense"}]))
-    with pytest.raises(ConfigurationError, match="Dense"):
-        own_pooling(tmp_path)
+@pytest.mark.parametrize("family", ["LlamaConfig", "GPT2Config", "OPTConfig", "BloomConfig", "MistralConfig"])
+async def test_vectors_take_turns_with_streams_in_parts_as_large_as_those_may_wait_for(
+    family: str, tmp_path: Path
+) -> None:
+    directory = save(tmp_path, family, {**FAMILIES.get(family, {}), "num_key_value_heads": 2})
+    worker = ModelWorker(TransformersOptions(model=str(directory), dtype="float32", device="cpu"))
+    worker.steps = answers = Answers()
+    await worker.load()
+    texts = ["a long text " * 12, "another that is not quite as long " * 3, "a short one"]
+    alone = [(await vectors(worker, text))[0] for text in texts]
+    assert worker._assembled is not None
+    passes: list[int] = []
+    embedder = worker._assembled.embedder
+    real = embedder.hidden
+
+    def hidden(*given: Any) -> Any:
+        passes.append(given[0].shape[0] * (given[5] - given[4]))
+        return real(*given)
+
+    embedder.hidden = hidden  # type: ignore[method-assign, assignment]
+    # The pace finds every part too slow: it goes down to its least.
+    worker._assembled.queue._pace._wait_s = 0.0
+    worker.begin(ask("stream", "Hello", temperature=0, max_new_tokens=100, ignore_eos=True))
+    await answers.until("stream", tokens=2)
+    together = await vectors(worker, *texts)
+    assert not answers.ended("stream")
+    await answers.until("stream")
+    await worker.close()
+    assert len(passes) > 5
+    assert max(passes[2:]) <= 64
+    np.testing.assert_allclose(together, np.stack(alone), atol=2e-5)
+
+
+async def test_an_engine_that_ends_within_a_pass_says_so(tmp_path: Path) -> None:
+    worker = ModelWorker(TransformersOptions(model=str(save(tmp_path, "LlamaConfig", {})), device="cpu"))
+    worker.steps = Answers()
+    await worker.load()
+    assert worker._assembled is not None
+    queue, embedder = worker._assembled.queue, worker._assembled.embedder
+    queue._pace._wait_s, queue._running = 0.0, lambda: True
+    begun, go_on = threading.Event(), threading.Event()
+    real = embedder.hidden
+
+    def hidden(*given: Any) -> Any:
+        begun.set()
+        go_on.wait()
+        return real(*given)
+
+    embedder.hidden = hidden  # type: ignore[method-assign, assignment]
+    task = asyncio.create_task(vectors(worker, "a long text " * 60))
+    await asyncio.to_thread(begun.wait)
+    closing = asyncio.create_task(worker.close())
+    while not worker._assembled.engine._stopping:
+        await asyncio.sleep(0)
+    go_on.set()
+    await closing
+    with pytest.raises(BackendError):
+        await task

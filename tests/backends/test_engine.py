@@ -16,7 +16,14 @@ from tests.backends.tiny import Answers, ask, reference
 from zfabric.backends.hf_transformers.cache import GrowingLayer
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
-from zfabric.errors import BackendError, EngineStalledError, OutOfMemoryError, ParameterRangeError, WorkerLostError
+from zfabric.errors import (
+    BackendError,
+    EngineStalledError,
+    OutOfMemoryError,
+    ParameterRangeError,
+    RequestError,
+    WorkerLostError,
+)
 from zfabric.wire.payloads import EmbedRequest
 
 Served = tuple[ModelWorker, Answers]
@@ -145,7 +152,6 @@ async def test_more_choices_than_places_take_turns(start: Start) -> None:
     [
         ("stop_token_ids", {"stop_token_ids": (100_000,), "min_new_tokens": 2}),
         ("logit_bias", {"logit_bias": {100_000: 1.0}}),
-        ("logit_bias", {"logit_bias": {5: float("nan")}}),
         ("logit_bias", {"logit_bias": {-1: 1.0}}),
     ],
 )
@@ -160,6 +166,37 @@ async def test_tokens_that_the_model_lacks_are_refused_by_name(
     assert isinstance(error, ParameterRangeError)
     assert error.details["parameter"] == name
     assert len(answers.tokens("good")) == 3
+
+
+@pytest.mark.parametrize("more", [{}, {"temperature": 1.0, "top_k": 5}, {"n": 3}, {"logprobs": 2}, {"best_of": 2}])
+async def test_a_row_whose_tokens_are_all_banned_is_an_error_and_no_token(
+    tiny_worker: Served, more: dict[str, Any]
+) -> None:
+    worker, answers = tiny_worker
+    everything = dict.fromkeys(range(259), float("-inf"))
+    worker.begin(greedy("good", "Hello", 8))
+    worker.begin(ask("bad", **{"temperature": 0.0, "logit_bias": everything, **more}))
+    await answers.until("good", "bad")
+    assert isinstance(answers.errors["bad"], RequestError)
+    assert "all are banned" in str(answers.errors["bad"])
+    assert not answers.tokens("bad")
+    assert len(answers.tokens("good")) == 8
+
+
+async def test_a_stop_string_does_not_end_what_may_not_end_yet(tiny_worker: Served, tiny_llama: Path) -> None:
+    worker, answers = tiny_worker
+    worker.begin(greedy("whole", "Hello", 30))
+    await answers.until("whole")
+    text = answers.text("whole")
+    stops = tuple(dict.fromkeys(text))
+    for least in (0, 1, 7, 30):
+        worker.begin(greedy(f"{least}", "Hello", 30, stop=stops, min_new_tokens=least))
+        await answers.until(f"{least}")
+        tokens = answers.tokens(f"{least}")
+        # Every character is a stop string; bytes that make none yet do not end it.
+        assert least < len(tokens) or least == 30
+        assert text.startswith(answers.text(f"{least}"))
+        assert answers.last(f"{least}").finish_reason == ("stop" if least < 30 else "length")
 
 
 async def test_prompt_logprobs_of_a_long_prompt_come_in_one_piece(start: Start) -> None:

@@ -15,7 +15,7 @@ from tests.backends.tiny import Answers, ask
 from zfabric.backends.hf_transformers import guides
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
-from zfabric.errors import BackendError, FabricError, ParameterRangeError, RequestError, UnsupportedParameterError
+from zfabric.errors import FabricError, ParameterRangeError, RequestError, UnsupportedParameterError
 from zfabric.wire.payloads import GenerateRequest, SamplingParams
 
 SCHEMA = {
@@ -98,7 +98,7 @@ async def test_a_continuation_follows_on(tiny_worker: Served) -> None:
         ({"guided_json": '{"type": "objct"}'}, ParameterRangeError),
         ({"guided_regex": "((("}, ParameterRangeError),
         ({"guided_grammar": "nothing"}, ParameterRangeError),
-        ({"guided_regex": "[ab]+", "bad_words": ("a", "b"), "max_new_tokens": 4}, BackendError),
+        ({"guided_regex": "[ab]+", "bad_words": ("a", "b"), "max_new_tokens": 4}, RequestError),
     ],
 )
 async def test_what_cannot_be_followed_costs_its_request_alone(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.backends.test_architectures import save
 from tests.backends.tiny import Answers, ask, byte_tokenizer, reference
 from zfabric.backends.hf_transformers import loading
 from zfabric.backends.hf_transformers.context import context_length
@@ -146,6 +147,38 @@ async def test_a_template_of_a_file_is_used(tiny_llama: Path, tmp_path: Path) ->
         ({"max_position_embeddings": 4_096}, 4_096),
         ({"max_position_embeddings": 4_096, "rope_scaling": {"type": "linear", "factor": 2.0}}, 8_192),
         ({"max_position_embeddings": 8_192, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 8_192),
+        ({"max_position_embeddings": 4_096, "rope_parameters": {"rope_type": "dynamic", "factor": 3.0}}, 12_288),
+        # DeepSeek-V3 tells the stretched length, Qwen2.5 the one that is stretched; either factor counts once.
+        (
+            {
+                "max_position_embeddings": 163_840,
+                "rope_parameters": {"rope_type": "yarn", "factor": 40, "original_max_position_embeddings": 4_096},
+            },
+            163_840,
+        ),
+        (
+            {
+                "max_position_embeddings": 32_768,
+                "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768},
+            },
+            131_072,
+        ),
+        ({"max_position_embeddings": 8_192, "rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, 8_192),
+        (
+            {
+                "max_position_embeddings": 131_072,
+                "rope_parameters": {"rope_type": "longrope", "factor": 32.0, "original_max_position_embeddings": 4_096},
+            },
+            131_072,
+        ),
+        (
+            {
+                "max_position_embeddings": 131_072,
+                "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0}, "sliding_attention": {}},
+            },
+            131_072,
+        ),
+        ({"max_position_embeddings": -1, "max_seq_len": 700}, 700),
         ({"max_sequence_length": 1_000, "seq_length": 2_000}, 1_000),
         ({"seq_length": 2_000, "model_max_length": 9}, 2_000),
         ({"max_seq_len": 3_000}, 3_000),
@@ -153,8 +186,55 @@ async def test_a_template_of_a_file_is_used(tiny_llama: Path, tmp_path: Path) ->
         ({"max_position_embeddings": None}, 2_048),
     ],
 )
-def test_a_context_is_as_long_as_fastchat_finds_it(config: dict[str, Any], length: int) -> None:
+def test_a_context_is_as_long_as_its_configuration_means(config: dict[str, Any], length: int) -> None:
     assert context_length(SimpleNamespace(**config)) == length
+
+
+@pytest.mark.parametrize(
+    ("family", "extra", "size"),
+    [
+        # Falcon-7B's form: all heads share one of keys and values, which no key of its configuration says.
+        ("FalconConfig", {"multi_query": True, "new_decoder_architecture": False, "num_kv_heads": 4}, 2 * 1 * 8),
+        ("FalconConfig", {"multi_query": False, "new_decoder_architecture": False}, 2 * 4 * 8),
+        ("LlamaConfig", {"num_key_value_heads": 2}, 2 * 2 * 8),
+        ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}, 2 * 4 * 8),
+        ("GPTBigCodeConfig", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}, 2 * 1 * 8),
+        ("Gemma3TextConfig", {"num_key_value_heads": 1, "head_dim": 16}, 2 * 1 * 16),
+    ],
+)
+def test_a_cache_is_measured_by_what_the_model_writes(
+    family: str, extra: dict[str, Any], size: int, tmp_path: Path
+) -> None:
+    loaded = loading.load(TransformersOptions(model=str(save(tmp_path, family, extra)), dtype="float32", device="cpu"))
+    layers, wide = 2, 4
+    assert loaded.kv_tokens_max == loading._CPU_CACHE_BYTES // (layers * wide * size)
+
+
+@pytest.mark.parametrize(
+    ("family", "extra", "length"),
+    [
+        ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40}, 40),
+        ("OPTConfig", {"ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 40}, 40),
+        (
+            "XGLMConfig",
+            {"d_model": 32, "ffn_dim": 64, "num_layers": 2, "attention_heads": 4, "max_position_embeddings": 40},
+            40,
+        ),
+        ("LlamaConfig", {"max_position_embeddings": 40}, 40),
+    ],
+)
+async def test_a_context_can_be_filled_to_its_last_place(
+    family: str, extra: dict[str, Any], length: int, tmp_path: Path
+) -> None:
+    directory = save(tmp_path, family, extra)
+    worker = ModelWorker(TransformersOptions(model=str(directory), dtype="float32", device="cpu"))
+    worker.steps = answers = Answers()
+    (info,) = await worker.load()
+    assert info.context_length == length
+    worker.begin(ask("a", "x" * (length - 4), temperature=0, max_new_tokens=None, ignore_eos=True))
+    await answers.until("a")
+    await worker.close()
+    assert answers.tokens("a") == reference(directory, "x" * (length - 4), 4)
 
 
 async def test_a_cache_smaller_than_the_context_bounds_it(tiny_llama: Path) -> None:

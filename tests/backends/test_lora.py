@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from tests.backends.test_engine import hold, prepared
 from tests.backends.tiny import Answers, ask
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
-from zfabric.errors import ConfigurationError, FabricError, RequestError, UnsupportedOperationError
+from zfabric.errors import ConfigurationError, FabricError, RequestError, UnknownModelError, UnsupportedOperationError
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import EmbedRequest, GenerateRequest, OperateRequest
 
@@ -170,6 +171,48 @@ async def test_a_running_request_keeps_its_adapter(
     assert answers.tokens("running") == expected(tiny_llama, adapters["red"], 60)
     assert answers.tokens("new") == expected(tiny_llama, adapters["blue"], 10)
     assert answers.announced == [["base", "red"], ["base"]]
+
+
+async def test_the_model_itself_does_not_answer_in_the_name_of_an_adapter_that_has_gone(
+    served: tuple[ModelWorker, Adapting], adapters: dict[str, Path]
+) -> None:
+    worker, answers = served
+    assert worker._assembled is not None
+    await worker.operate(call("load_adapter", name="red", path=str(adapters["red"])))
+    gate = threading.Event()
+    # The intake is busy with another prompt while the adapter goes.
+    worker._assembled.engine._clerk.submit(gate.wait)
+    worker.begin(to("red", "waiting", 5))
+    embedding = EmbedRequest(inputs=["x"], model="red")
+    await worker.operate(call("unload_adapter", name="red"))
+    gate.set()
+    await answers.until("waiting")
+    assert isinstance(answers.errors["waiting"], UnknownModelError)
+    with pytest.raises(UnknownModelError, match="red"):
+        await worker.embed(embedding)
+
+
+async def test_what_cannot_be_announced_is_not_there(
+    served: tuple[ModelWorker, Adapting], adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, answers = served
+
+    def refuse(_: Sequence[ModelInfo]) -> None:
+        raise ConfigurationError("another model of this worker has the name")
+
+    before = await worker.operate(call("list_adapters"))
+    monkeypatch.setattr(answers, "models_changed", refuse)
+    with pytest.raises(ConfigurationError, match="has the name"):
+        await worker.operate(call("load_adapter", name="other", path=str(adapters["red"])))
+    assert await worker.operate(call("list_adapters")) == before
+
+
+async def test_an_adapter_cannot_be_started_under_the_models_name(tiny_llama: Path, adapters: dict[str, Path]) -> None:
+    options = TransformersOptions(
+        model=str(tiny_llama), device="cpu", model_names=("base", "alias"), lora=(f"alias={adapters['red']}",)
+    )
+    with pytest.raises(RequestError, match="the model itself"):
+        await ModelWorker(options).load()
 
 
 async def test_vectors_are_made_with_the_adapter_that_is_named(

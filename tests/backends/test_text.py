@@ -132,3 +132,20 @@ def test_stop_strings_are_found_first_and_never_shown(text: str, stops: list[str
     ends = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
     assert stopped == bool(ends)
     assert shown == (text[: min(ends)[1]] if ends else text)
+
+
+@given(st.text("ab", max_size=12), st.integers(0, 12), st.integers(1, 3))
+def test_stop_strings_are_looked_for_behind_the_least_length_alone(text: str, free: int, size: int) -> None:
+    checker = StopStrings(["ab"], free=free)
+    shown, stopped = "", False
+    for at in range(0, len(text), size):
+        piece, stopped = checker.add(text[at : at + size], len(text[at : at + size]))
+        shown += piece
+        if stopped:
+            break
+    shown += "" if stopped else checker.finish()
+    # A piece that reaches beyond the bound is looked at as a whole.
+    begin = next((at for at in range(0, len(text), size) if min(at + size, len(text)) > free), len(text))
+    found = text.find("ab", begin)
+    assert stopped == (found >= 0)
+    assert shown == (text[:found] if stopped else text)

@@ -95,6 +95,18 @@ async def test_images_and_texts_share_a_batch(served: Served, tiny_llava: Path) 
     assert answers.tokens("red")[:16] != answers.tokens("text")[:16]
 
 
+async def test_a_content_that_is_a_text_is_not_lost(served: Served, tiny_llava: Path) -> None:
+    worker, answers = served
+    messages = [{"role": "system", "content": "Look."}, {"role": "user", "content": "What?"}]
+    worker.begin(ask("text", messages, 12))
+    seen = [messages[0], *chat({"type": "image", "image": png("red")}, text("What?"))[1:]]
+    worker.begin(ask("seen", seen, 12))
+    await answers.until("text", "seen")
+    assert answers.tokens("text") == expected(tiny_llava, "<system>Look.\n<user>What?\n<assistant>", [], 12)
+    head = "<system>Look.\n<user><image>What?\n<assistant>"
+    assert answers.tokens("seen") == expected(tiny_llava, head, [png("red")], 12)
+
+
 async def test_what_is_seen_counts(served: Served) -> None:
     worker, answers = served
     messages = chat({"type": "image", "image": png("red")}, text("What?"))

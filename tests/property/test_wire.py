@@ -231,6 +231,29 @@ def test_kinds_are_distinct_and_every_one_has_a_direction() -> None:
     assert set(kinds.NAMES) == kinds.FROM_CLIENT | kinds.FROM_WORKER | kinds.TO_CLIENT | kinds.TO_WORKER
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"bad_words": ("fine", "")},
+        {"stop": ("",)},
+        {"logit_bias": {5: 1e39}},
+        {"logit_bias": {5: -100.5}},
+        {"logit_bias": {5: float("nan")}},
+        {"logit_bias": {5: float("inf")}},
+        {"repetition_penalty": 1e-40},
+        {"repetition_penalty": 0.0},
+    ],
+)
+def test_values_that_would_make_nonsense_of_an_answer_are_out_of_range(values: dict[str, Any]) -> None:
+    with pytest.raises(ParameterRangeError, match=next(iter(values))):
+        payloads.SamplingParams(**values).validate()
+
+
+def test_the_ends_of_ranges_are_within_them() -> None:
+    bias = {1: -100.0, 2: 100.0, 3: float("-inf")}
+    payloads.SamplingParams(logit_bias=bias, repetition_penalty=0.01, bad_words=(" ",)).validate()
+
+
 @given(
     st.fixed_dictionaries(
         {},

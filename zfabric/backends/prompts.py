@@ -1,49 +1,98 @@
-"""From a request's prompt to token ids, and whether they fit: what backends with a tokenizer share."""
+"""From a request's prompt to token ids that the model knows and its context holds: bounds come before the work."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
-from zfabric.errors import ContextOverflowError, RequestError, UnsupportedOperationError
+from zfabric.backends.front.chat import chat_text
+from zfabric.errors import ContextOverflowError, RequestError
 from zfabric.wire.payloads import Message
 
+#: No tokenizer's longest token is shorter, as far as bounds are concerned.
+_LONGEST_MIN: Final = 16
 
-def prompt_tokens(
-    tokenizer: Any,
-    prompt: str | None,
-    messages: Sequence[Message] | None,
-    token_ids: Sequence[int] | None,
-    tools: list[dict[str, Any]] | None = None,
-    *,
-    vocabulary_size: int | None = None,
-) -> list[int]:
-    """Token ids of whichever prompt is given.
 
-    Raises:
-        UnsupportedOperationError: Messages, and no chat template.
-        RequestError: The template refuses the messages, an id is outside of the vocabulary, or nothing is left.
+class PromptTokens:
+    """Makes tokens of prompts.
+
+    A text of so many characters that it cannot fit, whatever its tokens, is refused (or cut) before it is tokenized, which
+    takes time and memory in proportion to it.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        vocabulary_size: Tokens that the model has vectors for.
+        context_length: Tokens of a prompt and its answer; None if nothing is known of it.
     """
-    if token_ids is not None:
-        return known_tokens(token_ids, vocabulary_size or len(tokenizer))
-    if messages is not None:
-        text = chat_text(tokenizer, messages, tools)
-        ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    else:
-        ids = tokenizer(prompt, verbose=False)["input_ids"]
-    if not ids:
-        raise RequestError("the prompt has no tokens")
-    return ids
+
+    def __init__(self, tokenizer: Any, *, vocabulary_size: int, context_length: int | None) -> None:
+        self._tokenizer = tokenizer
+        self._vocabulary_size = vocabulary_size
+        self._context_length = context_length
+        self._longest = longest_token(tokenizer)
+
+    def make(
+        self,
+        prompt: str | None,
+        messages: Sequence[Message] | None,
+        token_ids: Sequence[int] | None,
+        tools: list[dict[str, Any]] | None = None,
+        *,
+        truncate: bool = False,
+        bounded: bool = True,
+    ) -> list[int]:
+        """Token ids of whichever prompt is given.
+
+        Args:
+            truncate: Its end will do, if all of it is too long: what is surely cut off is left out already.
+            bounded: Whether it has to fit at all; else it is only to be counted.
+
+        Raises:
+            UnsupportedOperationError: Messages, and no chat template.
+            RequestError: The template refuses the messages, an id is outside of the vocabulary, or nothing is left.
+            ContextOverflowError: It cannot fit.
+        """
+        length = self._context_length if bounded else None
+        if token_ids is not None:
+            ids = list(what_may_fit(token_ids, 1, length, truncate=truncate))
+        elif messages is not None:
+            text = what_may_fit(chat_text(self._tokenizer, messages, tools), self._longest, length, truncate=truncate)
+            ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        else:
+            text = what_may_fit(prompt or "", self._longest, length, truncate=truncate)
+            ids = self._tokenizer(text, verbose=False)["input_ids"]
+        if not ids:
+            raise RequestError("the prompt has no tokens")
+        return known_tokens(ids, self._vocabulary_size)
+
+
+def what_may_fit(given: Any, size: int, length: int | None, *, truncate: bool) -> Any:
+    """What may fit of a text, or of tokens.
+
+    Args:
+        size: Of the longest token.
+        length: Tokens that fit.
+    """
+    if length is None or len(given) <= size * length:
+        return given
+    if truncate:
+        return given[len(given) - size * length :]
+    raise context_overflow(-(-len(given) // size), length)
+
+
+def longest_token(tokenizer: Any) -> int:
+    """Characters of the longest token, or more: a text of n tokens has n times as many at most."""
+    return max(_LONGEST_MIN, max(map(len, tokenizer.get_vocab()), default=0))
 
 
 def known_tokens(token_ids: Sequence[int], vocabulary_size: int) -> list[int]:
-    """A copy of token ids that a caller gave.
+    """A copy of tokens that the model has vectors for.
 
     Raises:
-        RequestError: One is outside of the vocabulary.
+        RequestError: It has none for one of them.
     """
-    wrong = next((token for token in token_ids if not 0 <= token < vocabulary_size), None)
-    if wrong is not None:
+    if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocabulary_size):
+        wrong = next(token for token in token_ids if not 0 <= token < vocabulary_size)
         raise RequestError(f"token id {wrong} is outside of the vocabulary of {vocabulary_size}", token_id=wrong)
     return list(token_ids)
 
@@ -61,35 +110,10 @@ def fit(tokens: list[int], length: int, *, truncate: bool) -> list[int]:
     raise context_overflow(len(tokens), length)
 
 
-def chat_text(tokenizer: Any, messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> str:
-    """What the chat template makes of messages.
-
-    Raises:
-        UnsupportedOperationError: There is no template.
-        RequestError: It refuses the messages.
-    """
-    if tokenizer.chat_template is None:
-        raise no_template()
-    try:
-        text: str = tokenizer.apply_chat_template(
-            list(messages), tools=tools, tokenize=False, add_generation_prompt=True
-        )
-    except Exception as error:  # noqa: BLE001 — templates are programs and raise what they like
-        raise RequestError(f"the chat template refuses these messages: {error}") from None
-    return text
-
-
 def context_overflow(tokens: int, length: int) -> ContextOverflowError:
-    """The error of a prompt of so many tokens that does not fit a context of such a length."""
+    """The error of a prompt of so many tokens, or more, that does not fit a context of such a length."""
     return ContextOverflowError(
         f"prompt of {tokens} tokens leaves no room for an answer, context is {length}",
         prompt_tokens=tokens,
         context_length=length,
-    )
-
-
-def no_template() -> UnsupportedOperationError:
-    """The error of messages to a model that has no chat template."""
-    return UnsupportedOperationError(
-        "this model's tokenizer has no chat template; send a prompt, or start the worker with --chat-template"
     )

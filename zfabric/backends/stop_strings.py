@@ -10,17 +10,28 @@ class StopStrings:
 
     Args:
         stops: Non-empty strings.
+        free: Tokens at the beginning whose text ends nothing, `min_new_tokens`.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, free: int = 0) -> None:
         self._stops = tuple(stops)
+        self._free = free
+        self._seen = 0
         self._longest = max((len(stop) for stop in stops), default=0)
         self._held = ""
 
-    def add(self, piece: str) -> tuple[str, bool]:
-        """Text that may be shown, and whether a stop string was found right after it."""
+    def add(self, piece: str, tokens: int = 1) -> tuple[str, bool]:
+        """Text that may be shown, and whether a stop string was found right after it.
+
+        Args:
+            tokens: How many of them this is the text of.
+        """
         if not self._stops:
             return piece, False
+        if self._free:
+            self._seen += tokens
+            if self._seen <= self._free:
+                return piece, False
         text = self._held + piece
         # The one that is complete first, of these the one that begins first: so it does not matter where tokens end.
         matches = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]

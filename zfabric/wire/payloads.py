@@ -6,6 +6,7 @@ sees exactly what the client's caller wrote. On the wire each is a MessagePack a
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final, Literal
 
 from msgspec import Raw, Struct, structs
@@ -36,7 +37,7 @@ class SamplingParams(Struct, array_like=True, frozen=True, kw_only=True):
         min_p: Least probability relative to the likeliest token, 0 … 1.
         typical_p: Locally typical mass, 0 < typical_p ≤ 1.
         repetition_penalty: Divides positive and multiplies negative logits of tokens seen in prompt or answer
-            (Keskar et al. 2019). 1 is off.
+            (Keskar et al. 2019), 0.01 … 100. 1 is off.
         presence_penalty: Subtracted once from logits of tokens in the answer, -2 … 2.
         frequency_penalty: Subtracted per occurrence from logits of tokens in the answer, -2 … 2.
         max_new_tokens: Tokens of the answer at most; None is what the context leaves.
@@ -51,7 +52,7 @@ class SamplingParams(Struct, array_like=True, frozen=True, kw_only=True):
         logprobs: None for none, else the number of alternatives per token beside the drawn one (0 is allowed).
         prompt_logprobs: The same for the prompt's tokens.
         echo: The answer's text begins with the prompt.
-        logit_bias: Token id → added to its logit.
+        logit_bias: Token id → added to its logit, -100 … 100, or -inf.
         bad_words: Strings that must not appear.
         guided_json, guided_regex, guided_choice, guided_grammar: Constrain the text; one at most.
         truncate_prompt: Keep only the last tokens of a prompt that is too long, instead of an error.
@@ -136,8 +137,13 @@ class SamplingParams(Struct, array_like=True, frozen=True, kw_only=True):
                 raise ParameterRangeError(
                     f"{name} has {len(items)} items, limit is {bound}", parameter=name, limit=bound
                 )
-        if "" in self.stop:
-            raise _out_of_range("stop", "", "non-empty strings")
+        for name in ("stop", "bad_words"):
+            if "" in getattr(self, name):
+                raise _out_of_range(name, "", "non-empty strings")
+        for token, bias in (self.logit_bias or {}).items():
+            # Float32 has no sums of larger ones, and no engine's logits come near.
+            if not (-_BIAS_MAX <= bias <= _BIAS_MAX or bias == -math.inf):
+                raise _out_of_range("logit_bias", bias, f"{-_BIAS_MAX} … {_BIAS_MAX}, or -inf, of token {token}")
         guides = [name for name in _GUIDES if getattr(self, name)]
         if len(guides) > 1:
             raise _out_of_range(guides[1], "set", f"unset beside {guides[0]}")
@@ -163,6 +169,8 @@ class SamplingParams(Struct, array_like=True, frozen=True, kw_only=True):
 #: Below this a softmax is a one-hot in float32; FastChat draws the same line.
 GREEDY_TEMPERATURE: Final = 1e-5
 
+#: OpenAI's bound. Whoever wants a token never to come gives it minus infinity.
+_BIAS_MAX: Final = 100
 _GUIDES: Final = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 _RANGES: Final[dict[str, tuple[float, float]]] = {
     "temperature": (0, 100),
@@ -170,7 +178,7 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "top_k": (-1, 2**31 - 1),
     "min_p": (0, 1),
     "typical_p": (0, 1),
-    "repetition_penalty": (0, 100),
+    "repetition_penalty": (0.01, 100),
     "presence_penalty": (-2, 2),
     "frequency_penalty": (-2, 2),
     "max_new_tokens": (1, 2**31 - 1),
@@ -190,7 +198,7 @@ _LENGTHS: Final = {
     "logit_bias": LOGIT_BIAS_MAX,
 }
 #: Zero is within the bounds, but not allowed.
-_POSITIVE: Final = frozenset({"top_p", "top_k", "typical_p", "repetition_penalty"})
+_POSITIVE: Final = frozenset({"top_p", "top_k", "typical_p"})
 _SAMPLING_FIELDS: Final = tuple(SamplingParams.__struct_fields__)
 _SAMPLING_DEFAULTS: Final = structs.astuple(SamplingParams())
 

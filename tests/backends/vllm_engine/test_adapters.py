@@ -38,7 +38,7 @@ def save_adapter(directory: Path, model: Path, seed: int) -> Path:
 
 
 @pytest_asyncio.fixture
-async def client(vllm_llama: Path, tmp_path: Path) -> AsyncIterator[AsyncClient]:
+async def served(vllm_llama: Path, tmp_path: Path) -> AsyncIterator[tuple[AsyncClient, VLLMWorker]]:
     """A fabric with the tiny model, and one adapter of it."""
     poet = save_adapter(tmp_path / "poet", vllm_llama, 1)
     argv = [
@@ -46,6 +46,7 @@ async def client(vllm_llama: Path, tmp_path: Path) -> AsyncIterator[AsyncClient]
         str(vllm_llama),
         "--model-names",
         "tiny",
+        "small",
         "--enable-lora",
         "--max-lora-rank",
         "8",
@@ -54,25 +55,36 @@ async def client(vllm_llama: Path, tmp_path: Path) -> AsyncIterator[AsyncClient]
     ]
     with tempfile.TemporaryDirectory(prefix="zf-") as directory:
         async with fabric(f"ipc://{directory}/c.sock") as made, AsyncClient(made.endpoint) as one:
-            await made.add_worker("w0", VLLMWorker([*argv, "--lora-modules", f"poet={poet}", *TINY]))
-            yield one
+            worker = VLLMWorker([*argv, "--lora-modules", f"poet={poet}", *TINY])
+            await made.add_worker("w0", worker)
+            yield one, worker
 
 
-async def test_adapters_come_and_go_as_models(client: AsyncClient, vllm_llama: Path, tmp_path: Path) -> None:
+async def test_adapters_come_and_go_as_models(
+    served: tuple[AsyncClient, VLLMWorker], vllm_llama: Path, tmp_path: Path
+) -> None:
+    client, worker = served
     options: dict[str, Any] = {"max_new_tokens": 20, "temperature": 0, "ignore_eos": True}
     assert {info.name for info in await client.models()} == {"tiny", "poet"}
     with pytest.raises(UnknownModelError):
         await client.generate("critic", "Hello", **options)
     critic = save_adapter(tmp_path / "critic", vllm_llama, 2)
-    assert await client.operate("w0", "load_lora", name="critic", path=str(critic)) == ["poet", "critic"]
+    assert list(await client.operate("w0", "load_adapter", name="critic", path=str(critic))) == ["poet", "critic"]
     names = ["tiny", "poet", "critic"]
     # One after another: vLLM's kernels for CPUs take a request without an adapter for one with the last, in one batch.
     answers = [await client.generate(name, "Hello", **options) for name in names]
     assert len({tuple(answer.token_ids) for answer in answers}) == 3
-    assert await client.operate("w0", "list_loras") == ["poet", "critic"]
+    assert list(await client.operate("w0", "list_adapters")) == ["poet", "critic"]
     with pytest.raises(RequestError, match="'nobody' cannot be loaded from"):
-        await client.operate("w0", "load_lora", name="nobody", path=str(tmp_path / "nowhere"))
-    assert await client.operate("w0", "unload_lora", name="poet") == ["critic"]
+        await client.operate("w0", "load_adapter", name="nobody", path=str(tmp_path / "nowhere"))
+    for taken in ("tiny", "small"):
+        with pytest.raises(RequestError, match="name of the model itself"):
+            await client.operate("w0", "load_adapter", name=taken, path=str(critic))
+    assert (await client.generate("tiny", "Hello", **options)).token_ids == answers[0].token_ids
+    assert list(await client.operate("w0", "unload_adapter", name="poet")) == ["critic"]
+    # Who named it and waited meanwhile is told so; the model itself does not answer in its name.
+    with pytest.raises(UnknownModelError, match="poet"):
+        worker._served().adapters.find("poet")
     assert {info.name for info in await client.models()} == {"tiny", "critic"}
     again = [await client.generate(name, "Hello", **options) for name in ("tiny", "critic")]
     assert [answer.token_ids for answer in again] == [answers[0].token_ids, answers[2].token_ids]

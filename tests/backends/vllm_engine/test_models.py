@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
+from tests.backends.test_sentences import RECORDED, TEXTS, checkpoint, load
 from tests.backends.tiny import Answers, byte_tokenizer
 from tests.backends.vllm_engine.conftest import ENGINE
 from zfabric.backends.vllm_engine.worker import VLLMWorker
@@ -68,6 +69,24 @@ async def test_minilm_embeds(minilm: Path) -> None:
             [float(together[0] @ other) for other in together[1:3]], abs=1e-4
         )
         await _refuses(worker, vectors)
+
+
+async def test_vectors_are_those_of_sentence_transformers_and_of_transformers_here(
+    minilm: Path, tmp_path: Path
+) -> None:
+    directory = checkpoint(tmp_path / "model", minilm, "prompted")
+    chunked = EmbedRequest(inputs=[TEXTS[2], "a cat"], request_id="chunks", truncate="chunk")
+    other, _ = await load(directory)
+    expected = await other.embed(chunked)
+    await other.close()
+    async with loaded("--model", str(directory), "--runner", "pooling", "--dtype", "float32") as (worker, _, info):
+        assert info.context_length == 32
+        result = await worker.embed(EmbedRequest(inputs=list(TEXTS), request_id="e", truncate="cut"))
+        found = np.frombuffer(result.data, dtype="<f4").reshape(result.rows, result.dimensions)
+        np.testing.assert_allclose(found[:, [0, 192, 383]], RECORDED["prompted"], atol=1e-4)
+        result = await worker.embed(chunked)
+        mine, theirs = (np.frombuffer(one.data, dtype="<f4") for one in (result, expected))
+        np.testing.assert_allclose(mine, theirs, atol=1e-4)
 
 
 async def _refuses(worker: VLLMWorker, vectors: Any) -> None:

@@ -18,7 +18,7 @@ async def test_operators_calls_that_cannot_be_done_say_why(served: Served) -> No
     with pytest.raises(UnsupportedOperationError, match="--enable-sleep-mode"):
         await operate(worker, "sleep")
     with pytest.raises(RequestError, match="path is missing, speed is unknown"):
-        await operate(worker, "load_lora", name="x", speed=3)
+        await operate(worker, "load_adapter", name="x", speed=3)
     with pytest.raises(UnsupportedOperationError, match="does not classify"):
         await operate(worker, "classify", inputs=["x"])
     with pytest.raises(RequestError, match="inputs is no list of texts"):

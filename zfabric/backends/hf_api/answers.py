@@ -16,7 +16,7 @@ from zfabric.backends.hf_api.tokens import Tokenizer
 from zfabric.backends.resuming import Redraw
 from zfabric.backends.stop_strings import StopStrings
 from zfabric.errors import BackendError
-from zfabric.wire.payloads import Delta, FinishReason, GenerateRequest, TokenLogprobs, Usage
+from zfabric.wire.payloads import Delta, FinishReason, GenerateRequest, SamplingParams, TokenLogprobs, Usage
 
 _REASONS: dict[str, FinishReason] = {"length": "length", "max_tokens": "length", "abort": "abort"}
 
@@ -26,9 +26,9 @@ class _Choice:
 
     __slots__ = ("calls", "halves", "reason", "stops")
 
-    def __init__(self, stops: tuple[str, ...]) -> None:
+    def __init__(self, sampling: SamplingParams) -> None:
         self.halves = HalfCharacters()
-        self.stops = StopStrings(stops)
+        self.stops = StopStrings(sampling.stop, free=sampling.min_new_tokens)
         self.reason: FinishReason | None = None
         self.calls: dict[int, dict[str, str]] = {}
 
@@ -55,7 +55,7 @@ class AnswerReader:
         sampling = request.sampling
         self._upstream = upstream
         self._logprobs = sampling.logprobs
-        self._choices = [_Choice(sampling.stop) for _ in range(sampling.n)]
+        self._choices = [_Choice(sampling) for _ in range(sampling.n)]
         self._open = sampling.n
         self._told = 0
         self.text = ""
@@ -198,7 +198,7 @@ class AnswerReader:
             whole = choice.halves.add(text)
             if reason is not None:
                 whole += choice.halves.finish()
-        shown, stopped = choice.stops.add(whole)
+        shown, stopped = choice.stops.add(whole, len(ids) or bool(text))
         if stopped:
             reason = "stop"
         elif reason is not None:
@@ -224,10 +224,12 @@ def _text(value: Any) -> str:
 
 
 def _add_call(calls: dict[int, dict[str, str]], told: dict[str, Any]) -> None:
-    """A piece of a tool call: name at once, arguments bit by bit."""
+    """A piece of a tool call: arguments bit by bit, the name at once, and again with each piece from some servers."""
     call = calls.setdefault(int(told.get("index") or 0), {"name": "", "arguments": ""})
     function = told.get("function") or {}
-    call["name"] += _text(function.get("name"))
+    name = _text(function.get("name"))
+    if name != call["name"]:
+        call["name"] += name
     call["arguments"] += _text(function.get("arguments"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from zfabric.backends.front.media import with_addresses
 from zfabric.backends.hf_api.models_file import Server, Upstream
 from zfabric.errors import UnsupportedOperationError, UnsupportedParameterError
 from zfabric.wire.payloads import GenerateRequest, Message, SamplingParams
@@ -78,7 +79,7 @@ def body_of(
         return _tgi(upstream, request)
     body: dict[str, Any] = {"model": upstream.model, "stream": True}
     if upstream.protocol == "chat":
-        body["messages"] = request.messages or as_chat(_text(upstream, request.prompt))
+        body["messages"] = with_addresses(request.messages or as_chat(_text(upstream, request.prompt)))
         if request.tools:
             body["tools"] = request.tools
         if request.response_format:
@@ -127,7 +128,11 @@ def _sampling(upstream: Upstream, sampling: SamplingParams) -> dict[str, Any]:
     if sampling.n != 1:
         values["n"] = sampling.n
     if sampling.logit_bias:
-        values["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
+        values["logit_bias"] = {
+            # JSON has no infinity, and these servers no lower value.
+            str(token): max(bias, -100.0)
+            for token, bias in sampling.logit_bias.items()
+        }
     if sampling.logprobs is not None:
         chat = upstream.protocol == "chat"
         values |= {"logprobs": True, "top_logprobs": sampling.logprobs} if chat else {"logprobs": sampling.logprobs}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from zfabric.backends.prompts import prompt_tokens
+from zfabric.backends.prompts import PromptTokens
 from zfabric.errors import ConfigurationError
 from zfabric.wire.payloads import Message
 
@@ -33,6 +33,8 @@ class Tokenizer:
                 f"model {model!r}, tokenizer: {directory!r} cannot be loaded", model=model, key="tokenizer"
             ) from error
 
+        self._tokens = PromptTokens(self._inner, vocabulary_size=len(self._inner), context_length=None)
+
     @property
     def has_template(self) -> bool:
         return self._inner.chat_template is not None
@@ -41,7 +43,7 @@ class Tokenizer:
         self, prompt: str | None, messages: list[Message] | None, tools: list[dict[str, Any]] | None = None
     ) -> list[int]:
         """Tokens of a prompt. Raises: RequestError, UnsupportedOperationError."""
-        return prompt_tokens(self._inner, prompt, messages, None, tools)
+        return self._tokens.make(prompt, messages, None, tools)
 
     @property
     def end_tokens(self) -> set[int]:

@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zfabric.backends.front.adapters import Adapters
+from zfabric.backends.front.embed_inputs import EmbedInputs, with_special_tokens
 from zfabric.backends.hf_transformers.embed_queue import EmbedQueue
 from zfabric.backends.hf_transformers.embedding import Embedder
 from zfabric.backends.hf_transformers.engine import Engine
 from zfabric.backends.hf_transformers.intake import Intake
 from zfabric.backends.hf_transformers.loading import Loaded, load
-from zfabric.backends.hf_transformers.lora import Adapters, Lora
+from zfabric.backends.hf_transformers.lora import Adapter, Lora
 from zfabric.backends.hf_transformers.model import Model, PairedModel
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.pace import Pace
+from zfabric.backends.hf_transformers.rope import Ropes
 from zfabric.backends.hf_transformers.sequence import Answer
 from zfabric.backends.hf_transformers.stepper import Step
+from zfabric.backends.prompts import PromptTokens
 from zfabric.errors import ConfigurationError, FabricError
 from zfabric.wire.payloads import EmbedRequest
 
@@ -28,6 +32,7 @@ class Assembled:
 
     Attributes:
         adapters: Those that requests can name.
+        prompts: Makes tokens of them.
         lora: Reads adapters, and has the model apply them.
     """
 
@@ -35,12 +40,14 @@ class Assembled:
     engine: Engine
     embedder: Embedder
     queue: EmbedQueue
+    prompts: PromptTokens
     lora: Lora
-    adapters: Adapters
+    adapters: Adapters[Adapter]
 
 
 def assemble(
     options: TransformersOptions,
+    names: tuple[str, ...],
     *,
     on_step: Callable[[Step], None],
     on_failure: Callable[[Answer, FabricError], None],
@@ -49,31 +56,26 @@ def assemble(
 ) -> Assembled:
     """Load, start the engine and warm it up. Takes as long as that takes.
 
+    Args:
+        names: Of the model, aliases included.
+
     Raises:
+        RequestError: An adapter has the model's name.
         ConfigurationError: See `load`, `Lora.read`; or compile is asked for where it does not go.
     """
     loaded = load(options)
-    if options.compile and loaded.kind != "causal":
-        raise ConfigurationError("compile goes with causal language models alone", model=options.model)
-    model = PairedModel(loaded.model) if loaded.kind == "paired" else Model(loaded.model, compiled=options.compile)
-    adapters = Adapters()
+    model = _model(loaded, options)
+    adapters: Adapters[Adapter] = Adapters(names)
     for name, path in adapter_paths(options.lora):
         adapter = model.lora.read(name, path)
         model.lora.install(adapter)
-        adapters.put(adapter)
-    intake = Intake(
-        loaded.tokenizer,
-        vocabulary_size=model.vocabulary_size,
-        context_length=loaded.context_length,
-        end_tokens=_end_tokens(loaded.model, loaded.tokenizer),
-        seed=options.seed,
-        start_token=_start_token(loaded),
-        adapters=adapters,
-        processor=loaded.processor,
+        adapters.put(name, adapter)
+    prompts = PromptTokens(
+        loaded.tokenizer, vocabulary_size=model.vocabulary_size, context_length=loaded.context_length
     )
     engine = Engine(
         model,
-        intake,
+        _intake(loaded, options, model, prompts, adapters),
         loaded.tokenizer,
         batch_size_max=loaded.batch_size_max,
         kv_tokens_max=loaded.kv_tokens_max,
@@ -83,22 +85,67 @@ def assemble(
         on_restart=on_restart,
         on_death=on_death,
     )
-    embedder = Embedder(
-        loaded.encoder,
-        loaded.tokenizer,
-        context_length=loaded.context_length,
-        pooling=loaded.pooling,
-        dimensions=loaded.dimensions,
-        lora=model.lora,
-        adapters=adapters,
+    embedder = _embedder(loaded, model, adapters)
+    queue = EmbedQueue(
+        embedder,
+        engine.run_job,
+        options.embed_batch_tokens,
+        pace=Pace(options.embed_batch_tokens, options.prefill_wait_ms / 1_000),
+        running=lambda: engine.running,
     )
-    queue = EmbedQueue(embedder, engine.run_job, options.embed_batch_tokens)
     engine.start()
     # What is made at first use is there before the worker says that it is ready.
     if loaded.generates:
         engine.run_job(model.warm_up).result()
     queue.submit(embedder.pieces(EmbedRequest(inputs=["warm-up"]))).result()
-    return Assembled(loaded, engine, embedder, queue, model.lora, adapters)
+    return Assembled(loaded, engine, embedder, queue, prompts, model.lora, adapters)
+
+
+def _model(loaded: Loaded, options: TransformersOptions) -> Model:
+    """The forward pass. Raises: ConfigurationError if it cannot be compiled, and is to be."""
+    if options.compile and loaded.kind != "causal":
+        raise ConfigurationError("compile goes with causal language models alone", model=options.model)
+    ropes = Ropes(loaded.model)
+    if options.compile and ropes:
+        raise ConfigurationError("compile does not go with positions whose frequencies change", model=options.model)
+    kind = PairedModel if loaded.kind == "paired" else Model
+    return kind(loaded.model, ropes, compiled=options.compile)
+
+
+def _intake(
+    loaded: Loaded, options: TransformersOptions, model: Model, prompts: PromptTokens, adapters: Adapters[Adapter]
+) -> Intake:
+    return Intake(
+        loaded.tokenizer,
+        prompts,
+        vocabulary_size=model.vocabulary_size,
+        context_length=loaded.context_length,
+        end_tokens=_end_tokens(loaded.model, loaded.tokenizer),
+        seed=options.seed,
+        start_token=_start_token(loaded),
+        adapters=adapters,
+        processor=loaded.processor,
+        logprobs_max=options.max_logprobs,
+    )
+
+
+def _embedder(loaded: Loaded, model: Model, adapters: Adapters[Adapter]) -> Embedder:
+    inputs = EmbedInputs(
+        with_special_tokens(loaded.tokenizer, lower_case=loaded.sentences.lower_case),
+        context_length=loaded.context_length,
+        vocabulary_size=int(loaded.encoder.get_input_embeddings().weight.shape[0]),
+        prompt=loaded.sentences.prompt,
+    )
+    return Embedder(
+        loaded.encoder,
+        inputs,
+        pad_token=loaded.tokenizer.pad_token_id or 0,
+        pooler=loaded.pooler,
+        lora=model.lora,
+        adapters=adapters,
+        ropes=model.ropes,
+        divisible=loaded.kind == "causal",
+    )
 
 
 def adapter_paths(given: tuple[str, ...]) -> list[tuple[str, Path]]:

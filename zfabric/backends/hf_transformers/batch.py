@@ -139,7 +139,8 @@ class Prefill:
         else:
             part = [[0] * (width - len(prompt)) + prompt for prompt in self.prompts]
             lengths = [len(prompt) for prompt in self.prompts]
-        logits = self._model(part, lengths, self.cache, answers=answers, all_logits=all_logits)
+        wholes = [len(prompt) for prompt in self.prompts]
+        logits = self._model(part, lengths, self.cache, answers=answers, wholes=wholes, all_logits=all_logits)
         self.spent += (end - self.done) * len(answers)
         self.done = end
         return logits

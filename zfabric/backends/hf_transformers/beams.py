@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from zfabric.backends.hf_transformers.batch import Prefill
+from zfabric.backends.hf_transformers.failures import nothing_left
 from zfabric.backends.hf_transformers.model import Model
 from zfabric.backends.hf_transformers.penalties import penalize
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
-from zfabric.errors import BackendError, RequestError
+from zfabric.errors import RequestError
 from zfabric.wire.payloads import Delta
 
 
@@ -59,7 +60,7 @@ class BeamSearch:
         """A part of the prompt, or one step. Returns the answers, whole, once the search is over.
 
         Raises:
-            BackendError: No token may come next.
+            RequestError: No token may come next, or fewer answers were found than are wanted.
         """
         if self._cache is None:
             logits = self._prefill.advance(columns_max)
@@ -71,7 +72,11 @@ class BeamSearch:
         going = self._judge(self._likeliest(logits))
         if not going:
             if not self._ended:
-                raise BackendError("no token may come next in this beam search")
+                raise nothing_left()
+            if len(self._ended) < self.answer.request.sampling.n:
+                raise RequestError(
+                    f"this beam search has found {len(self._ended)} answers, {self.answer.request.sampling.n} are wanted"
+                )
             return self._answers()
         self._cache.select([parent for parent, _ in going], 0)
         self._beams = [beam for _, beam in going]
@@ -80,7 +85,11 @@ class BeamSearch:
     def _step(self) -> torch.Tensor:
         rows = [[beam.tokens[-1]] for beam in self._beams]
         length = len(self.answer.prompt) + len(self._beams[0].tokens)
-        return self._model(rows, [length] * len(rows), self._cache, answers=[self.answer] * len(rows))
+        answers = [self.answer] * len(rows)
+        if length == self._model.switch:
+            self._cache = self._model.start(answers)
+            rows = [[*self.answer.prompt, *beam.tokens] for beam in self._beams]
+        return self._model(rows, [length] * len(rows), self._cache, answers=answers)
 
     def _likeliest(self, logits: torch.Tensor) -> list[tuple[int, Beam]]:
         """The likeliest continuations of all beams, best first, each with the row it goes on from."""

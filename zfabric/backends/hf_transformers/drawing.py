@@ -36,7 +36,7 @@ class Drawer:
             return [(token, None) for token in draw(logits, [row.row for row in rows]).tolist()]
         untouched = logits[wanted]
         tokens = draw(logits, [row.row for row in rows])
-        lines = table(untouched, tokens[wanted], max(count or 0 for count in counts))
+        lines = table(untouched, tokens[wanted].clamp(min=0), max(count or 0 for count in counts))
         packed = torch.cat([tokens.to(lines.dtype), lines.flatten()]).tolist()
         drawn: list[Drawn] = [(int(token), None) for token in packed[: len(rows)]]
         for place, index in enumerate(wanted):

@@ -1,11 +1,13 @@
-"""Requests for vectors that share forward passes, one between two steps of the running batch.
+"""Requests for vectors that share forward passes, a part of one between two steps of the running batch.
 
-Texts of all waiting requests take turns, so a short request does not wait for the end of a long one.
+Texts of all waiting requests take turns, so a short request does not wait for the end of a long one. While streams run,
+a part is as large as they may wait for, as with prompts.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -13,8 +15,9 @@ from typing import Any
 
 import torch
 
-from zfabric.backends.hf_transformers.embedding import Embedder, Pieces
+from zfabric.backends.hf_transformers.embedding import Embedder, EmbedPass, Pieces
 from zfabric.backends.hf_transformers.failures import as_fabric_error, out_of_memory
+from zfabric.backends.hf_transformers.pace import Pace
 from zfabric.wire.payloads import EmbedResult
 
 
@@ -26,10 +29,10 @@ class _Work:
     def __init__(self, pieces: Pieces) -> None:
         self.pieces = pieces
         self.future: Future[EmbedResult] = Future()
-        self.vectors: list[Any] = [None] * len(pieces.tokens)
+        self.left = len(pieces.pieces)
+        self.vectors: list[Any] = [None] * self.left
         #: Longest last: texts of like length share a pass, so little is padded.
-        self.todo = deque(sorted(range(len(pieces.tokens)), key=lambda index: len(pieces.tokens[index])))
-        self.left = len(pieces.tokens)
+        self.todo = deque(sorted(range(self.left), key=lambda index: len(pieces.pieces[index].tokens)))
         #: A pass that it was in has failed: its texts are tried one by one.
         self.alone = False
 
@@ -41,11 +44,20 @@ class EmbedQueue:
         embedder: Makes vectors.
         run_job: Runs a function on the engine's thread, between two steps.
         batch_tokens_max: Tokens of one pass, padding included; one text may have more.
+        pace: How many of them are computed at a time while streams run.
+        running: Whether any do. Called on the engine's thread.
     """
 
-    def __init__(self, embedder: Embedder, run_job: Callable[[Callable[[], Any]], Any], batch_tokens_max: int) -> None:
+    def __init__(
+        self, embedder: Embedder, run_job: Callable[[Callable[[], Any]], Any], batch_tokens_max: int, *, pace: Pace,
+        running: Callable[[], bool],
+    ) -> None:  # fmt: skip
         self._embedder = embedder
         self._run_job = run_job
+        self._pace = pace
+        self._running = running
+        self._pass: EmbedPass | None = None
+        self._chosen: list[tuple[_Work, int]] = []
         self._batch_tokens_max = batch_tokens_max
         self._lock = threading.Lock()
         self._works: deque[_Work] = deque()
@@ -68,28 +80,51 @@ class EmbedQueue:
             return
         with self._lock:
             works, self._works = self._works, deque()
-        for work in works:
+        for work in [*works, *(work for work, _ in self._chosen)]:
             if not work.future.done():
                 work.future.set_exception(error)
 
     def _step(self) -> None:
-        chosen = self._choose()
-        if not chosen:
-            return
+        """A part of a pass."""
+        running = self._running()
+        budget = self._pace.budget(running=running)
+        if self._pass is not None and all(work.future.done() for work, _ in self._chosen):
+            self._pass = None
         try:
-            with torch.inference_mode():
-                tokens = [work.pieces.tokens[index] for work, index in chosen]
-                adapters = [work.pieces.adapter for work, _ in chosen]
-                vectors = self._embedder.vectors(tokens, chosen[0][0].pieces.pooling, adapters)
+            if self._pass is None and not self._begin(budget if running else self._batch_tokens_max):
+                return
+            vectors = self._advance(budget, running=running)
         except Exception as error:  # noqa: BLE001 — it is an answer to whose texts these are
-            self._failed(chosen, error)
+            self._pass = None
+            self._failed(self._chosen, error)
         else:
-            for (work, index), vector in zip(chosen, vectors, strict=True):
-                self._enter(work, index, vector)
-        if self._works:
+            if vectors is not None:
+                self._pass = None
+                for (work, index), vector in zip(self._chosen, vectors, strict=True):
+                    self._enter(work, index, vector)
+        if self._works or self._pass is not None:
             self._schedule()
 
-    def _choose(self) -> list[tuple[_Work, int]]:
+    def _begin(self, tokens_max: int) -> bool:
+        """Start the next pass. False if nobody waits for one."""
+        self._chosen = self._choose(min(tokens_max, self._batch_tokens_max))
+        if not self._chosen:
+            return False
+        pieces = [work.pieces.pieces[index] for work, index in self._chosen]
+        adapters = [work.pieces.adapter for work, _ in self._chosen]
+        self._pass = self._embedder.begin(pieces, self._chosen[0][0].pieces.pooling, adapters)
+        return True
+
+    def _advance(self, budget: int, *, running: bool) -> Any:
+        assert self._pass is not None
+        began = time.monotonic()
+        with torch.inference_mode():
+            vectors = self._pass.advance(budget)
+        if running:
+            self._pace.took(self._pass.spent, time.monotonic() - began)
+        return vectors
+
+    def _choose(self, tokens_max: int) -> list[tuple[_Work, int]]:
         """Texts of one pass: in turn from each request that pools alike."""
         chosen: list[tuple[_Work, int]] = []
         width = 0
@@ -98,9 +133,9 @@ class EmbedQueue:
             others: deque[_Work] = deque()
             while self._works:
                 work = self._works.popleft()
-                longest = max(width, len(work.pieces.tokens[work.todo[0]]))
+                longest = max(width, len(work.pieces.pieces[work.todo[0]].tokens))
                 if chosen and (
-                    longest * (len(chosen) + 1) > self._batch_tokens_max
+                    longest * (len(chosen) + 1) > tokens_max
                     or work.pieces.pooling != chosen[0][0].pieces.pooling
                     or work.alone
                     or chosen[0][0].alone

@@ -2,83 +2,49 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
-from zfabric.backends.hf_transformers.lora import Adapter, Adapters, Lora
-from zfabric.backends.prompts import prompt_tokens
-from zfabric.errors import ConfigurationError, ContextOverflowError, ParameterRangeError, RequestError
+from zfabric.backends.front.adapters import Adapters
+from zfabric.backends.front.embed_inputs import EmbedInputs, Piece, owners
+from zfabric.backends.hf_transformers.cache import GrowingCache
+from zfabric.backends.hf_transformers.lora import Adapter, Lora
+from zfabric.backends.hf_transformers.pooling import Pooler
+from zfabric.backends.hf_transformers.rope import Ropes
+from zfabric.errors import ParameterRangeError
 from zfabric.wire.payloads import EmbedRequest, EmbedResult
-
-#: Steps of a sentence-transformers checkpoint that are done here.
-_STEPS: Final = frozenset({"Transformer", "Pooling", "Normalize"})
-#: Its names of poolings, former and present.
-_MODES: Final = {
-    "mean_tokens": "mean", "mean": "mean", "cls_token": "cls", "cls": "cls", "lasttoken": "last",
-}  # fmt: skip
-
-
-def own_pooling(directory: Path) -> str:
-    """What a sentence-transformers checkpoint says of itself, else the mean.
-
-    Raises:
-        ConfigurationError: The checkpoint has steps that are not done here, so its vectors would be wrong.
-    """
-    for module in _json(directory / "modules.json") or []:
-        kind = str(module.get("type", "")).rpartition(".")[2]
-        if kind not in _STEPS:
-            raise ConfigurationError(f"{directory} has a step {kind!r} after its model, which is not supported")
-    settings = _json(directory / "1_Pooling" / "config.json") or {}
-    given = settings.get("pooling_mode")
-    modes = [given] if given else [name.removeprefix("pooling_mode_") for name in settings if settings[name] is True]
-    modes = [mode for mode in modes if mode != "include_prompt"] or ["mean_tokens"]
-    pooling = _MODES.get(modes[0]) if len(modes) == 1 else None
-    if pooling is None:
-        raise ConfigurationError(f"{directory} pools by {', '.join(modes)}, which is not supported")
-    return pooling
-
-
-def own_length(directory: Path) -> int | None:
-    """Tokens that a sentence-transformers checkpoint takes, if it says so."""
-    settings = _json(directory / "sentence_bert_config.json") or {}
-    length = settings.get("max_seq_length")
-    return int(length) if length else None
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 class Pieces:
     """One request, tokenized.
 
     Attributes:
-        tokens: Of each piece; an input that is too long has several, if that was asked for.
-        owners: The input that each belongs to.
+        pieces: An input that is too long has several, if that was asked for.
+        pooling: How hidden states become vectors.
         adapter: What is added to the model's weights for it.
     """
 
-    __slots__ = ("adapter", "dimensions", "owners", "pooling", "request", "tokens")
+    __slots__ = ("adapter", "dimensions", "pieces", "pooling", "request")
 
-    def __init__(self, request: EmbedRequest, dimensions: int, pooling: str, adapter: Adapter | None) -> None:
+    def __init__(
+        self, request: EmbedRequest, pieces: list[Piece], dimensions: int, pooling: tuple[str, ...], adapter: Adapter | None
+    ) -> None:  # fmt: skip
         self.adapter = adapter
         self.request = request
         self.dimensions = dimensions
         self.pooling = pooling
-        self.tokens: list[list[int]] = []
-        self.owners: list[int] = []
+        self.pieces = pieces
 
     def result(self, vectors: torch.Tensor) -> EmbedResult:
         """One vector per input, of those of the pieces, float32 (pieces, size)."""
         request = self.request
-        owners = torch.tensor(self.owners)
-        weights = torch.tensor([float(len(piece)) for piece in self.tokens]).unsqueeze(1)
-        rows = torch.zeros((len(request.inputs), vectors.shape[1])).index_add_(0, owners, vectors * weights)
-        totals = torch.zeros((len(request.inputs), 1)).index_add_(0, owners, weights)
+        places = torch.tensor(owners(self.pieces))
+        weights = torch.tensor([float(len(piece.tokens)) for piece in self.pieces]).unsqueeze(1)
+        rows = torch.zeros((len(request.inputs), vectors.shape[1])).index_add_(0, places, vectors * weights)
+        totals = torch.zeros((len(request.inputs), 1)).index_add_(0, places, weights)
         rows = (rows / totals)[:, : self.dimensions]
         if request.normalize:
             rows = torch.nn.functional.normalize(rows, dim=1)
@@ -91,116 +57,126 @@ class Embedder:
 
     Args:
         model: Gives hidden states; in evaluation mode.
-        tokenizer: Its own.
-        context_length: Tokens of one text.
-        pooling: The model's own.
-        dimensions: Length of a vector.
+        inputs: Makes pieces of requests.
+        pad_token: What shorter rows are filled with.
+        pooler: Makes a vector of hidden states.
         lora: Adapters of the model.
         adapters: Those that requests can name.
+        ropes: Positions of the model whose frequencies depend on a text's length.
+        divisible: No token sees a later one, so that a text can be computed in parts.
     """
 
     def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        *,
-        context_length: int,
-        pooling: str,
-        dimensions: int,
-        lora: Lora,
-        adapters: Adapters,
-    ) -> None:
+        self, model: Any, inputs: EmbedInputs, *, pad_token: int, pooler: Pooler, lora: Lora, adapters: Adapters[Adapter],
+        ropes: Ropes | None = None, divisible: bool = False,
+    ) -> None:  # fmt: skip
         self._model = model
-        self._tokenizer = tokenizer
-        self._context_length = context_length
-        self._pooling = pooling
-        self._dimensions = dimensions
+        self._inputs = inputs
+        self._pad_token = pad_token
+        self._pooler = pooler
         self._lora = lora
+        self._ropes = ropes
         self._adapters = adapters
-        self._vocabulary_size = int(model.get_input_embeddings().weight.shape[0])
+        self._divisible = divisible
 
     def pieces(self, request: EmbedRequest) -> Pieces:
         """Tokenize. On any thread.
 
         Raises:
-            ContextOverflowError: An input is too long, and may be neither cut nor chunked.
-            ParameterRangeError: More dimensions than there are.
-            RequestError: An input has no tokens, or has some that the model does not know.
+            ParameterRangeError: More dimensions than there are; or see `Pooler.chosen`.
+            FabricError: See `EmbedInputs.pieces`.
         """
-        dimensions = self._dimensions if request.dimensions is None else request.dimensions
-        if not 1 <= dimensions <= self._dimensions:
+        pooling = self._pooler.chosen(request.pooling)
+        size = self._pooler.size(pooling)
+        dimensions = size if request.dimensions is None else request.dimensions
+        if not 1 <= dimensions <= size:
             raise ParameterRangeError(
-                f"dimensions is {dimensions}, it must be 1 … {self._dimensions}",
-                parameter="dimensions",
-                value=str(dimensions),
+                f"dimensions is {dimensions}, it must be 1 … {size}", parameter="dimensions", value=str(dimensions)
             )
-        pieces = Pieces(request, dimensions, request.pooling or self._pooling, self._adapters.find(request.model))
-        for index, given in enumerate(request.inputs):
-            for tokens in self._split(given, index, request.truncate):
-                pieces.tokens.append(tokens)
-                pieces.owners.append(index)
-        return pieces
+        adapter = self._adapters.find(request.model)
+        return Pieces(request, self._inputs.pieces(request), dimensions, pooling, adapter)
 
-    def _split(self, given: str | list[int], index: int, truncate: str) -> list[list[int]]:
-        """The tokens of one input: whole, cut, or in pieces of the context's length.
+    def begin(
+        self, pieces: Sequence[Piece], pooling: Sequence[str], adapters: Sequence[Adapter | None] = ()
+    ) -> EmbedPass:
+        """Compute these together; nothing is, until the pass is told to advance."""
+        return EmbedPass(self, pieces, pooling, adapters)
 
-        Each piece of a text begins and ends with the special tokens that the whole has.
-        """
-        before = after = 0
-        if isinstance(given, list):
-            tokens = prompt_tokens(self._tokenizer, None, None, given, vocabulary_size=self._vocabulary_size)
-        else:
-            encoded = self._tokenizer(given, return_special_tokens_mask=True, verbose=False)
-            tokens = list(encoded["input_ids"])
-            special = list(encoded["special_tokens_mask"])
-            before = special.index(0) if 0 in special else 0
-            after = special[::-1].index(0) if 0 in special else 0
-        if not tokens:
-            raise RequestError(f"input {index} has no tokens", input=index)
-        limit = self._context_length
-        if len(tokens) <= limit:
-            return [tokens]
-        if truncate == "error":
-            raise ContextOverflowError(
-                f"input {index} has {len(tokens)} tokens, context is {limit}",
-                input=index,
-                prompt_tokens=len(tokens),
-                context_length=limit,
-            )
-        begin, body, end = tokens[:before], tokens[before : len(tokens) - after], tokens[len(tokens) - after :]
-        size = max(1, limit - before - after)
-        count = 1 if truncate == "cut" else -(-len(body) // size)
-        return [[*begin, *body[size * part : size * (part + 1)], *end] for part in range(count)]
-
-    def vectors(
-        self, pieces: Sequence[Sequence[int]], pooling: str, adapters: Sequence[Adapter | None] = ()
+    def hidden(
+        self,
+        ids: torch.Tensor,
+        lengths: torch.Tensor,
+        adapters: Sequence[Adapter | None],
+        cache: Any,
+        begin: int,
+        end: int,
     ) -> torch.Tensor:
-        """float32 (pieces, dimensions), on the host, in one forward pass."""
-        width = max(len(piece) for piece in pieces)
-        pad = self._tokenizer.pad_token_id or 0
-        device = self._model.device
-        ids = torch.tensor([[*piece, *[pad] * (width - len(piece))] for piece in pieces], device=device)
-        lengths = torch.tensor([len(piece) for piece in pieces], device=device)
-        mask = (torch.arange(width, device=device).unsqueeze(0) < lengths.unsqueeze(1)).long()
-        with self._lora.rows(adapters):
-            hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
-        return _POOLINGS[pooling](hidden, mask, lengths).cpu()
+        """Hidden states of some columns, (rows, columns, size).
+
+        Args:
+            ids: Of all columns, padded on the right.
+            lengths: Columns in use of each row.
+            cache: Of the columns before; None if these are all.
+        """
+        mask = (torch.arange(end, device=ids.device).unsqueeze(0) < lengths.unsqueeze(1)).long()
+        given = {} if cache is None else {"past_key_values": cache, "use_cache": True}
+        turning: AbstractContextManager[None] = nullcontext()
+        if self._ropes is not None:
+            turning = self._ropes.columns(lengths.cpu().unsqueeze(1).expand(-1, end - begin))
+        with self._lora.rows(adapters), turning:
+            made = self._model(input_ids=ids[:, begin:end], attention_mask=mask, **given)
+        return made.last_hidden_state
+
+    @property
+    def divisible(self) -> bool:
+        """Whether a text can be computed in parts: none of its tokens sees a later one."""
+        return self._divisible
+
+    @property
+    def device(self) -> Any:
+        """Of the model."""
+        return self._model.device
+
+    @property
+    def pad_token(self) -> int:
+        """What shorter rows are filled with."""
+        return self._pad_token
+
+    def pool(
+        self, hidden: torch.Tensor, lengths: torch.Tensor, prompts: torch.Tensor, pooling: Sequence[str]
+    ) -> torch.Tensor:
+        """float32 (rows, dimensions), on the host."""
+        return self._pooler(hidden, lengths, prompts, pooling).cpu()
 
 
-def _mean(hidden: torch.Tensor, mask: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    return (hidden * mask.unsqueeze(2)).sum(dim=1) / lengths.unsqueeze(1)
+class EmbedPass:
+    """Pieces in one batch, computed at once or, if the model allows, some columns at a time."""
 
+    def __init__(
+        self, embedder: Embedder, pieces: Sequence[Piece], pooling: Sequence[str], adapters: Sequence[Adapter | None]
+    ) -> None:
+        self._embedder, self._pooling, self._adapters = embedder, pooling, adapters
+        device = embedder.device
+        self._width = max(len(piece.tokens) for piece in pieces)
+        rows = [[*piece.tokens, *[embedder.pad_token] * (self._width - len(piece.tokens))] for piece in pieces]
+        self._ids = torch.tensor(rows, device=device)
+        self._lengths = torch.tensor([len(piece.tokens) for piece in pieces], device=device)
+        self._prompts = torch.tensor([piece.prompt for piece in pieces], device=device)
+        self._done = 0
+        self._cache: Any = None
+        self._parts: list[torch.Tensor] = []
+        #: Tokens that the newest part took, padding included.
+        self.spent = 0
 
-def _cls(hidden: torch.Tensor, mask: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    return hidden[:, 0]
-
-
-def _last(hidden: torch.Tensor, mask: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    return hidden[torch.arange(hidden.shape[0], device=hidden.device), lengths - 1]
-
-
-_POOLINGS: Final[dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]]] = {
-    "mean": _mean,
-    "cls": _cls,
-    "last": _last,
-}
+    def advance(self, tokens_max: int) -> torch.Tensor | None:
+        """Compute so many tokens, or all if they cannot be parted. The vectors, once the last are computed."""
+        begin, rows = self._done, self._ids.shape[0]
+        end = min(self._width, begin + max(1, tokens_max // rows)) if self._embedder.divisible else self._width
+        if self._cache is None and end < self._width:
+            self._cache = GrowingCache()
+        self._parts.append(self._embedder.hidden(self._ids, self._lengths, self._adapters, self._cache, begin, end))
+        self._done, self.spent = end, (end - begin) * rows
+        if end < self._width:
+            return None
+        hidden = self._parts[0] if len(self._parts) == 1 else torch.cat(self._parts, dim=1)
+        return self._embedder.pool(hidden, self._lengths, self._prompts, self._pooling)

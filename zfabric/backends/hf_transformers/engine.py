@@ -137,6 +137,11 @@ class Engine:
         return max(0, len(self._answers) - self._stepper.running)
 
     @property
+    def running(self) -> bool:
+        """Whether anything is in the batch."""
+        return self._stepper.running > 0
+
+    @property
     def kv_tokens_free(self) -> int:
         """Cells of the cache that are not in use."""
         return self._stepper.kv_tokens_free

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from zfabric.errors import BackendError, FabricError, OutOfMemoryError
+from zfabric.errors import BackendError, FabricError, OutOfMemoryError, RequestError
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -21,6 +21,13 @@ def as_fabric_error(error: Exception) -> FabricError:
         give_memory_back()
         return OutOfMemoryError(f"out of device memory: {first_line}")
     return BackendError(f"{type(error).__name__}: {first_line}")
+
+
+def nothing_left() -> RequestError:
+    """The error of a request that bans all tokens that might come next."""
+    return RequestError(
+        "no token may come next: all are banned by logit_bias, bad_words, min_new_tokens and the guide together"
+    )
 
 
 def give_memory_back() -> None:

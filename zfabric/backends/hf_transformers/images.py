@@ -6,20 +6,17 @@ import base64
 import binascii
 import io
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
-from zfabric.backends.prompts import chat_text
+from zfabric.backends.front.chat import chat_text, is_image, parts_of
 from zfabric.errors import RequestError, TooLargeError, UnsupportedOperationError
+from zfabric.limits import IMAGE_PIXELS_MAX, IMAGES_MAX
 from zfabric.wire.payloads import Message
-
-#: More pixels than any model looks at, and few enough for 200 MB of memory.
-_PIXELS_MAX: Final = 64 * 1024 * 1024
-_KINDS: Final = frozenset({"image", "image_url"})
 
 
 def has_images(messages: Sequence[Message] | None) -> bool:
     """Whether any part of any message is an image."""
-    return any(_is_image(part) for message in messages or () for part in _parts(message))
+    return any(is_image(part) for message in messages or () for part in parts_of(message))
 
 
 def see(
@@ -33,12 +30,15 @@ def see(
     Raises:
         UnsupportedOperationError: The model takes no images.
         RequestError: An image is neither bytes nor a data URI, or cannot be read; or the template refuses the messages.
-        TooLargeError: An image has too many pixels.
+        TooLargeError: There are too many images, or too many pixels.
     """
     if processor is None:
         raise UnsupportedOperationError("this model takes no images", operation="generate")
-    images = [_open(part) for message in messages for part in _parts(message) if _is_image(part)]
-    text = chat_text(tokenizer, [_without_images(message) for message in messages], tools)
+    parts = [part for message in messages for part in parts_of(message) if is_image(part)]
+    if len(parts) > IMAGES_MAX:
+        raise TooLargeError(f"the messages have {len(parts)} images, {IMAGES_MAX} are allowed", images=len(parts))
+    images = _decoded_all([_open(part) for part in parts])
+    text = chat_text(tokenizer, messages, tools, image=str(getattr(processor, "image_token", None) or "<image>"))
     try:
         made = dict(processor(text=[text], images=images, add_special_tokens=False, return_tensors="pt"))
     except (ValueError, TypeError, OSError) as error:
@@ -46,23 +46,6 @@ def see(
     tokens: list[int] = made.pop("input_ids")[0].tolist()
     made.pop("attention_mask", None)
     return tokens, made
-
-
-def _parts(message: Message) -> list[Any]:
-    content = message.get("content")
-    return content if isinstance(content, list) else []
-
-
-def _is_image(part: Any) -> bool:
-    return isinstance(part, dict) and part.get("type") in _KINDS
-
-
-def _without_images(message: Message) -> Message:
-    """As chat templates of such models take it: a list of parts, in which an image is a mere mark."""
-    content = message.get("content")
-    if isinstance(content, str):
-        return {**message, "content": [{"type": "text", "text": content}]}
-    return {**message, "content": [{"type": "image"} if _is_image(part) else part for part in _parts(message)]}
 
 
 def _open(part: dict[str, Any]) -> Any:
@@ -76,11 +59,21 @@ def _open(part: dict[str, Any]) -> Any:
     if not isinstance(data, bytes):
         raise RequestError(f"an image is {type(value).__name__}, it must be bytes or a data URI")
     try:
-        image = Image.open(io.BytesIO(data))
-        pixels = image.width * image.height
-        if pixels > _PIXELS_MAX:
-            raise TooLargeError(f"an image has {pixels} pixels, {_PIXELS_MAX} are allowed", pixels=pixels)
-        return image.convert("RGB")
+        # What is there, and how large: nothing is decoded yet.
+        return Image.open(io.BytesIO(data))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise RequestError(f"an image cannot be read: {error}") from None
+
+
+def _decoded_all(images: Sequence[Any]) -> list[Any]:
+    """The images of one request, if all of them together are not too large."""
+    from PIL import Image
+
+    pixels = sum(image.width * image.height for image in images)
+    if pixels > IMAGE_PIXELS_MAX:
+        raise TooLargeError(f"the images have {pixels} pixels, {IMAGE_PIXELS_MAX} are allowed", pixels=pixels)
+    try:
+        return [image.convert("RGB") for image in images]
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise RequestError(f"an image cannot be read: {error}") from None
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from typing import Any, Final
 
+from zfabric.backends.front.adapters import Adapters
+from zfabric.backends.front.bounds import check_logprobs, check_prompt_logprobs
 from zfabric.backends.hf_transformers.guides import GUIDED, Guides
 from zfabric.backends.hf_transformers.images import has_images, see
-from zfabric.backends.hf_transformers.lora import Adapters
+from zfabric.backends.hf_transformers.lora import Adapter
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
-from zfabric.backends.prompts import fit, prompt_tokens
+from zfabric.backends.prompts import PromptTokens, fit, known_tokens
 from zfabric.errors import ParameterRangeError, UnsupportedParameterError
+from zfabric.limits import LOGPROBS_MAX
 from zfabric.wire.payloads import GenerateRequest, SamplingParams
 
 #: Between the seeds of two choices of one request; any odd number of many bits will do.
@@ -26,6 +28,7 @@ class Intake:
 
     Args:
         tokenizer: A transformers tokenizer.
+        prompts: Makes tokens of prompts with it.
         vocabulary_size: Of the model's logits.
         context_length: Tokens of prompt and answer.
         end_tokens: Tokens that end an answer.
@@ -33,21 +36,26 @@ class Intake:
         start_token: What a decoder begins with whose encoder reads the prompt; None if there is no encoder.
         adapters: Those that requests can name.
         processor: A transformers processor, for models that see images.
+        logprobs_max: Alternatives per token that a request may ask the log-probabilities of.
     """
 
     def __init__(
         self,
         tokenizer: Any,
+        prompts: PromptTokens,
         *,
         vocabulary_size: int,
         context_length: int,
         end_tokens: frozenset[int],
         seed: int | None,
         start_token: int | None = None,
-        adapters: Adapters | None = None,
+        adapters: Adapters[Adapter] | None = None,
         processor: Any = None,
+        logprobs_max: int = LOGPROBS_MAX,
     ) -> None:
         self._tokenizer = tokenizer
+        self._prompts = prompts
+        self._logprobs_max = logprobs_max
         self._vocabulary_size = vocabulary_size
         self._context_length = context_length
         self._end_tokens = frozenset(token for token in end_tokens if 0 <= token < vocabulary_size)
@@ -66,8 +74,10 @@ class Intake:
         request = answer.request
         sampling = request.sampling
         self._check(sampling)
+        known_tokens(request.resume_token_ids, self._vocabulary_size)
         tokens = self._tokens(answer)
         kept = self._place(answer, tokens)
+        check_prompt_logprobs(sampling.prompt_logprobs, len(answer.prompt))
         room = self._context_length - len(answer.prompt)
         ends = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self._end_tokens)
         seed = sampling.seed if sampling.seed is not None else self._seed
@@ -103,10 +113,10 @@ class Intake:
         request = answer.request
         if has_images(request.messages):
             tokens, answer.media = see(self._processor, self._tokenizer, request.messages or (), request.tools)
-            return tokens
-        return prompt_tokens(
-            self._tokenizer, request.prompt, request.messages, request.prompt_token_ids, request.tools,
-            vocabulary_size=self._vocabulary_size,
+            return known_tokens(tokens, self._vocabulary_size)
+        return self._prompts.make(
+            request.prompt, request.messages, request.prompt_token_ids, request.tools,
+            truncate=request.sampling.truncate_prompt,
         )  # fmt: skip
 
     def _place(self, answer: Answer, tokens: list[int]) -> list[int]:
@@ -142,8 +152,9 @@ class Intake:
         """What only someone who knows the vocabulary can check.
 
         Raises:
-            ParameterRangeError: A token that the model does not have, or a bias that is not a number.
+            ParameterRangeError: A token that the model does not have.
         """
+        check_logprobs(sampling, self._logprobs_max)
         for name, tokens in (("stop_token_ids", sampling.stop_token_ids), ("logit_bias", sampling.logit_bias or {})):
             for token in tokens:
                 if not 0 <= token < self._vocabulary_size:
@@ -152,13 +163,6 @@ class Intake:
                         parameter=name,
                         value=str(token),
                     )
-        for token, bias in (sampling.logit_bias or {}).items():
-            if math.isnan(bias) or bias == math.inf:
-                raise ParameterRangeError(
-                    f"logit_bias of token {token} is {bias}, it must be a number or -inf",
-                    parameter="logit_bias",
-                    value=str(bias),
-                )
 
 
 def _check_beams(request: GenerateRequest) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from transformers import (
@@ -13,15 +13,20 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
+    AutoModelForTextEncoding,
     AutoProcessor,
     AutoTokenizer,
 )
 
+from zfabric.backends.front import sentence_files
+from zfabric.backends.front.sentence_files import SentenceFiles
 from zfabric.backends.hf_transformers import attention
-from zfabric.backends.hf_transformers.context import context_length
-from zfabric.backends.hf_transformers.embedding import own_length, own_pooling
+from zfabric.backends.hf_transformers.context import context_length, places, token_bytes
+from zfabric.backends.hf_transformers.kinds import Kind, is_half, kind_of
+from zfabric.backends.hf_transformers.model import Model, PairedModel
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.packing import pack
+from zfabric.backends.hf_transformers.pooling import Pooler, make_pooler
 from zfabric.errors import ConfigurationError
 
 #: A CPU's cache: a gigabyte holds far more than a CPU can usefully step.
@@ -35,22 +40,15 @@ _BATCH_MAX: Final = {"cpu": 32, "mps": 32}
 _BATCH_MAX_OTHER: Final = 256
 #: So many short ones fit nearly any cache; what does not fit waits.
 _BATCH_MIN: Final = 4
-#: Layers that remember by keys and values of each token, which is what a padded batch can hold.
-_LAYER_KINDS: Final = frozenset({"full_attention", "sliding_attention", "chunked_attention", "attention"})
-#: Kinds of models that remember otherwise and do not tell by their layers.
-_RECURRENT: Final = frozenset({"mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "xlstm"})
-
-
-#: Encoder-decoders whose decoder has relative positions, so that its rows can be padded.
-_PAIRED: Final = frozenset({"t5", "mt5", "umt5"})
-#: What a model is: a decoder, an encoder with a decoder, a decoder that sees images, or an encoder.
-Kind = Literal["causal", "paired", "vision", "encoder"]
 _FACTORIES: Final[dict[Kind, Any]] = {
     "causal": AutoModelForCausalLM,
     "paired": AutoModelForSeq2SeqLM,
     "vision": AutoModelForImageTextToText,
     "encoder": AutoModel,
 }
+
+
+_UNKNOWN: Final = SentenceFiles()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +62,8 @@ class Loaded:
     context_length: int
     kv_tokens_max: int
     batch_size_max: int
-    dimensions: int
-    pooling: str
+    pooler: Pooler
+    sentences: SentenceFiles
     device: str
     dtype: str
 
@@ -99,17 +97,28 @@ def load(options: TransformersOptions) -> Loaded:
     common = {name: value for name, value in common.items() if value}
     placement = _placement(options, device)
     try:
+        files = _sentence_files(options, common)
+        common |= {"subfolder": files.subfolder} if files.subfolder else {}
         config = AutoConfig.from_pretrained(options.model, **common)
-        kind = _kind(config, options.model)
+        kind = kind_of(config, options.model, sentences=files.steps is not None)
+        if kind == "encoder" and files is _UNKNOWN and options.pooling is None:
+            raise ConfigurationError(
+                f"whether {options.model!r} says how it makes vectors cannot be found out: no connection, and no "
+                f"modules.json in the cache; say it with --pooling",
+                model=options.model,
+            )
         if options.gguf_file is not None and kind == "encoder":
             # Such a file does not say what it is for; text is what they are made for.
             kind = "causal"
         tokenizer = AutoTokenizer.from_pretrained(options.model, **common)
         processor = AutoProcessor.from_pretrained(options.model, **common) if kind == "vision" else None
-        model = _FACTORIES[kind].from_pretrained(options.model, **common, **placement)
+        factory = _FACTORIES[kind]
+        if kind == "encoder" and is_half(config):
+            factory = AutoModelForTextEncoding
+        model = factory.from_pretrained(options.model, **common, **placement)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigurationError(f"model {options.model!r} cannot be loaded: {error}", model=options.model) from error
-    generates = kind != "encoder"
+    pooler = make_pooler(files, int(config.get_text_config().hidden_size), options.model, options.pooling)
     if processor is not None:
         # The template of such a model may be its processor's; both have to make the same tokens.
         processor.tokenizer, own = tokenizer, processor.chat_template
@@ -123,22 +132,42 @@ def load(options: TransformersOptions) -> Loaded:
     attention.install()
     if options.pack_weights:
         pack(model)
-    kv_tokens_max = options.kv_tokens_max or _kv_tokens(config, model)
-    length = options.context_length or _length(config, tokenizer, options.model, generates=generates)
+    kv_tokens_max = options.kv_tokens_max or _kv_tokens(model, kind)
+    length = options.context_length or _length(config, model, tokenizer, kind, files)
     return Loaded(
         model=model,
         tokenizer=tokenizer,
         processor=processor,
         kind=kind,
         # What the cache cannot hold cannot be served: the smaller of the two is what clients are told.
-        context_length=min(length, kv_tokens_max) if generates else length,
+        context_length=length if kind == "encoder" else min(length, kv_tokens_max),
         kv_tokens_max=kv_tokens_max,
         batch_size_max=options.max_batch_size or _batch_size(model.device.type, kv_tokens_max),
-        dimensions=int(config.get_text_config().hidden_size),
-        pooling=options.pooling or own_pooling(Path(options.model)),
+        pooler=pooler.to(model.device),
+        sentences=files,
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
     )
+
+
+def _sentence_files(options: TransformersOptions, hub: dict[str, Any]) -> SentenceFiles:
+    """Files beside the model that say how it makes vectors; _UNKNOWN if nobody can tell whether there are any.
+
+    Raises:
+        ConfigurationError: They are broken.
+    """
+    if options.gguf_file is not None:
+        return SentenceFiles()
+    try:
+        files = sentence_files.read(options.model, hub)
+    except OSError:
+        return _UNKNOWN
+    if files.family != "SentenceTransformer":
+        raise ConfigurationError(
+            f"{options.model!r} is a {files.family} of sentence-transformers, this backend serves SentenceTransformer",
+            family=files.family,
+        )
+    return files
 
 
 def _prepare_tokenizer(tokenizer: Any, options: TransformersOptions) -> None:
@@ -155,28 +184,6 @@ def _prepare_tokenizer(tokenizer: Any, options: TransformersOptions) -> None:
             raise ConfigurationError(f"chat template {options.chat_template} cannot be read: {error}") from error
 
 
-def _kind(config: Any, name: str) -> Kind:
-    """Raises: ConfigurationError if it is a model whose memory is not a cache of keys and values by column."""
-    if getattr(config, "is_encoder_decoder", False):
-        if config.model_type not in _PAIRED:
-            raise ConfigurationError(
-                f"{name!r} is an encoder-decoder model of type {config.model_type!r}, this backend serves "
-                f"{', '.join(sorted(_PAIRED))}"
-            )
-        return "paired"
-    text = config.get_text_config()
-    kinds = set(getattr(text, "layer_types", None) or ())
-    others = sorted(kinds - _LAYER_KINDS)
-    if others or config.model_type in _RECURRENT:
-        raise ConfigurationError(
-            f"{name!r} has layers of kind {', '.join(others) or 'recurrent'}, which this backend does not serve"
-        )
-    if getattr(config, "vision_config", None) is not None and text is not config:
-        return "vision"
-    makes_text = any("ForCausalLM" in kind or "LMHead" in kind for kind in config.architectures or ())
-    return "causal" if makes_text else "encoder"
-
-
 def _check_positions(config: Any, model: Any, name: str) -> None:
     """Raises: ConfigurationError if positions have several dimensions, and the model does not tell those of an image."""
     rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
@@ -184,12 +191,14 @@ def _check_positions(config: Any, model: Any, name: str) -> None:
         raise ConfigurationError(f"{name!r} has positions in several dimensions and does not place images in them")
 
 
-def _length(config: Any, tokenizer: Any, name: str, *, generates: bool) -> int:
+def _length(config: Any, model: Any, tokenizer: Any, kind: Kind, files: SentenceFiles) -> int:
     """The model's own length of context."""
     length = context_length(config.get_text_config())
-    if generates:
+    if kind != "vision":
+        length = min(length, places(model) or length)
+    if kind != "encoder":
         return length
-    return min(own_length(Path(name)) or length, length, int(tokenizer.model_max_length))
+    return min(files.length or length, length, int(tokenizer.model_max_length))
 
 
 def _device(name: str) -> str:
@@ -234,14 +243,13 @@ def _batch_size(device_type: str, kv_tokens_max: int) -> int:
     return max(_BATCH_MIN, min(_BATCH_MAX.get(device_type, _BATCH_MAX_OTHER), kv_tokens_max // _USUAL_TOKENS))
 
 
-def _kv_tokens(config: Any, model: Any) -> int:
-    """Tokens that the cache may hold: what the device has left, by what one token takes in all layers."""
-    text = config.get_text_config()
-    layers = int(text.num_hidden_layers)
-    heads = int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
-    size = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
-    token_bytes = 2 * layers * heads * size * model.dtype.itemsize
+def _kv_tokens(model: Any, kind: Kind) -> int:
+    """Tokens that the cache may hold: what the device has left, by what the model writes for one token."""
+    if kind == "encoder":
+        # It has none, and its requests are bounded by their number alone.
+        return _BATCH_MAX_OTHER * _USUAL_TOKENS
+    size = token_bytes((PairedModel if kind == "paired" else Model)(model).probe())
     if model.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(model.device)
-        return max(1, int(free * _DEVICE_CACHE_SHARE) // token_bytes)
-    return max(1, _CPU_CACHE_BYTES // token_bytes)
+        return max(1, int(free * _DEVICE_CACHE_SHARE) // size)
+    return max(1, _CPU_CACHE_BYTES // size)

@@ -207,28 +207,3 @@ def _pattern(patterns: dict[str, float] | None, layer: str, default: float) -> f
         if re.fullmatch(rf"(?:.*\.)?(?:{key})", layer):
             return float(value)
     return default
-
-
-class Adapters:
-    """The adapters that requests can name. Any thread may look; one at a time may change them.
-
-    A running request keeps the adapter that it began with, whatever is loaded or unloaded meanwhile.
-    """
-
-    def __init__(self) -> None:
-        self._by_name: dict[str, Adapter] = {}
-
-    def __iter__(self) -> Iterator[Adapter]:
-        return iter(self._by_name.values())
-
-    def find(self, name: str) -> Adapter | None:
-        """The adapter of this name; None is the model itself."""
-        return self._by_name.get(name)
-
-    def put(self, adapter: Adapter) -> None:
-        """Have requests find it."""
-        self._by_name = {**self._by_name, adapter.name: adapter}
-
-    def drop(self, name: str) -> None:
-        """Have no more requests find it."""
-        self._by_name = {known: adapter for known, adapter in self._by_name.items() if known != name}

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 import torch
 
 from zfabric.backends.hf_transformers.cache import GrowingCache, PairedCache
 from zfabric.backends.hf_transformers.lora import Adapter, Lora
+from zfabric.backends.hf_transformers.rope import Ropes
 from zfabric.backends.hf_transformers.sequence import Answer
 from zfabric.wire.payloads import GenerateRequest
 
+_AS_IT_IS: Final = nullcontext()
 #: Media that have one entry per token of the prompt.
 _PER_TOKEN = "token_type_ids"
 
@@ -26,20 +29,24 @@ class Model:
 
     Args:
         model: Of transformers, in evaluation mode.
+        ropes: Positions of it whose frequencies depend on a text's length.
         compiled: Steps of the batch are compiled by torch. Prompts are not: their shapes are too many, and their passes
             too long for it to matter.
     """
 
-    def __init__(self, model: Any, *, compiled: bool = False) -> None:
+    def __init__(self, model: Any, ropes: Ropes | None = None, *, compiled: bool = False) -> None:
         self._model = model
+        self.ropes = ropes or None
         self._compiled: Any = torch.compile(model, dynamic=True) if compiled else None
         self.device = model.device
         self.lora = Lora(model)
         self._accepted = frozenset(inspect.signature(model.forward).parameters)
         #: Places images in the dimensions of a model that has several.
         self._rope_index: Any = getattr(getattr(model, "model", None), "get_rope_index", None)
-        embeddings = model.get_output_embeddings() or model.get_input_embeddings()
-        self.vocabulary_size = int(embeddings.weight.shape[0])
+        known = model.get_input_embeddings()
+        drawn = model.get_output_embeddings() or known
+        #: Tokens that can be both read and drawn; some models have more of the one than of the other.
+        self.vocabulary_size = min(int(known.weight.shape[0]), int(drawn.weight.shape[0]))
 
     def start(self, answers: Sequence[Answer]) -> Any:
         """An empty cache for one row of each."""
@@ -52,6 +59,7 @@ class Model:
         cache: Any,
         *,
         answers: Sequence[Answer] = (),
+        wholes: Sequence[int] | None = None,
         all_logits: bool = False,
     ) -> torch.Tensor:
         """Append columns to a left-padded cache.
@@ -60,6 +68,7 @@ class Model:
             rows: Tokens to append, as many in each row; the first ones may be padding.
             lengths: Columns in use of each row afterwards; those to the left of them are padding.
             answers: What each row belongs to; empty if to none. Media are those of the first, and all in the first part.
+            wholes: While prompts are computed, the columns in use of each row when its own is whole.
 
         Returns:
             Float32 logits of the last column, (rows, vocabulary), or of all, (rows, columns, vocabulary).
@@ -84,19 +93,38 @@ class Model:
             # column, another one would be made.
             cache.reserve(width + 1)
             run = self._compiled
-        with self.lora.rows(adapters):
+        with self.lora.rows(adapters), self._turning(columns, lengths, answers, wholes):
             logits = run(**arguments).logits
-        logits = (logits if all_logits else logits[:, -1]).float()
+        logits = (logits if all_logits else logits[:, -1])[..., : self.vocabulary_size].float()
         # Drawing needs float64, which MPS does not have.
         return logits.cpu() if logits.device.type == "mps" else logits
 
-    def warm_up(self) -> None:
-        """A prompt and a step, so that what is made at first use is there before the first request."""
+    @property
+    def switch(self) -> int | None:
+        """A row that grows to so many columns has to be computed anew; None if none ever has."""
+        return None if self.ropes is None else self.ropes.switch
+
+    def _turning(
+        self, columns: int, lengths: Sequence[int], answers: Sequence[Answer], wholes: Sequence[int] | None
+    ) -> AbstractContextManager[None]:
+        if self.ropes is None:
+            return _AS_IT_IS
+        prompts = [len(answer.prompt) for answer in answers] or list(lengths)
+        return self.ropes.columns(self.ropes.lengths(columns, lengths, prompts, wholes))
+
+    def probe(self) -> Any:
+        """A prompt and a step: what the model makes of any, if it is whole. Returns the cache that it has filled."""
         with torch.inference_mode():
             cache = self._warm_cache()
             self([[0] * 8], [8], cache)
             self([[0]], [9], cache)
-            if self._compiled is not None:
+        return cache
+
+    def warm_up(self) -> None:
+        """Have what is made at first use there before the first request."""
+        self.probe()
+        if self._compiled is not None:
+            with torch.inference_mode():
                 self._warm_up_compiled()
 
     def _warm_up_compiled(self) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zfabric.backends.hf_transformers.assembly import Assembled
-from zfabric.errors import ConfigurationError, RequestError, UnsupportedOperationError
+from zfabric.errors import RequestError, UnsupportedOperationError
 from zfabric.wire.payloads import OperateRequest
 
 
@@ -17,13 +17,11 @@ class Operations:
 
     Args:
         assembled: The running engine.
-        taken: Names that adapters may not have: those of the model.
         changed: Called after the set of adapters has changed.
     """
 
-    def __init__(self, assembled: Assembled, taken: frozenset[str], changed: Callable[[], None]) -> None:
+    def __init__(self, assembled: Assembled, changed: Callable[[], None]) -> None:
         self._assembled = assembled
-        self._taken = taken
         self._changed = changed
         self._lock = asyncio.Lock()
 
@@ -32,7 +30,8 @@ class Operations:
 
         Raises:
             UnsupportedOperationError: There is no such call.
-            RequestError: Its arguments are others than it takes, or name what is (not) there.
+            RequestError: Its arguments are others than it takes, or the name is the model's own.
+            UnknownModelError: There is no such adapter.
             ConfigurationError: The adapter cannot be read, or does not fit the model.
         """
         async with self._lock:
@@ -40,7 +39,7 @@ class Operations:
             if request.call == "load_adapter":
                 await self._load(_text(arguments, "name"), Path(_text(arguments, "path")))
             elif request.call == "unload_adapter":
-                self._unload(_text(arguments, "name"))
+                self._assembled.adapters.drop(_text(arguments, "name"), self._changed)
             elif request.call != "list_adapters":
                 raise UnsupportedOperationError(
                     f"there is no call {request.call!r}, there are list_adapters, load_adapter, unload_adapter",
@@ -51,23 +50,11 @@ class Operations:
 
     async def _load(self, name: str, path: Path) -> None:
         """An adapter of the same name is replaced; who runs on that goes on with it."""
-        if name in self._taken:
-            raise RequestError(f"{name!r} is the name of the model itself", name=name)
-        lora = self._assembled.lora
+        adapters, lora = self._assembled.adapters, self._assembled.lora
+        adapters.check(name)
         adapter = await asyncio.to_thread(lora.read, name, path)
         await asyncio.wrap_future(self._assembled.engine.run_job(lambda: lora.install(adapter)))
-        self._assembled.adapters.put(adapter)
-        try:
-            self._changed()
-        except ConfigurationError:
-            self._assembled.adapters.drop(name)
-            raise
-
-    def _unload(self, name: str) -> None:
-        if self._assembled.adapters.find(name) is None:
-            raise RequestError(f"there is no adapter {name!r}", name=name)
-        self._assembled.adapters.drop(name)
-        self._changed()
+        adapters.put(name, adapter, self._changed)
 
 
 def _text(arguments: dict[str, Any], name: str) -> str:

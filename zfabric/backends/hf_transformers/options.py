@@ -37,6 +37,7 @@ class TransformersOptions:
         prefill_wait_ms: How long running streams may wait for part of a new prompt; parts are cut to fit that.
         kv_tokens_max: Cells of the cache over all requests, padding included; derived from the device by default.
         embed_batch_tokens: Tokens of one pass of embeddings, padding included.
+        max_logprobs: Alternatives per token that a request may ask the log-probabilities of.
         pooling: How embeddings are made; by default as the model's own files say, else the mean.
         stall_ms: A turn of the engine that takes longer has hung: its requests go elsewhere, and the worker ends.
         pack_weights: On a CPU, keep large weights in the order of its matrix kernels: several streams are faster by far.
@@ -65,6 +66,7 @@ class TransformersOptions:
     prefill_wait_ms: int = 100
     kv_tokens_max: int | None = None
     embed_batch_tokens: int = 8_192
+    max_logprobs: int = limits.LOGPROBS_MAX
     pooling: Literal["mean", "cls", "last"] | None = None
     stall_ms: int = _STALL_MS
     pack_weights: bool = True

@@ -11,6 +11,8 @@ from zfabric.backends.hf_transformers.guides import Guide
 from zfabric.wire.payloads import SamplingParams
 
 OFF: Final = float("-inf")
+#: Drawn where all tokens are banned.
+NOTHING: Final = -1
 
 
 class History:

@@ -12,7 +12,7 @@ from typing import Final
 
 import torch
 
-from zfabric.backends.hf_transformers.penalties import OFF, Row, penalize
+from zfabric.backends.hf_transformers.penalties import NOTHING, OFF, Row, penalize
 from zfabric.wire.payloads import SamplingParams
 
 _MASK64: Final = (1 << 64) - 1
@@ -38,11 +38,20 @@ def draw(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
         logits: Float tensor (rows, vocabulary); changed in place where rows have penalties.
 
     Returns:
-        int64 tensor (rows,), on the device of the logits: one copy brings all of them to the host.
+        int64 tensor (rows,), on the device of the logits: one copy brings all of them to the host. NOTHING where all
+        tokens of a row are banned.
     """
-    for index, row in enumerate(rows):
-        if not row.plain:
-            penalize(logits[index], row)
+    changed = [index for index, row in enumerate(rows) if not row.plain]
+    for index in changed:
+        penalize(logits[index], rows[index])
+    tokens = _drawn(logits, rows)
+    if changed:
+        tokens[changed] = tokens[changed].masked_fill(logits[changed].amax(dim=-1) == OFF, NOTHING)
+    return tokens
+
+
+def _drawn(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """What is drawn of logits that are final."""
     drawn = [index for index, row in enumerate(rows) if not row.params.greedy]
     if not drawn:
         return logits.argmax(dim=-1)

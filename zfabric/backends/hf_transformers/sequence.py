@@ -28,11 +28,13 @@ class Answer:
         contest: Decides which of them are given; None if all are.
         cancelled: Set by the event loop: nothing more is wanted.
         over: Set by the engine: it has ended, well or not.
+        suspect: It was among several prompts that could not be computed, so its own is tried alone.
+        overtaken: How often others behind it in line went before it.
     """
 
     __slots__ = (
-        "adapter", "cancelled", "choices", "completion_tokens", "contest", "media", "open_choices", "over", "prompt",
-        "prompt_logprobs", "request", "shift", "source",
+        "adapter", "cancelled", "choices", "completion_tokens", "contest", "media", "open_choices", "over", "overtaken",
+        "prompt", "prompt_logprobs", "request", "shift", "source", "suspect",
     )  # fmt: skip
 
     def __init__(self, request: GenerateRequest) -> None:
@@ -55,6 +57,8 @@ class Answer:
         self.completion_tokens = 0
         self.cancelled = False
         self.over = False
+        self.suspect = False
+        self.overtaken = 0
 
     @property
     def wanted(self) -> bool:
@@ -69,7 +73,7 @@ class Answer:
     @property
     def alone(self) -> bool:
         """Whether its prompt has a pass of its own."""
-        return self.prompt_logprobs is not None or self.media is not None
+        return self.prompt_logprobs is not None or self.media is not None or self.suspect
 
 
 class Sequence:
@@ -112,7 +116,7 @@ class Sequence:
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=sampling.skip_special_tokens)
         if echo is not None:
             self._detokenizer.go_on_after(answer.prompt)
-        self._stops = StopStrings(sampling.stop)
+        self._stops = StopStrings(sampling.stop, free=sampling.min_new_tokens)
         #: Text that goes out with the next token.
         self._owed = echo or ""
         self._skip = answer.request.resume_characters if index == 0 else 0
@@ -167,7 +171,7 @@ class Sequence:
         elif len(self.output) >= self.limit:
             reason = "length"
         if reason is not None and not stopped:
-            rest, stopped = self._stops.add(self._detokenizer.finish())
+            rest, stopped = self._stops.add(self._detokenizer.finish(), 0)
             text += rest
             if stopped:
                 reason = "stop"

@@ -17,9 +17,10 @@ import torch
 from zfabric.backends.hf_transformers.batch import Batch, Prefill
 from zfabric.backends.hf_transformers.beams import SearchLine
 from zfabric.backends.hf_transformers.drawing import Drawer, Drawn
-from zfabric.backends.hf_transformers.failures import as_fabric_error, out_of_memory
+from zfabric.backends.hf_transformers.failures import as_fabric_error, nothing_left, out_of_memory
 from zfabric.backends.hf_transformers.model import Model
 from zfabric.backends.hf_transformers.pace import Pace
+from zfabric.backends.hf_transformers.penalties import NOTHING
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
 from zfabric.errors import FabricError, RequestError
 from zfabric.wire.payloads import Delta
@@ -28,8 +29,9 @@ Step = list[tuple[Answer, Delta]]
 
 #: A row joins only if the batch can go on for so many steps: less, and it would soon have to leave again.
 _HEADROOM_COLUMNS: Final = 16
-#: One prompt that cannot be computed is at fault itself; so many in a row, and the engine is.
-_FAILURES_MAX: Final = 3
+#: How often those behind it may go before a prompt that there is no room for, and how many of such are passed by at a time.
+_OVERTAKEN_MAX: Final = 64
+_LOOKED_AT_MAX: Final = 16
 
 
 class Stepper:
@@ -68,8 +70,6 @@ class Stepper:
         self._batch = Batch(model)
         self._step: Step = []
         self._stale = False
-        self._together = True
-        self._failures = 0
 
     @property
     def busy(self) -> bool:
@@ -100,6 +100,8 @@ class Stepper:
         """
         self._compute_prompts()
         self._make_room()
+        if self._model.switch is not None:
+            self._send_back(self._model.switch)
         if self._batch.rows:
             self._decode()
         if self._searches:
@@ -117,7 +119,6 @@ class Stepper:
         prefill = self._prefill
         rows = self._batch.rows + ([] if prefill is None else prefill.rows)
         self._batch, self._prefill = Batch(self._model), None
-        self._together, self._failures = True, 0
         for answer in {id(row.answer): row.answer for row in rows}.values():
             if answer.wanted:
                 self._fail(answer, error)
@@ -160,13 +161,17 @@ class Stepper:
     def _next_prefill(self, budget: int) -> Prefill | None:
         """The prompts at the head of the line for which there is room: several if they fit the budget."""
         groups: list[list[Sequence]] = []
+        skipped: list[list[Sequence]] = []
         width = rows = 0
         while self._waiting:
             group = self._waiting[0]
             size = group[0].size
             count = min(len(group), self._room(rows, max(width, size)))
-            alone = size > budget or group[0].answer.alone or not self._together
+            alone = size > budget or group[0].answer.alone
             crowded = (len(groups) + 1) * max(width, size) > budget
+            if not count and not groups and self._may_be_overtaken(group, len(skipped)):
+                skipped.append(self._waiting.popleft())
+                continue
             if not count or (groups and (alone or crowded)):
                 break
             self._waiting.popleft()
@@ -177,7 +182,18 @@ class Stepper:
             width = max(width, size)
             if alone or count < len(group):
                 break
-        return Prefill(self._model, groups) if groups else None
+        self._waiting.extendleft(reversed(skipped))
+        if not groups:
+            return None
+        for group in skipped:
+            group[0].answer.overtaken += 1
+        return Prefill(self._model, groups)
+
+    def _may_be_overtaken(self, group: list[Sequence], skipped: int) -> bool:
+        """Whether others may go before one that there is no room for: not too often, and not if it had a place already."""
+        full = len(self._batch.rows) >= self._batch_size_max
+        begun = bool(group[0].output)
+        return not (full or begun or skipped >= _LOOKED_AT_MAX or group[0].answer.overtaken >= _OVERTAKEN_MAX)
 
     def _room(self, rows: int, width: int) -> int:
         """How many rows of such a width may join beside so many others. One may always, if it is the only one."""
@@ -202,7 +218,6 @@ class Stepper:
         except Exception as error:  # noqa: BLE001 — a prompt that cannot be computed costs its request
             self._give_up(prefill, error)
         else:
-            self._failures = 0
             if not prefill.left:
                 self._prefill = None
         return prefill.spent or budget
@@ -219,14 +234,14 @@ class Stepper:
             self._batch.join([sequences[index] for index in going], cache, lengths, tokens)
 
     def _give_up(self, prefill: Prefill, error: Exception) -> None:
-        """A prompt cannot be computed. Of several, each is tried alone from now on."""
-        # Images are the caller's own: what they break tells nothing of the engine.
-        self._failures += prefill.groups[0][0].answer.media is None
-        if self._failures > _FAILURES_MAX and not out_of_memory(error):
-            raise error
+        """A prompt cannot be computed. Of several, each is tried alone."""
+        if not out_of_memory(error):
+            # Whether it is the prompt's fault or the engine's, the model itself tells: if it is broken, this raises.
+            self._model.probe()
         self._prefill = None
         if len(prefill.groups) > 1:
-            self._together = False
+            for group in prefill.groups:
+                group[0].answer.suspect = True
             self._waiting.extendleft(reversed(prefill.groups))
         else:
             self._fail(prefill.rows[0].answer, as_fabric_error(error))
@@ -239,6 +254,14 @@ class Stepper:
         while len(batch.rows) > 1 and batch.cells(width=batch.columns + 1) > self._kv_limit:
             self._waiting.appendleft([batch.rows[-1]])
             batch.leave(list(range(len(batch.rows) - 1)))
+
+    def _send_back(self, length: int) -> None:
+        """Rows that the next step would take to this length are computed anew, as a whole."""
+        rows = self._batch.rows
+        grown = [row for row in rows if len(row.answer.prompt) + len(row.output) == length]
+        if grown:
+            self._waiting.extendleft([row] for row in reversed(grown))
+            self._batch.leave([index for index, row in enumerate(rows) if row not in grown])
 
     def _decode(self) -> None:
         """One token for every row."""
@@ -270,6 +293,9 @@ class Stepper:
         """Give each row its token. Returns the indexes of those that go on."""
         going = []
         for index, (row, (token, logprobs)) in enumerate(zip(rows, drawn, strict=True)):
+            if token == NOTHING:
+                self._fail(row.answer, row.failure or nothing_left())
+                continue
             delta = row.take(token, logprobs)
             if row.failure is not None:
                 self._fail(row.answer, row.failure)

@@ -56,9 +56,7 @@ class ModelWorker(BaseModelWorker):
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._assembled = await asyncio.to_thread(self._assemble)
         self.slots = self._assembled.loaded.batch_size_max
-        self._operations = Operations(
-            self._assembled, frozenset(self._names), lambda: self.steps.models_changed(self._models())
-        )
+        self._operations = Operations(self._assembled, lambda: self.steps.models_changed(self._models()))
         self._watch = self._loop.create_task(self._watch_engine(self._assembled.engine))
         return self._models()
 
@@ -91,7 +89,7 @@ class ModelWorker(BaseModelWorker):
             context_length=loaded.context_length,
             capabilities=capabilities,
             parameters=self._honoured(loaded),
-            dimensions=loaded.dimensions,
+            dimensions=loaded.pooler.dimensions,
             slots=self.slots,
             details={
                 "engine": "transformers",
@@ -99,7 +97,7 @@ class ModelWorker(BaseModelWorker):
                 "device": loaded.device,
                 "dtype": loaded.dtype,
                 "kv_tokens_max": loaded.kv_tokens_max,
-                "pooling": loaded.pooling,
+                "pooling": ", ".join(loaded.pooler.modes),
             },
         )
         return [model] + [
@@ -128,6 +126,7 @@ class ModelWorker(BaseModelWorker):
 
         return assemble(
             self.options,
+            self._names,
             on_step=lambda step: self._post(self._hand_over, step),
             on_failure=lambda answer, error: self._post(self._give_up, answer, error),
             on_restart=lambda error: self._post(self._restarted, error),
@@ -155,15 +154,14 @@ class ModelWorker(BaseModelWorker):
 
     async def count_tokens(self, request: CountRequest) -> int:
         assert self._assembled is not None
-        loaded = self._assembled.loaded
+        loaded, tokens = self._assembled.loaded, self._assembled.prompts
 
         def count() -> int:
             from zfabric.backends.hf_transformers.images import has_images, see
-            from zfabric.backends.prompts import prompt_tokens
 
             if has_images(request.messages):
                 return len(see(loaded.processor, loaded.tokenizer, request.messages or (), None)[0])
-            return len(prompt_tokens(loaded.tokenizer, request.prompt, request.messages, None))
+            return len(tokens.make(request.prompt, request.messages, None, bounded=False))
 
         return int(await asyncio.to_thread(count))
 

@@ -1,47 +1,43 @@
-"""LoRA adapters: each is a model of its own to clients."""
+"""LoRA adapters in the engine: the first request that needs one brings its weights in."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import Any
 
-from zfabric.errors import FabricError, RequestError, UnknownModelError
+from zfabric.backends.front import adapters
+from zfabric.errors import FabricError, RequestError
 
 
-class Adapters:
-    """The adapters that are loaded, by name. The first request that needs one brings its weights in.
+class Adapters(adapters.Adapters[Any]):
+    """vLLM's `LoRARequest`s, by name.
 
     Args:
         engine: An `AsyncLLM`.
+        names: Of the model itself.
         enabled: Whether it was started with `--enable-lora`.
     """
 
-    def __init__(self, engine: Any, *, enabled: bool) -> None:
+    def __init__(self, engine: Any, names: Collection[str], *, enabled: bool) -> None:
+        super().__init__(names)
         self._engine = engine
         self._enabled = enabled
-        self._loaded: dict[str, Any] = {}
         self._number = 0
 
-    @property
-    def names(self) -> list[str]:
-        """Names in the order of loading."""
-        return list(self._loaded)
+    async def load(self, name: str, path: str, changed: Callable[[], None] | None = None) -> None:
+        """Load an adapter. One of the same name is replaced; what runs on that goes on with it.
 
-    def find(self, model: str) -> Any:
-        """vLLM's `LoRARequest` of a model's name, None for the base model."""
-        return self._loaded.get(model)
-
-    async def load(self, name: str, path: str) -> None:
-        """Load an adapter.
+        Args:
+            changed: See `put`.
 
         Raises:
-            RequestError: Adapters are not enabled, the name is taken, or the engine cannot load it.
+            RequestError: Adapters are not enabled, the name is the model's, or the engine cannot load it.
         """
         from vllm.lora.request import LoRARequest
 
         if not self._enabled:
             raise RequestError("this worker was started without --enable-lora")
-        if name in self._loaded:
-            raise RequestError(f"an adapter {name!r} is loaded already", name=name)
+        self.check(name)
         self._number += 1
         wanted = LoRARequest(lora_name=name, lora_int_id=self._number, lora_path=path)
         try:
@@ -50,15 +46,24 @@ class Adapters:
             raise
         except Exception as error:  # noqa: BLE001 — it comes from another process, as whatever that raised
             raise RequestError(f"adapter {name!r} cannot be loaded from {path}: {error}", name=name) from None
-        self._loaded[name] = wanted
+        before = self.get(name)
+        try:
+            self.put(name, wanted, changed)
+        except BaseException:
+            await self._engine.remove_lora(wanted.lora_int_id)
+            raise
+        if before is not None:
+            await self._engine.remove_lora(before.lora_int_id)
 
-    async def unload(self, name: str) -> None:
+    async def unload(self, name: str, changed: Callable[[], None] | None = None) -> None:
         """Forget an adapter; running requests finish with it.
 
         Raises:
             UnknownModelError: No such adapter.
         """
-        found = self._loaded.pop(name, None)
-        if found is None:
-            raise UnknownModelError(f"no adapter {name!r} is loaded", model=name)
-        await self._engine.remove_lora(found.lora_int_id)
+        await self._engine.remove_lora(self.drop(name, changed).lora_int_id)
+
+    @property
+    def told(self) -> dict[str, dict[str, str]]:
+        """What operators are told: {name: {path}}."""
+        return {name: {"path": str(adapter.lora_path)} for name, adapter in zip(self.names, self, strict=True)}

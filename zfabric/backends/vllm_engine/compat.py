@@ -25,6 +25,8 @@ from zfabric.errors import (
 _ENVIRONMENT: Final = {
     # Standard output belongs to the worker's line that says it is ready.
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    # An address that the operator allows must not lead to another that he does not.
+    "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
     # A worker reports to its controller and to nobody else.
     "VLLM_NO_USAGE_STATS": "1",
     # A process with an event loop, sockets and threads must not be forked.
@@ -97,7 +99,9 @@ async def warm_up(engine: Any) -> None:
     """
     from vllm import SamplingParams
 
-    async for _ in engine.generate(tokens_input([0]), SamplingParams(max_tokens=1, logprobs=1), "warm-up"):
+    # An engine may be told to give none.
+    wanted = 1 if engine.vllm_config.model_config.max_logprobs else None
+    async for _ in engine.generate(tokens_input([0]), SamplingParams(max_tokens=1, logprobs=wanted), "warm-up"):
         pass
 
 
@@ -124,7 +128,8 @@ class StepTap:
         self._on_step = on_step
         self._on_death = on_death
         self._step: list[Any] = []
-        self._counts = _others_count()
+        # Traces of requests are made of the same figures.
+        self._counts = _others_count() or bool(processor.tracing_enabled)
         self._continued: dict[str, tuple[list[int], int]] = {}
         processor.process_outputs, processor.add_request = self._process_outputs, self._add_request
         processor.update_scheduler_stats, processor.propagate_error = self._update_scheduler_stats, self._fail

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from zfabric.errors import ConfigurationError, RequestError, UnsupportedOperationError
+from zfabric.errors import RequestError, UnsupportedOperationError
 from zfabric.wire.payloads import OperateRequest
 
 if TYPE_CHECKING:
@@ -29,12 +29,12 @@ class Operations:
         self._on_models = on_models
         self._calls: dict[str, Callable[[OperateRequest], Awaitable[Any]]] = {
             "classify": self._classify,
-            "list_loras": self._list_loras,
-            "load_lora": self._load_lora,
+            "list_adapters": self._list_adapters,
+            "load_adapter": self._load_adapter,
             "reset_prefix_cache": self._reset_prefix_cache,
             "score": self._score,
             "sleep": self._sleep,
-            "unload_lora": self._unload_lora,
+            "unload_adapter": self._unload_adapter,
             "wake_up": self._wake_up,
         }
 
@@ -55,12 +55,12 @@ class Operations:
 
     async def _classify(self, request: OperateRequest) -> list[list[float]]:
         given = _arguments(request, "inputs")
-        adapter = self._runtime.adapters.find(request.model)
+        adapter = self._runtime.adapters.get(request.model)
         return await self._runtime.pooling.classify(_texts(given, "inputs"), request.request_id, adapter)
 
     async def _score(self, request: OperateRequest) -> list[float]:
         given = _arguments(request, "query", "documents")
-        adapter = self._runtime.adapters.find(request.model)
+        adapter = self._runtime.adapters.get(request.model)
         documents = _texts(given, "documents")
         return await self._runtime.pooling.score(str(given["query"]), documents, request.request_id, adapter)
 
@@ -92,25 +92,19 @@ class Operations:
         self._runtime.asleep = 0
         return True
 
-    async def _load_lora(self, request: OperateRequest) -> list[str]:
+    async def _load_adapter(self, request: OperateRequest) -> dict[str, Any]:
         given = _arguments(request, "name", "path")
-        await self._runtime.adapters.load(str(given["name"]), str(given["path"]))
-        try:
-            self._on_models()
-        except ConfigurationError:
-            await self._runtime.adapters.unload(str(given["name"]))
-            raise
-        return self._runtime.adapters.names
+        await self._runtime.adapters.load(str(given["name"]), str(given["path"]), self._on_models)
+        return self._runtime.adapters.told
 
-    async def _unload_lora(self, request: OperateRequest) -> list[str]:
+    async def _unload_adapter(self, request: OperateRequest) -> dict[str, Any]:
         given = _arguments(request, "name")
-        await self._runtime.adapters.unload(str(given["name"]))
-        self._on_models()
-        return self._runtime.adapters.names
+        await self._runtime.adapters.unload(str(given["name"]), self._on_models)
+        return self._runtime.adapters.told
 
-    async def _list_loras(self, request: OperateRequest) -> list[str]:
+    async def _list_adapters(self, request: OperateRequest) -> dict[str, Any]:
         _arguments(request)
-        return self._runtime.adapters.names
+        return self._runtime.adapters.told
 
 
 def _arguments(request: OperateRequest, *required: str, **optional: Any) -> dict[str, Any]:

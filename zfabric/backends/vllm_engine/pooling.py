@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from zfabric.backends.front.embed_inputs import owners
 from zfabric.backends.vllm_engine import compat
 from zfabric.backends.vllm_engine.prompts import Prompts
 from zfabric.errors import ParameterRangeError, RequestError, UnsupportedOperationError, UnsupportedParameterError
@@ -45,7 +46,7 @@ class Pooling:
         Raises:
             UnsupportedParameterError: Another pooling than the model was started with.
             ParameterRangeError: More dimensions than there are.
-            FabricError: See `Prompts.pieces`.
+            FabricError: See `EmbedInputs.pieces`.
         """
         self._require("embed")
         if request.pooling is not None:
@@ -54,19 +55,18 @@ class Pooling:
                 parameter="pooling",
                 backend="vllm",
             )
-        inputs = await self._prompts.pieces(request)
-        flat = [piece for pieces in inputs for piece in pieces]
+        pieces = await self._prompts.pieces(request)
         # Vectors that are cut or averaged get their length afterwards.
-        whole = request.dimensions is None and len(flat) == len(inputs)
+        whole = request.dimensions is None and len(pieces) == len(request.inputs)
         parameters = compat.pooling_params("embed", activate=request.normalize and whole)
-        calls = [(piece, parameters) for piece in flat]
+        calls = [(piece.tokens, parameters) for piece in pieces]
         vectors = await self._all(calls, request.request_id, request.priority, adapter)
-        rows, at = [], 0
-        for pieces in inputs:
-            weights = [len(piece) for piece in pieces]
-            rows.append(np.average(vectors[at : at + len(pieces)], axis=0, weights=weights))
-            at += len(pieces)
-        matrix = np.stack(rows)
+        weights = np.array([[float(len(piece.tokens))] for piece in pieces])
+        sums = np.zeros((len(request.inputs), vectors.shape[1]))
+        totals = np.zeros((len(request.inputs), 1))
+        np.add.at(sums, owners(pieces), vectors * weights)
+        np.add.at(totals, owners(pieces), weights)
+        matrix = sums / totals
         if request.dimensions is not None:
             if not 1 <= request.dimensions <= matrix.shape[1]:
                 raise ParameterRangeError(
@@ -78,14 +78,14 @@ class Pooling:
         if request.normalize and not whole:
             norms = np.linalg.norm(matrix, axis=1, keepdims=True)
             matrix = matrix / np.maximum(norms, np.finfo(np.float32).tiny)
-        return EmbedResult(len(rows), matrix.shape[1], matrix.astype("<f4").tobytes())
+        return EmbedResult(len(request.inputs), matrix.shape[1], matrix.astype("<f4").tobytes())
 
     async def classify(self, inputs: Sequence[str], request_id: str, adapter: Any) -> list[list[float]]:
         """The probability of each class, for each text."""
         self._require("classify")
-        pieces = await self._prompts.pieces(EmbedRequest(inputs=list(inputs)))
+        pieces = await self._prompts.pieces(EmbedRequest(inputs=list(inputs)), prompted=False)
         parameters = compat.pooling_params("classify", activate=True)
-        vectors = await self._all([(piece, parameters) for (piece,) in pieces], request_id, 0, adapter)
+        vectors = await self._all([(piece.tokens, parameters) for piece in pieces], request_id, 0, adapter)
         return [[float(value) for value in vector] for vector in vectors]
 
     async def score(self, query: str, documents: Sequence[str], request_id: str, adapter: Any) -> list[float]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from zfabric.backends.prompts import context_overflow, fit, known_tokens, no_template
+from zfabric.backends.front.chat import no_template
+from zfabric.backends.front.embed_inputs import EmbedInputs, Piece, with_special_tokens
+from zfabric.backends.front.media import refuse_addresses, with_addresses
+from zfabric.backends.front.sentence_files import SentenceFiles, read
+from zfabric.backends.prompts import context_overflow, fit, known_tokens, longest_token, what_may_fit
 from zfabric.backends.vllm_engine import compat
 from zfabric.errors import RequestError
 from zfabric.wire.payloads import CountRequest, EmbedRequest, GenerateRequest, Message
@@ -51,6 +54,13 @@ class Prompts:
         self._context_length = context_length
         self._template = compat.chat_template(engine, template)
         self._vocabulary_size = int(engine.vllm_config.model_config.get_vocab_size())
+        files = sentence_files(engine)
+        encode = with_special_tokens(engine.renderer.get_tokenizer(), lower_case=files.lower_case)
+        self._longest = longest_token(engine.renderer.get_tokenizer())
+        self._domains = frozenset(engine.vllm_config.model_config.allowed_media_domains or ())
+        size = self._vocabulary_size
+        self._embedded = EmbedInputs(encode, context_length=context_length, vocabulary_size=size, prompt=files.prompt)
+        self._classified = EmbedInputs(encode, context_length=context_length, vocabulary_size=size)
 
     @property
     def chat(self) -> bool:
@@ -70,15 +80,18 @@ class Prompts:
         elif request.messages is not None:
             found = await self._chat(request.messages, request.tools)
         else:
-            found = Prompt(await self.tokens(request.prompt or ""), None)
+            text = request.prompt or ""
+            kept = what_may_fit(text, self._longest, self._context_length, truncate=request.sampling.truncate_prompt)
+            tokens = self._checked(await self.tokens(kept))
+            found = Prompt(tokens, None, whole=kept is text)
         tokens, length = found.token_ids, self._context_length
         if not tokens:
             raise RequestError("the prompt has no tokens")
         may_cut = request.sampling.truncate_prompt and (found.input is None or found.plain)
-        kept = fit(tokens, length, truncate=may_cut)
-        if kept is tokens and found.input:
+        fitting = fit(tokens, length, truncate=may_cut)
+        if fitting is tokens and found.input:
             return found
-        return Prompt(kept, compat.tokens_input(kept), whole=kept is tokens)
+        return Prompt(fitting, compat.tokens_input(fitting), whole=found.whole and fitting is tokens)
 
     async def count(self, request: CountRequest) -> int:
         """Tokens of a prompt. Raises: see `of`."""
@@ -86,26 +99,16 @@ class Prompts:
             return len((await self._chat(request.messages, None)).token_ids)
         return len(await self.tokens(request.prompt or ""))
 
-    async def pieces(self, request: EmbedRequest) -> list[list[list[int]]]:
-        """For each input of an embedding the pieces that fit the context.
+    async def pieces(self, request: EmbedRequest, *, prompted: bool = True) -> list[Piece]:
+        """Tokens of the inputs of an embedding, in pieces that fit the context.
+
+        Args:
+            prompted: Put what the model wants before each text.
 
         Raises:
-            ContextOverflowError: One does not fit, and is to be neither cut nor divided.
-            RequestError: A token that is not in the vocabulary, or an input without tokens.
+            FabricError: See `EmbedInputs.pieces`.
         """
-        found: list[list[list[int]]] = []
-        length = self._context_length
-        for text in request.inputs:
-            tokens = await self.tokens(text) if isinstance(text, str) else self._checked(text)
-            if not tokens:
-                raise RequestError("an input has no tokens")
-            if len(tokens) <= length or request.truncate == "cut":
-                found.append([tokens[:length]])
-            elif request.truncate == "chunk":
-                found.append([tokens[at : at + length] for at in range(0, len(tokens), length)])
-            else:
-                raise context_overflow(len(tokens), length)
-        return found
+        return await asyncio.to_thread((self._embedded if prompted else self._classified).pieces, request)
 
     async def tokens(self, text: str) -> list[int]:
         """Tokens of a text, special ones included."""
@@ -133,11 +136,12 @@ class Prompts:
     async def _chat(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> Prompt:
         if self._template is None:
             raise no_template()
+        refuse_addresses(messages, self._domains)
         arguments: dict[str, Any] = {"add_generation_prompt": True}
         if tools:
             arguments["tools"] = tools
         try:
-            given = [_with_addresses(message) for message in messages]
+            given = with_addresses(messages)
             rendered = await compat.render_chat(self._engine, given, self._template, arguments)
         except (ValueError, TypeError, KeyError, RuntimeError) as error:
             # The last is what vLLM raises for files that it may not read.
@@ -145,22 +149,13 @@ class Prompts:
         return Prompt(list(rendered["prompt_token_ids"]), rendered)
 
 
-def _with_addresses(message: Message) -> dict[str, Any]:
-    """A message in whose parts images are as vLLM takes them: as addresses, also those that are bytes."""
-    content = message.get("content")
-    if not isinstance(content, list):
-        return dict(message)
-    return {**message, "content": [_with_address(part) for part in content]}
-
-
-def _with_address(part: Any) -> Any:
-    """Raises: RequestError if an image is neither bytes nor a text."""
-    if not (isinstance(part, dict) and part.get("type") == "image"):
-        return part
-    value = part.get("image")
-    if isinstance(value, bytes):
-        # vLLM tells the format from the bytes, whatever is written here.
-        value = f"data:image/png;base64,{base64.b64encode(value).decode('ascii')}"
-    if not isinstance(value, str):
-        raise RequestError(f"an image is {type(value).__name__}, it must be bytes or an address")
-    return {"type": "image_url", "image_url": {"url": value}}
+def sentence_files(engine: Any) -> SentenceFiles:
+    """What the files beside a pooling model say of its texts. Its poolings and steps are vLLM's to read."""
+    settings = engine.vllm_config.model_config
+    if settings.runner_type != "pooling":
+        return SentenceFiles()
+    try:
+        return read(str(settings.model), {"revision": settings.revision})
+    except OSError:
+        # vLLM has found the model without them.
+        return SentenceFiles()

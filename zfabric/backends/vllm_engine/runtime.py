@@ -36,7 +36,7 @@ class Runtime:
         #: vLLM has priorities only where it was told to.
         self.priorities = configuration.scheduler_config.policy == "priority"
         self.end_tokens = compat.end_tokens(engine)
-        self.adapters = Adapters(engine, enabled=configuration.lora_config is not None)
+        self.adapters = Adapters(engine, arguments.names, enabled=configuration.lora_config is not None)
         self.prompts = Prompts(engine, self.context_length, arguments.chat_template)
         self.tasks: tuple[str, ...] = ()
         self.pooling = Pooling(engine, self.prompts, ())

@@ -169,6 +169,8 @@ class VLLMWorker(BaseModelWorker):
 
     async def _add(self, request: GenerateRequest, tries: int) -> None:
         runtime, request_id = self._served(), request.request_id
+        # Now: it may be unloaded while the prompt is prepared.
+        adapter = runtime.adapters.find(request.model)
         prompt = await runtime.prompts.of(request)
         echo = self._echo(request, prompt)
         drawn = request.resume_token_ids
@@ -189,7 +191,7 @@ class VLLMWorker(BaseModelWorker):
             request_id,
             given,
             parameters,
-            lora_request=runtime.adapters.find(request.model),
+            lora_request=adapter,
             priority=request.priority if runtime.priorities else 0,
         )
 

@@ -1,0 +1,1 @@
+"""What all backends do alike before an engine sees a request."""

@@ -1,0 +1,112 @@
+"""From the inputs of a request for vectors to tokens that fit the context: prompts, cutting, chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from zfabric.backends.prompts import known_tokens
+from zfabric.errors import ContextOverflowError, RequestError
+from zfabric.wire.payloads import EmbedRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Tokens that become one vector.
+
+    Attributes:
+        owner: The input that they belong to.
+        prompt: How many of them, at the beginning, are the model's own prompt, special tokens before it included.
+    """
+
+    tokens: list[int]
+    owner: int
+    prompt: int = 0
+
+
+class EmbedInputs:
+    """Makes pieces.
+
+    Each piece of a text begins and ends with the special tokens that the whole has. Tokens that a caller gave are taken
+    as they are: no prompt is put before them.
+
+    Args:
+        encode: A text's tokens, and for each whether the tokenizer added it (1) or it is of the text (0).
+        context_length: Tokens of one piece.
+        vocabulary_size: Tokens that the model has vectors for.
+        prompt: What the model wants before each text.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[str], tuple[list[int], list[int]]],
+        *,
+        context_length: int,
+        vocabulary_size: int,
+        prompt: str = "",
+    ) -> None:
+        self._encode = encode
+        self._context_length = context_length
+        self._vocabulary_size = vocabulary_size
+        self._prompt = prompt
+        #: Tokens of the prompt alone, without what ends a text.
+        self._prompt_tokens = 0
+        if prompt:
+            tokens, added = encode(prompt)
+            self._prompt_tokens = len(tokens) - (0 if 0 not in added else added[::-1].index(0))
+
+    def pieces(self, request: EmbedRequest) -> list[Piece]:
+        """Those of all inputs, in order.
+
+        Raises:
+            ContextOverflowError: An input is too long, and may be neither cut nor chunked.
+            RequestError: An input has no tokens, or has some that the model does not know.
+        """
+        found: list[Piece] = []
+        for owner, given in enumerate(request.inputs):
+            found += self._split(given, owner, request.truncate)
+        return found
+
+    def _split(self, given: str | list[int], owner: int, truncate: str) -> list[Piece]:
+        before = after = prompt = 0
+        if isinstance(given, str):
+            tokens, added = self._encode(self._prompt + given)
+            before = added.index(0) if 0 in added else 0
+            after = added[::-1].index(0) if 0 in added else 0
+            prompt = self._prompt_tokens
+        else:
+            tokens = given
+        if not tokens:
+            raise RequestError(f"input {owner} has no tokens", input=owner)
+        tokens = known_tokens(tokens, self._vocabulary_size)
+        limit = self._context_length
+        if len(tokens) <= limit:
+            return [Piece(tokens, owner, min(prompt, len(tokens) - 1))]
+        if truncate == "error":
+            raise ContextOverflowError(
+                f"input {owner} has {len(tokens)} tokens, context is {limit}",
+                input=owner,
+                prompt_tokens=len(tokens),
+                context_length=limit,
+            )
+        begin, body, end = tokens[:before], tokens[before : len(tokens) - after], tokens[len(tokens) - after :]
+        size = max(1, limit - before - after)
+        count = 1 if truncate == "cut" else -(-len(body) // size)
+        parts = [[*begin, *body[size * part : size * (part + 1)], *end] for part in range(count)]
+        return [Piece(part, owner, 0 if number else min(prompt, limit - 1)) for number, part in enumerate(parts)]
+
+
+def with_special_tokens(tokenizer: Any, *, lower_case: bool = False) -> Callable[[str], tuple[list[int], list[int]]]:
+    """How a tokenizer of transformers encodes for `EmbedInputs`."""
+
+    def encode(text: str) -> tuple[list[int], list[int]]:
+        encoded = tokenizer(text.lower() if lower_case else text, return_special_tokens_mask=True, verbose=False)
+        return list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
+
+    return encode
+
+
+def owners(pieces: Sequence[Piece]) -> list[int]:
+    """The input that each piece belongs to."""
+    return [piece.owner for piece in pieces]

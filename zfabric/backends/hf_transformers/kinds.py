@@ -1,0 +1,75 @@
+"""What kind of model a configuration describes, and which kinds are refused by name."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+from zfabric.errors import ConfigurationError
+
+#: What a model is: a decoder, an encoder with a decoder, a decoder that sees images, or an encoder.
+Kind = Literal["causal", "paired", "vision", "encoder"]
+
+#: Layers that remember by keys and values of each token, which is what a padded batch can hold.
+_LAYER_KINDS: Final = frozenset({"full_attention", "sliding_attention", "chunked_attention", "attention"})
+#: Kinds of models that remember otherwise and do not tell by their layers.
+_RECURRENT: Final = frozenset({"mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "xlstm"})
+#: Encoder-decoders whose decoder has relative positions, so that its rows can be padded.
+_PAIRED: Final = frozenset({"t5", "mt5", "umt5"})
+#: Heads that pretraining leaves on an encoder, which say nothing of what it is for.
+_PRETRAINING: Final = ("ForMaskedLM", "ForPreTraining", "ForTextEncoding")
+
+
+def kind_of(config: Any, name: str, *, sentences: bool) -> Kind:
+    """The kind of a model.
+
+    Args:
+        sentences: Its files say how it makes vectors of texts.
+
+    Raises:
+        ConfigurationError: Its memory is not a cache of keys and values by column; or it is neither for text nor for
+            vectors, so that both would be wrong.
+    """
+    architectures = tuple(config.architectures or ())
+    if any(one.endswith("EncoderModel") for one in architectures):
+        return "encoder"
+    if sentences and getattr(config, "is_encoder_decoder", False):
+        return "encoder"
+    if getattr(config, "is_encoder_decoder", False):
+        if config.model_type not in _PAIRED:
+            raise ConfigurationError(
+                f"{name!r} is an encoder-decoder model of type {config.model_type!r}, this backend serves "
+                f"{', '.join(sorted(_PAIRED))}"
+            )
+        return "paired"
+    text = config.get_text_config()
+    others = sorted(set(getattr(text, "layer_types", None) or ()) - _LAYER_KINDS)
+    if others or config.model_type in _RECURRENT:
+        raise ConfigurationError(
+            f"{name!r} has layers of kind {', '.join(others) or 'recurrent'}, which this backend does not serve"
+        )
+    if getattr(config, "vision_config", None) is not None and text is not config:
+        return "vision"
+    if any("ForCausalLM" in one or "LMHead" in one for one in architectures):
+        return "causal"
+    if not sentences:
+        _refuse_heads(architectures, name)
+    return "encoder"
+
+
+def is_half(config: Any) -> bool:
+    """Whether a model is the encoder of an encoder-decoder, or is to be loaded as if it were."""
+    names = tuple(config.architectures or ())
+    return bool(getattr(config, "is_encoder_decoder", False)) or any(name.endswith("EncoderModel") for name in names)
+
+
+def _refuse_heads(architectures: tuple[str, ...], name: str) -> None:
+    """Raises: ConfigurationError if what the model says is not in its hidden states, but in a head on top of them."""
+    for one in architectures:
+        if one.endswith(_PRETRAINING) or (one.endswith("Model") and "For" not in one):
+            continue
+        head = one.partition("For")[2] or one
+        raise ConfigurationError(
+            f"{name!r} is a {one}: what its head {head} says is not served by this backend, and its hidden states alone "
+            f"are no embeddings",
+            architecture=one,
+        )
