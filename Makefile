@@ -5,7 +5,7 @@ SEEDS ?= 10000
 VENV_PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-full lint lock clean faults simulate test-vllm-previous venv
+.PHONY: help demo test bench bench-full lint lock clean faults simulate sweep test-vllm-previous venv
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -31,6 +31,10 @@ simulate:  ## SEEDS=10000 simulated clusters under faults, on all cores
 faults:  ## kill, freeze, partition and exhaust real processes, and print what it did to their requests
 	@$(PYTHON) tools/bootstrap.py test
 	@$(VENV_PYTHON) -m pytest tests/faults -q
+
+sweep:  ## a tiny random model of every architecture of transformers, through the worker and by itself (docs/architectures.md)
+	@$(PYTHON) tools/bootstrap.py test
+	@HF_HUB_OFFLINE=1 $(VENV_PYTHON) -m tests.sweep --table docs/architectures.md
 
 bench:  ## measure beside what else there is, in five minutes (peers are installed on first use)
 	@$(PYTHON) tools/bootstrap.py bench

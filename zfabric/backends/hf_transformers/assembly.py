@@ -19,6 +19,7 @@ from zfabric.backends.hf_transformers.model import Model, PairedModel
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.pace import Pace
 from zfabric.backends.hf_transformers.rope import Ropes
+from zfabric.backends.hf_transformers.self_check import check_padding, check_rows
 from zfabric.backends.hf_transformers.sequence import Answer
 from zfabric.backends.hf_transformers.stepper import Step
 from zfabric.backends.prompts import PromptTokens
@@ -61,10 +62,14 @@ def assemble(
 
     Raises:
         RequestError: An adapter has the model's name.
-        ConfigurationError: See `load`, `Lora.read`; or compile is asked for where it does not go.
+        ConfigurationError: See `load`, `check_rows`, `Lora.read`; or compile is asked for where it does not go.
     """
     loaded = load(options)
     model = _model(loaded, options)
+    if loaded.kind in ("causal", "vision"):
+        check_rows(model, loaded.model, loaded.tokenizer, options.model)
+    elif loaded.kind == "encoder":
+        check_padding(loaded.encoder, loaded.tokenizer, options.model)
     adapters: Adapters[Adapter] = Adapters(names)
     for name, path in adapter_paths(options.lora):
         adapter = model.lora.read(name, path)

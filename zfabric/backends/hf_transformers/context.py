@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import torch
@@ -20,6 +21,8 @@ _LENGTH_DEFAULT: Final = 2_048
 _STRETCHED: Final = frozenset({"linear", "dynamic"})
 #: Names of tables with a vector for each place.
 _TABLES: Final = frozenset({"position_embeddings", "position_embedding", "embed_positions", "wpe", "wp_embeddings"})
+#: Parts of a model that read no text, and have places of their own.
+_OTHER_SENSES: Final = re.compile(r"vision|visual|image|audio|speech")
 
 
 def context_length(config: Any) -> int:
@@ -48,7 +51,9 @@ def places(model: Any) -> int | None:
     found = [
         module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1) - _offset(module)
         for name, module in model.named_modules()
-        if name.rpartition(".")[2] in _TABLES and isinstance(module, torch.nn.Embedding)
+        if name.rpartition(".")[2] in _TABLES
+        and isinstance(module, torch.nn.Embedding)
+        and not _OTHER_SENSES.search(name)
     ]
     return min(found, default=None)
 

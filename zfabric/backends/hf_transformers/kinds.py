@@ -15,6 +15,8 @@ _LAYER_KINDS: Final = frozenset({"full_attention", "sliding_attention", "chunked
 _RECURRENT: Final = frozenset({"mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "xlstm"})
 #: Encoder-decoders whose decoder has relative positions, so that its rows can be padded.
 _PAIRED: Final = frozenset({"t5", "mt5", "umt5"})
+#: Kinds of models whose interface is that of a language model, and whose tokens are no text: sounds, or a verdict.
+_NO_TEXT: Final = frozenset({"moshi", "musicgen", "musicgen_melody", "shieldgemma2"})
 #: Heads that pretraining leaves on an encoder, which say nothing of what it is for.
 _PRETRAINING: Final = ("ForMaskedLM", "ForPreTraining", "ForTextEncoding")
 
@@ -41,6 +43,8 @@ def kind_of(config: Any, name: str, *, sentences: bool) -> Kind:
                 f"{', '.join(sorted(_PAIRED))}"
             )
         return "paired"
+    if config.model_type in _NO_TEXT:
+        raise ConfigurationError(f"{name!r} is a model of type {config.model_type!r}, whose answers are no text")
     text = config.get_text_config()
     others = sorted(set(getattr(text, "layer_types", None) or ()) - _LAYER_KINDS)
     if others or config.model_type in _RECURRENT:
@@ -50,6 +54,7 @@ def kind_of(config: Any, name: str, *, sentences: bool) -> Kind:
     if getattr(config, "vision_config", None) is not None and text is not config:
         return "vision"
     if any("ForCausalLM" in one or "LMHead" in one for one in architectures):
+        _refuse_halves(config, name)
         return "causal"
     if not sentences:
         _refuse_heads(architectures, name)
@@ -60,6 +65,19 @@ def is_half(config: Any) -> bool:
     """Whether a model is the encoder of an encoder-decoder, or is to be loaded as if it were."""
     names = tuple(config.architectures or ())
     return bool(getattr(config, "is_encoder_decoder", False)) or any(name.endswith("EncoderModel") for name in names)
+
+
+def _refuse_halves(config: Any, name: str) -> None:
+    """Raises: ConfigurationError if it is the decoder of an encoder-decoder, which was trained to read an encoder."""
+    from transformers.models.auto import modeling_auto as tables
+
+    pairs = {**tables.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, **tables.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES}
+    if config.model_type in {*pairs, "trocr"} and getattr(config, "is_encoder_decoder", None) is not None:
+        raise ConfigurationError(
+            f"{name!r} is the decoder of an encoder-decoder model of type {config.model_type!r}, which says nothing "
+            f"without its encoder",
+            architecture=config.model_type,
+        )
 
 
 def _refuse_heads(architectures: tuple[str, ...], name: str) -> None:

@@ -249,6 +249,11 @@ def _kv_tokens(model: Any, kind: Kind) -> int:
         # It has none, and its requests are bounded by their number alone.
         return _BATCH_MAX_OTHER * _USUAL_TOKENS
     size = token_bytes((PairedModel if kind == "paired" else Model)(model).probe())
+    if not size:
+        raise ConfigurationError(
+            f"a model of type {model.config.model_type!r} keeps no cache of keys and values, which this backend steps by",
+            architecture=type(model).__name__,
+        )
     if model.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(model.device)
         return max(1, int(free * _DEVICE_CACHE_SHARE) // size)
