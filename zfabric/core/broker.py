@@ -114,8 +114,7 @@ class Broker:
                 self._check_heard(sender)
                 self.sessions.worker_hello(sender, codec.unpack_control(header), now_ns)
             elif peer is None:
-                if kind != kinds.GOODBYE and self._faults.get(sender, 0) <= BAD_FRAMES_MAX:
-                    self.outbox.send(sender, codec.pack_unknown_session())
+                self._from_nobody(sender, kind)
             elif isinstance(peer, ClientPeer):
                 self._from_client(peer, kind, header, body, now_ns)
             else:
@@ -203,7 +202,7 @@ class Broker:
             return
         count = self._faults[sender] = self._faults.get(sender, 0) + 1
         self._refuse(sender, header, error)
-        if count > BAD_FRAMES_MAX:
+        if count >= BAD_FRAMES_MAX:
             self.sessions.left(peer)
             self.outbox.send(sender, codec.pack_refused(_too_many(error)))
 
@@ -221,10 +220,20 @@ class Broker:
                 self.desk.endings.abandon([request])
             client.requests.pop(subject.request, None)
 
+    def _is_ignored(self, sender: RoutingId) -> bool:
+        """Whether this connection has sent so much that was no use that it is not listened to any more."""
+        return self._faults.get(sender, 0) >= BAD_FRAMES_MAX
+
     def _check_heard(self, sender: RoutingId) -> None:
-        """Raises: ProtocolError, this connection is not listened to any more."""
-        if self._faults.get(sender, 0) > BAD_FRAMES_MAX and sender not in self.sessions.peers:
+        """Raises: ProtocolError, this connection gets no session."""
+        if self._is_ignored(sender):
             raise _too_many(None)
+
+    def _from_nobody(self, sender: RoutingId, kind: int) -> None:
+        if self._is_ignored(sender):
+            self.bad_frames += 1
+        elif kind != kinds.GOODBYE:
+            self.outbox.send(sender, codec.pack_unknown_session())
 
     # ── from clients ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -283,7 +292,7 @@ class Broker:
 
 def _too_many(last: FabricError | None) -> ProtocolError:
     reason = f", the last one was: {last.message}" if last is not None else ""
-    return ProtocolError(f"more than {BAD_FRAMES_MAX} messages of this connection were of no use{reason}")
+    return ProtocolError(f"{BAD_FRAMES_MAX} messages of this connection were of no use{reason}")
 
 
 def _kind_name(kind: int) -> str:
