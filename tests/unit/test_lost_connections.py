@@ -10,6 +10,7 @@ from zfabric.errors import (
     ConnectionLostError,
     DeadlineExceededError,
     NameTakenError,
+    NoWorkerError,
     PermissionDeniedError,
     QuotaExceededError,
     WorkerDrainingError,
@@ -510,6 +511,38 @@ def test_a_claim_can_be_cancelled() -> None:
     bench.sleep(CLAIM_MS + 100)
     assert again.aborted() == [(5, 0)]
     bench.check_rest()
+
+
+def test_a_controller_that_drains_lets_a_lost_stream_go_on_elsewhere() -> None:
+    bench = Bench()
+    worker, client = bench.worker(), bench.client(secret=SECRET)
+    client.submit(5)
+    other = bench.worker("other", instance=2)
+    assert bench.broker.drained(bench.now_ns) is False
+    bench.broker.drain(bench.now_ns)
+    worker.cut()
+    # The next attempt is on its way.
+    assert not bench.broker.drained(bench.now_ns)
+    client.submit(5, 1, resume_from=3)
+    assert [line.attempt for line in other.dispatched()] == [1]
+    client.submit(6)
+    assert client.codes() == {(5, 0): WorkerLostError.code, (6, 0): NoWorkerError.code}
+    other.end(11, (5, 1))
+    assert client.codes() == {(5, 1): 0}
+    bench.sleep(CLAIM_MS)
+    assert bench.broker.drained(bench.now_ns)
+
+
+@pytest.mark.parametrize("code", [0, WorkerDrainingError.code])
+def test_a_drain_waits_for_another_attempt_only_where_there_may_be_one(code: int) -> None:
+    bench = Bench()
+    worker, client = bench.worker(), bench.client(secret=SECRET)
+    client.submit(5)
+    bench.broker.drain(bench.now_ns)
+    worker.end(11, (5, 0), code=code)
+    assert bench.broker.drained(bench.now_ns) is not bool(code)
+    bench.sleep(CLAIM_MS)
+    assert bench.broker.drained(bench.now_ns)
 
 
 # ── both, and the controller ────────────────────────────────────────────────────────────────────────────────────────

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.broker import CANCELLED, Bench, FakeClient, FakeWorker
+from tests.broker import CANCELLED, Bench, FakeClient, FakeWorker, carried_of
 from zfabric.errors import BackendError, DeadlineExceededError
 from zfabric.wire.messages import Credit, CreditLine
 
@@ -108,6 +108,20 @@ def test_absurd_credit_is_its_senders_affair(window: int, next_unit: int) -> Non
     a.end(12, (3, 0))
     assert second.codes() == {(3, 0): 0}
     assert bench.broker.bad_frames == 0
+
+
+def test_an_attempt_that_two_workers_brought_back_takes_no_second_slot_when_it_is_submitted() -> None:
+    bench = Bench(recovery_ms=3_000)
+    first = bench.worker("a", carried=[carried_of(11, 1, lock=b"a")], slots=2)
+    second = bench.worker("b", instance=2, carried=[carried_of(11, 1, lock=b"b")], slots=0)
+    client = bench.client()
+    second.end(11, (1, 0))
+    client.submit(1)
+    known = bench.broker.registry.workers["a"]
+    assert len(known.live) == known.in_flight == 1
+    first.end(11, (1, 0))
+    assert client.codes() == {(1, 0): 0}
+    bench.check_rest()
 
 
 def test_the_same_attempt_submitted_again_takes_no_second_slot() -> None:

@@ -84,7 +84,7 @@ class Controller:
         self._retry_timer = LoopTimer(self._loop, self._retry_parked)
         self._fds = (link.fd, link.monitor_fd)
         self._loop.add_reader(self._fds[0], self._pump)
-        self._loop.add_reader(self._fds[1], self._check_connections)
+        self._loop.add_reader(self._fds[1], self._connections_changed)
         self._watchdog = self._loop.call_later(_WATCHDOG_S, self._rescue)
         if link.file_limit is not None and link.file_limit < limits.FILE_DESCRIPTORS_MIN:
             self._log("file_limit_low", limit=link.file_limit, wanted=limits.FILE_DESCRIPTORS_MIN)
@@ -132,7 +132,7 @@ class Controller:
         self._log("draining", in_flight=self.broker.in_flight, limit_s=limit_s)
         try:
             async with asyncio.timeout(limit_s):
-                while self.broker.in_flight:
+                while not self.broker.drained(monotonic_ns()):
                     self._idle.clear()
                     await self._idle.wait()
         except TimeoutError:
@@ -195,7 +195,7 @@ class Controller:
         self._perform(link, broker, now_ns)
         self._timer.arm(broker.next_deadline_ns(), now_ns)
         self._retry_timer.arm(link.next_retry_ns(), now_ns)
-        if broker.desk.draining and not self._idle.is_set() and not broker.in_flight:
+        if broker.desk.draining and not self._idle.is_set() and broker.drained(now_ns):
             self._idle.set()
         if not self._scheduled and link.readable():
             self._scheduled = True
@@ -221,8 +221,15 @@ class Controller:
             broker.tick(now_ns)
             self._after(link, broker, now_ns)
 
+    def _connections_changed(self) -> None:
+        """Connections came or went. Who is gone may have said something before, and be it goodbye: that is read first."""
+        link, broker = self._link, self._broker
+        if link is not None and broker is not None:
+            self._read(link, broker, monotonic_ns())
+            self._check_connections()
+
     def _check_connections(self) -> None:
-        """Connections came or went, or a suspicion is due to be checked."""
+        """Take the news of connections, and probe those that are suspected to be gone."""
         link, broker = self._link, self._broker
         if link is None or broker is None:
             return

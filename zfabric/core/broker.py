@@ -173,7 +173,7 @@ class Broker:
         return self.timers.next_ns()
 
     def drain(self, now_ns: int) -> None:
-        """Take no new requests; running ones go on."""
+        """Take no new requests; running ones go on, if need be by another attempt at another worker."""
         self.timers.now_ns = now_ns
         self.desk.draining = True
 
@@ -186,6 +186,14 @@ class Broker:
     def in_flight(self) -> int:
         """Requests that have not had their terminal."""
         return sum(len(client.requests) for client in self.registry.clients.values())
+
+    def drained(self, now_ns: int) -> bool:
+        """Whether nobody needs this controller any more: nothing is in flight, and no client is about to submit another
+        attempt of what a worker has just lost."""
+        if self.in_flight:
+            return False
+        retry_ns = self.desk.endings.retry_ns
+        return retry_ns is None or now_ns - retry_ns >= milliseconds(self.config.claim_ms)
 
     def _recovered(self) -> None:
         self.recovery.finish()
