@@ -150,7 +150,7 @@ def abort(*requests: int) -> codec.Frames:
 async def bare_worker(
     monkeypatch: pytest.MonkeyPatch, *backends: BaseModelWorker, drained: bool = True, **config: Any
 ) -> AsyncIterator[BareWorker]:
-    """A worker that is registered. At the end it is drained, and nothing is left."""
+    """A worker that is registered. At the end it is drained, or has ended by itself, and nothing is left."""
     made = BareWorker(*backends, **config)
     monkeypatch.setattr(service_module, "DealerLink", made.link)
     running = asyncio.create_task(made.service.run())
@@ -164,8 +164,6 @@ async def bare_worker(
     finally:
         if drained:
             await made.service.drain(0)
-            await running
-        else:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+        async with asyncio.timeout(20):
+            await asyncio.gather(running, return_exceptions=not drained)
     assert asyncio.all_tasks() == {asyncio.current_task()}

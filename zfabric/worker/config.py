@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from dataclasses import dataclass, field
@@ -49,5 +50,7 @@ class WorkerConfig:
             raise ConfigurationError(f"slots is {self.slots}, it must be 1 … {limits.SLOTS_MAX}")
         if self.stream_interval < 1:
             raise ConfigurationError(f"stream_interval is {self.stream_interval}, it must be at least 1")
-        if self.speed < 0:
-            raise ConfigurationError(f"speed is {self.speed}, it must be at least 0")
+        if not 0 <= self.speed < math.inf:
+            raise ConfigurationError(f"speed is {self.speed}, it must be a finite number and at least 0")
+        if self.drain_ms < 0:
+            raise ConfigurationError(f"drain_ms is {self.drain_ms}, it must be at least 0")
