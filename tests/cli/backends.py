@@ -47,3 +47,24 @@ class Lacking(BaseModelWorker):
         import an_engine_that_is_not_installed  # type: ignore[import-not-found]
 
         return ModelInfo(name=str(an_engine_that_is_not_installed), capabilities=[])
+
+
+class Unannounceable(BaseModelWorker):
+    """Names a model that no controller takes."""
+
+    async def load(self) -> ModelInfo:
+        return ModelInfo(name="m" * 300)
+
+
+class TooMany(BaseModelWorker):
+    """Serves more models than a worker may."""
+
+    async def load(self) -> list[ModelInfo]:
+        return [ModelInfo(name=f"m{number}") for number in range(2_000)]
+
+
+class Twice(BaseModelWorker):
+    """Gives two models one name."""
+
+    async def load(self) -> list[ModelInfo]:
+        return [ModelInfo(name="m"), ModelInfo(name="n", aliases=["m"])]

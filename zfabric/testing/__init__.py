@@ -1,4 +1,9 @@
-"""A whole fabric in one thread, under one seed: for the project's own tests, and for authors of backends and policies.
+"""For authors of backends and policies, and for the project's own tests.
+
+`serving(backend)` runs a backend behind a real controller and a real worker in the test's own process, and gives a client;
+`run_backend(backend)` is the same for tests that block.
+
+A whole fabric in one thread, under one seed:
 
 `simulate(seed)` runs the real cores (broker, worker and client sessions) over a simulated clock and a network that fails
 as ZeroMQ does, and checks the promises of docs/reliability.md while it runs and after it has healed. A failure names the
@@ -7,5 +12,6 @@ seed; ``python -m zfabric.testing --seed N`` replays it.
 
 from zfabric.testing.checkers import Violation
 from zfabric.testing.cluster import ClusterOptions, Report, simulate
+from zfabric.testing.serving import run_backend, serving
 
-__all__ = ["ClusterOptions", "Report", "Violation", "simulate"]
+__all__ = ["ClusterOptions", "Report", "Violation", "run_backend", "serving", "simulate"]

@@ -51,3 +51,5 @@ class WorkerConfig:
             raise ConfigurationError(f"stream_interval is {self.stream_interval}, it must be at least 1")
         if not 0 <= self.speed <= limits.SPEED_MAX:
             raise ConfigurationError(f"speed is {self.speed}, it must be 0 … {limits.SPEED_MAX:g}", parameter="speed")
+        if self.drain_ms < 0:
+            raise ConfigurationError(f"drain_ms is {self.drain_ms}, it must be at least 0")

@@ -133,7 +133,7 @@ class Runs:
         if not hasattr(deltas, "__aiter__"):
             if asyncio.iscoroutine(deltas):
                 deltas.close()
-            raise BackendError(f"generate of {type(backend).__name__} is no async generator")
+            raise TypeError(f"generate of {type(backend).__name__} is no async generator")
         try:
             async for delta in deltas:
                 if delta.finish_reason is not None and delta.usage is None:
@@ -236,7 +236,7 @@ class Runs:
         if not task.cancelled():
             task.exception()
         if request_id in self._session.streams:
-            self.fail(request_id, BackendError(f"{type(run.backend).__name__} ended a request without an answer"))
+            self.fail(request_id, RuntimeError(f"{type(run.backend).__name__} ended a request without an answer"))
         self._stopped(request_id)
 
     async def close(self) -> None:
@@ -251,16 +251,11 @@ class Runs:
 
 
 def _checked(request: EmbedRequest | CountRequest | OperateRequest, result: Any) -> object:
-    """A result as its caller will read it. Raises: BackendError: It is something else."""
-    try:
-        if isinstance(request, EmbedRequest):
-            rows, dimensions = plain_integer(result.rows), plain_integer(result.dimensions)
-            data = result.data if isinstance(result.data, bytes) else bytes(memoryview(result.data))
-            if len(data) != 4 * rows * dimensions:
-                raise BackendError(f"embed gave {len(data)} bytes for {rows} rows of {dimensions} float32")
-            return EmbedResult(rows=rows, dimensions=dimensions, data=data)
-        return plain_integer(result) if isinstance(request, CountRequest) else result
-    except (AttributeError, TypeError) as error:
-        raise BackendError(
-            f"the result is of type {type(result).__name__}, which is not its operation's: {error}"
-        ) from None
+    """A result as its caller will read it. Raises: Exception: It is something else."""
+    if isinstance(request, EmbedRequest):
+        rows, dimensions = plain_integer(result.rows), plain_integer(result.dimensions)
+        data = result.data if isinstance(result.data, bytes) else bytes(memoryview(result.data))
+        if len(data) != 4 * rows * dimensions:
+            raise ValueError(f"embed gave {len(data)} bytes for {rows} rows of {dimensions} float32")
+        return EmbedResult(rows=rows, dimensions=dimensions, data=data)
+    return plain_integer(result) if isinstance(request, CountRequest) else result
