@@ -81,7 +81,8 @@ async def test_a_wrong_call_before_the_welcome_is_the_callers_alone(ipc: str, na
                 await wrong_calls(client)[name]()
             assert caught.value.details["parameter"] == name
             assert name in caught.value.message
-        async with fabric(ipc) as made:
+        # A controller that has just started waits for its workers, so the request may come before them.
+        async with fabric(ipc, recovery_ms=5_000) as made:
             await made.add_worker("w0")
             assert (await neighbour).text == "a b "
             assert (await question).protocol == 1
