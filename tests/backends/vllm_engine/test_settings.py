@@ -6,6 +6,8 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.backends.tiny import Answers, ask
 from tests.backends.vllm_engine.conftest import TINY
 from zfabric.backends.vllm_engine.worker import VLLMWorker
@@ -16,6 +18,7 @@ from zfabric.wire.payloads import GenerateRequest, SamplingParams
 NOWHERE = "http://127.0.0.1:9/v1/traces"
 
 
+@pytest.mark.timeout(300)
 async def test_an_engine_with_traces_and_without_log_probabilities_serves(vllm_llama: Path) -> None:
     argv = [*TINY, "--max-logprobs", "0", "--otlp-traces-endpoint", NOWHERE]
     worker = VLLMWorker(["--model", str(vllm_llama), *argv])
