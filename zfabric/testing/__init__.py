@@ -5,7 +5,7 @@ as ZeroMQ does, and checks the promises of docs/reliability.md while it runs and
 seed; ``python -m zfabric.testing --seed N`` replays it.
 """
 
-from zfabric.testing.checkers import Violation
 from zfabric.testing.cluster import ClusterOptions, Report, simulate
+from zfabric.testing.records import Violation
 
 __all__ = ["ClusterOptions", "Report", "Violation", "simulate"]
