@@ -14,6 +14,8 @@ MODELS: Final = ("alpha", "beta", "gamma")
 #: Names that several models share: whoever serves them at the moment has them.
 ALIASES: Final = ("chat", "vectors")
 NAMES: Final = (*MODELS, *ALIASES)
+#: Sampling parameters that all engines honour; "seed" is one that some do not.
+PARAMETERS: Final = ["max_new_tokens", "temperature"]
 #: What every worker of a uniform run offers, so that each answer can be continued at any of them.
 ALL: Final = ["generate", "embed", "count_tokens", "resume"]
 
@@ -24,14 +26,18 @@ class EngineSpec:
 
     Attributes:
         models: What it serves.
+        stepped: Whether it steps all of its requests at once, or generates each of them.
         reports: Whether it tells its progress; one that does not is never to be taken for hung.
+        odd_gauges: It tells figures that cannot be encoded.
         first_ms: Time before the first token of one request in a few.
         burst: Tokens of one delta.
         step_ms: Time of one step.
     """
 
     models: list[ModelInfo]
+    stepped: bool = True
     reports: bool = True
+    odd_gauges: bool = False
     first_ms: float = 0.0
     burst: int = 1
     step_ms: float = 10.0
@@ -42,7 +48,7 @@ def draw_engines(rng: random.Random, *, uniform: bool, resumes: bool) -> list[En
     if uniform:
         capabilities = ALL if resumes else ALL[:-1]
         info = ModelInfo(
-            name=MODELS[0], aliases=[ALIASES[0]], capabilities=list(capabilities), parameters=["seed", "temperature"]
+            name=MODELS[0], aliases=[ALIASES[0]], capabilities=list(capabilities), parameters=["seed", *PARAMETERS]
         )
         return [_engine(rng, [info])]
     names = rng.sample(MODELS, rng.randint(1, len(MODELS)))
@@ -62,7 +68,7 @@ def draw_model(rng: random.Random, name: str) -> ModelInfo:
     return ModelInfo(
         name=name,
         capabilities=capabilities,
-        parameters=["seed", "temperature"] if rng.random() < 0.8 else ["temperature"],
+        parameters=["seed", *PARAMETERS] if rng.random() < 0.8 else list(PARAMETERS),
         slots=rng.choice([0, 0, 0, 1, 2]),
     )
 
@@ -97,6 +103,7 @@ def _engine(rng: random.Random, models: list[ModelInfo]) -> EngineSpec:
     reports = rng.random() < 0.7
     return EngineSpec(
         models=models,
+        stepped=rng.random() < 0.6,
         reports=reports,
         first_ms=0.0 if reports or rng.random() < 0.7 else 7_000.0,
         burst=rng.choice([1, 1, 1, 1, 3, 40]),

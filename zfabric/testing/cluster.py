@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from zfabric.core.broker_config import BrokerConfig
@@ -19,7 +19,8 @@ from zfabric.testing.hostile import Hostile, HostileClient, HostileWorker
 from zfabric.testing.network import Network
 from zfabric.testing.plan import Faults, draw_query, draw_wish
 from zfabric.testing.records import Record, Violation, Wish
-from zfabric.testing.tight import tight
+from zfabric.testing.sockets import SimDealer, SimSecrets
+from zfabric.testing.substitutes import substituted
 from zfabric.testing.workers import SimWorker
 from zfabric.testing.world import MILLISECOND, World
 
@@ -77,24 +78,31 @@ def simulate(seed: int, options: ClusterOptions | None = None) -> Report:
     Raises:
         Violation: A promise was broken; the message names the seed and the command that replays it.
     """
-    with tight(**_TIGHT) if seed % 4 == 3 else nullcontext():
-        cluster = Cluster(seed, options or ClusterOptions())
+    world = World(seed)
+    with ExitStack() as stack:
+        if seed % 4 == 3:
+            stack.enter_context(substituted(**_TIGHT))
+        clock: dict[str, object] = {"monotonic_ns": lambda: world.now_ns}
+        stack.enter_context(substituted(DealerLink=SimDealer, secrets=SimSecrets(world.rng), **clock))
+        cluster = Cluster(world, seed, options or ClusterOptions())
         try:
             return cluster.run()
         except Exception as error:
-            at_ms = cluster.world.now_ns // MILLISECOND
+            at_ms = world.now_ns // MILLISECOND
             raise Violation(
                 f"{type(error).__name__}: {error} "
                 f"[seed={seed} at {at_ms} ms; replay: python -m zfabric.testing --seed {seed}]"
             ) from error
+        finally:
+            cluster.end()
 
 
 class Cluster:
     """The parts of one run."""
 
-    def __init__(self, seed: int, options: ClusterOptions) -> None:
+    def __init__(self, world: World, seed: int, options: ClusterOptions) -> None:
         self.options = options
-        self.world = world = World(seed)
+        self.world = world
         self.report = Report(seed)
         self.network = Network(world)
         rng = world.rng
@@ -119,6 +127,8 @@ class Cluster:
     def _worker(self, name: str) -> SimWorker:
         rng = self.world.rng
         specs = draw_engines(rng, uniform=self.uniform, resumes=rng.random() < 0.8)
+        for spec in specs:
+            spec.odd_gauges = not self.sound and rng.random() < 0.2
         return SimWorker(self.world, self.network, name, rng.choice([1, 2, 8]), specs)
 
     def run(self) -> Report:
@@ -140,6 +150,11 @@ class Cluster:
         self.world.run(self.world.now_ns + 8_000 * MILLISECOND)
         self._check_end()
         return self._finish()
+
+    def end(self) -> None:
+        """Nothing of it runs any more."""
+        for worker in self.workers:
+            worker.die()
 
     # ── what happens ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -246,7 +261,7 @@ class Cluster:
                     raise Violation(f"worker {worker.name} is dead for longer than its lease and still registered")
             if worker.alive and worker.session.registered and not worker.frozen and known is not None:
                 worker.check_hung(config.stall_ms + 3 * config.beat_ms, self.controller.awake_ns)
-                held = worker.check_held()
+                held = worker.held()
                 before = self._held.get(worker.name, {})
                 for request_id, unit in held.items():
                     if before.get(request_id) == unit:
@@ -276,9 +291,6 @@ class Cluster:
         for client in self.clients:
             self._check_client_end(client)
         for worker in self.workers:
-            jobs = [job.number for engine in worker.engines for job in engine.jobs.values() if job.number]
-            if jobs:
-                raise Violation(f"worker {worker.name} works on {jobs} at rest")
             if not worker.session.registered:
                 raise Violation(f"worker {worker.name} did not come back")
         broker = self.controller.broker
@@ -287,9 +299,7 @@ class Cluster:
         check_rest(broker, [worker.name for worker in self.workers], strangers)
         for worker in self.workers:
             check_announced(broker, worker.name, worker.models)
-            left = [key for key, stream in worker.session.streams.items() if stream.instance not in strangers]
-            if left:
-                raise Violation(f"worker {worker.name} keeps {left} at rest")
+            worker.check_rest(strangers)
 
     def _check_client_end(self, client: SimClient) -> None:
         counters = client.session.counters

@@ -84,6 +84,7 @@ class Faults:
         self.kinds: dict[str, Callable[[], None]] = {
             "worker killed": self._kill_worker,
             "worker frozen": lambda: rng.choice(workers).freeze(rng.choice([300, 2_000, 6_000])),
+            "worker drained": lambda: rng.choice(workers).drain(rng.choice([200, 5_000])),
             "worker announces": lambda: rng.choice(workers).reannounce(),
             "engine hung": self._hang_engine,
             "worker link cut": lambda: self._cut(rng.choice(workers)),
