@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "worker": {"core", "transport", "wire", "errors", "limits", "ids", "version"},
     "backends": {"worker", "wire", "errors", "limits"},
     "models": {"errors"},
-    "testing": {"core", "wire", "errors", "limits", "ids"},
+    "testing": {"client", "worker", "core", "transport", "wire", "errors", "limits", "ids"},
     "cli": {"controller", "client", "worker", "backends", "core", "transport", "wire", "errors", "limits", "version"},
     "__init__": {"client", "worker", "transport", "wire", "errors", "version"},
 }
@@ -40,7 +40,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "worker": {"zmq"},
     "controller": {"zmq"},
     "backends": {"zmq"},
-    "testing": {"zmq", "asyncio"},
+    "testing": {"zmq"},
 }
 
 

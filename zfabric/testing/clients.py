@@ -9,10 +9,11 @@ from zfabric.core.client_session import ClientSession
 from zfabric.core.pending import Pending
 from zfabric.errors import FabricError
 from zfabric.testing.network import Link, Network
-from zfabric.testing.records import Record, Violation, Wish
+from zfabric.testing.records import Record, Violation, Wish, values_of
 from zfabric.testing.world import Alarm, World
+from zfabric.wire import codec
 from zfabric.wire.messages import Answer
-from zfabric.wire.payloads import Chunk, Outcome
+from zfabric.wire.payloads import Chunk, EmbedResult, Outcome
 
 
 class SimSink:
@@ -24,7 +25,7 @@ class SimSink:
         self._read_delay_ms = record.wish.read_delay_ms
 
     def arrived(self, chunk: Chunk) -> None:
-        self.record.chunk(chunk)
+        self.record.tokens(chunk.text, chunk.token_ids)
         pending, units = self.record.pending, len(chunk.token_ids) or 1
         if pending is None:
             return
@@ -34,7 +35,17 @@ class SimSink:
             self.client.session.consumed(pending, units)
 
     def ended(self, error: FabricError | None, outcome: Outcome | None) -> None:
-        self.record.end(error, outcome)
+        result: object = None
+        if outcome is not None:
+            operation = self.record.wish.operation
+            if operation == "generate":
+                result = outcome.usage
+            elif operation == "embed":
+                embedded = codec.unpack_result(outcome.result, EmbedResult)
+                result = values_of(embedded.rows, embedded.dimensions, embedded.data)
+            else:
+                result = codec.unpack_result(outcome.result, object)
+        self.record.end(error, result)
 
 
 class Question:
@@ -64,6 +75,7 @@ class SimClient:
         self.network = network
         self.number = number
         self.alive = True
+        self.awake_ns = 0
         self.link: Link | None = None
         self.records: list[Record] = []
         self.questions: list[Question] = []
@@ -110,7 +122,7 @@ class SimClient:
         if record.pending is not None and self.alive and not record.endings:
             record.cancelled = True
             self.session.cancel(record.pending)
-            if record.endings != 1:
+            if not record.error:
                 raise Violation(f"{record} was cancelled and goes on")
             self._after()
 
@@ -123,8 +135,6 @@ class SimClient:
     def close(self) -> None:
         """Say goodbye. All that waited has ended then."""
         if self.alive:
-            for record in self.records:
-                record.closed = record.closed or not record.endings
             self.session.close()
             self._after()
             unended = [record for record in self.records if record.endings != 1]
@@ -133,6 +143,9 @@ class SimClient:
             self.alive = False
             # The farewell leaves before the connection does.
             self.world.after(100, self._leave)
+
+    def freeze(self, milliseconds: float) -> None:
+        """Only a client with a loop of its own can be stopped in its tracks."""
 
     def die(self) -> None:
         """SIGKILL: nobody reads any more, and nothing is owed."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from zfabric.core.broker_config import BrokerConfig
 from zfabric.errors import RequestCancelledError
 from zfabric.limits import ATTEMPTS_WITHOUT_PROGRESS_MAX
+from zfabric.testing.apps import SimApp
 from zfabric.testing.catalogue import draw_engines
 from zfabric.testing.checkers import check_announced, check_bounds, check_liveness, check_rest
 from zfabric.testing.clients import SimClient
@@ -72,6 +73,10 @@ class Report:
 _TIGHT = {"FRAME_BYTES_GOAL": 1_024, "CONTROL_BODY_BYTES_MAX": 4_096, "FRAME_BYTES_MAX": 64 * 1_024}
 
 
+def _tight(seed: int) -> bool:
+    return seed % 4 == 3
+
+
 def simulate(seed: int, options: ClusterOptions | None = None) -> Report:
     """Run one cluster.
 
@@ -80,7 +85,7 @@ def simulate(seed: int, options: ClusterOptions | None = None) -> Report:
     """
     world = World(seed)
     with ExitStack() as stack:
-        if seed % 4 == 3:
+        if _tight(seed):
             stack.enter_context(substituted(**_TIGHT))
         clock: dict[str, object] = {"monotonic_ns": lambda: world.now_ns}
         stack.enter_context(substituted(DealerLink=SimDealer, secrets=SimSecrets(world.rng), **clock))
@@ -110,14 +115,22 @@ class Cluster:
         self.uniform = rng.random() < 0.4
         self.keyed = rng.random() < 0.5
         self.sound = rng.random() < 0.6
+        self.tight = _tight(seed)
+        if self.tight:
+            self.network.frame_bytes_max = _TIGHT["FRAME_BYTES_MAX"]
+        #: There is no room for all clients: some are refused for now, and give up after their time to connect.
+        self.crowded = rng.random() < 0.1
+        clients = rng.randint(1, options.clients)
         config = BrokerConfig(
             policy=rng.choice(["shortest_queue", "lottery", "power_of_two", "round_robin", "least_latency"]),
             queue_depth_max=rng.choice([4, 1_000]),
             stall_ms=4_000,
+            clients_max=max(1, clients - 1) if self.crowded else 1_000,
         )
         self.controller = SimController(world, self.network, config, keyed=self.keyed)
         self.workers = [self._worker(f"w{number}") for number in range(rng.randint(1, options.workers))]
-        self.clients = [SimClient(world, self.network, number) for number in range(rng.randint(1, options.clients))]
+        kinds: list[type[SimClient] | type[SimApp]] = [SimApp] if self.crowded else [SimClient, SimApp]
+        self.clients = [rng.choice(kinds)(world, self.network, number) for number in range(clients)]
         self.faults = Faults(world, self.network, self.controller, self.workers, self.clients)
         self.gossip = Gossip(workers=[worker.name for worker in self.workers])
         self.hostile: list[Hostile] = []
@@ -155,6 +168,8 @@ class Cluster:
         """Nothing of it runs any more."""
         for worker in self.workers:
             worker.die()
+        for client in self.clients:
+            client.die()
 
     # ── what happens ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -176,10 +191,10 @@ class Cluster:
     def _plan_requests(self) -> None:
         rng = self.world.rng
         for number in range(1, rng.randint(1, self.options.requests) + 1):
-            wish = draw_wish(rng, number, self.workers, uniform=self.uniform, sound=self.sound)
+            wish = draw_wish(rng, number, self.workers, uniform=self.uniform, sound=self.sound, tight=self.tight)
             client = rng.choice(self.clients)
 
-            def submit(client: SimClient = client, wish: Wish = wish) -> None:
+            def submit(client: SimClient | SimApp = client, wish: Wish = wish) -> None:
                 if client.alive:
                     self.records.append(client.submit(wish))
                     self.report.operations[wish.operation] += 1
@@ -189,7 +204,9 @@ class Cluster:
             what, arguments = draw_query(rng)
             client = rng.choice(self.clients)
 
-            def ask(client: SimClient = client, what: str = what, arguments: dict[str, object] = arguments) -> None:
+            def ask(
+                client: SimClient | SimApp = client, what: str = what, arguments: dict[str, object] = arguments
+            ) -> None:
                 if client.alive:
                     client.ask(what, arguments)
                     self.report.operations["query"] += 1
@@ -228,7 +245,7 @@ class Cluster:
         burst = max(spec.burst for worker in self.workers for spec in worker.specs)
         for record in self.records:
             if not record.endings and self.clients[record.client].alive:
-                record.check_deadline(self.world.now_ns)
+                record.check_deadline(self.world.now_ns, self.clients[record.client].awake_ns)
                 record.check_window(burst=burst)
         self._overhear()
 
@@ -301,7 +318,7 @@ class Cluster:
             check_announced(broker, worker.name, worker.models)
             worker.check_rest(strangers)
 
-    def _check_client_end(self, client: SimClient) -> None:
+    def _check_client_end(self, client: SimClient | SimApp) -> None:
         counters = client.session.counters
         if counters.gaps or counters.repeated_chunks:
             raise Violation(f"client {client.number} saw {counters.gaps} gaps, {counters.repeated_chunks} repeats")

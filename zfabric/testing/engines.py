@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import AsyncIterator
 from typing import Any, Final, Protocol
 
@@ -11,7 +12,16 @@ from zfabric.testing.catalogue import EngineSpec, names_of
 from zfabric.testing.records import BROKEN, Violation, token_text
 from zfabric.testing.sockets import ProcessLoop
 from zfabric.wire.messages import ModelInfo
-from zfabric.wire.payloads import AnyRequest, CountRequest, Delta, EmbedRequest, GenerateRequest, OperateRequest, Usage
+from zfabric.wire.payloads import (
+    AnyRequest,
+    CountRequest,
+    Delta,
+    EmbedRequest,
+    EmbedResult,
+    GenerateRequest,
+    OperateRequest,
+    Usage,
+)
 from zfabric.worker.base import BaseModelWorker, EngineLoad
 
 #: An operation that is no generation takes so long, in milliseconds, at least and at most.
@@ -35,14 +45,24 @@ class Host(Protocol):
 class Job:
     """One request in an engine's hands."""
 
-    __slots__ = ("begun_ns", "breaks_at", "count", "draw", "first_ns", "number", "operation", "position")
+    __slots__ = (
+        "begun_ns",
+        "breaks_at",
+        "count",
+        "draw",
+        "first_ns",
+        "number",
+        "operation",
+        "position",
+        "values",
+    )
 
     def __init__(self, operation: str, request: AnyRequest, now_ns: int) -> None:
         self.operation = operation
-        number, _, rest = _prompt_of(request).partition("/")
-        breaks, _, _ = rest.partition("/")
+        number, breaks, values, *_ = [*_prompt_of(request).split("/"), "", ""]
         self.number = int(number) if number.isdecimal() else 0
         self.breaks_at = int(breaks) if breaks.isdecimal() else None
+        self.values = int(values) if values.isdecimal() else 1
         self.begun_ns = self.first_ns = now_ns
         self.position = self.count = self.draw = 0
 
@@ -149,17 +169,16 @@ class SimBackend(BaseModelWorker):
         finally:
             self.jobs.pop(request.request_id, None)
         self.moves += 1
-        result: dict[str, object] = {
-            "operation": operation,
-            "number": job.number,
-            "worker": self.host.name,
-            "names": sorted(names_of(self.models)),
-        }
-        if job.breaks_at is None:
-            return result
-        if job.breaks_at % 2:
-            raise RuntimeError(f"cuda error {BROKEN}")
-        return {**result, "tensor": object()}
+        if job.breaks_at is not None:
+            if job.breaks_at % 2:
+                raise RuntimeError(f"cuda error {BROKEN}")
+            return {"tensor": object()}
+        if operation == "embed":
+            data = struct.pack("<f", job.number) * job.values
+            return EmbedResult(rows=1, dimensions=job.values, data=data)
+        if operation == "count_tokens":
+            return job.number
+        return {"number": job.number, "worker": self.host.name, "names": sorted(names_of(self.models))}
 
     async def _work(self, milliseconds: float) -> None:
         await asyncio.sleep(milliseconds / 1_000)

@@ -1,4 +1,8 @@
-"""An asyncio loop whose time is the world's: one per simulated process, which can be stopped in its tracks and killed."""
+"""An asyncio loop whose time is the world's: one per simulated process, which can be stopped in its tracks and killed.
+
+It has what tasks, timers and futures need. The rest of `asyncio.AbstractEventLoop` (sockets, signals, subprocesses) raises
+NotImplementedError: a simulated process has none.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +94,7 @@ class SimLoop(asyncio.AbstractEventLoop):
     ) -> asyncio.Task[Any]:
         task = asyncio.Task(coro, loop=self, name=name, context=context)
         self.tasks.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(self.tasks.discard)
         return task
 
     def run_in_executor(  # type: ignore[override]
@@ -126,11 +130,6 @@ class SimLoop(asyncio.AbstractEventLoop):
         if not self._dying:
             error = context.get("exception")
             self.world.broken = error or RuntimeError(context["message"])
-
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self.tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self.call_exception_handler({"message": "a task failed", "exception": task.exception()})
 
     # ── turns ───────────────────────────────────────────────────────────────────────────────────────────────────────
 

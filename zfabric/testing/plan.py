@@ -6,11 +6,12 @@ import random
 from collections.abc import Callable
 from typing import Final
 
+from zfabric.testing.apps import SimApp
 from zfabric.testing.catalogue import ALIASES, MODELS, NAMES
 from zfabric.testing.clients import SimClient
 from zfabric.testing.controllers import SimController
 from zfabric.testing.network import Network
-from zfabric.testing.records import Wish
+from zfabric.testing.records import VALUES_MANY, Wish
 from zfabric.testing.workers import SimWorker
 from zfabric.testing.world import World
 from zfabric.wire.messages import Operation
@@ -27,12 +28,15 @@ _OPERATIONS: Final[tuple[Operation, ...]] = (
 _QUERIES: Final = ("models", "model", "workers", "status", "refresh")
 
 
-def draw_wish(rng: random.Random, number: int, workers: list[SimWorker], *, uniform: bool, sound: bool) -> Wish:
+def draw_wish(
+    rng: random.Random, number: int, workers: list[SimWorker], *, uniform: bool, sound: bool, tight: bool
+) -> Wish:
     """One request.
 
     Args:
         uniform: All workers serve the same, and it is asked for.
         sound: Whatever is asked and answered can be encoded.
+        tight: Frames are small, and some answers are large.
     """
     operation = rng.choice(_OPERATIONS)
     name = rng.choice([MODELS[0], ALIASES[0]]) if uniform else rng.choice(NAMES)
@@ -53,6 +57,7 @@ def draw_wish(rng: random.Random, number: int, workers: list[SimWorker], *, unif
         read_delay_ms=rng.choice([0.0, 0.0, 5.0, 300.0]),
         breaks_at=None if sound or rng.random() < 0.8 else rng.choice([0, 1, 5, 8]),
         unsendable=not sound and rng.random() < 0.1,
+        values=rng.choice([1, 1, 500, VALUES_MANY]) if tight else 1,
         cancel_after_ms=rng.choice([0.0, rng.uniform(0, 1_500)]) if rng.random() < 0.15 else None,
     )
 
@@ -72,7 +77,7 @@ class Faults:
         network: Network,
         controller: SimController,
         workers: list[SimWorker],
-        clients: list[SimClient],
+        clients: list[SimClient | SimApp],
     ) -> None:
         self.world = world
         self.network = network
@@ -80,7 +85,7 @@ class Faults:
         self.workers = workers
         self.clients = clients
         rng = world.rng
-        actors: list[SimWorker | SimClient] = [*workers, *clients]
+        actors: list[SimWorker | SimClient | SimApp] = [*workers, *clients]
         self.kinds: dict[str, Callable[[], None]] = {
             "worker killed": self._kill_worker,
             "worker frozen": lambda: rng.choice(workers).freeze(rng.choice([300, 2_000, 6_000])),
@@ -95,6 +100,7 @@ class Faults:
             "controller leaves": self._stop_controller,
             "controller drains": self._drain_controller,
             "controller paused": lambda: controller.pause(rng.choice([500, 2_900, 3_600, 6_000])),
+            "client frozen": lambda: rng.choice(clients).freeze(rng.choice([300, 2_000, 6_000])),
             "client killed": self._kill_client,
             "client closed": self._close_client,
             "pipe full": self._overflow,
@@ -138,11 +144,11 @@ class Faults:
 
         self.world.after(self.world.rng.choice([500, 6_000, 12_000]), move)
 
-    def _cut(self, actor: SimWorker | SimClient) -> None:
+    def _cut(self, actor: SimWorker | SimClient | SimApp) -> None:
         if actor.alive and actor.link is not None:
             self.network.cut(actor.link)
 
-    def _silence(self, actor: SimWorker | SimClient) -> None:
+    def _silence(self, actor: SimWorker | SimClient | SimApp) -> None:
         if actor.alive and actor.link is not None:
             self.network.silence(actor.link)
 

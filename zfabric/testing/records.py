@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
-from typing import Final, Literal
-
-import msgspec
+from typing import Any, Final, Literal
 
 from zfabric.core.pending import Pending, Resume
 from zfabric.errors import (
@@ -15,20 +14,23 @@ from zfabric.errors import (
     FabricError,
     NoWorkerError,
     RequestCancelledError,
+    TooLargeError,
 )
 from zfabric.limits import DEADLINE_GUARD_MS
+from zfabric.testing.world import MILLISECOND
 from zfabric.wire.messages import Operation
 from zfabric.wire.payloads import (
     AnyRequest,
-    Chunk,
     CountRequest,
     EmbedRequest,
     GenerateRequest,
     OperateRequest,
-    Outcome,
     SamplingParams,
+    Usage,
 )
 
+#: An embedding of so many values does not fit where frames are small.
+VALUES_MANY: Final = 20_000
 #: A lone surrogate: a legal character of a Python string that no encoder takes.
 BROKEN: Final = "\ud800"
 
@@ -49,6 +51,7 @@ class Wish:
         window, read_delay_ms: How much may be under way, and how late the reader reads.
         breaks_at: The engine hands over something that cannot be encoded in place of this token; None for never.
         unsendable: The request itself cannot be encoded.
+        values: Length of an embedding.
         cancel_after_ms: The reader gives up: 0 is in the turn of the submission, None never.
     """
 
@@ -65,6 +68,7 @@ class Wish:
     read_delay_ms: float = 0.0
     breaks_at: int | None = None
     unsendable: bool = False
+    values: int = 1
     cancel_after_ms: float | None = None
 
     @property
@@ -76,16 +80,25 @@ class Wish:
     def prompt(self) -> str:
         """What tells the engine all of this."""
         breaks = "" if self.breaks_at is None else str(self.breaks_at)
-        return f"{self.number}/{breaks}/{BROKEN if self.unsendable else ''}"
+        broken = BROKEN if self.unsendable and "logit_bias" not in self.sampling else ""
+        return f"{self.number}/{breaks}/{self.values}/{broken}"
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The parameters of a generation."""
+        given: dict[str, Any] = {"max_new_tokens": self.count}
+        if self.draw == "greedy":
+            given["temperature"] = 0.0
+        elif self.draw == "seeded":
+            given["seed"] = self.number
+        if self.unsendable and self.operation == "generate" and self.number % 2:
+            given["logit_bias"] = {2**70: 1.0}
+        return given
 
     def request(self) -> AnyRequest:
         """The request that goes to the worker."""
         if self.operation == "generate":
-            sampling = SamplingParams(
-                temperature=0.0 if self.draw == "greedy" else 1.0,
-                seed=self.number if self.draw == "seeded" else None,
-                max_new_tokens=self.count,
-            )
+            sampling = SamplingParams(**self.sampling)
             return GenerateRequest(prompt=self.prompt, sampling=sampling)
         if self.operation == "embed":
             return EmbedRequest(inputs=[self.prompt])
@@ -107,71 +120,76 @@ class Record:
         self.wish = wish
         self.client = client
         self.submitted_ns = submitted_ns
+        #: The session's own entry, where the reader is that close to it.
         self.pending: Pending | None = None
         self.cancelled = False
-        #: Its client was closed: it ends with that.
-        self.closed = False
         self.units = 0
         self.endings = 0
         self.error: FabricError | None = None
         self._draw: int | None = None
-        self._attempt = 0
 
     def __repr__(self) -> str:
         wish = self.wish
         return f"{wish.operation} {wish.number} of client {self.client} ({self.units}/{wish.count} tokens)"
 
-    def chunk(self, chunk: Chunk) -> None:
+    def tokens(self, text: str, token_ids: list[int]) -> None:
         """Promise 2: in order, no gap, no repeat, and this request's own text. Nothing after the terminal."""
         if self.endings:
             raise Violation(f"{self} got a chunk after its terminal")
-        number, first, count = self.wish.number, self.units, len(chunk.token_ids)
-        if self._draw is None or (self.wish.resume == "any" and chunk.attempt != self._attempt):
-            self._draw = int(chunk.text.split(".", 2)[1])
-        draw = self._draw
-        expected = "".join([token_text(number, draw, position) for position in range(first, first + count)])
-        if chunk.text != expected or chunk.token_ids != list(range(first, first + count)):
-            raise Violation(f"{self} got {chunk.text!r} instead of {expected!r}")
-        self._attempt = chunk.attempt
+        number, first, count = self.wish.number, self.units, len(token_ids)
+        if self._draw is None or self.wish.resume == "any":
+            draws = [int(token.split(".")[1]) for token in text.split()]
+            self._draw = draws[0] if draws else None
+        else:
+            draws = [self._draw] * count
+        expected = "".join([token_text(number, draw, first + at) for at, draw in enumerate(draws)])
+        if text != expected or token_ids != list(range(first, first + count)):
+            raise Violation(f"{self} got {text!r} instead of {expected!r}")
         self.units += count
 
-    def end(self, error: FabricError | None, outcome: Outcome | None) -> None:
-        """Promise 1: one terminal, and a whole answer if it is a good one."""
+    def end(self, error: FabricError | None, result: object) -> None:
+        """Promise 1: one terminal, and a whole answer if it is a good one.
+
+        Args:
+            error: What the caller gets instead of an answer.
+            result: Usage of a generation, else what the operation returns.
+        """
         self.endings += 1
         self.error = error
         wish = self.wish
         if self.endings > 1:
             raise Violation(f"{self} ended {self.endings} times")
         if error is None:
-            self._check_good(outcome)
+            self._check_good(result)
         elif isinstance(error, RequestCancelledError) and not self.cancelled:
             raise Violation(f"{self} was cancelled by nobody")
         elif isinstance(error, DeadlineExceededError) and wish.deadline_ms is None:
             raise Violation(f"{self} missed a deadline that it has not")
         elif type(error) is BackendError and not wish.breaks:
             raise Violation(f"{self} ended with {error!r}, and its engine is well")
+        elif isinstance(error, TooLargeError) and wish.values < VALUES_MANY:
+            raise Violation(f"{self} ended with {error!r}, and is small")
         elif isinstance(error, NoWorkerError) and "draining" in error.message and self.pending and self.pending.attempt:
             raise Violation(f"{self} was running, and a controller that drains refused its next attempt")
 
-    def _check_good(self, outcome: Outcome | None) -> None:
+    def _check_good(self, result: Any) -> None:
         wish = self.wish
         if wish.unsendable or wish.breaks:
             raise Violation(f"{self} ended well, and could not be {'sent' if wish.unsendable else 'answered'}")
-        if outcome is None:
-            raise Violation(f"{self} ended without an outcome")
         if wish.operation == "generate":
             if self.units != wish.count:
                 raise Violation(f"{self} ended well without all of its tokens")
-            if outcome.usage is None or outcome.usage.completion_tokens != wish.count:
-                raise Violation(f"{self} has usage {outcome.usage}")
+            if not isinstance(result, Usage) or result.completion_tokens != wish.count:
+                raise Violation(f"{self} has usage {result}")
             return
-        result = msgspec.msgpack.decode(outcome.result)
-        if result["number"] != wish.number or result["operation"] != wish.operation:
-            raise Violation(f"{self} has the result {result}")
-        if wish.worker and result["worker"] != wish.worker:
-            raise Violation(f"{self} was meant for worker {wish.worker}, and went to {result['worker']}")
-        # Aliases are the fabric's, not a worker's; an operator's call names what one worker has.
-        if wish.operation == "operate" and wish.model and wish.model not in result["names"]:
+        if wish.operation != "operate":
+            expected: Any = wish.number if wish.operation == "count_tokens" else [float(wish.number)] * wish.values
+            if result != expected:
+                raise Violation(f"{self} has the result {result}")
+            return
+        if result["number"] != wish.number or result["worker"] != wish.worker:
+            raise Violation(f"{self} of worker {wish.worker} has the result {result}")
+        if wish.model and wish.model not in result["names"]:
             raise Violation(f"{self} asks for {wish.model}, and went to an engine of {result['names']}")
 
     def check_window(self, *, burst: int) -> None:
@@ -180,15 +198,25 @@ class Record:
         if pending is not None and not self.endings and pending.next >= pending.granted + burst:
             raise Violation(f"{self} got {pending.next} units with credit for {pending.granted}")
 
-    def check_deadline(self, now_ns: int) -> None:
-        """Promise 6: a deadline ends a request, whatever else happens."""
+    def check_deadline(self, now_ns: int, awake_ns: int) -> None:
+        """Promise 6: a deadline ends a request, whatever else happens.
+
+        Args:
+            awake_ns: Since when its client's process runs.
+        """
         if self.endings or self.wish.deadline_ms is None:
             return
-        late_ms = (now_ns - self.submitted_ns) / 1e6 - self.wish.deadline_ms
+        due_ns = max(self.submitted_ns + self.wish.deadline_ms * MILLISECOND, awake_ns)
+        late_ms = (now_ns - due_ns) // MILLISECOND
         if late_ms > DEADLINE_GUARD_MS + 50:
-            raise Violation(f"{self} is {late_ms:.0f} ms beyond its deadline and has not ended")
+            raise Violation(f"{self} is {late_ms} ms beyond its deadline and has not ended")
 
     @property
     def lost(self) -> bool:
         """Whether it ended because a worker or a connection did."""
         return self.error is not None and self.error.code in FAILOVER_CODES
+
+
+def values_of(rows: int, dimensions: int, data: bytes) -> list[float]:
+    """An embedding's values, read without the library."""
+    return list(struct.unpack(f"<{rows * dimensions}f", data))

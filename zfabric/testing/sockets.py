@@ -13,6 +13,9 @@ from zfabric.testing.network import Link, Network
 from zfabric.testing.world import World
 from zfabric.transport.dealer import DealerFigures, Receiver
 
+#: Where every simulated process dials; the network is found by the loop.
+ENDPOINT: Final = "tcp://127.0.0.1:1"
+
 
 class SimSecrets:
     """`secrets`, with the run's own chance."""

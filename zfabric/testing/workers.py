@@ -12,7 +12,7 @@ from zfabric.testing.catalogue import EngineSpec, redraw
 from zfabric.testing.engines import SimBackend, make_backend
 from zfabric.testing.network import Link, Network
 from zfabric.testing.records import Violation
-from zfabric.testing.sockets import ProcessLoop, SimDealer
+from zfabric.testing.sockets import ENDPOINT, ProcessLoop, SimDealer
 from zfabric.testing.world import MILLISECOND, World
 from zfabric.wire.messages import ModelInfo
 from zfabric.worker.config import WorkerConfig
@@ -20,8 +20,6 @@ from zfabric.worker.service import WorkerService
 
 #: How a worker names its requests.
 _REQUEST_ID: Final = re.compile(r"[0-9a-f]+-[0-9a-f]+-\d+")
-#: Where every simulated process dials; the network is found by the loop.
-_ENDPOINT: Final = "tcp://127.0.0.1:1"
 
 
 class SimWorker:
@@ -51,9 +49,9 @@ class SimWorker:
         self.alive = True
         self.died_ns = None
         self.drain_until_ns = 0
-        self.loop = ProcessLoop(self.world, self)
+        self.loop = ProcessLoop(self.world, self)  # type: ignore[abstract]
         self.engines = [make_backend(self, spec) for spec in self.specs]
-        config = WorkerConfig(endpoint=_ENDPOINT, name=self.name, slots=self.slots, credentials=None)
+        config = WorkerConfig(endpoint=ENDPOINT, name=self.name, slots=self.slots, credentials=None)
         self.service = WorkerService(self.engines, config, log=self._log)
         self.loop.create_task(self._run(self.service))
 
