@@ -122,6 +122,8 @@ class SimApp:
         try:
             if question.what == "model":
                 await client.model_details(arguments["name"])
+            elif question.what == "drain":
+                await client.drain_worker(**arguments)
             else:
                 await getattr(client, question.what)()
         except FabricError as failure:

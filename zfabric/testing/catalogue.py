@@ -94,6 +94,26 @@ def redraw(rng: random.Random, models: list[ModelInfo]) -> list[ModelInfo]:
     return models
 
 
+@dataclass(frozen=True, kw_only=True)
+class Habits:
+    """How a worker goes about it: its slots and speed, whether it beats, and the tokens that it gathers into one chunk."""
+
+    slots: int
+    speed: float
+    beats: bool
+    stream_interval: int
+
+
+def draw_habits(rng: random.Random) -> Habits:
+    """Of one worker."""
+    return Habits(
+        slots=rng.choice([1, 2, 8]),
+        speed=rng.choice([0.5, 1.0, 1.0, 4.0]),
+        beats=rng.random() < 0.9,
+        stream_interval=rng.choice([1, 1, 1, 4]),
+    )
+
+
 def names_of(infos: list[ModelInfo]) -> set[str]:
     """All names under which these can be asked for."""
     return {name for info in infos for name in (info.name, *info.aliases)}

@@ -32,6 +32,8 @@ def check_bounds(broker: Broker, outsiders: Container[int]) -> None:
         first = sum(not request.attempt or request.instance in outsiders for request in waiting)
         if first > broker.config.queue_depth_max:
             raise Violation(f"{first} requests wait for {model.name}, limit is {broker.config.queue_depth_max}")
+    if size > broker.config.queue_bytes_max:
+        raise Violation(f"{size} bytes wait, limit is {broker.config.queue_bytes_max}")
     if size != broker.desk.counters.queued_bytes:
         raise Violation(f"{broker.desk.counters.queued_bytes} bytes are said to wait, {size} do")
 

@@ -11,10 +11,10 @@ from zfabric.core.broker_config import BrokerConfig
 from zfabric.errors import RequestCancelledError
 from zfabric.limits import ATTEMPTS_WITHOUT_PROGRESS_MAX
 from zfabric.testing.apps import SimApp
-from zfabric.testing.catalogue import draw_engines
+from zfabric.testing.catalogue import draw_engines, draw_habits
 from zfabric.testing.checkers import check_announced, check_bounds, check_liveness, check_rest
 from zfabric.testing.clients import SimClient
-from zfabric.testing.controllers import SimController
+from zfabric.testing.controllers import BROKEN_POLICY, SimController
 from zfabric.testing.grammar import Gossip
 from zfabric.testing.hostile import Hostile, HostileClient, HostileWorker
 from zfabric.testing.network import Network
@@ -73,6 +73,18 @@ class Report:
 _TIGHT = {"FRAME_BYTES_GOAL": 1_024, "CONTROL_BODY_BYTES_MAX": 4_096, "FRAME_BYTES_MAX": 64 * 1_024}
 
 
+#: Faults that cost connections, and no process: what both ends still have goes on.
+_GENTLE = {
+    "client closed",
+    "client killed",
+    "client link cut",
+    "hellos doubled",
+    "network slow",
+    "pipe full",
+    "worker link cut",
+}
+
+
 def _tight(seed: int) -> bool:
     return seed % 4 == 3
 
@@ -122,8 +134,11 @@ class Cluster:
         self.crowded = rng.random() < 0.1
         clients = rng.randint(1, options.clients)
         config = BrokerConfig(
-            policy=rng.choice(["shortest_queue", "lottery", "power_of_two", "round_robin", "least_latency"]),
+            policy=rng.choice(
+                ["shortest_queue", "lottery", "power_of_two", "round_robin", "least_latency", BROKEN_POLICY]
+            ),
             queue_depth_max=rng.choice([4, 1_000]),
+            queue_bytes_max=rng.choice([400, 2**30, 2**30, 2**30]),
             stall_ms=4_000,
             clients_max=max(1, clients - 1) if self.crowded else 1_000,
         )
@@ -142,7 +157,7 @@ class Cluster:
         specs = draw_engines(rng, uniform=self.uniform, resumes=rng.random() < 0.8)
         for spec in specs:
             spec.odd_gauges = not self.sound and rng.random() < 0.2
-        return SimWorker(self.world, self.network, name, rng.choice([1, 2, 8]), specs)
+        return SimWorker(self.world, self.network, name, draw_habits(rng), specs)
 
     def run(self) -> Report:
         """Faults, then healing, then rest."""
@@ -288,6 +303,8 @@ class Cluster:
     def _check_migrated(self, record: Record) -> None:
         """Promise 4: an answer that can be continued does not end because a worker or a controller did."""
         pending, wish = record.pending, record.wish
+        if record.lost and set(self.report.faults) <= _GENTLE:
+            raise Violation(f"{record} ended with {record.error!r}, and everybody was there")
         if not record.lost or wish.draw == "unseeded" or wish.resume == "never" or pending is None or not self.uniform:
             return
         if wish.operation == "operate" or "worker announces" in self.report.faults:

@@ -196,7 +196,7 @@ class Grammar:
             instance=instance,
             models=models,
             load=self._load(),
-            speed=rng.choice([0.0, 1.0, 1e9]),
+            speed=rng.choice([0.0, 1.0, 1e9, float("inf")]),
             beats=rng.random() < 0.8,
             token=token,
             carried=carried,

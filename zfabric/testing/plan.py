@@ -13,7 +13,7 @@ from zfabric.testing.controllers import SimController
 from zfabric.testing.network import Network
 from zfabric.testing.records import VALUES_MANY, Wish
 from zfabric.testing.workers import SimWorker
-from zfabric.testing.world import World
+from zfabric.testing.world import MILLISECOND, World
 from zfabric.wire.messages import Operation
 
 _OPERATIONS: Final[tuple[Operation, ...]] = (
@@ -89,7 +89,7 @@ class Faults:
         self.kinds: dict[str, Callable[[], None]] = {
             "worker killed": self._kill_worker,
             "worker frozen": lambda: rng.choice(workers).freeze(rng.choice([300, 2_000, 6_000])),
-            "worker drained": lambda: rng.choice(workers).drain(rng.choice([200, 5_000])),
+            "worker drained": self._drain_worker,
             "worker announces": lambda: rng.choice(workers).reannounce(),
             "engine hung": self._hang_engine,
             "worker link cut": lambda: self._cut(rng.choice(workers)),
@@ -111,6 +111,19 @@ class Faults:
         worker = self.world.rng.choice(self.workers)
         worker.die()
         self.world.after(self.world.rng.choice([50, 1_000, 5_000]), worker.start)
+
+    def _drain_worker(self) -> None:
+        """By signals at its host, or by an operator."""
+        rng = self.world.rng
+        worker, limit_ms = rng.choice(self.workers), rng.choice([200, 5_000])
+        if rng.random() < 0.5:
+            worker.drain(limit_ms)
+            return
+        worker.drain_until_ns = self.world.now_ns + limit_ms * MILLISECOND
+        for _ in range(2):
+            client = rng.choice(self.clients)
+            if client.alive:
+                client.ask("drain", {"worker": worker.name, "limit_ms": limit_ms})
 
     def _kill_controller(self) -> None:
         self.controller.die()

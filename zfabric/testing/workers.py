@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import asdict
 from typing import Any, Final
 
 from zfabric.core.worker_session import WorkerSession
 from zfabric.errors import ConfigurationError
-from zfabric.testing.catalogue import EngineSpec, redraw
+from zfabric.testing.catalogue import EngineSpec, Habits, redraw
 from zfabric.testing.engines import SimBackend, make_backend
 from zfabric.testing.network import Link, Network
 from zfabric.testing.records import Violation
@@ -25,11 +26,12 @@ _REQUEST_ID: Final = re.compile(r"[0-9a-f]+-[0-9a-f]+-\d+")
 class SimWorker:
     """A worker that can be killed, stopped in its tracks, drained, and serve other models at run time."""
 
-    def __init__(self, world: World, network: Network, name: str, slots: int, specs: list[EngineSpec]) -> None:
+    def __init__(self, world: World, network: Network, name: str, habits: Habits, specs: list[EngineSpec]) -> None:
         self.world = world
         self.network = network
         self.name = name
-        self.slots = slots
+        self.habits = habits
+        self.slots = habits.slots
         self.specs = specs
         self.alive = False
         self.died_ns: int | None = None
@@ -51,7 +53,7 @@ class SimWorker:
         self.drain_until_ns = 0
         self.loop = ProcessLoop(self.world, self)  # type: ignore[abstract]
         self.engines = [make_backend(self, spec) for spec in self.specs]
-        config = WorkerConfig(endpoint=ENDPOINT, name=self.name, slots=self.slots, credentials=None)
+        config = WorkerConfig(endpoint=ENDPOINT, name=self.name, credentials=None, **asdict(self.habits))
         self.service = WorkerService(self.engines, config, log=self._log)
         self.loop.create_task(self._run(self.service))
 
@@ -155,6 +157,8 @@ class SimWorker:
     def check_hung(self, limit_ms: float, since_ns: int) -> None:
         """Nobody's request stays with an engine that hangs, as long as the fabric could know of it."""
         now_ns = self.world.now_ns
+        if not self.habits.beats:
+            return
         for engine in self.engines:
             if engine.hung_ns is None or not engine.spec.reports:
                 continue
@@ -170,7 +174,9 @@ class SimWorker:
         return {
             request_id: stream.next
             for request_id, stream in self.session.streams.items()
-            if stream.client is not None and stream.held_units and stream.window > stream.next
+            if stream.client is not None
+            and stream.held_units >= self.habits.stream_interval
+            and stream.window > stream.next
         }
 
     def check_rest(self, strangers: set[int]) -> None:
