@@ -59,16 +59,17 @@ def check_liveness(broker: Broker, workers: Container[str]) -> None:
 
 def _has_room(hosting: Hosting) -> bool:
     worker = hosting.worker
-    if worker.state is not WorkerState.READY:
+    if worker.state is not WorkerState.READY or hosting.engine in worker.hung:
         return False
-    taken = [request for request in worker.live.values() if _takes_slot(request)]
+    taken = [request for request in worker.live.values() if _takes_slot(request, worker)]
     if len(taken) >= worker.load.slots:
         return False
     return not hosting.info.slots or sum(request.host is hosting for request in taken) < hosting.info.slots
 
 
-def _takes_slot(request: Request) -> bool:
-    return not request.slotless
+def _takes_slot(request: Request, worker: WorkerPeer) -> bool:
+    """Operators' calls and answers that wait for their reader take none, and what hangs in one engine takes no other's."""
+    return request.operation != "operate" and request.key not in worker.aside and request.engine not in worker.hung
 
 
 def _can_serve(info: ModelInfo, request: Request) -> bool:

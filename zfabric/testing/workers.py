@@ -149,8 +149,9 @@ class SimWorker:
     # ── checks ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def check_slots(self) -> None:
-        """No more than there is room for."""
-        jobs = [job for engine in self.engines for job in engine.jobs.values() if job.operation != "operate"]
+        """No more than there is room for. What hangs in one engine takes no other's room."""
+        moving = [engine for engine in self.engines if engine.hung_ns is None]
+        jobs = [job for engine in moving for job in engine.jobs.values() if job.operation != "operate"]
         if len(jobs) > self.slots:
             self.world.broken = Violation(f"worker {self.name} runs {len(jobs)} requests with {self.slots} slots")
 
