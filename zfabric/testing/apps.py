@@ -135,7 +135,7 @@ class SimApp:
     def freeze(self, milliseconds: float) -> None:
         """SIGSTOP, and SIGCONT later."""
         if self.alive:
-            self.awake_ns = self.world.now_ns + int(milliseconds * 1e6)
+            self.awake_ns = max(self.awake_ns, self.world.now_ns + int(milliseconds * 1e6))
             self.loop.freeze(self.awake_ns)
 
     def close(self) -> None:

@@ -254,7 +254,7 @@ class Cluster:
     def _check(self) -> None:
         broker = self.controller.broker
         if broker is not None and not self.controller.paused:
-            check_bounds(broker, self._outsiders())
+            check_bounds(broker, self._strangers())
             check_liveness(broker, self.gossip.workers)
             self._check_workers()
         burst = max(spec.burst for worker in self.workers for spec in worker.specs)
@@ -264,8 +264,10 @@ class Cluster:
                 record.check_window(burst=burst)
         self._overhear()
 
-    def _outsiders(self) -> set[int]:
-        return {instance for hostile in self.hostile for instance in hostile.instances}
+    def _strangers(self) -> set[int]:
+        """Instance numbers that only outsiders speak under."""
+        spoken = {instance for hostile in self.hostile if hostile.alive for instance in hostile.instances}
+        return spoken - {client.session.instance for client in self.clients if client.alive}
 
     def _overhear(self) -> None:
         """What outsiders come to know."""
@@ -303,7 +305,7 @@ class Cluster:
     def _check_migrated(self, record: Record) -> None:
         """Promise 4: an answer that can be continued does not end because a worker or a controller did."""
         pending, wish = record.pending, record.wish
-        if record.lost and set(self.report.faults) <= _GENTLE:
+        if record.lost and wish.number in self.faults.kept and set(self.report.faults) <= _GENTLE:
             raise Violation(f"{record} ended with {record.error!r}, and everybody was there")
         if not record.lost or wish.draw == "unseeded" or wish.resume == "never" or pending is None or not self.uniform:
             return
@@ -329,7 +331,7 @@ class Cluster:
                 raise Violation(f"worker {worker.name} did not come back")
         broker = self.controller.broker
         assert broker is not None
-        strangers = {hostile.instance for hostile in self.hostile if hostile.alive}
+        strangers = self._strangers()
         check_rest(broker, [worker.name for worker in self.workers], strangers)
         for worker in self.workers:
             check_announced(broker, worker.name, worker.models)

@@ -111,6 +111,7 @@ class HostileClient(Hostile):
         if rng.random() < 0.3:
             # Under another's number, which stands in the log of any worker.
             instance = self.grammar.attempt()[0]
+            self.instances.add(instance)
         return self.grammar.client_hello(instance, self._token if rng.random() < 0.7 else rng.randbytes(16))
 
     def words(self) -> list[Callable[[], codec.Frames]]:

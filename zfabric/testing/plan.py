@@ -25,6 +25,8 @@ _OPERATIONS: Final[tuple[Operation, ...]] = (
     "count_tokens",
     "operate",
 )
+#: Losses so far apart have nothing to do with each other.
+_APART_NS: Final = 4_000 * MILLISECOND
 _QUERIES: Final = ("models", "model", "workers", "status", "refresh")
 
 
@@ -84,6 +86,10 @@ class Faults:
         self.controller = controller
         self.workers = workers
         self.clients = clients
+        #: Requests that an engine worked on when a connection of theirs was lost, and no other was lost soon before or after:
+        #: what both ends still have goes on.
+        self.kept: set[int] = set()
+        self._lost_ns = -_APART_NS
         rng = world.rng
         actors: list[SimWorker | SimClient | SimApp] = [*workers, *clients]
         self.kinds: dict[str, Callable[[], None]] = {
@@ -159,7 +165,21 @@ class Faults:
 
     def _cut(self, actor: SimWorker | SimClient | SimApp) -> None:
         if actor.alive and actor.link is not None:
+            self._keep(actor)
             self.network.cut(actor.link)
+
+    def _keep(self, actor: SimWorker | SimClient | SimApp) -> None:
+        """A connection is about to be lost."""
+        now_ns, before_ns = self.world.now_ns, self._lost_ns
+        self._lost_ns = now_ns
+        if now_ns - before_ns < _APART_NS:
+            self.kept.clear()
+            return
+        workers = [actor] if isinstance(actor, SimWorker) else self.workers
+        running = {job.number for worker in workers for engine in worker.engines for job in engine.jobs.values()}
+        if not isinstance(actor, SimWorker):
+            running &= {record.wish.number for record in actor.records}
+        self.kept |= running
 
     def _silence(self, actor: SimWorker | SimClient | SimApp) -> None:
         if actor.alive and actor.link is not None:
@@ -171,6 +191,7 @@ class Faults:
     def _overflow(self) -> None:
         client = self.world.rng.choice(self.clients)
         if client.link is not None:
+            self._keep(client)
             self.controller.overflow(client.link.routing_id)
 
     def _slow(self) -> None:
