@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 from zfabric.client.aio import AsyncClient
@@ -44,14 +43,12 @@ class SimApp:
     @property
     def session(self) -> ClientSession:
         """Its client's own."""
-        return self.client._session
+        return self.client._connection._session
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def submit(self, wish: Wish) -> Record:
         """Have a task make a request. Returns what becomes of it."""
-        if wish.operation in ("count_tokens", "operate"):
-            wish = replace(wish, deadline_ms=None)
         record = Record(wish, self.number, self.world.now_ns)
         self.records.append(record)
         self.loop.call_soon(lambda: self.loop.create_task(self._serve(record)))
@@ -101,14 +98,13 @@ class SimApp:
         return stream.usage
 
     async def _call(self, wish: Wish) -> object:
+        client, timeout = self.client, None if wish.deadline_ms is None else wish.deadline_ms / 1_000
         if wish.operation == "embed":
-            array = await self.client.embed(
-                wish.model, [wish.prompt], deadline_ms=wish.deadline_ms, priority=wish.priority
-            )
+            array = await client.embed(wish.model, [wish.prompt], timeout=timeout, priority=wish.priority)
             return array[0].tolist()
         if wish.operation == "count_tokens":
-            return await self.client.count_tokens(wish.model, wish.prompt)
-        return await self.client.operate(wish.worker, "show", model=wish.model, prompt=wish.prompt)
+            return await client.count_tokens(wish.model, wish.prompt, timeout=timeout)
+        return await client.operate(wish.worker, "show", model=wish.model, prompt=wish.prompt, timeout=timeout)
 
     def ask(self, what: str, arguments: dict[str, object]) -> None:
         """Have a task ask the controller."""
@@ -128,7 +124,7 @@ class SimApp:
                 await getattr(client, question.what)()
         except FabricError as failure:
             error = failure
-        question.answered(error, None)
+        question.answered(error, [])
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

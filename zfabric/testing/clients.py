@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from msgspec import Raw
+
 from zfabric.core.access import EVERYBODY
 from zfabric.core.client_session import ClientSession
 from zfabric.core.pending import Pending
@@ -12,7 +14,6 @@ from zfabric.testing.network import Link, Network
 from zfabric.testing.records import Record, Violation, Wish, values_of
 from zfabric.testing.world import Alarm, World
 from zfabric.wire import codec
-from zfabric.wire.messages import Answer
 from zfabric.wire.payloads import Chunk, EmbedResult, Outcome
 
 
@@ -57,7 +58,7 @@ class Question:
         self.answers = 0
         self.error: FabricError | None = None
 
-    def answered(self, error: FabricError | None, answer: Answer | None) -> None:
+    def answered(self, error: FabricError | None, results: list[Raw]) -> None:
         self.answers += 1
         self.error = error
         if self.answers > 1:
@@ -79,7 +80,7 @@ class SimClient:
         self.link: Link | None = None
         self.records: list[Record] = []
         self.questions: list[Question] = []
-        self.session = ClientSession(instance=world.rng.getrandbits(63), rng=world.rng)
+        self.session = ClientSession(instance=world.rng.getrandbits(63), rng=world.rng, secret=world.rng.randbytes(16))
         self._alarm = Alarm(world, self._tick)
         network.connect(self)
 
@@ -114,7 +115,7 @@ class SimClient:
         """Ask the controller."""
         question = Question(what, self.number)
         self.questions.append(question)
-        self.session.ask(what, arguments, question)
+        self.session.ask(what, arguments, question, self.world.now_ns)
         self._after()
 
     def _cancel(self, record: Record) -> None:

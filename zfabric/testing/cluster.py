@@ -307,7 +307,7 @@ class Cluster:
         pending, wish = record.pending, record.wish
         if record.lost and wish.number in self.faults.kept and set(self.report.faults) <= _GENTLE:
             raise Violation(f"{record} ended with {record.error!r}, and everybody was there")
-        if not record.lost or wish.draw == "unseeded" or wish.resume == "never" or pending is None or not self.uniform:
+        if not record.lost or wish.resume == "never" or pending is None or not self.uniform:
             return
         if wish.operation == "operate" or "worker announces" in self.report.faults:
             return

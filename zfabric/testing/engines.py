@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 from zfabric.errors import BackendError, UnsupportedOperationError
 from zfabric.testing.catalogue import EngineSpec, names_of
-from zfabric.testing.records import BROKEN, Violation, token_text
+from zfabric.testing.records import BROKEN, Violation, token_id, token_text
 from zfabric.testing.sockets import ProcessLoop
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import (
@@ -53,6 +53,7 @@ class Job:
         "first_ns",
         "number",
         "operation",
+        "owed",
         "position",
         "values",
     )
@@ -65,6 +66,8 @@ class Job:
         self.values = int(values) if values.isdecimal() else 1
         self.begun_ns = self.first_ns = now_ns
         self.position = self.count = self.draw = 0
+        #: Text of the tokens that its reader has, and that its reader has not.
+        self.owed = ""
 
 
 class SimBackend(BaseModelWorker):
@@ -110,7 +113,9 @@ class SimBackend(BaseModelWorker):
             job.count = request.sampling.max_new_tokens or 1
             sampling = request.sampling
             if not sampling.greedy:
-                job.draw = sampling.seed if sampling.seed is not None else world.rng.randrange(1, 2**40)
+                job.draw = (sampling.seed if sampling.seed is not None else world.rng.getrandbits(63)) % 2**40
+            text = "".join([token_text(job.number, token) for token in request.resume_token_ids])
+            job.owed = text[request.resume_characters :]
             if self.spec.first_ms and world.rng.random() < 0.2:
                 job.first_ns += int(self.spec.first_ms * 1e6)
         self.jobs[request.request_id] = job
@@ -139,13 +144,14 @@ class SimBackend(BaseModelWorker):
         """
         first = job.position
         end = min(first + self.spec.burst, job.count)
-        text = "".join([token_text(job.number, job.draw, position) for position in range(first, end)])
+        token_ids = [token_id(job.draw, position) for position in range(first, end)]
+        text = job.owed + "".join([token_text(job.number, token) for token in token_ids])
         if job.breaks_at is not None and end > job.breaks_at:
             if job.breaks_at % 2:
                 raise BackendError(f"cuda error {BROKEN}", address=object())  # type: ignore[arg-type]
             text += BROKEN
-        delta = Delta(text=text, token_ids=list(range(first, end)))
-        job.position = end
+        delta = Delta(text=text, token_ids=token_ids)
+        job.position, job.owed = end, ""
         if end >= job.count:
             delta.finish_reason = "length"
             delta.usage = Usage(1, end)

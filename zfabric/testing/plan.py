@@ -125,7 +125,7 @@ class Faults:
         if rng.random() < 0.5:
             worker.drain(limit_ms)
             return
-        worker.drain_until_ns = self.world.now_ns + limit_ms * MILLISECOND
+        worker.is_to_drain(limit_ms)
         for _ in range(2):
             client = rng.choice(self.clients)
             if client.alive:

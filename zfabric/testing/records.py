@@ -107,9 +107,19 @@ class Wish:
         return OperateRequest(call="show", arguments={"prompt": self.prompt})
 
 
-def token_text(number: int, draw: int, position: int) -> str:
-    """What every engine says at a position of the answer to a request: other streams' text cannot pass for it, nor can
-    the text of the same request drawn another time."""
+#: Positions of one answer; a token's id is its draw, times this, plus its position.
+_POSITIONS: Final = 1_000
+
+
+def token_id(draw: int, position: int) -> int:
+    """The token that stands at a position of an answer that was drawn so."""
+    return draw * _POSITIONS + position
+
+
+def token_text(number: int, token: int) -> str:
+    """What every engine says with a token in the answer to a request: other streams' text cannot pass for it, nor can the
+    text of the same request drawn another time."""
+    draw, position = divmod(token, _POSITIONS)
     return f"{number}.{draw}.{position} "
 
 
@@ -126,6 +136,8 @@ class Record:
         self.units = 0
         self.endings = 0
         self.error: FabricError | None = None
+        #: Text of tokens that have arrived, and that has not.
+        self._owed = ""
         self._draw: int | None = None
 
     def __repr__(self) -> str:
@@ -136,16 +148,20 @@ class Record:
         """Promise 2: in order, no gap, no repeat, and this request's own text. Nothing after the terminal."""
         if self.endings:
             raise Violation(f"{self} got a chunk after its terminal")
-        number, first, count = self.wish.number, self.units, len(token_ids)
-        if self._draw is None or self.wish.resume == "any":
-            draws = [int(token.split(".")[1]) for token in text.split()]
-            self._draw = draws[0] if draws else None
-        else:
-            draws = [self._draw] * count
-        expected = "".join([token_text(number, draw, first + at) for at, draw in enumerate(draws)])
-        if text != expected or token_ids != list(range(first, first + count)):
-            raise Violation(f"{self} got {text!r} instead of {expected!r}")
-        self.units += count
+        number, first = self.wish.number, self.units
+        positions = [token % _POSITIONS for token in token_ids]
+        if positions != list(range(first, first + len(token_ids))):
+            raise Violation(f"{self} got the tokens {positions}, the next is {first}")
+        owed = self._owed + "".join([token_text(number, token) for token in token_ids])
+        if not owed.startswith(text):
+            raise Violation(f"{self} got {text!r} instead of {owed!r}")
+        if token_ids and self.wish.resume != "any":
+            draws = {token // _POSITIONS for token in token_ids} | ({self._draw} if self._draw is not None else set())
+            if len(draws) > 1:
+                raise Violation(f"{self} was drawn in {len(draws)} ways, and its caller has not allowed that")
+            self._draw = draws.pop()
+        self._owed = owed[len(text) :]
+        self.units += len(token_ids)
 
     def end(self, error: FabricError | None, result: object) -> None:
         """Promise 1: one terminal, and a whole answer if it is a good one.
@@ -177,7 +193,7 @@ class Record:
         if wish.unsendable or wish.breaks:
             raise Violation(f"{self} ended well, and could not be {'sent' if wish.unsendable else 'answered'}")
         if wish.operation == "generate":
-            if self.units != wish.count:
+            if self.units != wish.count or self._owed:
                 raise Violation(f"{self} ended well without all of its tokens")
             if not isinstance(result, Usage) or result.completion_tokens != wish.count:
                 raise Violation(f"{self} has usage {result}")

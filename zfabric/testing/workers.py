@@ -97,9 +97,14 @@ class SimWorker:
     def drain(self, milliseconds: int) -> None:
         """As a stop hook does, and then the signal: asked twice, done once."""
         if self.alive and not self.frozen:
-            self.drain_until_ns = max(self.drain_until_ns, self.world.now_ns + milliseconds * MILLISECOND)
+            self.is_to_drain(milliseconds)
             self.loop.create_task(self.service.drain(milliseconds))
             self.loop.call_later(0.02, lambda: self.loop.create_task(self.service.drain(milliseconds)))
+
+    def is_to_drain(self, milliseconds: int) -> None:
+        """Somebody asks for it; of several limits the nearest holds."""
+        until_ns = self.world.now_ns + milliseconds * MILLISECOND
+        self.drain_until_ns = min(self.drain_until_ns or until_ns, until_ns)
 
     # ── what it serves ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -186,16 +191,19 @@ class SimWorker:
         Args:
             strangers: Instances of clients whose requests may still run.
         """
-        left = [key for key in self.session.streams if int(key.partition("-")[0], 16) not in strangers]
-        if left:
-            raise Violation(f"worker {self.name} keeps {left} at rest")
         jobs = [job.number for engine in self.engines for job in engine.jobs.values() if job.number]
         if jobs:
             raise Violation(f"worker {self.name} works on {jobs} at rest")
-        for name, table in vars(self.service).items():
-            for key in _request_ids(table):
-                if int(key.partition("-")[0], 16) not in strangers:
-                    raise Violation(f"worker {self.name} keeps {key} in {name} at rest")
+        for owner in (self.service, *vars(self.service).values()):
+            if type(owner).__module__.startswith("zfabric."):
+                for name, table in _tables_of(owner).items():
+                    for key in _request_ids(table):
+                        if name != "_kept" and int(key.partition("-")[0], 16) not in strangers:
+                            raise Violation(f"worker {self.name} keeps {key} in {name} at rest")
+
+
+def _tables_of(owner: Any) -> dict[str, Any]:
+    return getattr(owner, "__dict__", {})
 
 
 def _request_ids(table: Any) -> list[str]:
