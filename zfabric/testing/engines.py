@@ -87,7 +87,6 @@ class SimBackend(BaseModelWorker):
         self.jobs: dict[str, Job] = {}
         self.hung_ns: int | None = None
         self.moves = 0
-        self.aborted_ns: int | None = None
 
     async def load(self) -> list[ModelInfo]:
         return self.models
@@ -204,8 +203,7 @@ class SteppedBackend(SimBackend):
         self._schedule()
 
     def abort(self, request_id: str) -> None:
-        if self.jobs.pop(request_id, None) is not None:
-            self.aborted_ns = self.host.loop.world.now_ns
+        self.jobs.pop(request_id, None)
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -254,7 +252,6 @@ class GeneratingBackend(SimBackend):
                 yield self.delta_of(job)
         finally:
             if job.position < job.count:
-                self.aborted_ns = world.now_ns
                 await asyncio.sleep(world.rng.choice([0, _STOP_MS]) / 1_000)
             self.jobs.pop(request.request_id, None)
 

@@ -8,10 +8,12 @@ from collections.abc import Iterable
 from typing import Final, Protocol
 
 from zfabric.core.access import EVERYBODY
+from zfabric.errors import WorkerDrainingError
 from zfabric.testing.loop import SimLoop
 from zfabric.testing.network import Link, Network
 from zfabric.testing.world import World
 from zfabric.transport.dealer import DealerFigures, Receiver
+from zfabric.wire import codec, kinds
 
 #: Where every simulated process dials; the network is found by the loop.
 ENDPOINT: Final = "tcp://127.0.0.1:1"
@@ -54,6 +56,8 @@ class SimDealer:
         self.figures = DealerFigures()
         self.link: Link | None = None
         self.closed = False
+        #: Requests that were ended unanswered with the farewell.
+        self.handed_back = 0
         self._loop = loop
         self._receiver = receiver
         self._network = loop.process.network
@@ -73,9 +77,16 @@ class SimDealer:
     def send_all(self, messages: Iterable[tuple[bytes, bytes]]) -> None:
         """Send in order; without a connection nothing leaves."""
         link = self.link
-        if link is not None and link.alive:
-            for header, body in messages:
-                link.to_hub(header, body)
+        if link is None or not link.alive:
+            return
+        handed_back = 0
+        for header, body in messages:
+            link.to_hub(header, body)
+            if header[0] == kinds.ENDS:
+                ends = codec.unpack_envelope(header).ends
+                handed_back += sum(end.code == WorkerDrainingError.code for end in ends)
+            elif header[0] == kinds.GOODBYE:
+                self.handed_back = handed_back
 
     def close(self) -> None:
         """The connection ends when what was sent has left."""

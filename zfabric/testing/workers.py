@@ -67,10 +67,12 @@ class SimWorker:
     def _ended(self) -> None:
         """It was drained. Nothing that could have finished in time was handed back."""
         now_ns = self.world.now_ns
-        handed_back = [b.aborted_ns for b in self.engines if b.aborted_ns and b.aborted_ns > now_ns - 50 * MILLISECOND]
+        handed_back = self.dealer.handed_back if self.dealer is not None else 0
         if handed_back and now_ns < self.drain_until_ns:
             left_ms = (self.drain_until_ns - now_ns) // MILLISECOND
-            raise Violation(f"worker {self.name} handed back running requests {left_ms} ms before its drain's limit")
+            raise Violation(
+                f"worker {self.name} handed {handed_back} requests back {left_ms} ms before its drain's limit"
+            )
         self.alive = False
         self.died_ns = now_ns
         self.world.after(self.world.rng.choice([50, 1_000]), self.start)
