@@ -96,8 +96,8 @@ class Link:
 
 
 def frames_of(header: bytes, body: bytes) -> list[bytes]:
-    """A message as the controller's socket sends it."""
-    return [header, body] if body else [header]
+    """A message as sockets send it: how many frames it has says its kind, and not what is in them."""
+    return [header, body] if header[0] in kinds.WITH_BODY else [header]
 
 
 class Network:
