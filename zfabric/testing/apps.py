@@ -43,7 +43,7 @@ class SimApp:
     @property
     def session(self) -> ClientSession:
         """Its client's own."""
-        return self.client._connection._session
+        return self.client._connection.session
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────
 
