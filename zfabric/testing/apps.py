@@ -140,10 +140,11 @@ class SimApp:
             self.loop.call_soon(lambda: self.loop.create_task(self._close()))
 
     async def _close(self) -> None:
+        records = list(self.records)
         await self.client.close()
         # Late readers read what had come, and see the end then.
         await asyncio.sleep(1)
-        unended = [record for record in self.records if record.endings != 1]
+        unended = [record for record in records if record.endings != 1]
         if unended or self.session.busy:
             raise Violation(f"client {self.number} was closed, and left {unended}")
         self.alive = False
