@@ -257,11 +257,10 @@ class Cluster:
             check_bounds(broker, self._strangers())
             check_liveness(broker, self.gossip.workers)
             self._check_workers()
-        burst = max(spec.burst for worker in self.workers for spec in worker.specs)
         for record in self.records:
             if not record.endings and self.clients[record.client].alive:
                 record.check_deadline(self.world.now_ns, self.clients[record.client].awake_ns)
-                record.check_window(burst=burst)
+                record.check_window()
         self._overhear()
 
     def _strangers(self) -> set[int]:

@@ -251,9 +251,11 @@ class GeneratingBackend(SimBackend):
                 self.moves += 1
                 yield self.delta_of(job)
         finally:
-            if job.position < job.count:
-                await asyncio.sleep(world.rng.choice([0, _STOP_MS]) / 1_000)
-            self.jobs.pop(request.request_id, None)
+            try:
+                if job.position < job.count:
+                    await asyncio.sleep(world.rng.choice([0, _STOP_MS]) / 1_000)
+            finally:
+                self.jobs.pop(request.request_id, None)
 
 
 def make_backend(host: Host, spec: EngineSpec) -> SimBackend:

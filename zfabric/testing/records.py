@@ -208,10 +208,10 @@ class Record:
         if wish.model and wish.model not in result["names"]:
             raise Violation(f"{self} asks for {wish.model}, and went to an engine of {result['names']}")
 
-    def check_window(self, *, burst: int) -> None:
-        """Promise 8: nothing beyond the credit but for a terminal's rest, and what cannot be cut."""
+    def check_window(self) -> None:
+        """Promise 8: nothing beyond the credit but for a terminal's rest, which a later attempt may have behind it."""
         pending = self.pending
-        if pending is not None and not self.endings and pending.next >= pending.granted + burst:
+        if pending is not None and not self.endings and not pending.attempt and pending.next > pending.granted:
             raise Violation(f"{self} got {pending.next} units with credit for {pending.granted}")
 
     def check_deadline(self, now_ns: int, awake_ns: int) -> None:
