@@ -12,6 +12,7 @@ from zfabric.errors import (
     BackendError,
     DeadlineExceededError,
     FabricError,
+    NameTakenError,
     NoWorkerError,
     RequestCancelledError,
     TooLargeError,
@@ -183,6 +184,8 @@ class Record:
             raise Violation(f"{self} missed a deadline that it has not")
         elif type(error) is BackendError and not wish.breaks:
             raise Violation(f"{self} ended with {error!r}, and its engine is well")
+        elif isinstance(error, NameTakenError):
+            raise Violation(f"{self} ended with {error!r}: somebody else speaks under its client's number")
         elif isinstance(error, TooLargeError) and wish.values < VALUES_MANY:
             raise Violation(f"{self} ended with {error!r}, and is small")
         elif isinstance(error, NoWorkerError) and "draining" in error.message and self.pending and self.pending.attempt:
