@@ -3,10 +3,12 @@ break it. What suits whom, and what is free, is judged here anew, without the co
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections import Counter
+from collections.abc import Collection, Container, Iterable
 
 from zfabric.core.broker import Broker
-from zfabric.core.registry import Hosting, Request, WorkerPeer, WorkerState
+from zfabric.core.hosting import Hosting
+from zfabric.core.registry import Request, WorkerPeer, WorkerState
 from zfabric.errors import UnknownModelError, UnsupportedOperationError
 from zfabric.ids import RoutingId
 from zfabric.testing.records import Violation
@@ -14,24 +16,40 @@ from zfabric.wire import codec, kinds
 from zfabric.wire.messages import ModelInfo, Submit
 
 
-def check_bounds(broker: Broker, outsiders: Container[int]) -> None:
+def check_supplies(hosting: Hosting) -> None:
+    """A host is a candidate where it suits and has a slot, and nowhere else."""
+    for demand, supply in hosting.model.supplies.items():
+        able = hosting.open and hosting.suits(demand)
+        if supply.candidates is not None and (hosting in supply.candidates) != able:
+            name = hosting.worker.name
+            raise Violation(f"worker {name} is {'not ' if able else ''}a candidate for {demand}, and should be")
+
+
+def check_bounds(broker: Broker, outsiders: Container[int] = ()) -> None:
     """Promise 7, at any time: slots, queues and what is derived from them.
 
     Args:
-        outsiders: Instances of clients that say what they like, and are to be believed nothing.
+        outsiders: Instances of clients that say what they like, and have lost no attempt so far.
     """
     for worker in broker.registry.workers.values():
         for hosting in worker.hosts.values():
-            if (hosting.position >= 0) != hosting.open:
-                raise Violation(f"worker {worker.name} is {'not ' if hosting.open else ''}a candidate, and should be")
+            check_supplies(hosting)
     size = 0
     for model in broker.registry.models.values():
         waiting = model.queue.items()
         size += sum(request.size for request in waiting)
-        # Whoever waited before may wait again; a client that only says so is no such one.
-        first = sum(not request.attempt or request.instance in outsiders for request in waiting)
-        if first > broker.config.queue_depth_max:
-            raise Violation(f"{first} requests wait for {model.name}, limit is {broker.config.queue_depth_max}")
+        # Whoever waited before may wait again; a client that only says so is no such one. Where names move, what waited for
+        # several of them waits together.
+        first = Counter(
+            (request.demand, request.asked)
+            for request in waiting
+            if not request.attempt or request.instance in outsiders
+        )
+        for (demand, name), count in first.items():
+            if count > broker.config.queue_depth_max:
+                raise Violation(
+                    f"{count} requests for {demand} wait for {name}, limit is {broker.config.queue_depth_max}"
+                )
     if size > broker.config.queue_bytes_max:
         raise Violation(f"{size} bytes wait, limit is {broker.config.queue_bytes_max}")
     if size != broker.desk.counters.queued_bytes:
@@ -115,18 +133,18 @@ def _refusal(broker: Broker, sender: RoutingId, submit: Submit) -> int | None:
     return None
 
 
-def check_rest(broker: Broker, workers: Iterable[str], clients: Container[int]) -> None:
+def check_rest(broker: Broker, workers: Iterable[str] | None = None, clients: Collection[int] = ()) -> None:
     """Promise 7, at rest: every table is empty, every slot is free.
 
     Args:
-        workers: Names of the well-behaved workers.
+        workers: Names of the well-behaved workers; None for all.
         clients: Instances of clients that are still there and say what they like: what is theirs may be left.
     """
     for client in broker.registry.clients.values():
         if client.requests and client.instance not in clients:
             raise Violation(f"the controller keeps {len(client.requests)} requests of client {client.number} at rest")
     strangers = {client.number for client in broker.registry.clients.values() if client.instance in clients}
-    for name in workers:
+    for name in list(broker.registry.workers) if workers is None else workers:
         _check_worker_rest(broker.registry.workers[name], clients, strangers)
     numbers = {key[-4:] for key in broker.routes.table}
     left = [number for number in numbers if int.from_bytes(number, "big") not in strangers]

@@ -8,13 +8,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from zfabric.core.broker_config import BrokerConfig
+from zfabric.core.dispatch import POLICIES, register_policy
 from zfabric.errors import RequestCancelledError
 from zfabric.limits import ATTEMPTS_WITHOUT_PROGRESS_MAX
 from zfabric.testing.apps import SimApp
 from zfabric.testing.catalogue import draw_engines, draw_habits
 from zfabric.testing.checkers import check_announced, check_bounds, check_liveness, check_rest
 from zfabric.testing.clients import SimClient
-from zfabric.testing.controllers import BROKEN_POLICY, SimController
+from zfabric.testing.controllers import BROKEN_POLICY, SimController, broken_policy
 from zfabric.testing.grammar import Gossip
 from zfabric.testing.hostile import Hostile, HostileClient, HostileWorker
 from zfabric.testing.network import Network
@@ -85,6 +86,13 @@ _GENTLE = {
 }
 
 
+#: Faults after which a client may say with right that it has lost an attempt.
+_LOSING = {
+    "controller drains", "controller killed", "controller leaves", "controller paused", "engine hung", "link silent",
+    "worker drained", "worker frozen", "worker killed", "worker link cut", "worker announces",
+}  # fmt: skip
+
+
 def _tight(seed: int) -> bool:
     return seed % 4 == 3
 
@@ -100,6 +108,8 @@ def simulate(seed: int, options: ClusterOptions | None = None) -> Report:
         if _tight(seed):
             stack.enter_context(substituted(**_TIGHT))
         clock: dict[str, object] = {"monotonic_ns": lambda: world.now_ns}
+        register_policy(BROKEN_POLICY, broken_policy)
+        stack.callback(POLICIES.pop, BROKEN_POLICY)
         stack.enter_context(substituted(DealerLink=SimDealer, secrets=SimSecrets(world.rng), **clock))
         cluster = Cluster(world, seed, options or ClusterOptions())
         try:
@@ -254,7 +264,7 @@ class Cluster:
     def _check(self) -> None:
         broker = self.controller.broker
         if broker is not None and not self.controller.paused:
-            check_bounds(broker, self._strangers())
+            check_bounds(broker, set() if set(self.report.faults) & _LOSING else self._strangers())
             check_liveness(broker, self.gossip.workers)
             self._check_workers()
         for record in self.records:

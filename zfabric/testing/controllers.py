@@ -8,7 +8,7 @@ from typing import Final
 from zfabric.core.access import EVERYBODY, Grant
 from zfabric.core.broker import Broker
 from zfabric.core.broker_config import BrokerConfig
-from zfabric.core.dispatch import Candidates, Host, register_policy
+from zfabric.core.dispatch import Candidates, Host
 from zfabric.ids import RoutingId
 from zfabric.limits import BURST_MESSAGES_MAX, ZMTP_TIMEOUT_MS
 from zfabric.testing.checkers import Arrival
@@ -24,14 +24,12 @@ BROKEN_POLICY: Final = "simulated_broken"
 _HELLOS: Final = (kinds.CLIENT_HELLO, kinds.WORKER_HELLO)
 
 
-def _broken_policy(candidates: Candidates, rng: random.Random) -> Host | None:
+def broken_policy(candidates: Candidates, rng: random.Random) -> Host | None:
+    """Raises now and then, or draws somebody who is no candidate."""
     what = rng.randrange(8)
     if what == 0:
         raise ZeroDivisionError("a policy divides by nothing")
     return Host("nobody", 1.0, 1) if what == 1 else candidates.next_in_turn()
-
-
-register_policy(BROKEN_POLICY, _broken_policy)
 
 
 class SimController:

@@ -11,11 +11,13 @@ from zfabric.errors import (
     FAILOVER_CODES,
     BackendError,
     DeadlineExceededError,
+    EngineStalledError,
     FabricError,
     NameTakenError,
     NoWorkerError,
     RequestCancelledError,
     TooLargeError,
+    WorkerLostError,
 )
 from zfabric.limits import DEADLINE_GUARD_MS
 from zfabric.testing.world import MILLISECOND
@@ -188,8 +190,14 @@ class Record:
             raise Violation(f"{self} ended with {error!r}: somebody else speaks under its client's number")
         elif isinstance(error, TooLargeError) and wish.values < VALUES_MANY:
             raise Violation(f"{self} ended with {error!r}, and is small")
-        elif isinstance(error, NoWorkerError) and "draining" in error.message and self.pending and self.pending.attempt:
+        elif isinstance(error, NoWorkerError) and "draining" in error.message and self._lost_worker:
             raise Violation(f"{self} was running, and a controller that drains refused its next attempt")
+
+    @property
+    def _lost_worker(self) -> bool:
+        """Whether the controller itself ended its last attempt because of a worker."""
+        loss = self.pending.loss if self.pending is not None else None
+        return isinstance(loss, (WorkerLostError, EngineStalledError)) and "worker" in loss.details
 
     def _check_good(self, result: Any) -> None:
         wish = self.wish

@@ -54,6 +54,8 @@ class SimDealer:
         assert isinstance(loop, ProcessLoop)
         self.endpoint = endpoint
         self.figures = DealerFigures()
+        #: Why there is no connection.
+        self.trouble = ""
         self.link: Link | None = None
         self.closed = False
         #: Requests that were ended unanswered with the farewell.
