@@ -110,7 +110,7 @@ class WorkerSession(WorkerStreams):
 
     def disconnected(self) -> None:
         """The link is down. Engines go on; what they make waits in the backlogs."""
-        self._connected = False
+        self._connected = self._asked = False
         self._end_session()
 
     def tick(self, now_ns: int) -> None:
@@ -151,7 +151,7 @@ class WorkerSession(WorkerStreams):
         self.outbox.append(codec.pack(self.load))
 
     def _end_session(self) -> None:
-        self.registered = self._asked = False
+        self.registered = False
         self.timers.cancel(self._hello_timer)
         self.timers.cancel(self._beat_timer)
         self.forget_readers()
