@@ -90,6 +90,7 @@ class Faults:
         #: what both ends still have goes on.
         self.kept: set[int] = set()
         self._lost_ns = -_APART_NS
+        self._over = False
         rng = world.rng
         actors: list[SimWorker | SimClient | SimApp] = [*workers, *clients]
         self.kinds: dict[str, Callable[[], None]] = {
@@ -141,7 +142,12 @@ class Faults:
 
     def _drain_controller(self) -> None:
         self.controller.drain()
-        self.world.after(self.world.rng.choice([500, 4_000]), self._stop_controller)
+
+        def stop() -> None:
+            if not self._over:
+                self._stop_controller()
+
+        self.world.after(self.world.rng.choice([500, 4_000]), stop)
 
     def _kill_client(self) -> None:
         if sum(client.alive for client in self.clients) > 1:
@@ -204,7 +210,11 @@ class Faults:
 
     def heal(self) -> None:
         """No more faults: everything that died comes back, but for clients."""
+        self._over = True
         self.network.slow = False
+        broker = self.controller.broker
+        if broker is not None and broker.desk.draining:
+            self.controller.die()
         self.controller.start()
         for worker in self.workers:
             for engine in worker.engines:
