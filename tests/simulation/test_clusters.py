@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from zfabric.testing.actors import SimWorker
 
 from zfabric.core import (
     backlog,
@@ -24,7 +25,6 @@ from zfabric.core import (
 from zfabric.core import broker as broker_module
 from zfabric.core.request_state import RequestState
 from zfabric.testing import Violation, simulate
-from zfabric.testing.actors import SimWorker
 from zfabric.wire.messages import CreditLine
 
 #: What each of these found is in the history of the code that it changed.

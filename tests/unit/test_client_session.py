@@ -18,6 +18,7 @@ from zfabric.errors import (
     ConnectionLostError,
     DeadlineExceededError,
     FabricError,
+    NameTakenError,
     ProtocolError,
     QuotaExceededError,
     RequestCancelledError,
@@ -504,6 +505,25 @@ def test_a_refusal_on_a_standing_session_ends_it_and_hello_is_tried_again() -> N
     wire.welcome()
     assert wire.session.refused is None
     assert wire.session.ready
+
+
+def test_who_speaks_under_a_clients_number_does_not_keep_it_out() -> None:
+    wire = Wire()
+    wire.up()
+    pending, reader = wire.submit()
+    wire.session.disconnected()
+    wire.session.connected(wire.now_ns)
+    wire.tick(limits.HELLO_JITTER_MS)
+    wire.said()
+    wire.hear(codec.pack_refused(NameTakenError("another client has this instance number")))
+    wire.tick(1.25 * limits.HELLO_RETRY_MS)
+    (hello,) = wire.said_of("ClientHello")
+    assert hello.instance == wire.session.instance != 7
+    assert [claim.request for claim in hello.claims] == [pending.number]
+    wire.welcome()
+    wire.end(pending, ConnectionLostError("no worker has it"))
+    assert reader.ends == []
+    assert wire.said_of("Submit")[0][0].attempt == 1
 
 
 def test_a_refusal_is_tried_again_and_forgotten_with_its_connection() -> None:

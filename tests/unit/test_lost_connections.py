@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.broker import CANCELLED, Bench, carried_of, claim_of, model_of
+from tests.broker import CANCELLED, Bench, FakeWorker, carried_of, claim_of, model_of
 from zfabric.core.access import Grant, Role
 from zfabric.errors import (
     ConnectionLostError,
@@ -478,6 +478,23 @@ def test_carried_requests_may_come_in_several_messages_and_twice() -> None:
     client.terminals()
     again.end(11, (5, 0), (6, 0))
     assert client.codes() == {(5, 0): 0, (6, 0): 0}
+    bench.check_rest()
+
+
+def test_what_a_worker_brings_back_in_vain_holds_its_slot_until_it_has_stopped() -> None:
+    bench = Bench()
+    worker, client = bench.worker(slots=1), bench.client(secret=SECRET)
+    client.submit(5)
+    worker.cut()
+    client.submit(5, 1)
+    again = FakeWorker(bench)
+    again.slow = True
+    again.hello("w", slots=1, carried=[carried_of(11, 5, lock=lock_of(SECRET))])
+    assert again.aborted() == [(5, 0)]
+    assert again.dispatched() == []
+    again.end(11, (5, 0), code=CANCELLED)
+    assert [dispatch.attempt for dispatch in again.dispatched()] == [1]
+    again.end(11, (5, 1))
     bench.check_rest()
 
 

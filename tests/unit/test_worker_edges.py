@@ -18,7 +18,7 @@ from zfabric.errors import (
     TooLargeError,
     WorkerLostError,
 )
-from zfabric.wire import codec
+from zfabric.wire import codec, kinds
 from zfabric.wire.kinds import DISPATCH, Kind
 from zfabric.wire.messages import CarriedMore, Drain, ModelInfo, Welcome, WorkerHello
 from zfabric.wire.payloads import Delta, EmbedRequest, GenerateRequest, Logprob, SamplingParams, TokenLogprobs, Usage
@@ -123,6 +123,38 @@ def test_a_welcome_that_nobody_asked_for_opens_no_session() -> None:
     with pytest.raises(ProtocolError, match="beat_ms"):
         side.session.receive(*codec.pack(_welcome(0)), 0)
     assert side.session.receive(*welcome, 0)
+
+
+def test_the_answer_to_a_hello_counts_whatever_was_heard_in_between() -> None:
+    """A controller that has forgotten a worker answers each of its messages with UNKNOWN_SESSION, and its HELLO, which may be
+    among them, with WELCOME."""
+    unknown = codec.pack_unknown_session()
+    for announces in (False, True):
+        side = WorkerSide()
+        name = side.begin(1)
+        side.session.outbox.clear()
+        if announces:
+            side.session.announce([ModelInfo(name="other")], 0)
+        side.session.receive(*unknown, 0)
+        if not announces:
+            side.session.tick(10**9)
+            side.session.receive(*unknown, 10**9)
+        assert not side.session.registered
+        assert any(header[0] == kinds.WORKER_HELLO for header, _ in side.session.outbox)
+        assert side.session.receive(*codec.pack(_welcome(1_000)), 10**9)
+        assert side.session.registered
+        told = [codec.unpack_control(header) for header, _ in side.session.outbox]
+        carried = [
+            line.request
+            for message in told
+            if isinstance(message, (WorkerHello, CarriedMore))
+            for line in message.carried
+        ]
+        assert carried == [1]
+        assert name in side.session.streams
+        side.session.outbox.clear()
+        side.session.tick(2 * 10**9)
+        assert [header[0] for header, _ in side.session.outbox] == [kinds.LOAD]
 
 
 def test_faults_are_told_and_a_refusal_ends_the_session() -> None:

@@ -228,6 +228,9 @@ class ClientSession(ClientRequests):
         elif kind == kinds.REFUSED:
             fault = codec.unpack_control(header)
             self.refused = from_wire(fault.code, fault.message, fault.details)
+            if isinstance(self.refused, NameTakenError):
+                # Nobody keeps this client out by its number, which is no secret. What ran under the former one is lost.
+                self.instance, self._token = self._rng.getrandbits(63), b""
             self._start_over(now_ns, limits.HELLO_RETRY_MS)
         elif kind == kinds.GOODBYE:
             self._start_over(now_ns, limits.HELLO_RETRY_MS)

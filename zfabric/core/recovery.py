@@ -27,7 +27,7 @@ from zfabric.core.request_state import RequestEvent, RequestState, advance
 from zfabric.core.timers import Timers
 from zfabric.errors import ConnectionLostError, FabricError, QuotaExceededError, WorkerLostError
 from zfabric.ids import milliseconds
-from zfabric.limits import LIST_LENGTH_MAX
+from zfabric.limits import LIST_LENGTH_MAX, SLOTS_MAX
 from zfabric.wire.messages import Carried, Claim, CreditLine
 
 Key = tuple[int, int, int]
@@ -80,8 +80,10 @@ class Recovery:
         self._timers.judge_at(until_ns, lambda _: self._loss_over(loss))
 
     def worker_back(self, worker: WorkerPeer, carried: Iterable[Carried]) -> None:
-        """A worker says what it runs. Attempts that nobody can be waiting for are stopped."""
+        """A worker says what it runs. Attempts that nobody can be waiting for are stopped, and hold their slots until the
+        worker says that they have."""
         strays: dict[int, list[tuple[int, int]]] = {}
+        stopped: list[Request] = []
         granted = _Grants()
         for line in carried:
             key = (line.instance, line.request, line.attempt)
@@ -90,7 +92,10 @@ class Recovery:
             loss = self._loss_of(key, line.lock)
             returned = loss is not None and (loss.worker, loss.instance) == (worker.name, worker.instance)
             if not returned and not self._may_bring(worker):
-                strays.setdefault(line.instance, []).append((line.request, line.attempt))
+                if line.finished or worker.in_flight >= SLOTS_MAX:
+                    strays.setdefault(line.instance, []).append((line.request, line.attempt))
+                else:
+                    stopped.append(self._enter(worker, line))
                 continue
             request = self._enter(worker, line)
             if loss is not None:
@@ -101,6 +106,7 @@ class Recovery:
             if claimed is not None:
                 self._match(claimed, request, granted)
         granted.send(self._endings)
+        self._endings.abandon(stopped)
         for instance, attempts in strays.items():
             self._endings.abort(worker, instance, attempts)
 

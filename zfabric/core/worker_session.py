@@ -110,7 +110,7 @@ class WorkerSession(WorkerStreams):
 
     def disconnected(self) -> None:
         """The link is down. Engines go on; what they make waits in the backlogs."""
-        self._connected = False
+        self._connected = self._asked = False
         self._end_session()
 
     def tick(self, now_ns: int) -> None:
@@ -151,7 +151,7 @@ class WorkerSession(WorkerStreams):
         self.outbox.append(codec.pack(self.load))
 
     def _end_session(self) -> None:
-        self.registered = self._asked = False
+        self.registered = False
         self.timers.cancel(self._hello_timer)
         self.timers.cancel(self._beat_timer)
         self.forget_readers()
@@ -302,8 +302,8 @@ class WorkerSession(WorkerStreams):
         return [Registered(welcome)]
 
     def _start_over(self, now_ns: int, delay_ms: float) -> None:
-        """Say HELLO again on the same connection."""
-        if self._connected:
+        """The session is over, the connection is not. Without one a HELLO is on its way already, whose answer counts."""
+        if self.registered:
             self._end_session()
             self._say_hello_in(now_ns, delay_ms)
 

@@ -10,8 +10,8 @@ as ZeroMQ does, and checks the promises of docs/reliability.md while it runs and
 seed; ``python -m zfabric.testing --seed N`` replays it.
 """
 
-from zfabric.testing.checkers import Violation
 from zfabric.testing.cluster import ClusterOptions, Report, simulate
+from zfabric.testing.records import Violation
 from zfabric.testing.serving import run_backend, serving
 
 __all__ = ["ClusterOptions", "Report", "Violation", "run_backend", "serving", "simulate"]

@@ -1,17 +1,29 @@
-"""One run: a cluster under faults, then healed, then at rest."""
+"""One run: a cluster under faults and among outsiders, then healed, then at rest."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from zfabric.core.broker_config import BrokerConfig
-from zfabric.errors import FAILOVER_CODES, FabricError, RequestCancelledError
+from zfabric.core.dispatch import POLICIES, register_policy
+from zfabric.errors import RequestCancelledError
 from zfabric.limits import ATTEMPTS_WITHOUT_PROGRESS_MAX
-from zfabric.testing.actors import SimClient, SimController, SimWorker
-from zfabric.testing.checkers import Record, Violation, check_bounds, check_rest
+from zfabric.testing.apps import SimApp
+from zfabric.testing.catalogue import draw_engines, draw_habits
+from zfabric.testing.checkers import check_announced, check_bounds, check_liveness, check_rest
+from zfabric.testing.clients import SimClient
+from zfabric.testing.controllers import BROKEN_POLICY, SimController, broken_policy
+from zfabric.testing.grammar import Gossip
+from zfabric.testing.hostile import Hostile, HostileClient, HostileWorker
 from zfabric.testing.network import Network
+from zfabric.testing.plan import Faults, draw_query, draw_wish
+from zfabric.testing.records import Record, Violation, Wish
+from zfabric.testing.sockets import SimDealer, SimSecrets
+from zfabric.testing.substitutes import substituted
+from zfabric.testing.workers import SimWorker
 from zfabric.testing.world import MILLISECOND, World
 
 
@@ -30,7 +42,7 @@ class ClusterOptions:
     clients: int = 4
     requests: int = 40
     fault_ms: int = 12_000
-    heal_ms: int = 90_000
+    heal_ms: int = 150_000
 
 
 @dataclass
@@ -40,7 +52,9 @@ class Report:
     Attributes:
         seed: Replays it.
         faults: Injected, by kind.
+        operations: Requests by what they ask, and queries.
         outcomes: Terminals, by the name of the error, or "done".
+        hostile: Messages of outsiders, by kind.
         failovers: Attempts beyond the first.
         recovered: Streams put together again after a controller's start.
         steps: Things that happened.
@@ -48,10 +62,39 @@ class Report:
 
     seed: int
     faults: Counter[str] = field(default_factory=Counter)
+    operations: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
+    hostile: Counter[str] = field(default_factory=Counter)
     failovers: int = 0
     recovered: int = 0
     steps: int = 0
+
+
+#: Bounds of a run whose frames, lists and control messages have to be split.
+_TIGHT = {"FRAME_BYTES_GOAL": 1_024, "CONTROL_BODY_BYTES_MAX": 4_096, "FRAME_BYTES_MAX": 64 * 1_024}
+
+
+#: Faults that cost connections, and no process: what both ends still have goes on.
+_GENTLE = {
+    "client closed",
+    "client killed",
+    "client link cut",
+    "hellos doubled",
+    "network slow",
+    "pipe full",
+    "worker link cut",
+}
+
+
+#: Faults after which a client may say with right that it has lost an attempt.
+_LOSING = {
+    "controller drains", "controller killed", "controller leaves", "controller paused", "engine hung", "link silent",
+    "worker drained", "worker frozen", "worker killed", "worker link cut", "worker announces",
+}  # fmt: skip
+
+
+def _tight(seed: int) -> bool:
+    return seed % 4 == 3
 
 
 def simulate(seed: int, options: ClusterOptions | None = None) -> Report:
@@ -60,52 +103,77 @@ def simulate(seed: int, options: ClusterOptions | None = None) -> Report:
     Raises:
         Violation: A promise was broken; the message names the seed and the command that replays it.
     """
-    cluster = Cluster(seed, options or ClusterOptions())
-    try:
-        return cluster.run()
-    except Exception as error:
-        at_ms = cluster.world.now_ns // MILLISECOND
-        raise Violation(
-            f"{type(error).__name__}: {error} [seed={seed} at {at_ms} ms; replay: python -m zfabric.testing --seed {seed}]"
-        ) from error
+    world = World(seed)
+    with ExitStack() as stack:
+        if _tight(seed):
+            stack.enter_context(substituted(**_TIGHT))
+        clock: dict[str, object] = {"monotonic_ns": lambda: world.now_ns}
+        register_policy(BROKEN_POLICY, broken_policy)
+        stack.callback(POLICIES.pop, BROKEN_POLICY)
+        stack.enter_context(substituted(DealerLink=SimDealer, secrets=SimSecrets(world.rng), **clock))
+        cluster = Cluster(world, seed, options or ClusterOptions())
+        try:
+            return cluster.run()
+        except Exception as error:
+            at_ms = world.now_ns // MILLISECOND
+            raise Violation(
+                f"{type(error).__name__}: {error} "
+                f"[seed={seed} at {at_ms} ms; replay: python -m zfabric.testing --seed {seed}]"
+            ) from error
+        finally:
+            cluster.end()
 
 
 class Cluster:
     """The parts of one run."""
 
-    def __init__(self, seed: int, options: ClusterOptions) -> None:
+    def __init__(self, world: World, seed: int, options: ClusterOptions) -> None:
         self.options = options
-        self.world = world = World(seed)
+        self.world = world
         self.report = Report(seed)
         self.network = Network(world)
         rng = world.rng
-        self.controller = SimController(
-            world,
-            self.network,
-            BrokerConfig(
-                policy=rng.choice(["shortest_queue", "lottery", "power_of_two", "round_robin", "least_latency"]),
-                queue_depth_max=rng.choice([4, 1_000]),
-                stall_ms=4_000,
+        #: All workers serve the same, and any of them can go on with any answer, but for a few that do not resume.
+        self.uniform = rng.random() < 0.4
+        self.keyed = rng.random() < 0.5
+        self.sound = rng.random() < 0.6
+        self.tight = _tight(seed)
+        if self.tight:
+            self.network.frame_bytes_max = _TIGHT["FRAME_BYTES_MAX"]
+        #: There is no room for all clients: some are refused for now, and give up after their time to connect.
+        self.crowded = rng.random() < 0.1
+        clients = rng.randint(1, options.clients)
+        config = BrokerConfig(
+            policy=rng.choice(
+                ["shortest_queue", "lottery", "power_of_two", "round_robin", "least_latency", BROKEN_POLICY]
             ),
+            queue_depth_max=rng.choice([4, 1_000]),
+            queue_bytes_max=rng.choice([400, 2**30, 2**30, 2**30]),
+            stall_ms=4_000,
+            clients_max=max(1, clients - 1) if self.crowded else 1_000,
         )
-        self.workers = [
-            SimWorker(
-                world,
-                self.network,
-                f"w{number}",
-                rng.choice([1, 2, 8]),
-                resumes=rng.random() < 0.8,
-                step_ms=rng.choice([2, 10, 40]),
-            )
-            for number in range(rng.randint(1, options.workers))
-        ]
-        self.clients = [SimClient(world, self.network, number) for number in range(rng.randint(1, options.clients))]
+        self.controller = SimController(world, self.network, config, keyed=self.keyed)
+        self.workers = [self._worker(f"w{number}") for number in range(rng.randint(1, options.workers))]
+        kinds: list[type[SimClient] | type[SimApp]] = [SimApp] if self.crowded else [SimClient, SimApp]
+        self.clients = [rng.choice(kinds)(world, self.network, number) for number in range(clients)]
+        self.faults = Faults(world, self.network, self.controller, self.workers, self.clients)
+        self.gossip = Gossip(workers=[worker.name for worker in self.workers])
+        self.hostile: list[Hostile] = []
         self.records: list[Record] = []
+        self._held: dict[str, dict[str, int]] = {}
+
+    def _worker(self, name: str) -> SimWorker:
+        rng = self.world.rng
+        specs = draw_engines(rng, uniform=self.uniform, resumes=rng.random() < 0.8)
+        for spec in specs:
+            spec.odd_gauges = not self.sound and rng.random() < 0.2
+        return SimWorker(self.world, self.network, name, draw_habits(rng), specs)
 
     def run(self) -> Report:
         """Faults, then healing, then rest."""
         begin_ns = self.world.now_ns
         end_ns = begin_ns + self.options.fault_ms * MILLISECOND
+        self._plan_outsiders()
         self._plan_requests()
         self._plan_faults()
         while self.world.now_ns < end_ns:
@@ -121,57 +189,61 @@ class Cluster:
         self._check_end()
         return self._finish()
 
+    def end(self) -> None:
+        """Nothing of it runs any more."""
+        for worker in self.workers:
+            worker.die()
+        for client in self.clients:
+            client.die()
+
     # ── what happens ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _plan_outsiders(self) -> None:
+        rng = self.world.rng
+        for kind, share in ((HostileClient, 0.35), (HostileWorker, 0.3)):
+            if rng.random() < share:
+                self.hostile.append(
+                    kind(
+                        self.world,
+                        self.network,
+                        self.gossip,
+                        self.report.hostile,
+                        keyed=self.keyed,
+                        period_ms=rng.choice([60, 150, 600]),
+                    )
+                )
 
     def _plan_requests(self) -> None:
         rng = self.world.rng
-        for number in range(rng.randint(1, self.options.requests)):
+        for number in range(1, rng.randint(1, self.options.requests) + 1):
+            wish = draw_wish(rng, number, self.workers, uniform=self.uniform, sound=self.sound, tight=self.tight)
             client = rng.choice(self.clients)
-            count = rng.choice([1, 2, 10, 50, 200])
-            seeded = rng.random() < 0.85
-            deadline_ms = rng.choice([None, None, None, 100, 2_000, 9_000])
-            window = rng.choice([4, 32, 1_024])
-            delay = rng.choice([0.0, 0.0, 5.0, 300.0])
 
-            def submit(
-                client: SimClient = client,
-                number: int = number,
-                count: int = count,
-                seeded: bool = seeded,
-                deadline_ms: int | None = deadline_ms,
-                window: int = window,
-                delay: float = delay,
-            ) -> None:
+            def submit(client: SimClient | SimApp = client, wish: Wish = wish) -> None:
                 if client.alive:
-                    record = client.submit(
-                        number, count, seeded=seeded, deadline_ms=deadline_ms, window=window, delay=delay
-                    )
-                    self.records.append(record)
-                    if rng.random() < 0.15:
-                        self.world.after(rng.uniform(0, 1_500), lambda: client.cancel(record))
+                    self.records.append(client.submit(wish))
+                    self.report.operations[wish.operation] += 1
 
             self.world.after(rng.uniform(0, self.options.fault_ms * 0.9), submit)
+        for _ in range(rng.randint(0, 6)):
+            what, arguments = draw_query(rng)
+            client = rng.choice(self.clients)
+
+            def ask(
+                client: SimClient | SimApp = client, what: str = what, arguments: dict[str, object] = arguments
+            ) -> None:
+                if client.alive:
+                    client.ask(what, arguments)
+                    self.report.operations["query"] += 1
+
+            self.world.after(rng.uniform(0, self.options.fault_ms * 0.9), ask)
 
     def _plan_faults(self) -> None:
         rng = self.world.rng
-        actors: list[SimWorker | SimClient] = [*self.workers, *self.clients]
-        kinds: dict[str, Callable[[], None]] = {
-            "worker killed": self._kill_worker,
-            "worker frozen": lambda: rng.choice(self.workers).freeze(rng.choice([300, 2_000, 6_000])),
-            "engine hung": self._hang_engine,
-            "worker link cut": lambda: self._cut(rng.choice(self.workers)),
-            "client link cut": lambda: self._cut(rng.choice(self.clients)),
-            "link silent": lambda: self._silence(rng.choice(actors)),
-            "hellos doubled": self._stutter,
-            "controller killed": self._kill_controller,
-            "client killed": self._kill_client,
-            "pipe full": self._overflow,
-            "network slow": self._slow,
-        }
-        chosen = rng.sample(sorted(kinds), rng.randint(0, 5))
+        chosen = rng.sample(sorted(self.faults.kinds), rng.randint(0, 6))
         for name in chosen:
             for _ in range(rng.randint(1, 3)):
-                self.world.after(rng.uniform(50, self.options.fault_ms), self._fault(name, kinds[name]))
+                self.world.after(rng.uniform(50, self.options.fault_ms), self._fault(name, self.faults.kinds[name]))
 
     def _fault(self, name: str, call: Callable[[], None]) -> Callable[[], None]:
         def inject() -> None:
@@ -180,122 +252,117 @@ class Cluster:
 
         return inject
 
-    def _kill_worker(self) -> None:
-        worker = self.world.rng.choice(self.workers)
-        worker.die()
-        self.world.after(self.world.rng.choice([50, 1_000, 5_000]), worker.start)
-
-    def _kill_controller(self) -> None:
-        self.controller.die()
-        self.world.after(self.world.rng.choice([10, 500, 2_000]), self.controller.start)
-
-    def _kill_client(self) -> None:
-        if len(self.clients) > 1:
-            self.world.rng.choice(self.clients).die()
-
-    def _hang_engine(self) -> None:
-        worker = self.world.rng.choice(self.workers)
-        worker.engine_hangs = True
-
-        def move() -> None:
-            worker.engine_hangs = False
-
-        self.world.after(self.world.rng.choice([500, 6_000]), move)
-
-    def _cut(self, actor: SimWorker | SimClient) -> None:
-        if actor.alive and actor.link is not None:
-            self.network.cut(actor.link)
-
-    def _silence(self, actor: SimWorker | SimClient) -> None:
-        if actor.alive and actor.link is not None:
-            self.network.silence(actor.link)
-
-    def _stutter(self) -> None:
-        self.network.stutters = True
-
-    def _overflow(self) -> None:
-        client = self.world.rng.choice(self.clients)
-        if client.link is not None:
-            self.controller.overflow(client.link.routing_id)
-
-    def _slow(self) -> None:
-        self.network.slow = True
-
-        def fast() -> None:
-            self.network.slow = False
-
-        self.world.after(2_000, fast)
-
     def _heal(self) -> None:
-        """No more faults: everything that died comes back, but for clients."""
-        self.network.slow = False
-        self.controller.start()
-        for worker in self.workers:
-            worker.engine_hangs = False
-            worker.start()
+        """Everything comes back; half of the outsiders stay as they are."""
+        self.faults.heal()
+        for hostile in self.hostile:
+            if self.world.rng.random() < 0.5:
+                hostile.die()
 
     # ── checks ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _check(self) -> None:
         broker = self.controller.broker
-        if broker is not None:
-            check_bounds(broker)
-            self._check_dead_workers()
+        if broker is not None and not self.controller.paused:
+            check_bounds(broker, set() if set(self.report.faults) & _LOSING else self._strangers())
+            check_liveness(broker, self.gossip.workers)
+            self._check_workers()
         for record in self.records:
-            if self.clients[record.client].alive:
-                record.check_deadline(self.world.now_ns)
-                record.check_window(at_terminal=bool(record.endings))
+            if not record.endings and self.clients[record.client].alive:
+                record.check_deadline(self.world.now_ns, self.clients[record.client].awake_ns)
+                record.check_window()
+        self._overhear()
 
-    def _check_dead_workers(self) -> None:
-        """What a dead worker had is settled within its lease."""
+    def _strangers(self) -> set[int]:
+        """Instance numbers that only outsiders speak under."""
+        spoken = {instance for hostile in self.hostile if hostile.alive for instance in hostile.instances}
+        return spoken - {client.session.instance for client in self.clients if client.alive}
+
+    def _overhear(self) -> None:
+        """What outsiders come to know."""
+        if self.hostile:
+            gossip = self.gossip
+            gossip.attempts = [
+                (client.session.instance, pending.number, pending.attempt)
+                for client in self.clients
+                for pending in list(client.session.requests.values())[:10]
+            ]
+            welcomes = [client.session.welcome for client in self.clients]
+            gossip.sessions = [welcome.session for welcome in welcomes if welcome is not None]
+
+    def _check_workers(self) -> None:
+        """What a dead worker had is settled within its lease, what a hung engine had within the stall time, and no unit
+        stays behind that its reader's credit allows."""
         broker = self.controller.broker
         assert broker is not None
-        now_ns, lease_ns = self.world.now_ns, broker.config.lease_ms * MILLISECOND
+        now_ns, config = self.world.now_ns, broker.config
         for worker in self.workers:
             known = broker.registry.workers.get(worker.name)
-            if known is None or worker.died_ns is None or known.instance != worker.session.instance:
-                continue
-            if now_ns - max(worker.died_ns, self.controller.started_ns) > lease_ns + 150 * MILLISECOND:
-                raise Violation(f"worker {worker.name} is dead for longer than its lease and still registered")
+            if known is not None and worker.died_ns is not None and known.instance == worker.session.instance:
+                gone_ms = (now_ns - max(worker.died_ns, self.controller.awake_ns)) // MILLISECOND
+                if gone_ms > config.lease_ms + 150:
+                    raise Violation(f"worker {worker.name} is dead for longer than its lease and still registered")
+            if worker.alive and worker.session.registered and not worker.frozen and known is not None:
+                worker.check_hung(config.stall_ms + 3 * config.beat_ms, self.controller.awake_ns)
+                held = worker.held()
+                before = self._held.get(worker.name, {})
+                for request_id, unit in held.items():
+                    if before.get(request_id) == unit:
+                        raise Violation(f"worker {worker.name} holds back {request_id} at {unit}, with credit for more")
+                self._held[worker.name] = held
 
     def _check_migrated(self, record: Record) -> None:
         """Promise 4: an answer that can be continued does not end because a worker or a controller did."""
-        error, pending = record.error, record.pending
-        if error is None or error.code not in FAILOVER_CODES or not record.exact or pending is None:
+        pending, wish = record.pending, record.wish
+        if record.lost and wish.number in self.faults.kept and set(self.report.faults) <= _GENTLE:
+            raise Violation(f"{record} ended with {record.error!r}, and everybody was there")
+        if not record.lost or wish.resume == "never" or pending is None or not self.uniform:
             return
-        if all(worker.resumes for worker in self.workers) and pending.barren < ATTEMPTS_WITHOUT_PROGRESS_MAX:
-            raise Violation(f"{record} ended with {error!r} after {pending.attempt} attempts, and could have gone on")
+        if wish.operation == "operate" or "worker announces" in self.report.faults:
+            return
+        resumes = all("resume" in spec.models[0].capabilities for worker in self.workers for spec in worker.specs)
+        if resumes and pending.barren < ATTEMPTS_WITHOUT_PROGRESS_MAX:
+            raise Violation(f"{record} ended with {record.error!r} after {pending.attempt} attempts, and could go on")
 
     def _quiet(self) -> bool:
         return all(record.endings for record in self.records if self.clients[record.client].alive)
 
     def _check_end(self) -> None:
         for record in self.records:
-            if not self.clients[record.client].alive:
-                continue
-            if record.endings != 1:
-                raise Violation(f"{record} ended {record.endings} times")
-            self._check_migrated(record)
+            if self.clients[record.client].alive:
+                if record.endings != 1:
+                    raise Violation(f"{record} ended {record.endings} times")
+                self._check_migrated(record)
         for client in self.clients:
-            counters = client.session.counters
-            if counters.gaps or counters.repeated_chunks:
-                raise Violation(f"client {client.number} saw {counters.gaps} gaps, {counters.repeated_chunks} repeats")
-            if client.alive and (client.session.requests or client.session.busy):
-                raise Violation(f"client {client.number} keeps requests at rest")
+            self._check_client_end(client)
         for worker in self.workers:
-            if worker.active or worker.session.streams:
-                raise Violation(f"worker {worker.name} keeps {list(worker.session.streams)} at rest")
             if not worker.session.registered:
                 raise Violation(f"worker {worker.name} did not come back")
         broker = self.controller.broker
         assert broker is not None
-        check_rest(broker)
+        strangers = self._strangers()
+        check_rest(broker, [worker.name for worker in self.workers], strangers)
+        for worker in self.workers:
+            check_announced(broker, worker.name, worker.models)
+            worker.check_rest(strangers)
+
+    def _check_client_end(self, client: SimClient | SimApp) -> None:
+        counters = client.session.counters
+        if counters.gaps or counters.repeated_chunks:
+            raise Violation(f"client {client.number} saw {counters.gaps} gaps, {counters.repeated_chunks} repeats")
+        if not client.alive:
+            return
+        if client.session.requests or client.session.busy:
+            raise Violation(f"client {client.number} keeps requests at rest")
+        for question in client.questions:
+            if not question.answers:
+                raise Violation(f"client {client.number} has no answer to {question.what!r}")
 
     def _finish(self) -> Report:
         report = self.report
         broker = self.controller.broker
         for record in self.records:
-            error: FabricError | None = record.error
+            error = record.error
             if isinstance(error, RequestCancelledError):
                 report.outcomes["cancelled"] += 1
             elif record.endings:

@@ -1,8 +1,10 @@
-"""Links that fail as ZeroMQ's do.
+"""Links that fail as ZeroMQ's do, and bear what ZeroMQ bears.
 
 A link delivers in order. It loses messages only as a suffix: what is under way when it breaks, in both directions, and
 nothing before that. It may die silently (half-open), which both ends learn after the transport's own timeout. A new
 connection is a new link with a new routing id, however soon the peer is back.
+
+A frame that its receiver does not take would cost the sender the connection, so a well-behaved peer never sends one.
 """
 
 from __future__ import annotations
@@ -10,14 +12,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from zfabric import limits
+from zfabric.core.access import Grant
 from zfabric.ids import RoutingId
-from zfabric.limits import ZMTP_TIMEOUT_MS
+from zfabric.testing.records import Violation
 from zfabric.testing.world import World
-from zfabric.wire.kinds import CLIENT_HELLO, WORKER_HELLO
+from zfabric.wire import kinds
+
+_HELLOS = (bytes([kinds.CLIENT_HELLO]), bytes([kinds.WORKER_HELLO]))
 
 
 class Peer(Protocol):
     """Who is at the outer end of a link."""
+
+    @property
+    def honest(self) -> bool: ...
+    @property
+    def grant(self) -> Grant: ...
 
     def link_up(self, link: Link) -> None: ...
     def link_down(self, link: Link) -> None: ...
@@ -38,13 +49,17 @@ class Link:
         self.network = network
         self.peer = peer
         self.routing_id = routing_id
+        self.honest = peer.honest
         self.alive = True
         self.silent = False
         self._last_in_ns = self._last_out_ns = 0
+        self._header: bytes | None = None
 
     def to_hub(self, header: bytes, body: bytes) -> None:
         """From the peer to the hub."""
-        times = 2 if self.network.stutters and header[0] in (CLIENT_HELLO, WORKER_HELLO) else 1
+        if self.honest:
+            self.network.check_size(header, body)
+        times = 2 if self.network.stutters and header[:1] in _HELLOS else 1
         for _ in range(times):
             self._last_in_ns = self._carry(
                 self._last_in_ns, lambda: self.network.hub_receives(self.routing_id, header, body)
@@ -52,7 +67,20 @@ class Link:
 
     def to_peer(self, header: bytes, body: bytes) -> None:
         """From the hub to the peer."""
-        self._last_out_ns = self._carry(self._last_out_ns, lambda: self.peer.link_message(header, body))
+        self.network.check_size(header, body)
+        self._last_out_ns = self._carry(self._last_out_ns, lambda: self._arrive(frames_of(header, body)))
+
+    def _arrive(self, frames: list[bytes]) -> None:
+        """The peer reads: whether a body follows says the kind."""
+        for frame in frames:
+            header = self._header
+            if header is not None:
+                self._header = None
+                self.peer.link_message(header, frame)
+            elif frame[0] in kinds.WITH_BODY:
+                self._header = frame
+            else:
+                self.peer.link_message(frame, b"")
 
     def _carry(self, last_ns: int, deliver: Callable[[], None]) -> int:
         world = self.network.world
@@ -65,6 +93,11 @@ class Link:
         if self.alive and not self.silent:
             world.at(arrival_ns, arrive)
         return arrival_ns
+
+
+def frames_of(header: bytes, body: bytes) -> list[bytes]:
+    """A message as sockets send it: how many frames it has says its kind, and not what is in them."""
+    return [header, body] if header[0] in kinds.WITH_BODY else [header]
 
 
 class Network:
@@ -81,7 +114,25 @@ class Network:
         self.slow = False
         #: HELLOs arrive twice, as they do when a slow answer makes a peer say it again.
         self.stutters = False
+        #: What any receiver takes, in bytes.
+        self.frame_bytes_max = limits.FRAME_BYTES_MAX
         self._next_id = 0
+
+    def check_size(self, header: bytes, body: bytes) -> None:
+        """Raises: Violation, this costs the sender its connection."""
+        if len(header) <= limits.HEADER_BYTES_MAX and len(body) <= self.frame_bytes_max:
+            return
+        kind = header[0]
+        name = kinds.NAMES.get(kind, hex(kind))
+        most = self.frame_bytes_max
+        if kind in (kinds.SUBMIT, kinds.DISPATCH):
+            most = limits.HEADER_BYTES_MAX
+        elif kind != kinds.CHUNKS:
+            most = min(most, limits.CONTROL_BODY_BYTES_MAX)
+        if len(header) > most:
+            raise Violation(f"{name} has a first frame of {len(header)} bytes, its receiver takes {most}")
+        if len(body) > self.frame_bytes_max:
+            raise Violation(f"{name} has a body of {len(body)} bytes, its receiver takes {self.frame_bytes_max}")
 
     def delay_ms(self) -> float:
         """How long one message takes."""
@@ -118,7 +169,7 @@ class Network:
     def silence(self, link: Link) -> None:
         """Let a link die without a word; the transport notices after its own timeout."""
         link.silent = True
-        self.world.after(ZMTP_TIMEOUT_MS, lambda: self.cut(link))
+        self.world.after(limits.ZMTP_TIMEOUT_MS, lambda: self.cut(link))
 
     def hub_gone(self) -> None:
         """The hub's process died: all links break."""

@@ -13,8 +13,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 
-from zfabric.testing.checkers import Violation
 from zfabric.testing.cluster import Report, simulate
+from zfabric.testing.records import Violation
 
 #: Seeds that one process takes at a time.
 _PORTION = 20
@@ -47,7 +47,9 @@ def main() -> int:
         seeds, arguments.jobs = range(arguments.seed, arguments.seed + 1), 1
     started = time.monotonic()
     faults: Counter[str] = Counter()
+    operations: Counter[str] = Counter()
     outcomes: Counter[str] = Counter()
+    hostile: Counter[str] = Counter()
     failed: list[str] = []
     failovers = recovered = 0
     for done, report in enumerate(_reports(seeds, arguments.jobs), start=1):
@@ -56,13 +58,16 @@ def main() -> int:
             _say(f"\nBROKEN {report}\n")
         else:
             faults += report.faults
+            operations += report.operations
             outcomes += report.outcomes
+            hostile += report.hostile
             failovers += report.failovers
             recovered += report.recovered
         if done % 50 == 0 or done == len(seeds):
             _say(f"\r{done}/{len(seeds)} clusters, {len(failed)} broken, {time.monotonic() - started:.0f} s ")
     _say("\n")
-    for title, counter in (("faults", faults), ("terminals", outcomes)):
+    told = (("faults", faults), ("requests", operations), ("terminals", outcomes), ("outsiders said", hostile))
+    for title, counter in told:
         _say(f"{title}: " + ", ".join(f"{name} {count:,}" for name, count in sorted(counter.items())) + "\n")
     _say(f"failovers {failovers:,}, streams recovered after a controller's death {recovered:,}\n")
     return 1 if failed else 0

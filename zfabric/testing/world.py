@@ -20,6 +20,8 @@ class World:
         self.rng = random.Random(seed)
         self.now_ns = 1_000 * MILLISECOND
         self.steps = 0
+        #: What broke the run where it could not be raised.
+        self.broken: BaseException | None = None
         self._order = 0
         self._heap: list[tuple[int, int, Callable[[], None]]] = []
 
@@ -39,6 +41,8 @@ class World:
             self.now_ns, _, call = heapq.heappop(heap)
             self.steps += 1
             call()
+            if self.broken is not None:
+                raise self.broken
         self.now_ns = max(self.now_ns, until_ns)
 
 
