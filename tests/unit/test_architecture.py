@@ -21,8 +21,9 @@ ALLOWED: dict[str, set[str]] = {
     "limits": set(),
     "ids": set(),
     "wire": {"errors", "limits", "ids"},
+    "zmtp": {"errors"},
     "core": {"wire", "errors", "limits", "ids"},
-    "transport": {"wire", "errors", "limits", "ids"},
+    "transport": {"wire", "zmtp", "errors", "limits", "ids"},
     "controller": {"core", "transport", "wire", "errors", "limits", "ids", "version"},
     "client": {"core", "transport", "wire", "errors", "limits", "ids", "version"},
     "worker": {"core", "transport", "wire", "errors", "limits", "ids", "version"},
@@ -36,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
 #: Modules of the standard library and others that a part must not touch.
 FORBIDDEN: dict[str, set[str]] = {
     "wire": {"asyncio", "zmq", "time", "os", "random"},
+    "zmtp": {"asyncio", "zmq", "time", "os", "random", "socket", "secrets", "threading", "logging"},
     "core": {"asyncio", "zmq", "time", "threading", "logging", "os", "uuid", "secrets", "socket", "datetime"},
     "client": {"zmq"},
     "worker": {"zmq"},

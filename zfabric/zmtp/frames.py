@@ -1,0 +1,207 @@
+"""Frames: the reader that cuts them out of a stream of bytes, and the heads that announce them.
+
+The rules, with the sections of RFC 37 (ZMTP 3.1) that they are from:
+
+F1  A frame is a flags octet, a size of one octet or eight in network order, and a body of that size.        [Framing]
+F2  Bits 7 to 3 of the flags are zero.                                                                       [Framing]
+F3  MORE is zero on a command.                                                                               [Framing]
+F4  A long frame may be as small as a short one.                                                             [Framing]
+F5  A message is all of its frames up to the first without MORE. Commands may stand between messages; libzmq also puts
+    a PING between the frames of one, so they may stand there too.                                   [Formal Grammar]
+F6  Sizes and numbers that are announced are checked before a body is kept: a command's size, a frame's size, and the
+    frames and bytes of a message.                                                 [not in the RFC, which has no limits]
+
+Cost: a body that arrives in pieces is copied once, into the object that is handed out. A small frame that is cut by
+the end of a read is put before the next read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Final, NamedTuple
+
+from zfabric.zmtp.faults import FramingError, OversizeError
+
+MORE: Final = 1
+LONG: Final = 2
+COMMAND: Final = 4
+_RESERVED: Final = 0xF8
+#: A frame up to this size that is not whole yet waits in its raw form, and is read again from its start.
+_SMALL: Final = 4_096
+_LONG_HEAD: Final = 9
+
+#: Heads of short frames, by size.
+LAST_HEADS: Final = tuple(bytes((0, size)) for size in range(256))
+MORE_HEADS: Final = tuple(bytes((MORE, size)) for size in range(256))
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a peer may announce.
+
+    Attributes:
+        frame_bytes: Of one frame's body.
+        message_frames: Frames of one message.
+        message_bytes: Bodies of one message's frames together.
+        command_bytes: Of one command.
+    """
+
+    frame_bytes: int
+    message_frames: int
+    message_bytes: int
+    command_bytes: int
+
+
+class Frame(NamedTuple):
+    """One frame: its flags (MORE, COMMAND) and its body."""
+
+    flags: int
+    body: bytes
+
+
+def head(size: int, flags: int = 0) -> bytes:
+    """What stands before a body of `size` bytes."""
+    if size < 256:
+        return bytes((flags, size))
+    return bytes((flags | LONG,)) + size.to_bytes(8, "big")
+
+
+def command(name: bytes, data: bytes = b"") -> bytes:
+    """A whole command frame."""
+    body = bytes((len(name),)) + name + data
+    return head(len(body), COMMAND) + body
+
+
+class FrameReader:
+    """Cuts frames out of what is read.
+
+    `data` and `position` are open to a relay that passes frames on as they are: it may look at `data` from `position`
+    on while `between_messages` holds, and move `position` over whole frames. All else is `next`'s.
+
+    Args:
+        bounds: What is announced beyond them is an error. May be replaced between two frames.
+    """
+
+    __slots__ = ("_body", "_bytes", "_flags", "_frames", "_missing", "bounds", "data", "position")
+
+    def __init__(self, bounds: Bounds) -> None:
+        self.bounds = bounds
+        self.data = b""
+        self.position = 0
+        self._body: BytesIO | None = None
+        self._missing = 0
+        self._flags = 0
+        self._frames = 0
+        self._bytes = 0
+
+    @property
+    def between_messages(self) -> bool:
+        """Whether the next byte in `data` is the first of a message or a command."""
+        return not self._frames and self._body is None
+
+    def feed(self, data: bytes) -> None:
+        """Take what was read. `next` must have returned None before."""
+        if self._missing:
+            taken = min(self._missing, len(data))
+            assert self._body is not None
+            self._body.write(data if taken == len(data) else memoryview(data)[:taken])
+            self._missing -= taken
+            self.data, self.position = data, taken
+        elif self.position < len(self.data):
+            self.data, self.position = self.data[self.position :] + data, 0
+        else:
+            self.data, self.position = data, 0
+
+    def next(self) -> Frame | None:
+        """The next frame that is whole, None if there is none yet.
+
+        Raises:
+            FramingError: By F2 or F3.
+            OversizeError: By F6.
+        """
+        if self._body is not None:
+            return self._finish_body()
+        data, position = self.data, self.position
+        left = len(data) - position
+        if left < 2:
+            # F2 needs one octet only, and a peer that sends no more is not worth waiting for.
+            if left:
+                self._check_flags(data[position])
+            return None
+        flags = data[position]
+        if flags & LONG:  # F1
+            if left < _LONG_HEAD:
+                self._check_flags(flags)
+                return None
+            start = position + _LONG_HEAD
+            size = int.from_bytes(data[position + 1 : start], "big")
+        else:
+            start = position + 2
+            size = data[position + 1]
+        self._check_flags(flags)
+        self._check_size(flags, size)
+        end = start + size
+        if end > len(data):
+            if size > _SMALL:
+                self._begin_body(flags, start, end)
+            return None
+        self.position = end
+        self._count(flags, size)
+        return Frame(flags & ~LONG, data[start:end])
+
+    def _begin_body(self, flags: int, start: int, end: int) -> None:
+        """A large frame has begun: from here on each piece is copied once, to where it stays."""
+        # CPython hands out the buffer of a BytesIO itself if nobody else has it: `getvalue` does not copy.
+        self._body = BytesIO()
+        self._body.write(memoryview(self.data)[start:])
+        self._missing = end - len(self.data)
+        self._flags = flags
+        self.data, self.position = b"", 0
+
+    def _finish_body(self) -> Frame | None:
+        if self._missing:
+            return None
+        assert self._body is not None
+        body = self._body.getvalue()
+        self._body = None
+        self._count(self._flags, len(body))
+        return Frame(self._flags & ~LONG, body)
+
+    @staticmethod
+    def _check_flags(flags: int) -> None:
+        if flags & _RESERVED:  # F2
+            raise FramingError(f"frame has flags 0x{flags:02x}, bits 7 to 3 must be zero", flags=flags)
+        if flags & COMMAND and flags & MORE:  # F3
+            raise FramingError("a command has the MORE flag", flags=flags)
+
+    def _check_size(self, flags: int, size: int) -> None:
+        """F6."""
+        bounds = self.bounds
+        if flags & COMMAND:
+            if size > bounds.command_bytes:
+                raise OversizeError(
+                    f"command of {size} bytes, limit is {bounds.command_bytes}", bytes=size, limit=bounds.command_bytes
+                )
+            return
+        if size > bounds.frame_bytes:
+            raise OversizeError(
+                f"frame of {size} bytes, limit is {bounds.frame_bytes}", bytes=size, limit=bounds.frame_bytes
+            )
+        if self._frames >= bounds.message_frames:
+            raise OversizeError(f"message of more than {bounds.message_frames} frames", limit=bounds.message_frames)
+        if self._bytes + size > bounds.message_bytes:
+            raise OversizeError(
+                f"message of {self._bytes + size} bytes or more, limit is {bounds.message_bytes}",
+                limit=bounds.message_bytes,
+            )
+
+    def _count(self, flags: int, size: int) -> None:
+        """F5: how far the message is."""
+        if flags & COMMAND:
+            return
+        if flags & MORE:
+            self._frames += 1
+            self._bytes += size
+        else:
+            self._frames = self._bytes = 0
