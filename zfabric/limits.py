@@ -61,6 +61,8 @@ NEVER_MS: Final = 2**31 - 1
 #: ZMTP's own ping, answered by the peer's I/O thread even when its program is busy: it finds dead paths.
 ZMTP_PING_MS: Final = 1_000
 ZMTP_TIMEOUT_MS: Final = 3_000
+#: How long a connection that is given up may take to send its reason.
+PARTING_MS: Final = 500
 #: A default deadline would surprise more people than it would help; a request without one may run for ever.
 DEADLINE_MAX_MS: Final = 7 * 24 * 3_600_000
 #: A disconnect is announced just before the connection becomes unroutable; the probe that confirms it tries again
@@ -172,6 +174,20 @@ PARKED_MESSAGE_BYTES: Final = 256
 DROPPED_FRAMES_MAX: Final = 4_096
 #: libzmq's own pipes, per peer and direction, in messages: the last fuse below credits.
 SOCKET_QUEUE_MESSAGES: Final = 4_096
+#: Frames of one message. Messages have one or two; a few more are a mistake, more than that an attack on memory.
+MESSAGE_FRAMES_MAX: Final = 8
+#: A command of ZMTP: READY with its metadata is the largest that means anything.
+COMMAND_BYTES_MAX: Final = 4_096
+#: Connections whose handshake is not over, of one address (or, on ipc, one user), and of all. A thousand workers of one
+#: host that come back at once must fit; each costs a file descriptor for HANDSHAKE_MS at most.
+SOURCE_HANDSHAKES_MAX: Final = 1_024
+OPEN_HANDSHAKES_MAX: Final = 4_096
+#: Connections taken from a listener before the loop gets its turn.
+ACCEPT_BURST: Final = 64
+#: Connections that may wait in the kernel: its default of 100 is too short for a thousand peers that return at once.
+BACKLOG: Final = 4_096
+#: Without a free file descriptor a listener waits so long before it tries again.
+ACCEPT_PAUSE_MS: Final = 500
 #: Bad frames from one peer before it is ignored for the rest of its connection.
 BAD_FRAMES_MAX: Final = 64
 #: Messages handled before the loop gets its turn: about 1 ms of work.

@@ -1,5 +1,19 @@
-"""Endpoints of both transports."""
+"""Endpoints of both transports, and the loops that tests run on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import pytest
+import uvloop
 
 from tests.endpoints import endpoint, ipc, run_directory
 
 __all__ = ["endpoint", "ipc", "run_directory"]
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Drivers are tested on the loop that daemons run on, all else on asyncio's own, as users of the library may."""
+    on_uvloop = item.path.name == "test_transports.py"
+    return {"uvloop": uvloop.new_event_loop} if on_uvloop else {"asyncio": asyncio.new_event_loop}

@@ -127,7 +127,7 @@ def test_a_client_that_failed_to_open_says_the_same_again(ipc: str, monkeypatch:
 
     client = Client(ipc)
     with monkeypatch.context() as patch:
-        patch.setattr(connection_module, "DealerLink", NoLink)
+        patch.setattr(connection_module, "open_dealer", NoLink)
         for call in (client.status, client.__enter__, lambda: client.stream("echo", "x"), client.status):
             with pytest.raises(ConnectionLostError, match="too many open files"):
                 call()

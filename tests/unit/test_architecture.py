@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "limits": set(),
     "ids": set(),
     "wire": {"errors", "limits", "ids"},
-    "zmtp": {"errors"},
+    "zmtp": set(),
     "core": {"wire", "errors", "limits", "ids"},
     "transport": {"wire", "zmtp", "errors", "limits", "ids"},
     "controller": {"core", "transport", "wire", "errors", "limits", "ids", "version"},

@@ -59,6 +59,7 @@ def build(arguments: list[str]) -> cyclopts.App:
         queue_depth_max: int = limits.QUEUE_DEPTH_MAX,
         queue_bytes_max: int = limits.QUEUE_BYTES_MAX,
         client_requests_max: int = limits.CLIENT_REQUESTS_MAX,
+        transport: str | None = None,
         drain_ms: int = limits.DRAIN_MS,
         log_level: LogLevel = "info",
         log_format: LogFormat = "auto",
@@ -81,6 +82,7 @@ def build(arguments: list[str]) -> cyclopts.App:
             queue_depth_max: Waiting requests per model.
             queue_bytes_max: Bytes of all waiting requests.
             client_requests_max: Requests in flight per client.
+            transport: The driver of the sockets, libzmq or loop; $ZFABRIC_TRANSPORT, else libzmq, by default.
             drain_ms: How long a drain waits for running requests.
             log_level: debug, info, warning or error.
             log_format: console, json, or auto (by terminal).
@@ -103,6 +105,7 @@ def build(arguments: list[str]) -> cyclopts.App:
             public=public,
             key=key,
             keyring=keyring,
+            transport=transport,
             drain_ms=drain_ms,
             broker=broker,
         )

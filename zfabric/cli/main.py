@@ -41,6 +41,7 @@ keys, $ZFABRIC_KEY and $ZFABRIC_CONTROLLER_KEY name this side's secret key file 
 """
 
 Endpoint = Annotated[str | None, cyclopts.Parameter(help="The controller's endpoint.")]
+Transport = Annotated[str | None, cyclopts.Parameter(help="The driver of the socket: libzmq or loop.")]
 Json = Annotated[bool, cyclopts.Parameter(name="--json", negative=(), help="Print JSON instead of a table.")]
 Config = Annotated[
     Path | None, cyclopts.Parameter(env_var=CONFIG_VARIABLE, help="TOML file; its [client] table holds defaults.")
@@ -95,15 +96,29 @@ def _options(commands: Sequence[Callable[..., None]]) -> set[str]:
     return {"json", *(f.name for f in fields(AnswerFlags)), *(names - {"as_json", "answer"})}
 
 
-def models(kind: str = "all", *, endpoint: Endpoint = None, as_json: Json = False, config: Config = None) -> None:
+def models(
+    kind: str = "all",
+    *,
+    endpoint: Endpoint = None,
+    transport: Transport = None,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
     """List models: all, language, multimodal or embedding."""
-    with Client(endpoint) as client:
+    with Client(endpoint, transport=transport) as client:
         show(client.models(kind), _MODEL_COLUMNS, as_json=as_json, empty="no models: no worker is registered")
 
 
-def workers(*, refresh: bool = False, endpoint: Endpoint = None, as_json: Json = False, config: Config = None) -> None:
+def workers(
+    *,
+    refresh: bool = False,
+    endpoint: Endpoint = None,
+    transport: Transport = None,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
     """List workers. --refresh has them report their load first."""
-    with Client(endpoint) as client:
+    with Client(endpoint, transport=transport) as client:
         if refresh:
             client.refresh()
             # What they answer overtakes nothing, so a moment is enough.
@@ -111,9 +126,11 @@ def workers(*, refresh: bool = False, endpoint: Endpoint = None, as_json: Json =
         show(client.workers(), _WORKER_COLUMNS, as_json=as_json, empty="no workers")
 
 
-def status(*, endpoint: Endpoint = None, as_json: Json = False, config: Config = None) -> None:
+def status(
+    *, endpoint: Endpoint = None, transport: Transport = None, as_json: Json = False, config: Config = None
+) -> None:
     """The controller in figures."""
-    with Client(endpoint) as client:
+    with Client(endpoint, transport=transport) as client:
         found = client.status()
     if as_json:
         print_json(found)
@@ -129,11 +146,12 @@ def generate(
     *,
     answer: Answer = NO_FLAGS,
     endpoint: Endpoint = None,
+    transport: Transport = None,
     as_json: Json = False,
     config: Config = None,
 ) -> None:
     """Complete a prompt and print the text as it comes."""
-    with Client(endpoint) as client:
+    with Client(endpoint, transport=transport) as client:
         _print_answer(client.stream(model, _prompt(prompt), **answer.given()), as_json=as_json)
 
 
@@ -144,13 +162,14 @@ def chat(
     system: Annotated[str | None, cyclopts.Parameter(help="What the model is told before the first turn.")] = None,
     answer: Answer = NO_FLAGS,
     endpoint: Endpoint = None,
+    transport: Transport = None,
     as_json: Json = False,
     config: Config = None,
 ) -> None:
     """Talk to a chat model: one message, or a conversation until end of input. /reset begins anew, /quit ends."""
     opening: list[Message] = [{"role": "system", "content": system}] if system else []
     sampling = answer.given(max_new_tokens=_CHAT_TOKENS)
-    with Client(endpoint) as client:
+    with Client(endpoint, transport=transport) as client:
         if message is not None:
             turn = [*opening, {"role": "user", "content": message}]
             _print_answer(client.stream(model, messages=turn, **sampling), as_json=as_json)
@@ -201,11 +220,12 @@ def embed(
     /,
     *,
     endpoint: Endpoint = None,
+    transport: Transport = None,
     as_json: Json = False,
     config: Config = None,
 ) -> None:
     """Vectors of texts."""
-    with Client(endpoint) as client:
+    with Client(endpoint, transport=transport) as client:
         rows = client.embed(model, texts)
     if as_json:
         print_json([[float(value) for value in row] for row in rows])
@@ -218,18 +238,32 @@ def embed(
     show(list(zip(texts, rows, strict=True)), columns, as_json=False, empty="")
 
 
-def count(model: str, prompt: Text, *, endpoint: Endpoint = None, as_json: Json = False, config: Config = None) -> None:
+def count(
+    model: str,
+    prompt: Text,
+    *,
+    endpoint: Endpoint = None,
+    transport: Transport = None,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
     """Tokens of a prompt."""
-    with Client(endpoint) as client:
+    with Client(endpoint, transport=transport) as client:
         tokens = client.count_tokens(model, _prompt(prompt))
     print_json({"tokens": tokens} if as_json else tokens)
 
 
 def drain(
-    worker: str, *, limit_ms: int = 0, endpoint: Endpoint = None, as_json: Json = False, config: Config = None
+    worker: str,
+    *,
+    limit_ms: int = 0,
+    endpoint: Endpoint = None,
+    transport: Transport = None,
+    as_json: Json = False,
+    config: Config = None,
 ) -> None:
     """Have a worker finish what it has and leave. --limit-ms 0 is the worker's own limit."""
-    with Client(endpoint) as client:
+    with Client(endpoint, transport=transport) as client:
         name = client.drain_worker(worker, limit_ms)
     if as_json:
         print_json({"draining": name})
@@ -246,6 +280,7 @@ def operate(
     model: str = "",
     timeout: Annotated[float | None, cyclopts.Parameter(help="Seconds to wait; two minutes by default.")] = None,
     endpoint: Endpoint = None,
+    transport: Transport = None,
     config: Config = None,
 ) -> None:
     """Call an operation of a worker's backend, such as loading an adapter."""
@@ -259,7 +294,7 @@ def operate(
         given[name] = value
         with contextlib.suppress(msgspec.DecodeError):
             given[name] = msgspec.json.decode(value)
-    with Client(endpoint) as client:
+    with Client(endpoint, transport=transport) as client:
         print_json(client.operate(worker, call, model=model, timeout=timeout, **given))
 
 

@@ -25,6 +25,7 @@ from zfabric.errors import ConfigurationError, ProtocolError, RequestError
 from zfabric.limits import DEADLINE_MAX_MS
 from zfabric.transport.curve import Credentials, default_credentials
 from zfabric.transport.endpoints import check_endpoint, default_endpoint
+from zfabric.transport.links import choose
 from zfabric.wire import codec
 from zfabric.wire.payloads import EmbedResult, Outcome
 
@@ -48,6 +49,7 @@ class AsyncClient(AsyncQueries):
             that may pass. Within that time an outage is invisible.
         label: Shown to operators.
         credentials: Keys for a controller that wants them; $ZFABRIC_KEY and $ZFABRIC_CONTROLLER_KEY by default.
+        transport: The driver of the socket, "libzmq" or "loop"; $ZFABRIC_TRANSPORT by default, else libzmq.
 
     Raises:
         ConfigurationError: One of them cannot work.
@@ -65,6 +67,7 @@ class AsyncClient(AsyncQueries):
         connect_timeout_ms: int = 10_000,
         label: str = "",
         credentials: Credentials | None = None,
+        transport: str | None = None,
     ) -> None:
         try:
             timeout_ms = values.whole("connect_timeout_ms", connect_timeout_ms)
@@ -83,6 +86,7 @@ class AsyncClient(AsyncQueries):
             connect_timeout_ms=timeout_ms,
             label=taken_label,
             credentials=credentials or default_credentials(),
+            transport=choose(transport),
         )
 
     async def __aenter__(self) -> AsyncClient:

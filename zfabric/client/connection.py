@@ -22,7 +22,7 @@ from zfabric.ids import milliseconds
 from zfabric.limits import BAD_FRAMES_MAX
 from zfabric.transport.clock import monotonic_ns
 from zfabric.transport.curve import Credentials
-from zfabric.transport.dealer import DealerLink
+from zfabric.transport.links import DealerDriver, open_dealer
 from zfabric.transport.loop_timer import LoopTimer
 from zfabric.version import __version__
 from zfabric.wire.messages import Operation
@@ -37,14 +37,23 @@ class Connection:
 
     Args:
         endpoint: The controller's, checked.
-        connect_timeout_ms, label, credentials: As of `AsyncClient`.
+        connect_timeout_ms, label, credentials, transport: As of `AsyncClient`.
 
     Attributes:
         session: The protocol's state.
     """
 
-    def __init__(self, endpoint: str, *, connect_timeout_ms: int, label: str, credentials: Credentials | None) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        connect_timeout_ms: int,
+        label: str,
+        credentials: Credentials | None,
+        transport: str | None = None,
+    ) -> None:
         self.endpoint = endpoint
+        self._transport = transport
         self._credentials = credentials
         self._connect_timeout_ms = connect_timeout_ms
         self._rng = random.Random(secrets.randbits(64))
@@ -58,7 +67,7 @@ class Connection:
         )
         self._home = process.here
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._link: DealerLink | None = None
+        self._link: DealerDriver | None = None
         self._away: asyncio.TimerHandle | None = None
         self._flush_due = False
         self._closed = False
@@ -80,7 +89,7 @@ class Connection:
         self._loop = _running_loop()
         self._timer = LoopTimer(self._loop, self._tick)
         try:
-            self._link = DealerLink(self.endpoint, self, self._rng, self._credentials)
+            self._link = open_dealer(self.endpoint, self, self._rng, self._credentials, self._transport)
         except FabricError:
             raise
         except Exception as error:
@@ -106,7 +115,7 @@ class Connection:
 
     def figures(self) -> dict[str, int]:
         """What was counted."""
-        link = asdict(self._link.figures) if self._link is not None else {}
+        link = self._link.counted() if self._link is not None else {}
         return {**asdict(self.session.counters), **link, "bad_messages": self._bad_messages}
 
     # ── what is asked ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -196,7 +205,7 @@ class Connection:
         """A future on this client's loop. Raises: ClosedError on another one."""
         return self.check_loop().create_future()
 
-    def check_open(self) -> DealerLink:
+    def check_open(self) -> DealerDriver:
         """The socket. Raises: ClosedError if there is none, or in another process or on another loop than its own."""
         process.check(self._home)
         if self._link is None:

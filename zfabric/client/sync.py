@@ -32,7 +32,7 @@ class Client:
     interrupt (Ctrl-C) while a call waits ends the call's request.
 
     Args:
-        endpoint, connect_timeout_ms, label, credentials: As of `AsyncClient`.
+        endpoint, connect_timeout_ms, label, credentials, transport: As of `AsyncClient`.
 
     Raises:
         ConfigurationError: One of them cannot work.
@@ -49,9 +49,10 @@ class Client:
         connect_timeout_ms: int = 10_000,
         label: str = "",
         credentials: Credentials | None = None,
+        transport: str | None = None,
     ) -> None:
         self._client = AsyncClient(
-            endpoint, connect_timeout_ms=connect_timeout_ms, label=label, credentials=credentials
+            endpoint, connect_timeout_ms=connect_timeout_ms, label=label, credentials=credentials, transport=transport
         )
         self._thread = LoopThread(self._client.open, self._client.close)
 

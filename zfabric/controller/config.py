@@ -9,6 +9,7 @@ from zfabric import limits
 from zfabric.core.broker_config import BrokerConfig
 from zfabric.errors import ConfigurationError
 from zfabric.transport.endpoints import check_endpoint, default_endpoint, is_local
+from zfabric.transport.links import choose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,7 @@ class ControllerConfig:
         public: Listen on addresses that other hosts can reach.
         key: The controller's secret key file; with it every connection is encrypted and has to prove a known key.
         keyring: File of the known keys and what they may do (`KeyRing.load`); goes with `key`.
+        transport: The driver of its sockets, `libzmq` or `loop`; None is $ZFABRIC_TRANSPORT, else the default.
         drain_ms: How long a drain waits for running requests.
         broker: Policy, timings and bounds of the broker.
     """
@@ -28,6 +30,7 @@ class ControllerConfig:
     public: bool = False
     key: Path | None = None
     keyring: Path | None = None
+    transport: str | None = None
     drain_ms: int = limits.DRAIN_MS
     broker: BrokerConfig = field(default_factory=BrokerConfig)
 
@@ -36,6 +39,7 @@ class ControllerConfig:
             raise ConfigurationError("no endpoint is given, one at least is needed")
         if (self.key is None) != (self.keyring is None):
             raise ConfigurationError("key and keyring go together, only one of them is given")
+        choose(self.transport)
         for endpoint in self.endpoints:
             check_endpoint(endpoint, listens=True)
             if not self.public and not is_local(endpoint):

@@ -12,18 +12,19 @@ import contextlib
 import random
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final, Protocol
+from dataclasses import asdict, dataclass
+from typing import Final
 
 import zmq
 
 from zfabric import limits
-from zfabric.errors import ConfigurationError, FabricError
+from zfabric.errors import ConfigurationError
 from zfabric.transport.calls import EVENTS, LAST, MORE, POLLIN, calls_of
 from zfabric.transport.context import make_context
 from zfabric.transport.curve import Credentials
 from zfabric.transport.dialer import Dialer
 from zfabric.transport.endpoints import Endpoint, parse_endpoint
+from zfabric.transport.links import DealerReceiver
 from zfabric.transport.monitor import Happened, Monitor
 from zfabric.transport.options import set_dealer_options
 from zfabric.wire.codec import EMPTY
@@ -34,27 +35,6 @@ _WATCHDOG_S: Final = 0.25
 _RECHECK_S: Final = 0.01
 #: Copying less than this is cheaper than lending libzmq the bytes.
 _COPY_BYTES_MAX: Final = 64 * 1024
-
-
-class Receiver(Protocol):
-    """Who drives the link."""
-
-    def link_up(self) -> None:
-        """The controller is connected."""
-
-    def link_down(self) -> None:
-        """The connection is gone; the link tries again by itself, for ever."""
-
-    def link_denied(self, error: FabricError) -> None:
-        """No connection can be made before somebody changes something: keys that do not match, or an ipc directory of
-        somebody else. The link goes on trying, and tells of each try that failed so."""
-
-    def link_message(self, header: bytes, body: bytes) -> None:
-        """A message came. One that lacks its body, or has more frames than its kind, has an empty body: it does not decode,
-        and what it was about can be ended."""
-
-    def link_idle(self) -> None:
-        """All messages that were there have been handled: time to send what they led to."""
 
 
 @dataclass(slots=True)
@@ -81,7 +61,7 @@ class DealerLink:
     """
 
     def __init__(
-        self, endpoint: str, receiver: Receiver, rng: random.Random, credentials: Credentials | None = None
+        self, endpoint: str, receiver: DealerReceiver, rng: random.Random, credentials: Credentials | None = None
     ) -> None:
         self.endpoint = endpoint
         self.figures = DealerFigures()
@@ -149,6 +129,10 @@ class DealerLink:
     def congested(self) -> bool:
         """Whether sends are being held back because the pipe is full."""
         return bool(self._outbox)
+
+    def counted(self) -> dict[str, int]:
+        """What the link counted."""
+        return asdict(self.figures)
 
     # ── out ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 

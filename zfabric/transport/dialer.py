@@ -18,12 +18,13 @@ from typing import Final
 import zmq
 
 from zfabric import limits
-from zfabric.errors import AuthenticationError, ConfigurationError, FabricError, IncorrectKeyError
+from zfabric.errors import ConfigurationError, FabricError
 from zfabric.transport.addresses import dialed_hosts
 from zfabric.transport.endpoints import Endpoint, parse_endpoint, tcp_endpoint
 from zfabric.transport.greeting import mechanism_of
 from zfabric.transport.ipc import check_ipc_owner
 from zfabric.transport.monitor import Happened
+from zfabric.transport.refusals import NO_KEYS_HERE, NO_KEYS_THERE, OTHER_KEY, UNKNOWN_KEY, Refusal, refused
 
 _HANDSHAKE_FAILURES: Final = frozenset({Happened.DENIED, Happened.MISMATCH, Happened.WRONG_KEY, Happened.BROKEN})
 
@@ -211,7 +212,7 @@ class Dialer:
     def _explain(self, failure: Happened) -> None:
         self.trouble = "what listens there ended the handshake"
         if failure is Happened.DENIED:
-            self._deny(IncorrectKeyError, "does not know this key")
+            self._deny(UNKNOWN_KEY)
         elif failure is Happened.MISMATCH:
             self._deny_mismatch()
         elif self._current is not None:
@@ -231,18 +232,14 @@ class Dialer:
         elif self._has_keys:
             self._broken += 1
             if self._broken >= limits.HANDSHAKES_MAX:
-                self._deny(IncorrectKeyError, "has another key than the one that this side was given for it")
+                self._deny(OTHER_KEY)
 
     def _deny_mismatch(self) -> None:
-        if self._has_keys:
-            self._deny(AuthenticationError, "has no keys and does not encrypt; this side has a key and demands it")
-        else:
-            self._deny(AuthenticationError, "demands a key, and this side has none")
+        self._deny(NO_KEYS_THERE if self._has_keys else NO_KEYS_HERE)
 
-    def _deny(self, kind: type[FabricError], why: str) -> None:
-        text = self._endpoint.text
-        self.trouble = f"the controller {why}"
-        self._denied(kind(f"the controller at {text} {why}", endpoint=text))
+    def _deny(self, refusal: Refusal) -> None:
+        self.trouble = f"the controller {refusal[1]}"
+        self._denied(refused(refusal, self._endpoint.text))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = self._loop.create_task(work)

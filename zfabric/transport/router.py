@@ -12,9 +12,9 @@ of a frame and the number of whole messages, but not the number of frames.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Final, Protocol, cast
+from typing import ClassVar, Final, cast
 
 import zmq
 
@@ -26,6 +26,7 @@ from zfabric.transport.clock import monotonic_ns
 from zfabric.transport.context import file_limit, make_context, make_router
 from zfabric.transport.curve import ControllerKeys, start_authenticator
 from zfabric.transport.handshakes import Handshakes
+from zfabric.transport.links import RelayReceiver, Routes
 from zfabric.transport.listening import listen
 from zfabric.transport.monitor import Happened, Monitor
 from zfabric.transport.options import set_router_options
@@ -66,34 +67,6 @@ class RouterFigures:
     parked_peer_bytes_max: int = 0
 
 
-class Heard(Protocol):
-    """A peer whose lease its messages renew."""
-
-    heard_ns: int
-
-
-class Route(Protocol):
-    """Where chunks go, and who sends them."""
-
-    @property
-    def client(self) -> RoutingId: ...
-    @property
-    def worker(self) -> Heard: ...
-
-
-class Receiver(Protocol):
-    """Who takes what is not passed on."""
-
-    def link_message(self, sender: RoutingId, header: bytes, body: bytes) -> None:
-        """A message came. A large body is where libzmq has it (a zmq.Frame), to be passed on."""
-
-    def link_malformed(self, sender: RoutingId, header: bytes) -> None:
-        """A message has more or fewer frames than its kind; only the first one is handed over."""
-
-    def link_lost(self, peer: RoutingId) -> None:
-        """The reader of a chunk is gone."""
-
-
 class RouterLink:
     """One ROUTER, bound to any number of endpoints.
 
@@ -122,6 +95,8 @@ class RouterLink:
         self._dropping = False
         self._descriptors: dict[int, set[RoutingId]] = {}
         self._descriptor_of: dict[RoutingId, int] = {}
+        #: Without keys libzmq's handler calls everybody "anonymous".
+        self._guarded = keys is not None
         self._keys: dict[RoutingId, bytes] = {}
         self._suspects: list[tuple[int, RoutingId]] = []
         with contextlib.ExitStack() as made:
@@ -169,7 +144,7 @@ class RouterLink:
 
     # ── in ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def relay(self, routes: Mapping[bytes, Route], receiver: Receiver, now_ns: int, count_max: int) -> None:
+    def relay(self, routes: Routes, receiver: RelayReceiver, now_ns: int, count_max: int) -> None:
         """Read up to so many messages that are there now: chunks are passed on, the others are handed over, in order.
 
         This is the only loop over messages, so it is written out: each call in it would be a tenth of a message's cost.
@@ -216,7 +191,7 @@ class RouterLink:
             if not there:
                 receiver.link_lost(client)
 
-    def _receive_rest(self, sender: RoutingId, header: bytes, first: zmq.Frame, receiver: Receiver) -> None:
+    def _receive_rest(self, sender: RoutingId, header: bytes, first: zmq.Frame, receiver: RelayReceiver) -> None:
         """Hand over a message whose first frame is read."""
         kind = header[0] if header else 0
         last, body = first, EMPTY
@@ -333,7 +308,8 @@ class RouterLink:
 
     def _note_peer(self, peer: RoutingId, frame: zmq.Frame) -> None:
         with contextlib.suppress(zmq.ZMQError, ValueError):
-            self._keys[peer] = str(frame.get("User-Id")).encode()
+            if self._guarded:
+                self._keys[peer] = str(frame.get("User-Id")).encode()
         with contextlib.suppress(zmq.ZMQError, ValueError):
             descriptor = int(frame.get("__fd"))
             self._descriptors.setdefault(descriptor, set()).add(peer)

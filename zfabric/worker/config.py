@@ -10,6 +10,7 @@ from zfabric import limits
 from zfabric.errors import ConfigurationError
 from zfabric.transport.curve import Credentials, default_credentials
 from zfabric.transport.endpoints import check_endpoint, default_endpoint
+from zfabric.transport.links import choose
 
 
 def default_name() -> str:
@@ -29,6 +30,7 @@ class WorkerConfig:
         stream_interval: Tokens gathered into one delta after the first, which is never held back; 1 is each.
         beats: False registers a static worker, which is never removed for silence.
         credentials: Keys for a controller that wants them.
+        transport: The driver of its socket, `libzmq` or `loop`; None is $ZFABRIC_TRANSPORT, else the default.
         drain_ms: How long a drain lets running requests finish before it hands them back.
     """
 
@@ -39,10 +41,12 @@ class WorkerConfig:
     stream_interval: int = 1
     beats: bool = True
     credentials: Credentials | None = field(default_factory=default_credentials)
+    transport: str | None = None
     drain_ms: int = limits.DRAIN_MS
 
     def __post_init__(self) -> None:
         check_endpoint(self.endpoint)
+        choose(self.transport)
         if not 1 <= len(self.name) <= limits.NAME_LENGTH_MAX:
             raise ConfigurationError(f"name has {len(self.name)} characters, 1 … {limits.NAME_LENGTH_MAX} are allowed")
         if self.slots is not None and not 1 <= self.slots <= limits.SLOTS_MAX:

@@ -23,7 +23,7 @@ from zfabric.core.worker_session import (
 from zfabric.errors import BackendError, ConfigurationError, FabricError, IncorrectKeyError, WorkerLostError
 from zfabric.limits import SLOTS_MAX
 from zfabric.transport.clock import monotonic_ns
-from zfabric.transport.dealer import DealerLink
+from zfabric.transport.links import DealerDriver, open_dealer
 from zfabric.transport.loop_timer import LoopTimer
 from zfabric.version import __version__
 from zfabric.wire.messages import ModelInfo
@@ -70,7 +70,7 @@ class WorkerService:
         self._on_ready = on_ready
         self._served = ServedModels(self.config.name, backends, [()] * len(self._backends))
         self._reports = LoadReports(self._backends, self.config.slots, self._log)
-        self._link: DealerLink | None = None
+        self._link: DealerDriver | None = None
         self._flush_due = False
         self._failure: FabricError | None = None
         self._stopping = asyncio.Event()
@@ -104,7 +104,8 @@ class WorkerService:
         self._timer = LoopTimer(self._loop, self._tick)
         try:
             await self._load()
-            self._link = DealerLink(self.config.endpoint, self, rng, self.config.credentials)
+            config = self.config
+            self._link = open_dealer(config.endpoint, self, rng, config.credentials, config.transport)
             await self._stopping.wait()
         finally:
             await self._close()

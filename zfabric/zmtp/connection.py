@@ -100,7 +100,7 @@ class Connection:
         bounds: What the peer may announce.
     """
 
-    __slots__ = ("_error", "_frames", "_greeted", "_minor", "_output", "bounds", "mechanism", "reader", "ready")
+    __slots__ = ("_error", "_frames", "_minor", "_output", "bounds", "greeted", "mechanism", "reader", "ready")
 
     def __init__(self, mechanism: Mechanism, bounds: Bounds) -> None:
         self.mechanism = mechanism
@@ -109,7 +109,8 @@ class Connection:
         self.ready = False
         # Commands of a handshake are small, and nothing else may come.
         self.reader = FrameReader(replace(bounds, frame_bytes=0))
-        self._greeted = False
+        #: Whether the peer has said that it speaks ZMTP, with the same mechanism.
+        self.greeted = False
         self._minor = 1
         self._frames: list[bytes] = []
         self._error: ZmtpError | None = None
@@ -141,7 +142,7 @@ class Connection:
 
     def _next_step(self) -> Event | None:
         """Greeting and handshake."""
-        if not self._greeted and not self._read_greeting():
+        if not self.greeted and not self._read_greeting():
             return None
         while (frame := self.reader.next()) is not None:
             if not frame.flags & COMMAND:
@@ -172,7 +173,7 @@ class Connection:
                 f"the peer has mechanism {text!r}, {self.mechanism.name.decode()} is needed", mechanism=text
             )
         self._minor = data[11] if data[10] == 3 else 1  # G3
-        self._greeted = True
+        self.greeted = True
         reader.position = GREETING_BYTES
         self._output.append(self.mechanism.start())
         return True

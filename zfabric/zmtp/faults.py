@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from zfabric.errors import Detail, ProtocolError
 
+class ZmtpError(Exception):
+    """The peer's bytes break ZMTP. The connection has to be closed; `reply` is to be sent before, if there is any.
 
-class ZmtpError(ProtocolError):
-    """The peer's bytes break ZMTP. The connection has to be closed; `reply` is to be sent before, if there is any."""
+    It does not leave the driver of a connection: what a program is told is that there is no connection, and why.
 
-    def __init__(self, message: str, *, reply: bytes = b"", **details: Detail) -> None:
-        super().__init__(message, **details)
+    Args:
+        message: What was found.
+        reply: A command that tells the peer.
+        details: The message's values by name.
+    """
+
+    def __init__(self, message: str, *, reply: bytes = b"", **details: str | int) -> None:
+        super().__init__(message)
         self.reply = reply
+        self.details = details
 
 
 class GreetingError(ZmtpError):

@@ -100,6 +100,38 @@ class FrameReader:
         """Whether the next byte in `data` is the first of a message or a command."""
         return not self._frames and self._body is None
 
+    @property
+    def drained(self) -> bool:
+        """Whether `next` has nothing to look at before more is fed."""
+        return self._body is None and self.position == len(self.data)
+
+    def take_singles(self, count_max: int) -> list[bytes]:
+        """Messages of one frame that lie whole in what was read, up to the first that is anything else.
+
+        It is `next` for the most usual case, written out: a reader of many small messages lives on it.
+        """
+        found: list[bytes] = []
+        if self._frames or self._body is not None:
+            return found
+        data, position, longest = self.data, self.position, self.bounds.frame_bytes
+        read = len(data)
+        while read - position >= 2 and len(found) < count_max:
+            flags = data[position]
+            if flags == 0:
+                start = position + 2
+                end = start + data[position + 1]
+            elif flags == LONG and read - position >= _LONG_HEAD:
+                start = position + _LONG_HEAD
+                end = start + int.from_bytes(data[position + 1 : start], "big")
+            else:
+                break
+            if end > read or end - start > longest:
+                break
+            found.append(data[start:end])
+            position = end
+        self.position = position
+        return found
+
     def feed(self, data: bytes) -> None:
         """Take what was read. `next` must have returned None before."""
         if self._missing:
@@ -140,14 +172,16 @@ class FrameReader:
             start = position + 2
             size = data[position + 1]
         self._check_flags(flags)
-        self._check_size(flags, size)
+        if flags & COMMAND or self._frames or size > self.bounds.frame_bytes or size > self.bounds.message_bytes:
+            self._check_size(flags, size)
         end = start + size
         if end > len(data):
             if size > _SMALL:
                 self._begin_body(flags, start, end)
             return None
         self.position = end
-        self._count(flags, size)
+        if flags & MORE or self._frames:
+            self._count(flags, size)
         return Frame(flags & ~LONG, data[start:end])
 
     def _begin_body(self, flags: int, start: int, end: int) -> None:

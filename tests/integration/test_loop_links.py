@@ -1,0 +1,462 @@
+"""The event loop's own links against pyzmq's plain sockets: what they say is ZMTP to libzmq."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import resource
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import zmq
+import zmq.asyncio
+
+from tests.unit.test_zmtp import GREETING
+from zfabric import limits
+from zfabric.errors import ConfigurationError, EndpointInUseError, FabricError
+from zfabric.ids import RoutingId
+from zfabric.transport.curve import ControllerKeys, Credentials, KeyPair
+from zfabric.transport.loop_addresses import peer_uid
+from zfabric.transport.loop_dealer import LoopDealer
+from zfabric.transport.loop_router import LoopRouter
+from zfabric.wire.kinds import BEAT, CHUNKS, CLIENT_HELLO, DISPATCH, SUBMIT
+from zfabric.zmtp.frames import command
+from zfabric.zmtp.metadata import own_properties
+
+BEATING = bytes([BEAT]) + b"\x91\x07"
+HELLO = bytes([CLIENT_HELLO]) + b"hello"
+SUBMITTED = bytes([SUBMIT]) + b"envelope"
+DISPATCHED = bytes([DISPATCH]) + b"envelope"
+
+
+class Worker:
+    heard_ns = 0
+
+
+class Route:
+    def __init__(self, client: RoutingId) -> None:
+        self.client = client
+        self.worker = Worker()
+
+
+class AtRouter:
+    """Who drives a router's link in a test."""
+
+    def __init__(self) -> None:
+        self.messages: asyncio.Queue[tuple[RoutingId, bytes, bytes]] = asyncio.Queue()
+        self.lost: asyncio.Queue[RoutingId] = asyncio.Queue()
+        self.malformed: list[tuple[RoutingId, bytes]] = []
+        self.idle = 0
+
+    def link_message(self, sender: RoutingId, header: bytes, body: bytes) -> None:
+        self.messages.put_nowait((sender, header, bytes(body)))
+
+    def link_malformed(self, sender: RoutingId, header: bytes) -> None:
+        self.malformed.append((sender, header))
+
+    def link_lost(self, peer: RoutingId) -> None:
+        self.lost.put_nowait(peer)
+
+    def link_idle(self) -> None:
+        self.idle += 1
+
+    async def next(self) -> tuple[RoutingId, bytes, bytes]:
+        return await asyncio.wait_for(self.messages.get(), 10)
+
+
+class AtDealer:
+    """Who drives a dealer's link in a test."""
+
+    def __init__(self) -> None:
+        self.events: asyncio.Queue[Any] = asyncio.Queue()
+
+    def link_up(self) -> None:
+        self.events.put_nowait("up")
+
+    def link_down(self) -> None:
+        self.events.put_nowait("down")
+
+    def link_denied(self, error: FabricError) -> None:
+        self.events.put_nowait(type(error))
+
+    def link_message(self, header: bytes, body: bytes) -> None:
+        self.events.put_nowait((header, bytes(body)))
+
+    def link_idle(self) -> None:
+        pass
+
+    async def next(self) -> Any:
+        return await asyncio.wait_for(self.events.get(), 10)
+
+
+def pair_of_keys() -> KeyPair:
+    return KeyPair(*zmq.curve_keypair())
+
+
+@contextlib.asynccontextmanager
+async def sockets() -> AsyncIterator[zmq.asyncio.Context]:
+    context = zmq.asyncio.Context()
+    try:
+        yield context
+    finally:
+        context.destroy(linger=0)
+
+
+@contextlib.asynccontextmanager
+async def router_at(endpoint: str, keys: ControllerKeys | None = None) -> AsyncIterator[tuple[LoopRouter, AtRouter]]:
+    receiver = AtRouter()
+    link = LoopRouter((endpoint,), {}, receiver, keys)
+    try:
+        yield link, receiver
+    finally:
+        await link.close()
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+async def test_a_dealer_and_libzmqs_router(endpoint: str, guarded: bool) -> None:
+    ours, theirs = pair_of_keys(), pair_of_keys()
+    async with sockets() as context:
+        router = context.socket(zmq.ROUTER)
+        router.sndhwm = 0
+        if guarded:
+            router.curve_server, router.curve_secretkey, router.curve_publickey = True, theirs.secret, theirs.public
+        router.bind(endpoint)
+        at = AtDealer()
+        bound = router.getsockopt_string(zmq.LAST_ENDPOINT)
+        link = LoopDealer(bound, at, random.Random(1), Credentials(ours, theirs.public) if guarded else None)
+        assert await at.next() == "up"
+        body = random.Random(2).randbytes(3_000_000)
+        link.send_all([(HELLO, b""), (SUBMITTED, body), (SUBMITTED, b"")])
+        name, *frames = await router.recv_multipart()
+        assert frames == [HELLO]
+        assert (await router.recv_multipart())[1:] == [SUBMITTED, body]
+        assert (await router.recv_multipart())[1:] == [SUBMITTED, b""]
+        await router.send_multipart([name, DISPATCHED, body])
+        for _ in range(1_000):
+            await router.send_multipart([name, BEATING])
+        assert await at.next() == (DISPATCHED, body)
+        assert [await at.next() for _ in range(1_000)] == [(BEATING, b"")] * 1_000
+        link.close()
+        link.close()
+        assert not link.connected
+
+
+async def test_a_dealer_comes_back_to_a_router_that_was_away(ipc: str) -> None:
+    at = AtDealer()
+    link = LoopDealer(ipc, at, random.Random(1))
+    async with sockets() as context:
+        for _ in range(3):
+            router = context.socket(zmq.ROUTER)
+            router.bind(ipc)
+            assert await at.next() == "up"
+            router.close(linger=0)
+            assert await at.next() == "down"
+            assert not link.connected
+            link.send_all([(HELLO, b"")])
+    assert link.counted()["connections"] == 3
+    link.close()
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+async def test_a_router_and_libzmqs_dealers(endpoint: str, guarded: bool) -> None:
+    ours = pair_of_keys()
+    theirs = [pair_of_keys() for _ in range(2)]
+    keys = ControllerKeys(ours, lambda key: key in [pair.public for pair in theirs]) if guarded else None
+    async with sockets() as context, router_at(endpoint, keys) as (link, at):
+        dealers = []
+        for pair in theirs:
+            dealer = context.socket(zmq.DEALER)
+            if guarded:
+                dealer.curve_serverkey = ours.public
+                dealer.curve_secretkey, dealer.curve_publickey = pair.secret, pair.public
+            dealer.connect(link.endpoints[0])
+            dealers.append(dealer)
+        names = []
+        for dealer, pair in zip(dealers, theirs, strict=True):
+            await dealer.send(HELLO)
+            name, header, body = await at.next()
+            assert (header, body, len(name)) == (HELLO, b"", 5)
+            assert link.key_of(name) == (pair.public if guarded else b"")
+            names.append(name)
+        body = random.Random(2).randbytes(3_000_000)
+        await dealers[0].send_multipart([SUBMITTED, body])
+        assert await at.next() == (names[0], SUBMITTED, body)
+        assert link.send(names[1], DISPATCHED, body)
+        assert link.send(names[1], BEATING)
+        assert await dealers[1].recv_multipart() == [DISPATCHED, body]
+        assert await dealers[1].recv_multipart() == [BEATING]
+        await relayed(link, names, dealers)
+        dealers[0].close(linger=0)
+        assert await asyncio.wait_for(at.lost.get(), 10) == names[0]
+        assert not link.send(names[0], BEATING)
+        assert link.counted()["connections"] == 1
+
+
+async def relayed(link: LoopRouter, names: list[RoutingId], dealers: list[Any]) -> None:
+    """Chunks of all sizes go from the second dealer to the first, in order, and never to the receiver."""
+    route = Route(names[0])
+    chunk = bytes([CHUNKS]) + b"\0\0\0\x09"
+    link.routes = {names[1] + chunk: route}
+    sizes = [0, 1, 200, 250, 251, 252, 4_000, 5_000, 70_000, 400_000] * 3
+    chunks = [chunk + index.to_bytes(1, "big") * size for index, size in enumerate(sizes)]
+    for made in chunks:
+        await dealers[1].send(made)
+    assert [await asyncio.wait_for(dealers[0].recv(), 10) for _ in chunks] == chunks
+    assert route.worker.heard_ns > 0
+
+
+async def test_a_chunk_without_a_route_is_handed_over(ipc: str) -> None:
+    async with sockets() as context, router_at(ipc) as (link, at):
+        dealer = context.socket(zmq.DEALER)
+        dealer.connect(ipc)
+        for chunk in (bytes([CHUNKS]) + b"\0\0\0\x01text", bytes([CHUNKS]), b"", bytes([CHUNKS]) + b"\0\0"):
+            await dealer.send(chunk)
+            assert (await at.next())[1:] == (chunk, b"")
+        assert link.counted()["malformed"] == 0
+
+
+async def test_a_chunk_whose_reader_is_gone_tells_so(ipc: str) -> None:
+    async with sockets() as context, router_at(ipc) as (link, at):
+        dealer = context.socket(zmq.DEALER)
+        dealer.connect(ipc)
+        await dealer.send(HELLO)
+        name, _, _ = await at.next()
+        nobody = RoutingId(b"\0gone")
+        link.routes = {name + bytes([CHUNKS]) + b"\0\0\0\x01": Route(nobody)}
+        await dealer.send(bytes([CHUNKS]) + b"\0\0\0\x01text")
+        assert await asyncio.wait_for(at.lost.get(), 10) == nobody
+
+
+async def test_localhost_is_all_that_it_means_here_and_a_wildcard_is_one_port() -> None:
+    async with sockets() as context, router_at("tcp://localhost:*") as (link, at):
+        port = int(link.endpoints[0].rpartition(":")[2])
+        found = {address[0] for *_, address in socket.getaddrinfo("localhost", port, type=socket.SOCK_STREAM)}
+        for address in (f"[{host}]" if ":" in str(host) else host for host in found):
+            dealer = context.socket(zmq.DEALER)
+            dealer.ipv6 = True
+            dealer.connect(f"tcp://{address}:{port}")
+            await dealer.send(HELLO)
+            assert (await at.next())[1] == HELLO
+            dealer.close(linger=0)
+
+
+async def test_ipv6() -> None:
+    async with router_at("tcp://[::1]:*") as (link, at):
+        end = AtDealer()
+        dealer = LoopDealer(link.endpoints[0], end, random.Random(1))
+        assert await end.next() == "up"
+        dealer.send_all([(HELLO, b"")])
+        assert (await at.next())[1] == HELLO
+        dealer.close()
+
+
+async def test_an_endpoint_that_is_taken_or_unknown(ipc: str) -> None:
+    async with router_at("tcp://127.0.0.1:*") as (link, _), router_at(ipc):
+        for endpoint in (link.endpoints[0], ipc):
+            with pytest.raises(EndpointInUseError):
+                LoopRouter((endpoint,), {}, AtRouter())
+    for endpoint in ("inproc://a", "tcp://192.0.2.1:*", "ipc:///tmp/c.sock"):
+        with pytest.raises(ConfigurationError):
+            LoopRouter((endpoint,), {}, AtRouter())
+    with pytest.raises(ConfigurationError):
+        LoopDealer("inproc://a", AtDealer(), random.Random(1))
+
+
+async def test_a_reader_that_stops_is_cut_at_its_bound_and_others_are_not(ipc: str) -> None:
+    async with router_at(ipc) as (link, at):
+        quick, slow = [await asyncio.open_unix_connection(ipc.removeprefix("ipc://")) for _ in range(2)]
+        names = []
+        for reader, writer in (quick, slow):
+            await shake_hands(reader, writer)
+            writer.write(bytes([0, len(HELLO)]) + HELLO)
+            names.append((await at.next())[0])
+        slow[1].transport.pause_reading()  # type: ignore[attr-defined]
+        answer = bytes([BEAT]) + bytes(50_000)
+        sent = 0
+        while link.send(names[1], answer):
+            sent += len(answer)
+            assert sent < 4 * limits.PARKED_BYTES_MAX
+            await asyncio.sleep(0)
+        assert sent >= limits.PARKED_BYTES_MAX
+        assert link.counted()["overflowed"] == 1
+        assert link.send(names[0], BEATING)
+        assert (await quick[0].readexactly(2 + len(BEATING)))[2:] == BEATING
+        for _, writer in (quick, slow):
+            writer.close()
+
+
+async def shake_hands(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A DEALER by hand."""
+    writer.write(GREETING)
+    writer.write(command(b"READY", own_properties(b"DEALER")))
+    await reader.readexactly(64 + 43)
+
+
+async def test_large_bodies_are_not_held_against_a_reader(ipc: str) -> None:
+    """Several prompts of many megabytes wait for a worker that has asked for them."""
+    async with router_at(ipc) as (link, at):
+        reader, writer = await asyncio.open_unix_connection(ipc.removeprefix("ipc://"))
+        await shake_hands(reader, writer)
+        writer.write(bytes([0, len(HELLO)]) + HELLO)
+        name = (await at.next())[0]
+        body = bytes(9 << 20)
+        for _ in range(5):
+            assert link.send(name, DISPATCHED, body)
+            await asyncio.sleep(0)
+        for _ in range(5):
+            await reader.readexactly(2 + len(DISPATCHED) + 9 + len(body))
+        writer.close()
+
+
+async def test_a_silent_path_is_given_up_at_both_ends(ipc: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("loop_router", "loop_dealer", "loop_wire"):
+        monkeypatch.setattr(f"zfabric.transport.{module}.limits.ZMTP_PING_MS", 20)
+        monkeypatch.setattr(f"zfabric.transport.{module}.limits.ZMTP_TIMEOUT_MS", 60)
+    async with router_at(ipc) as (_, at):
+        reader, writer = await asyncio.open_unix_connection(ipc.removeprefix("ipc://"))
+        await shake_hands(reader, writer)
+        # It says nothing more: it is pinged, and cut.
+        assert b"\x04PING" in await asyncio.wait_for(reader.read(), 10)
+        assert len(await asyncio.wait_for(at.lost.get(), 10)) == 5
+        writer.close()
+    silent = await asyncio.start_unix_server(shake_hands_as_router, ipc.removeprefix("ipc://"))
+    end = AtDealer()
+    link = LoopDealer(ipc, end, random.Random(1))
+    assert [await end.next() for _ in range(2)] == ["up", "down"]
+    link.close()
+    silent.close()
+    await silent.wait_closed()
+
+
+async def shake_hands_as_router(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(GREETING)
+    writer.write(command(b"READY", own_properties(b"ROUTER")))
+    await reader.read()
+    writer.close()
+
+
+async def test_two_links_that_only_beat_stay_connected(ipc: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("loop_router", "loop_dealer", "loop_wire"):
+        monkeypatch.setattr(f"zfabric.transport.{module}.limits.ZMTP_PING_MS", 20)
+        monkeypatch.setattr(f"zfabric.transport.{module}.limits.ZMTP_TIMEOUT_MS", 200)
+    async with router_at(ipc) as (router, at):
+        end = AtDealer()
+        link = LoopDealer(ipc, end, random.Random(1))
+        assert await end.next() == "up"
+        await asyncio.sleep(0.6)
+        assert link.connected
+        assert router.counted()["connections"] == 1
+        assert at.lost.empty()
+        assert end.events.empty()
+        link.close()
+
+
+async def test_accepting_pauses_when_files_run_out_and_goes_on(ipc: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "ACCEPT_PAUSE_MS", 20)
+    told: list[dict[str, object]] = []
+    at = AtRouter()
+    link = LoopRouter((ipc,), {}, at, log=lambda event, **fields: told.append({"event": event, **fields}))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    path = ipc.removeprefix("ipc://")
+    first = await asyncio.open_unix_connection(path)
+    await shake_hands(*first)
+    second = socket.socket(socket.AF_UNIX)
+    try:
+        used = max(int(name) for name in os.listdir("/proc/self/fd"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1, hard))
+        holes = [os.dup(0) for _ in range(_free_below(used + 1))]
+        second.connect(path)
+        while link.counted()["accepting_paused"] < 3:
+            await asyncio.sleep(0.005)
+        # Who is there already does not notice.
+        first[1].write(bytes([0, len(HELLO)]) + HELLO)
+        assert (await at.next())[1] == HELLO
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for hole in holes:
+            os.close(hole)
+    assert told[0]["event"] == "accepting_paused"
+    assert "Too many open files" in str(told[0]["error"])
+    second.setblocking(False)
+    assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(second, 10), 10) == GREETING[:10]
+    second.close()
+    first[1].close()
+    await link.close()
+
+
+def _free_below(limit: int) -> int:
+    """How many descriptors a process may still open."""
+    return limit - len({int(name) for name in os.listdir("/proc/self/fd") if int(name) < limit}) + 1
+
+
+@pytest.mark.parametrize("uid", [0, os.geteuid(), 54_321])
+async def test_a_unix_socket_is_for_its_own_user_and_root(ipc: str, uid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zfabric.transport.loop_accept.peer_uid", lambda connected: uid)
+    async with router_at(ipc) as (link, _):
+        reader, writer = await asyncio.open_unix_connection(ipc.removeprefix("ipc://"))
+        allowed = uid in (0, os.geteuid())
+        assert bool(await reader.read(10)) == allowed
+        assert link.counted()["handshakes_refused"] == (not allowed)
+        writer.close()
+
+
+async def test_the_system_tells_the_uid_of_a_unix_peer() -> None:
+    one, two = socket.socketpair()
+    assert peer_uid(one) == os.geteuid()
+    one.close()
+    two.close()
+
+
+async def test_a_peers_time_to_live_is_kept(ipc: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PING asks to be cut off after so much silence: earlier than the link would by itself."""
+    for module in ("loop_router", "loop_wire"):
+        monkeypatch.setattr(f"zfabric.transport.{module}.limits.ZMTP_PING_MS", 50)
+        monkeypatch.setattr(f"zfabric.transport.{module}.limits.ZMTP_TIMEOUT_MS", 60_000)
+    async with router_at(ipc) as (_, at):
+        reader, writer = await asyncio.open_unix_connection(ipc.removeprefix("ipc://"))
+        await shake_hands(reader, writer)
+        writer.write(command(b"PING", b"\0\x01" + b"me"))
+        assert command(b"PONG", b"me") in await asyncio.wait_for(reader.read(), 10)
+        assert len(await asyncio.wait_for(at.lost.get(), 10)) == 5
+        writer.close()
+
+
+async def test_what_waits_for_a_peer_is_visible(ipc: str) -> None:
+    async with router_at(ipc) as (link, at):
+        reader, writer = await asyncio.open_unix_connection(ipc.removeprefix("ipc://"))
+        await shake_hands(reader, writer)
+        writer.write(bytes([0, len(HELLO)]) + HELLO)
+        name = (await at.next())[0]
+        assert (link.buffered(name), link.counted()["buffered_bytes"]) == (0, 0)
+        assert link.send(name, DISPATCHED, bytes(5_000_000))
+        assert link.buffered(name) > 1_000_000
+        assert link.counted()["buffered_bytes"] == link.buffered(name)
+        await reader.readexactly(5_000_000)
+        writer.close()
+
+
+async def test_a_peer_that_has_said_no_hello_has_less_room(ipc: str) -> None:
+    async with router_at(ipc) as (link, at):
+        reader, writer = await asyncio.open_unix_connection(ipc.removeprefix("ipc://"))
+        await shake_hands(reader, writer)
+        writer.write(bytes([0, len(BEATING)]) + BEATING)
+        name = (await at.next())[0]
+        link.is_known = lambda peer: peer != name
+        answer = bytes([BEAT]) + bytes(50_000)
+        sent = 0
+        while link.send(name, answer):
+            sent += len(answer)
+            assert sent < limits.PARKED_BYTES_MAX
+            link.flush()
+        assert sent >= limits.PARKED_STRANGER_BYTES_MAX
+        # Nor may it announce what only requests have.
+        other_reader, other = await asyncio.open_unix_connection(ipc.removeprefix("ipc://"))
+        await shake_hands(other_reader, other)
+        other.write(b"\x02" + (limits.CONTROL_BODY_BYTES_MAX + 1).to_bytes(8, "big"))
+        assert await asyncio.wait_for(other_reader.read(), 10) == b""
+        writer.close()
+        other.close()

@@ -1,0 +1,133 @@
+"""Taking connections: in bounded numbers, from sources that may connect, and with a pause when files run out."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from zfabric import limits
+from zfabric.transport.links import Log
+from zfabric.transport.loop_addresses import peer_uid
+from zfabric.transport.loop_wire import Wire
+
+#: What means that this process, or the host, has no room for another connection now.
+_NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Handshakes:
+    """Connections that are not proved yet, by source: an address or, on ipc, a user.
+
+    Whoever has no session can hold a file descriptor for as long as a handshake may take, so their number is bounded.
+    """
+
+    def __init__(self) -> None:
+        self.refused = 0
+        self._by_source: Counter[str] = Counter()
+        self._count = 0
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self._count
+
+    def begin(self, source: str) -> bool:
+        """Whether another of this source may begin."""
+        if self._count >= limits.OPEN_HANDSHAKES_MAX or self._by_source[source] >= limits.SOURCE_HANDSHAKES_MAX:
+            self.refused += 1
+            return False
+        self._count += 1
+        self._by_source[source] += 1
+        return True
+
+    def end(self, source: str) -> None:
+        """One is over, whatever came of it."""
+        self._count -= 1
+        self._by_source[source] -= 1
+        if not self._by_source[source]:
+            del self._by_source[source]
+
+
+class Acceptor:
+    """Takes what one listener has.
+
+    Args:
+        listener: Bound, listening, not blocking.
+        handshakes: All listeners' together.
+        make: Makes the protocol of a new connection from its source.
+        log: Told when files run out, once until they are there again.
+    """
+
+    def __init__(self, listener: socket.socket, handshakes: Handshakes, make: Callable[[str], Wire], log: Log) -> None:
+        self.pauses = 0
+        self._listener = listener
+        self._handshakes = handshakes
+        self._make = make
+        self._log = log
+        self._loop = asyncio.get_running_loop()
+        self._paused: asyncio.TimerHandle | None = None
+        self._starting: set[asyncio.Task[None]] = set()
+        self._loop.add_reader(listener, self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(limits.ACCEPT_BURST):
+            try:
+                accepted, address = self._listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno in _NO_ROOM:
+                    self._pause(error)
+                    return
+                # Whoever wanted to connect is gone already.
+                continue
+            source = self._source_of(accepted, address)
+            if source is None or not self._handshakes.begin(source):
+                accepted.close()
+                continue
+            accepted.setblocking(False)
+            task = self._loop.create_task(self._start(accepted, source))
+            self._starting.add(task)
+            task.add_done_callback(self._starting.discard)
+
+    def _source_of(self, accepted: socket.socket, address: object) -> str | None:
+        """Where a connection comes from; None if it may not: a Unix socket is for its own user, and root."""
+        if accepted.family != socket.AF_UNIX:
+            return str(address[0]) if isinstance(address, tuple) else ""
+        uid = peer_uid(accepted)
+        if uid not in (None, 0, os.geteuid()):
+            self._handshakes.refused += 1
+            return None
+        return f"uid {uid}"
+
+    async def _start(self, accepted: socket.socket, source: str) -> None:
+        wire = self._make(source)
+        try:
+            await self._loop.connect_accepted_socket(lambda: wire, accepted)
+        except OSError:
+            accepted.close()
+            self._handshakes.end(source)
+
+    def _pause(self, error: OSError) -> None:
+        """Without a pause the loop would spin: the listener stays readable."""
+        self.pauses += 1
+        self._log("accepting_paused", error=str(error), wait_ms=limits.ACCEPT_PAUSE_MS)
+        self._loop.remove_reader(self._listener)
+        self._paused = self._loop.call_later(limits.ACCEPT_PAUSE_MS / 1_000, self._resume)
+
+    def _resume(self) -> None:
+        self._paused = None
+        self._loop.add_reader(self._listener, self._accept)
+
+    def close(self) -> None:
+        """Take no more."""
+        if self._paused is not None:
+            self._paused.cancel()
+        self._loop.remove_reader(self._listener)
+        for task in self._starting:
+            task.cancel()
+        self._listener.close()

@@ -1,0 +1,228 @@
+"""The controller's link on the event loop's own transports; see `links.RouterLink`.
+
+A lost connection is asyncio's `connection_lost`, a slow peer is its transport's buffer, and what leaves for a peer in one
+turn is joined into one write: many small writes are dear on tcp.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+from zfabric import limits
+from zfabric.ids import RoutingId
+from zfabric.transport.clock import monotonic_ns
+from zfabric.transport.context import file_limit
+from zfabric.transport.curve import ControllerKeys
+from zfabric.transport.links import Log, RouterReceiver, Routes, silent
+from zfabric.transport.loop_accept import Acceptor, Handshakes
+from zfabric.transport.loop_addresses import listen
+from zfabric.transport.loop_mechanisms import RouterConnections
+from zfabric.transport.loop_peer import Peer
+from zfabric.wire.codec import EMPTY
+from zfabric.zmtp import z85
+
+
+class LoopRouter:
+    """Any number of listeners, and a peer a connection.
+
+    Args:
+        endpoints: Where to listen.
+        routes: Where chunks go.
+        receiver: Told what comes.
+        keys: Encrypt, and let only known keys in; None lets everybody in.
+        log: Called when something is wrong with the listeners.
+
+    Raises:
+        EndpointInUseError: Somebody has an endpoint.
+        ConfigurationError: An endpoint cannot be bound, or a key is none.
+    """
+
+    def __init__(
+        self,
+        endpoints: tuple[str, ...],
+        routes: Routes,
+        receiver: RouterReceiver,
+        keys: ControllerKeys | None = None,
+        log: Log = silent,
+    ) -> None:
+        self.file_limit = file_limit()
+        self.is_known: Callable[[RoutingId], bool] = lambda _: True
+        self.routes = routes
+        self.receiver = receiver
+        self.handshakes = Handshakes()
+        #: Peers with something to be sent when the turn is over.
+        self.dirty: list[Peer] = []
+        self.peers: dict[RoutingId, Peer] = {}
+        self.malformed = self.unroutable = self.overflowed = self.protocol_errors = self.denied = 0
+        self.closed = False
+        self._loop = asyncio.get_running_loop()
+        self._connections = RouterConnections(keys)
+        self._all: set[Peer] = set()
+        self._held = contextlib.ExitStack()
+        self._acceptors: list[Acceptor] = []
+        self._log = log
+        self._last = 0
+        self._flush_due = False
+        self._working = False
+        self._ticker = self._loop.call_later(limits.ZMTP_PING_MS / 1_000, self._tick)
+        try:
+            self.endpoints = tuple(self._listen(endpoint) for endpoint in endpoints)
+        except BaseException:
+            self._close_listeners()
+            self._ticker.cancel()
+            raise
+
+    def _listen(self, endpoint: str) -> str:
+        listeners, shown = listen(endpoint, self._held)
+        for listener in listeners:
+            self._acceptors.append(Acceptor(listener, self.handshakes, self._make_peer, self._log))
+        return shown
+
+    # ── peers ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _make_peer(self, source: str) -> Peer:
+        peer = Peer(self, self._connections.make(), source, self._loop)
+        self._all.add(peer)
+        return peer
+
+    def admit(self, peer: Peer) -> RoutingId:
+        """A handshake is over: the peer gets a name, five octets of which the first is zero, as libzmq's are."""
+        while True:
+            self._last = (self._last + 1) & 0xFFFF_FFFF
+            name = RoutingId(b"\0" + self._last.to_bytes(4, "big"))
+            if name not in self.peers:
+                self.peers[name] = peer
+                return name
+
+    def gone(self, peer: Peer) -> None:
+        """A connection is closed."""
+        self._all.discard(peer)
+        if not self.closed and peer.name and self.peers.pop(peer.name, None) is not None:
+            self.receiver.link_lost(peer.name)
+            self.settle()
+
+    def lose(self, peer: RoutingId) -> None:
+        """A peer does not read, or is not there any more: it is told to the receiver."""
+        self.forget(peer)
+        if not self.closed:
+            self.receiver.link_lost(peer)
+            self._loop.call_soon(self.settle)
+
+    def forget(self, peer: RoutingId) -> None:
+        """Drop a peer, and its connection if there is one."""
+        found = self.peers.pop(peer, None)
+        if found is not None:
+            found.abort()
+
+    def key_of(self, peer: RoutingId) -> bytes:
+        """The public key (Z85) that a peer has proved; empty without encryption."""
+        found = self.peers.get(peer)
+        return z85.encode(found.key) if found is not None and found.key else b""
+
+    def buffered(self, peer: RoutingId) -> int:
+        """Bytes that wait for a peer."""
+        found = self.peers.get(peer)
+        return found.buffered if found is not None else 0
+
+    def counted(self) -> dict[str, int]:
+        """What the link counted, and how much is kept now."""
+        return {
+            "malformed": self.malformed,
+            "unroutable": self.unroutable,
+            "overflowed": self.overflowed,
+            "protocol_errors": self.protocol_errors,
+            "denied": self.denied,
+            "connections": len(self.peers),
+            "handshakes": self.handshakes.count,
+            "handshakes_refused": self.handshakes.refused,
+            "accepting_paused": sum(acceptor.pauses for acceptor in self._acceptors),
+            "buffered_bytes": sum(peer.buffered for peer in self.peers.values() if peer.full),
+        }
+
+    # ── out ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def send(self, to: RoutingId, header: bytes, body: bytes = EMPTY) -> bool:
+        """Send in order, at the end of this turn. False if the peer is gone, or too much is kept for it."""
+        peer = self.peers.get(to)
+        if peer is None:
+            self.unroutable += 1
+            return False
+        if peer.full and peer.overflows():
+            self.overflowed += 1
+            self.forget(to)
+            return False
+        peer.put(header, body)
+        if not self._working and not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush_now)
+        return True
+
+    def take_waiting(self, then: Callable[[], None]) -> None:
+        """Call back when the loop has looked at all connections once more."""
+        # A timer's turn may come before the loop reads; what is called soon then, too. What that calls soon comes after.
+        self._loop.call_soon(self._loop.call_soon, self._settle_after, then)
+
+    def _settle_after(self, then: Callable[[], None]) -> None:
+        if not self.closed:
+            self._working = True
+            then()
+            self.settle()
+
+    def begin(self) -> None:
+        """A peer's bytes are being handled: what is sent meanwhile leaves when that is over."""
+        self._working = True
+
+    def settle(self) -> None:
+        """What came has been handled: have the receiver send what it led to, and flush."""
+        if not self.closed:
+            self.receiver.link_idle()
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what is due, a joined write a peer."""
+        self._working = False
+        while self.dirty:
+            dirty, self.dirty = self.dirty, []
+            for peer in dirty:
+                peer.flush()
+
+    def _flush_now(self) -> None:
+        self._flush_due = False
+        self.flush()
+
+    def now_ns(self) -> int:
+        """When a worker was heard."""
+        return monotonic_ns()
+
+    # ── time, end ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _tick(self) -> None:
+        self.flush()
+        for peer in list(self.peers.values()):
+            peer.tick()
+        self._ticker = self._loop.call_later(limits.ZMTP_PING_MS / 1_000, self._tick)
+
+    def _close_listeners(self) -> None:
+        for acceptor in self._acceptors:
+            acceptor.close()
+        self._held.close()
+
+    async def close(self) -> None:
+        """Let what was sent leave for a moment, then close all connections and listeners. Safe to call twice."""
+        if self.closed:
+            return
+        self.closed = True
+        self.flush()
+        self._ticker.cancel()
+        self._close_listeners()
+        for peer in list(self._all):
+            peer.close()
+        # Transports write what they have, and close, in the loop's next turns; those whose peer does not read are cut.
+        deadline = self._loop.time() + limits.PARTING_MS / 1_000
+        while self._all and self._loop.time() < deadline:  # noqa: ASYNC110 — the end of any number of peers, once
+            await asyncio.sleep(0.001)
+        for peer in list(self._all):
+            peer.abort()
+        await asyncio.sleep(0)

@@ -1,0 +1,221 @@
+"""One connection on the event loop: its transport, its ZMTP, its pings. Both sides' connections are made from this."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections import deque
+from typing import Final, cast
+
+from zfabric import limits
+from zfabric.zmtp.connection import Connection, Message, Ping, Pong, Ready
+from zfabric.zmtp.faults import ZmtpError
+
+#: Time to live that is sent with a ping, in ZMTP's tenths of a second.
+_PING_TTL: Final = limits.ZMTP_TIMEOUT_MS // 100
+#: From here on asyncio calls a transport's buffer full; what that means is decided by whoever sends.
+_FULL_BYTES: Final = 64 * 1024
+
+
+class Wire(asyncio.Protocol):
+    """What both sides' connections do: feed ZMTP, answer it, and find a path that has died.
+
+    Args:
+        connection: New.
+        loop: The running loop.
+    """
+
+    def __init__(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
+        self.connection = connection
+        #: Whether the transport's buffer is full.
+        self.full = False
+        self.ended = False
+        #: Why, if the peer broke the protocol or refuses us.
+        self.error: ZmtpError | None = None
+        self._loop = loop
+        self._transport: asyncio.Transport | None = None
+        self._unread: deque[bytes] = deque()
+        self._working = False
+        self._heard = True
+        self._silent_ms = 0
+        self._silence_ms_max = limits.ZMTP_TIMEOUT_MS
+        self._timer: asyncio.TimerHandle | None = None
+
+    # ── for whoever makes one ───────────────────────────────────────────────────────────────────────────────────────
+
+    def became_ready(self, ready: Ready) -> None:
+        """The handshake is over."""
+
+    def message(self, frames: Message) -> None:
+        """A message came."""
+
+    def take_many(self, count_max: int) -> int:
+        """Before each event: a chance to take many messages at once. Returns how many of the burst they are."""
+        return 0
+
+    def worked(self) -> None:
+        """What was there has been handled."""
+
+    def lost(self) -> None:
+        """The connection is gone."""
+
+    # ── asyncio ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = made = cast(asyncio.Transport, transport)
+        made.set_write_buffer_limits(high=_FULL_BYTES)
+        with contextlib.suppress(OSError, AttributeError):
+            wire = made.get_extra_info("socket")
+            if wire.family in (socket.AF_INET, socket.AF_INET6):
+                wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                wire.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._timer = self._loop.call_later(limits.HANDSHAKE_MS / 1_000, self.abort)
+        made.write(self.connection.take_output())
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = True
+        if self._working:
+            self._unread.append(data)
+            return
+        self.connection.feed(data)
+        self._work()
+
+    def _work(self) -> None:
+        """Handle what was read, up to a bound, then let the loop turn."""
+        if self.ended:
+            return
+        self._working = False
+        connection = self.connection
+        try:
+            left = limits.BURST_MESSAGES_MAX
+            while left > 0:
+                if connection.ready:
+                    left -= self.take_many(left)
+                    if self.ended or (connection.reader.drained and not self._unread):
+                        break
+                left -= 1
+                event = connection.next_event()
+                if type(event) is list:
+                    self.message(event)
+                elif event is None:
+                    self._answer()
+                    if not self._unread:
+                        break
+                    connection.feed(self._unread.popleft())
+                else:
+                    self._note(event)
+                if self.ended:
+                    break
+            else:
+                self._go_on_later()
+        except ZmtpError as error:
+            self._fail(error)
+        self.worked()
+
+    def _go_on_later(self) -> None:
+        self._working = True
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+        self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if not self.ended:
+            self._work()
+            wire = self._transport
+            if not self._working and wire is not None and not wire.is_closing():
+                wire.resume_reading()
+
+    def _note(self, event: Message | Ready | Ping | Pong) -> None:
+        if isinstance(event, Ping):
+            # Its time to live is a wish to be cut off earlier than we would; tenths of a second, in steps of our pings.
+            self._silence_ms_max = min(limits.ZMTP_TIMEOUT_MS, event.ttl * 100 or limits.ZMTP_TIMEOUT_MS)
+        self._answer()
+        if isinstance(event, Ready):
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            self.became_ready(event)
+
+    def _answer(self) -> None:
+        """Send what ZMTP itself has to say."""
+        output = self.connection.take_output()
+        if output:
+            self.write(output)
+
+    def _fail(self, error: ZmtpError) -> None:
+        """The peer broke the protocol: tell it why, if ZMTP has a word for it, and go."""
+        self.error = error
+        self._answer()
+        if not self.ended and self._transport is not None:
+            self._transport.close()
+            if self._timer is not None:
+                self._timer.cancel()
+            # A peer that does not read would keep a transport that closes for ever.
+            self._timer = self._loop.call_later(limits.PARTING_MS / 1_000, self.abort)
+
+    def pause_writing(self) -> None:
+        self.full = True
+
+    def resume_writing(self) -> None:
+        self.full = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        # Who is gone may have said something before, and be it goodbye.
+        while self._working and not self.ended:
+            self._work()
+        self._end()
+        self.lost()
+
+    def _end(self) -> None:
+        self.ended = True
+        self._unread.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # ── out ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def write(self, data: bytes) -> None:
+        """Send bytes that are ZMTP already."""
+        if self._transport is not None and not self.ended:
+            self._transport.write(data)
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that the kernel has not taken."""
+        return self._transport.get_write_buffer_size() if self._transport is not None and not self.ended else 0
+
+    def tick(self) -> None:
+        """Every `ZMTP_PING_MS`: give up a path that is silent for too long, and ask again.
+
+        Silence is counted in ticks, not by the clock: a process that stood still has not listened, so it must not take its
+        own absence for the peer's.
+        """
+        if self.ended or not self.connection.ready:
+            return
+        if self._heard:
+            self._heard = False
+            self._silent_ms = 0
+        else:
+            self._silent_ms += limits.ZMTP_PING_MS
+            if self._silent_ms >= self._silence_ms_max:
+                self.abort()
+                return
+        ping = self.connection.ping(_PING_TTL)
+        if ping:
+            self.write(ping)
+
+    def abort(self) -> None:
+        """Close at once; what is buffered is lost. `lost` is called in the loop's next turn."""
+        self.ended = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def close(self) -> None:
+        """Close when the kernel has taken what is buffered, or soon without."""
+        if self._transport is not None and not self.ended:
+            self._transport.close()
+            if self._timer is None:
+                self._timer = self._loop.call_later(limits.PARTING_MS / 1_000, self.abort)
