@@ -48,6 +48,7 @@ class Side:
         self._dealers = dealers
         self._guarded = guarded
         self.made: list[DealerDriver] = []
+        self.logged: list[dict[str, object]] = []
 
     def dealer(self, keys: KeyPair = KNOWN, server: KeyPair = SERVER) -> tuple[DealerDriver, AtDealer]:
         at = AtDealer()
@@ -89,8 +90,12 @@ async def side(endpoint: str, router: Transport, dealer: Transport, guarded: boo
     at = AtRouter()
     routes: dict[bytes, Any] = {}
     keys = ControllerKeys(SERVER, lambda key: key == KNOWN.public) if guarded else None
-    link = open_router((endpoint,), routes, at, keys=keys, transport=router)
+    logged: list[dict[str, object]] = []
+    link = open_router(
+        (endpoint,), routes, at, keys=keys, transport=router, log=lambda event, **fields: logged.append(fields)
+    )
     made = Side(link, at, dealer, guarded)
+    made.logged = logged
     made.routes = routes
     try:
         yield made
@@ -187,9 +192,12 @@ async def test_a_key_that_is_not_known_and_a_server_that_is_another(
     async with side(endpoint, router, dealer, guarded=True) as made:
         _, at = made.dealer(STRANGER)
         assert await at.next() is IncorrectKeyError
+        assert made.logged[0] == {"reason": "the peer's key is not in the keyring", "count": 1}
         other, lost = made.dealer(KNOWN, STRANGER)
         assert await lost.next() is IncorrectKeyError
         assert "another key" in other.trouble
+        assert made.logged[1]["reason"] == "the peer expects another controller's key"
+        assert made.link.counted()["handshakes_failed"] >= 4
         await made.greeted()
         assert made.at.messages.empty()
 

@@ -20,6 +20,7 @@ _LEVELS: Final[dict[str, int]] = {
     "drain_limit_reached": logging.WARNING,
     "file_limit_low": logging.WARNING,
     "engine_restarted": logging.WARNING,
+    "accepting_paused": logging.WARNING,
     "handshake_failed": logging.WARNING,
     "refused": logging.WARNING,
     "backend_error": logging.ERROR,

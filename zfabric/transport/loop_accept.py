@@ -69,6 +69,7 @@ class Acceptor:
         self._make = make
         self._log = log
         self._loop = asyncio.get_running_loop()
+        self._told = False
         self._paused: asyncio.TimerHandle | None = None
         self._starting: set[asyncio.Task[None]] = set()
         self._loop.add_reader(listener, self._accept)
@@ -85,6 +86,7 @@ class Acceptor:
                     return
                 # Whoever wanted to connect is gone already.
                 continue
+            self._told = False
             source = self._source_of(accepted, address)
             if source is None or not self._handshakes.begin(source):
                 accepted.close()
@@ -115,7 +117,9 @@ class Acceptor:
     def _pause(self, error: OSError) -> None:
         """Without a pause the loop would spin: the listener stays readable."""
         self.pauses += 1
-        self._log("accepting_paused", error=str(error), wait_ms=limits.ACCEPT_PAUSE_MS)
+        if not self._told:
+            self._told = True
+            self._log("accepting_paused", error=str(error), wait_ms=limits.ACCEPT_PAUSE_MS)
         self._loop.remove_reader(self._listener)
         self._paused = self._loop.call_later(limits.ACCEPT_PAUSE_MS / 1_000, self._resume)
 

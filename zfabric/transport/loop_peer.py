@@ -9,10 +9,11 @@ from zfabric import limits
 from zfabric.ids import RoutingId
 from zfabric.transport.loop_mechanisms import SESSION_BOUNDS
 from zfabric.transport.loop_wire import Wire
+from zfabric.transport.monitor import Happened
 from zfabric.wire.codec import EMPTY, ROUTE_BYTES
 from zfabric.wire.kinds import CHUNKS, CLIENT_HELLO, WITH_BODY, WORKER_HELLO
 from zfabric.zmtp.connection import Connection, Message, Ready
-from zfabric.zmtp.faults import DeniedError
+from zfabric.zmtp.faults import DeniedError, GreetingError, HandshakeError
 from zfabric.zmtp.frames import LONG, MORE, head
 
 if TYPE_CHECKING:
@@ -146,12 +147,20 @@ class Peer(Wire):
         if not self.name:
             router.handshakes.end(self._source)
         if self.error is not None:
-            if isinstance(self.error, DeniedError):
-                router.denied += 1
-            else:
-                router.protocol_errors += 1
+            router.protocol_errors += 1
+        if not self.name and not router.closed:
+            router.handshake_failed(self._what_failed())
         self._out.clear()
         router.gone(self)
+
+    def _what_failed(self) -> Happened:
+        error = self.error
+        if isinstance(error, DeniedError):
+            return Happened.DENIED
+        if isinstance(error, GreetingError) and "mechanism" in error.details:
+            return Happened.MISMATCH
+        # A HELLO that cannot be opened was made for another server.
+        return Happened.WRONG_KEY if isinstance(error, HandshakeError) and "HELLO" in str(error) else Happened.BROKEN
 
     # ── out ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 

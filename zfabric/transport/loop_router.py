@@ -15,11 +15,13 @@ from zfabric.ids import RoutingId
 from zfabric.transport.clock import monotonic_ns
 from zfabric.transport.context import file_limit
 from zfabric.transport.curve import ControllerKeys
+from zfabric.transport.handshakes import Handshakes as FailedHandshakes
 from zfabric.transport.links import Log, RouterReceiver, Routes, silent
 from zfabric.transport.loop_accept import Acceptor, Handshakes
 from zfabric.transport.loop_addresses import listen
 from zfabric.transport.loop_mechanisms import RouterConnections
 from zfabric.transport.loop_peer import Peer
+from zfabric.transport.monitor import Happened
 from zfabric.wire.codec import EMPTY
 from zfabric.zmtp import z85
 
@@ -55,10 +57,11 @@ class LoopRouter:
         #: Peers with something to be sent when the turn is over.
         self.dirty: list[Peer] = []
         self.peers: dict[RoutingId, Peer] = {}
-        self.malformed = self.unroutable = self.overflowed = self.protocol_errors = self.denied = 0
+        self.malformed = self.unroutable = self.overflowed = self.protocol_errors = 0
         self.closed = False
         self._loop = asyncio.get_running_loop()
         self._connections = RouterConnections(keys)
+        self._failures = FailedHandshakes(has_keys=keys is not None)
         self._all: set[Peer] = set()
         self._held = contextlib.ExitStack()
         self._acceptors: list[Acceptor] = []
@@ -103,6 +106,15 @@ class LoopRouter:
             self.receiver.link_lost(peer.name)
             self.settle()
 
+    def handshake_failed(self, what: Happened) -> None:
+        """A connection got no further: count it, and tell the operator what has to be mended."""
+        self._failures.note(what)
+        self._tell_failures()
+
+    def _tell_failures(self) -> None:
+        for reason, count in self._failures.due(monotonic_ns()):
+            self._log("handshake_failed", reason=reason, count=count)
+
     def lose(self, peer: RoutingId) -> None:
         """A peer does not read, or is not there any more: it is told to the receiver."""
         self.forget(peer)
@@ -133,7 +145,7 @@ class LoopRouter:
             "unroutable": self.unroutable,
             "overflowed": self.overflowed,
             "protocol_errors": self.protocol_errors,
-            "denied": self.denied,
+            "handshakes_failed": self._failures.failed,
             "connections": len(self.peers),
             "handshakes": self.handshakes.count,
             "handshakes_refused": self.handshakes.refused,
@@ -200,6 +212,7 @@ class LoopRouter:
 
     def _tick(self) -> None:
         self.flush()
+        self._tell_failures()
         for peer in list(self.peers.values()):
             peer.tick()
         self._ticker = self._loop.call_later(limits.ZMTP_PING_MS / 1_000, self._tick)
