@@ -294,7 +294,7 @@ async def test_a_message_without_end_reaches_nobody(run_directory: Path) -> None
         assert made.controller.broker.bad_frames == 0
         assert (await client.generate("echo", "a b", max_new_tokens=2)).text == "a b "
         if not link.bounds_messages:
-            assert link.figures.malformed == 0
+            assert link.counted()["malformed"] == 0
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="elsewhere only the daemons seed rand()")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Literal, Protocol, get_args
+from typing import Any, ClassVar, Final, Literal, Protocol, get_args
 
 from zfabric.errors import ConfigurationError, FabricError
 from zfabric.ids import RoutingId
@@ -75,6 +75,8 @@ class RouterDriver(Protocol):
     It works from when it is opened, on the running loop.
     """
 
+    #: Whether a message of too many frames ends its connection before all of them were kept.
+    bounds_messages: ClassVar[bool]
     #: Where it listens, with wildcards resolved.
     endpoints: tuple[str, ...]
     #: Files that this process may have open, a connection each; None where that is not known.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from typing import ClassVar
 
 from zfabric import limits
 from zfabric.ids import RoutingId
@@ -40,6 +41,8 @@ class LoopRouter:
         EndpointInUseError: Somebody has an endpoint.
         ConfigurationError: An endpoint cannot be bound, or a key is none.
     """
+
+    bounds_messages: ClassVar[bool] = True
 
     def __init__(
         self,

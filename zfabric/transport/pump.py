@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Final
+from typing import ClassVar, Final
 
 from zfabric import limits
 from zfabric.ids import RoutingId
@@ -37,6 +37,8 @@ class PumpedRouter:
         receiver: Told what comes.
         log: Told of handshakes that failed.
     """
+
+    bounds_messages: ClassVar[bool] = RouterLink.bounds_messages
 
     def __init__(
         self,
