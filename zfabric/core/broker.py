@@ -171,8 +171,10 @@ class Broker:
 
     @property
     def in_flight(self) -> int:
-        """Requests that have not had their terminal."""
-        return sum(len(client.requests) for client in self.registry.clients.values())
+        """Requests that have not had their terminal, and those that a lost worker had and their clients are about to submit
+        again."""
+        since_ns = self.timers.now_ns - milliseconds(self.config.claim_ms)
+        return sum(len(client.requests) + client.coming_back(since_ns) for client in self.registry.clients.values())
 
     def _recovered(self) -> None:
         self.recovery.finish()

@@ -184,7 +184,7 @@ class Endings:
             self._set_aside(request)
         else:
             if code in FAILOVER_CODES:
-                _remember(request)
+                self._remember(request)
             request.state = advance(request.state, RequestEvent.ENDED)
             self.retire(request)
 
@@ -329,7 +329,7 @@ class Endings:
         told: list[tuple[ClientPeer | None, Notice]] = []
         carried: list[Request] = []
         for request in list(worker.live.values()):
-            _remember(request)
+            self._remember(request)
             before, request.state = request.state, advance(request.state, RequestEvent.WORKER_LOST)
             cancelled = before is RequestState.CANCELLING
             if before not in TERMINAL_GIVEN:
@@ -353,7 +353,7 @@ class Endings:
         running = [request for request in live if request.state not in TERMINAL_GIVEN]
         self._tell((request.client, Notice(request.request, request.attempt, error)) for request in running)
         for request in running:
-            _remember(request)
+            self._remember(request)
         self.abandon(running)
 
     def _tell(self, told: Iterable[tuple[ClientPeer | None, Notice]]) -> None:
@@ -365,8 +365,7 @@ class Endings:
         for client, lines in notices.values():
             self._outbox.end_all(client, lines)
 
-
-def _remember(request: Request) -> None:
-    """An attempt is about to end through no fault of its client's, who may submit the next."""
-    if request.client is not None and request.state in _CARRIED:
-        request.client.remember(request)
+    def _remember(self, request: Request) -> None:
+        """An attempt is about to end through no fault of its client's, who may submit the next."""
+        if request.client is not None and request.state in _CARRIED:
+            request.client.remember(request, self._timers.now_ns)
