@@ -12,7 +12,7 @@ import pytest
 
 from zfabric import BaseModelWorker
 from zfabric.limits import FRAME_BYTES_MAX
-from zfabric.transport.dealer import Receiver
+from zfabric.transport.links import DealerReceiver
 from zfabric.wire import codec, kinds
 from zfabric.wire.messages import Abort, Dispatch, End, Load, Welcome, WorkerHello
 from zfabric.wire.payloads import AnyRequest, Chunk, EmbedRequest, GenerateRequest, OperateRequest, Outcome
@@ -41,11 +41,11 @@ class BareWorker:
         self.loads: list[Load] = []
         self.beat_ms = 20
         self._heard = asyncio.Event()
-        self._receiver: Receiver | None = None
+        self._receiver: DealerReceiver | None = None
 
     # ── the link's side ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def link(self, endpoint: str, receiver: Receiver, rng: random.Random, credentials: object = None) -> BareWorker:
+    def link(self, endpoint: str, receiver: DealerReceiver, rng: random.Random, credentials: object = None) -> BareWorker:
         """Called as `DealerLink`."""
         self._receiver = receiver
 

@@ -12,11 +12,12 @@ from tests.peers import FakeFabric, model
 from zfabric.core.hosting import Hosting
 from zfabric.core.registry import Request, WorkerState
 from zfabric.errors import WorkerDrainingError
+from zfabric.ids import milliseconds
 from zfabric.limits import MODEL_MEMORY_MS, UNTAKEN_MS
 from zfabric.testing.checkers import check_bounds, check_rest
 from zfabric.wire.messages import ModelInfo, Operation
 
-NAMES = ("a", "b", "c")
+NAMES = ("a", "b")
 WORKERS = ("w0", "w1", "w2")
 CLIENTS = ("alice", "bob")
 
@@ -185,6 +186,23 @@ class DeskMachine(RuleBasedStateMachine):
             assert taken or supply.timer is not None or request.model.forget is not None or queues.recovering
 
     @invariant()
+    def nothing_waits_for_what_nobody_can_do(self) -> None:
+        """Unless somebody could until lately, or everybody is only coming, or nobody serves the name at all."""
+        broker = self.fabric.broker
+        remembered_ns = milliseconds(MODEL_MEMORY_MS)
+        for request in self.fabric.waiting():
+            assert request.model is not None
+            supply = request.model.supplies[request.demand]
+            lately = supply.expected and supply.absent_ns is not None
+            lately = lately and self.fabric.now_ns - (supply.absent_ns or 0) < remembered_ns
+            if request.model.hosts:
+                possible = any(able(host, request) for host in self.hosts_of(request))
+                assert possible or lately or broker.desk.queues.recovering
+            elif not request.resume_from:
+                found = broker.registry.find(request.asked)
+                assert found is request.model or found is None or not found.hosts
+
+    @invariant()
     def tables_agree(self) -> None:
         broker = self.fabric.broker
         check_bounds(broker)
@@ -257,4 +275,4 @@ def has_slot(host: Hosting) -> bool:
 
 
 TestDesk = DeskMachine.TestCase
-TestDesk.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestDesk.settings = settings(max_examples=120, stateful_step_count=70, deadline=None)

@@ -203,3 +203,15 @@ def test_the_name_of_a_call_to_one_worker_is_the_model_there(fabric: FakeFabric)
     fabric.submit("alice", 4, "operate", model="c", worker="w")
     assert [(call.request, call.model) for call in fabric.dispatches["w"]] == [(1, "b"), (2, "a"), (3, "")]
     assert fabric.ended("alice") == [(4, UnknownModelError)]
+
+
+def test_one_worker_is_asked_for_what_it_can_do_now(fabric: FakeFabric) -> None:
+    fabric.worker("w", model("a", "generate"), slots=1)
+    fabric.submit("alice", 1, "embed", model="a", worker="w")
+    fabric.submit("alice", 2, model="", worker="w")
+    fabric.submit("alice", 3, model="a", worker="w")
+    fabric.submit("alice", 4, model="a", worker="w")
+    fabric.submit("alice", 5, "operate", model="a", worker="w")
+    assert fabric.taken("w") == [3, 5]
+    assert fabric.ended("alice") == [(1, UnsupportedOperationError), (2, UnknownModelError), (4, NoWorkerError)]
+    assert fabric.broker.registry.workers["w"].hosts["a"].in_flight == 1

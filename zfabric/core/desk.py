@@ -23,6 +23,7 @@ client has in flight, but for the end of that client, and for lists, which cost 
 | loss of a client | O(log n) for each of its requests |
 | last host of a model leaves, or a name moves | O(log n) for each request that moves with it |
 | end of a model's memory, or of what nobody can do | O(log n) for each request that ends |
+| each turn while the controller drains | O(clients) |
 | queries: `models`, `workers`, `status` | O(all hostings), O(workers), O(workers + models) |
 | a chunk | O(1): one look into the routes |
 """
@@ -38,7 +39,7 @@ from zfabric.core.dispatch import Chooser
 from zfabric.core.endings import DeskCounters, Endings
 from zfabric.core.hosting import Demand, Hosting, Model
 from zfabric.core.outbox import Outbox
-from zfabric.core.queues import Queues, cannot_continue
+from zfabric.core.queues import Queues, cannot_continue, cannot_serve
 from zfabric.core.registry import ClientPeer, Registry, Request, WorkerPeer
 from zfabric.core.request_state import RequestEvent, RequestState, advance
 from zfabric.core.routes import Routes
@@ -104,12 +105,12 @@ class RequestDesk:
         if known is not None and known.attempt >= envelope.attempt:
             return
         worker: WorkerPeer | None = None
-        host: Hosting | None = None
+        model: Model | None = None
         try:
             place = self._replace(client, envelope, known)
             self._admit(client, envelope, place)
             if envelope.worker:
-                worker, model = self._worker_asked(client, envelope)
+                worker, host = self._worker_asked(client, envelope)
             else:
                 model = self._model_asked(client, envelope, place)
                 host = self._choose(model, demand_of(envelope), now_ns)
@@ -121,11 +122,11 @@ class RequestDesk:
             return
         self.counters.submitted += 1
         request = self._accept(client, envelope, body, place, now_ns)
+        if host is not None:
+            worker, model = host.worker, host.model
         request.model = model
         if worker is not None:
-            self._send_to(request, worker, None, now_ns)
-        elif host is not None:
-            self._send_to(request, host.worker, host, now_ns)
+            self._send_to(request, worker, host, now_ns)
         else:
             assert model is not None
             self.queues.add(model, request)
@@ -166,26 +167,35 @@ class RequestDesk:
                 in_flight=len(client.requests),
             )
 
-    def _worker_asked(self, client: ClientPeer, envelope: Submit) -> tuple[WorkerPeer, Model | None]:
-        """The one worker that will do, and its model where one is named. Raises: FabricError, if there is none."""
+    def _worker_asked(self, client: ClientPeer, envelope: Submit) -> tuple[WorkerPeer, Hosting | None]:
+        """The one worker that will do, and what it hosts where a model is named. Raises: FabricError, if there is none.
+
+        An operator's call needs no slot. Anything else does, and is not queued for one worker.
+        """
         client.grant.check_operator("a call to one worker")
         worker = self._registry.workers.get(envelope.worker)
         if worker is None:
             raise NoWorkerError(f"no worker is named {envelope.worker!r}", worker=envelope.worker)
-        if not envelope.model:
+        call = envelope.operation == "operate"
+        if call and not envelope.model:
             return worker, None
         client.grant.check_model(envelope.model)
-        hosting = worker.hosts.get(envelope.model)
-        if hosting is None:
-            aliased = (host for host in worker.hosts.values() if envelope.model in host.info.aliases)
-            hosting = next(aliased, None)
-        if hosting is None:
+        aliased = (host for host in worker.hosts.values() if envelope.model in host.info.aliases)
+        host = worker.hosts.get(envelope.model) or next(aliased, None)
+        if host is None:
             raise UnknownModelError(
                 f"worker {worker.name!r} serves no model named {envelope.model!r}",
                 worker=worker.name,
                 model=envelope.model,
             )
-        return worker, hosting.model
+        demand = demand_of(envelope)
+        if not call and not host.suits(demand):
+            raise cannot_serve(host.model, demand)
+        if not call and not host.open:
+            raise NoWorkerError(
+                f"worker {worker.name!r} takes no request for {host.model.name!r} now", worker=worker.name
+            )
+        return worker, host
 
     def _model_asked(self, client: ClientPeer, envelope: Submit, place: _Place | None) -> Model:
         """The model that is to serve the request. Raises: FabricError, why none can."""

@@ -373,5 +373,5 @@ class Endings:
     def _remember(self, request: Request) -> None:
         """An attempt is about to end through no fault of its client's, who may submit the next."""
         if request.client is not None and request.state in _CARRIED:
-            request.client.remember(request)
+            request.client.remember(request, self._timers.now_ns)
             self.retry_ns = self._timers.now_ns

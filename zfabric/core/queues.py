@@ -169,11 +169,11 @@ class Queues:
             return None
         absent = not supply.hosts and bool(model.hosts)
         if absent and not supply.expected:
-            return _cannot_serve(model, demand)
+            return cannot_serve(model, demand)
         if now_ns < _due_ns(supply):
             return None
         if absent:
-            return _cannot_serve(model, demand)
+            return cannot_serve(model, demand)
         return NoWorkerError(f"no worker of {model.name!r} takes requests", model=model.name, workers=len(supply.hosts))
 
     def _review(self, model: Model, demand: Demand, supply: Supply) -> None:
@@ -227,7 +227,8 @@ def _due_ns(supply: Supply) -> int:
     return due_ns
 
 
-def _cannot_serve(model: Model, demand: Demand) -> FabricError:
+def cannot_serve(model: Model, demand: Demand) -> FabricError:
+    """Nobody can do this with the model."""
     plain = model.supplies.get(Demand(demand.operation, resumes=False))
     if demand.resumes and plain is not None and plain.hosts:
         return cannot_continue(model.name)
@@ -237,4 +238,5 @@ def _cannot_serve(model: Model, demand: Demand) -> FabricError:
 
 
 def cannot_continue(model: str) -> WorkerLostError:
+    """Nobody can go on with an answer that another worker began."""
     return WorkerLostError(f"no worker of {model!r} can go on in mid-stream", model=model, resumable=False)

@@ -38,6 +38,7 @@ class Former(NamedTuple):
     attempt: int
     arrival: int
     model: str
+    lost_ns: int
 
 
 class ClientPeer:
@@ -80,13 +81,22 @@ class ClientPeer:
         self.heard_ns = now_ns
         self.away = False
 
-    def remember(self, request: Request) -> None:
+    def remember(self, request: Request, now_ns: int) -> None:
         """An attempt ends, and another is to follow."""
         if request.model is not None:
-            self.former[request.request] = Former(request.attempt, request.arrival, request.model.name)
+            self.former[request.request] = Former(request.attempt, request.arrival, request.model.name, now_ns)
             self.former.move_to_end(request.request)
             if len(self.former) > FORMER_ATTEMPTS_MAX:
                 self.former.popitem(last=False)
+
+    def coming_back(self, since_ns: int) -> int:
+        """How many requests were lost since then, and their next attempts have not come."""
+        count = 0
+        for former in reversed(self.former.values()):
+            if former.lost_ns < since_ns:
+                break
+            count += 1
+        return count
 
 
 class Engine:

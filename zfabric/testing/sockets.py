@@ -12,7 +12,8 @@ from zfabric.errors import WorkerDrainingError
 from zfabric.testing.loop import SimLoop
 from zfabric.testing.network import Link, Network
 from zfabric.testing.world import World
-from zfabric.transport.dealer import DealerFigures, Receiver
+from zfabric.transport.dealer import DealerFigures
+from zfabric.transport.links import DealerReceiver
 from zfabric.wire import codec, kinds
 
 #: Where every simulated process dials; the network is found by the loop.
@@ -49,7 +50,7 @@ class SimDealer:
     honest: Final = True
     grant: Final = EVERYBODY
 
-    def __init__(self, endpoint: str, receiver: Receiver, rng: random.Random, credentials: object = None) -> None:
+    def __init__(self, endpoint: str, receiver: DealerReceiver, rng: random.Random, credentials: object = None) -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, ProcessLoop)
         self.endpoint = endpoint
