@@ -302,8 +302,8 @@ class WorkerSession(WorkerStreams):
         return [Registered(welcome)]
 
     def _start_over(self, now_ns: int, delay_ms: float) -> None:
-        """Say HELLO again on the same connection."""
-        if self._connected:
+        """The session is over, the connection is not. Without one a HELLO is on its way already, whose answer counts."""
+        if self.registered:
             self._end_session()
             self._say_hello_in(now_ns, delay_ms)
 
