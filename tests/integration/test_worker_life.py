@@ -329,3 +329,20 @@ async def test_an_operation_is_taken_while_a_worker_drains(monkeypatch: pytest.M
         assert codec.unpack_result((await worker.end_of(2))[1].result, str) == "look"
         backend.gate.set()
         await drain
+
+
+async def test_a_log_that_breaks_stops_nothing(ipc: str) -> None:
+    """Whoever read it is gone, as the reader of a pipe may be."""
+
+    def broken(event: str, **fields: object) -> None:
+        raise BrokenPipeError
+
+    async with fabric(ipc) as made, AsyncClient(made.endpoint) as client:
+        service = WorkerService([EchoWorker()], WorkerConfig(endpoint=made.endpoint, name="w0"), log=broken)
+        running = asyncio.create_task(service.run())
+        async with asyncio.timeout(20):
+            while not await client.workers():
+                await asyncio.sleep(0.005)
+            assert (await client.generate("echo", "a", max_new_tokens=1)).text == "a "
+            await service.drain()
+            await running

@@ -481,3 +481,14 @@ def _welcome(beat_ms: int) -> Welcome:
         version=1, build="", epoch=1, session=1, token=b"t", beat_ms=beat_ms, lease_ms=3_000,
         frame_bytes_max=limits.FRAME_BYTES_MAX,
     )  # fmt: skip
+
+
+def test_a_second_word_of_an_unknown_session_does_not_take_back_the_hello() -> None:
+    """Two messages of the former session were on their way: the WELCOME to the HELLO between their answers counts."""
+    side = WorkerSide()
+    side.session.receive(*codec.pack_unknown_session(), 0)
+    side.session.tick(10**9)
+    assert isinstance(codec.unpack_control(side.session.outbox[-1][0]), WorkerHello)
+    side.session.receive(*codec.pack_unknown_session(), 10**9)
+    side.session.receive(*codec.pack(_welcome(1_000)), 10**9)
+    assert side.session.registered

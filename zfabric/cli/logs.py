@@ -15,18 +15,25 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 #: Services name what happened; how much it matters to an operator is said here. Everything else is info.
 _LEVELS: Final[dict[str, int]] = {
+    "bad_load_report": logging.WARNING,
     "bad_message": logging.WARNING,
     "disconnected": logging.WARNING,
     "drain_limit_reached": logging.WARNING,
+    "fault": logging.WARNING,
     "file_limit_low": logging.WARNING,
     "engine_restarted": logging.WARNING,
     "accepting_paused": logging.WARNING,
     "handshake_failed": logging.WARNING,
     "refused": logging.WARNING,
+    "stop_limit_reached": logging.WARNING,
+    "abort_failed": logging.ERROR,
+    "announcement_refused": logging.ERROR,
     "backend_error": logging.ERROR,
+    "close_failed": logging.ERROR,
     "engine_died": logging.ERROR,
     "internal_error": logging.ERROR,
     "policy_failed": logging.ERROR,
+    "reload_failed": logging.ERROR,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import secrets
 from collections.abc import Callable, Iterable, Sequence
@@ -40,8 +41,15 @@ Log = Callable[..., Any]
 _FAREWELL_S: Final = 0.02
 
 
-def _silent(event: str, **fields: object) -> None:
-    """The log of a program that wants none."""
+def _harmless(log: Log | None) -> Log:
+    """A log that costs nobody anything if it breaks, as when whoever read it is gone."""
+
+    def write(event: str, **fields: object) -> None:
+        if log is not None:
+            with contextlib.suppress(Exception):
+                log(event, **fields)
+
+    return write
 
 
 class WorkerService:
@@ -66,7 +74,7 @@ class WorkerService:
             raise ConfigurationError("no backend is given, one at least is needed")
         self.config = config or WorkerConfig()
         self._backends = list(backends)
-        self._log = log or _silent
+        self._log = _harmless(log)
         self._on_ready = on_ready
         self._served = ServedModels(self.config.name, backends, [()] * len(self._backends))
         self._reports = LoadReports(self._backends, self.config.slots, self._log)
