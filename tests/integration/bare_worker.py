@@ -45,7 +45,9 @@ class BareWorker:
 
     # ── the link's side ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def link(self, endpoint: str, receiver: DealerReceiver, rng: random.Random, credentials: object = None) -> BareWorker:
+    def link(
+        self, endpoint: str, receiver: DealerReceiver, rng: random.Random, credentials: object = None
+    ) -> BareWorker:
         """Called as `DealerLink`."""
         self._receiver = receiver
 

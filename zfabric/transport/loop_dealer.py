@@ -12,7 +12,7 @@ from zfabric.errors import ConfigurationError, FabricError
 from zfabric.transport.addresses import dialed_hosts
 from zfabric.transport.curve import Credentials
 from zfabric.transport.endpoints import Endpoint, parse_endpoint, tcp_endpoint
-from zfabric.transport.greeting import mechanism_of
+from zfabric.transport.greeting import exchange_mechanisms
 from zfabric.transport.ipc import check_ipc_owner
 from zfabric.transport.links import DealerReceiver
 from zfabric.transport.loop_mechanisms import DealerConnections
@@ -195,7 +195,7 @@ class LoopDealer:
             self._refuse(NO_KEYS_THERE if self._has_keys else NO_KEYS_HERE)
         elif not peer.connection.greeted:
             # libzmq ends a mismatch before it has said its mechanism, to who says his own at once.
-            mechanism = await mechanism_of(peer.where)
+            mechanism = await exchange_mechanisms(peer.where, "CURVE" if self._has_keys else "NULL")
             self._broken = 0
             if mechanism is not None and (mechanism == "CURVE") != self._has_keys:
                 self._refuse(NO_KEYS_THERE if self._has_keys else NO_KEYS_HERE)
