@@ -21,7 +21,7 @@ from zfabric.errors import AuthenticationError, ConnectionLostError, IncorrectKe
 from zfabric.limits import HANDSHAKE_LOG_MS
 from zfabric.transport.curve import create_keys
 from zfabric.transport.endpoints import parse_endpoint
-from zfabric.transport.greeting import mechanism_of
+from zfabric.transport.greeting import exchange_mechanisms
 from zfabric.transport.handshakes import Handshakes
 from zfabric.transport.monitor import Happened
 
@@ -174,13 +174,17 @@ async def test_a_listener_that_ends_each_handshake_is_named_in_the_end(ipc: str)
             await client.status()
 
 
-async def test_what_the_other_end_speaks(endpoint: str, keys: Path, run_directory: Path) -> None:
+@pytest.mark.parametrize("own", ["NULL", "CURVE"])
+async def test_what_the_other_end_speaks(endpoint: str, keys: Path, run_directory: Path, own: str) -> None:
+    """And it hears of a mechanism that is not its own."""
     for guarded, mechanism in ((None, "NULL"), (keys, "CURVE")):
-        async with controller(endpoint, guarded) as (made, _):
-            assert await mechanism_of(parse_endpoint(made.endpoints[0])) == mechanism
-    assert await mechanism_of(parse_endpoint(f"ipc://{run_directory}/nobody")) is None
+        async with controller(endpoint, guarded) as (made, logged), asyncio.timeout(10):
+            assert await exchange_mechanisms(parse_endpoint(made.endpoints[0]), own) == mechanism
+            while not logged and mechanism != own:
+                await asyncio.sleep(0.005)
+    assert await exchange_mechanisms(parse_endpoint(f"ipc://{run_directory}/nobody"), own) is None
     async with Slamming(str(run_directory / "s"), True):
-        assert await mechanism_of(parse_endpoint(f"ipc://{run_directory}/s")) is None
+        assert await exchange_mechanisms(parse_endpoint(f"ipc://{run_directory}/s"), own) is None
 
 
 async def test_garbage_is_counted_and_not_logged(ipc: str) -> None:

@@ -21,7 +21,7 @@ from zfabric import limits
 from zfabric.errors import ConfigurationError, FabricError
 from zfabric.transport.addresses import dialed_hosts
 from zfabric.transport.endpoints import Endpoint, parse_endpoint, tcp_endpoint
-from zfabric.transport.greeting import mechanism_of
+from zfabric.transport.greeting import exchange_mechanisms
 from zfabric.transport.ipc import check_ipc_owner
 from zfabric.transport.monitor import Happened
 from zfabric.transport.refusals import NO_KEYS_HERE, NO_KEYS_THERE, OTHER_KEY, UNKNOWN_KEY, Refusal, refused
@@ -213,21 +213,20 @@ class Dialer:
         self.trouble = "what listens there ended the handshake"
         if failure is Happened.DENIED:
             self._deny(UNKNOWN_KEY)
-        elif failure is Happened.MISMATCH:
-            self._deny_mismatch()
         elif self._current is not None:
             self._spawn(self._find_out(parse_endpoint(self._current)))
 
     async def _find_out(self, endpoint: Endpoint) -> None:
         """Ask what the other end speaks. That it speaks CURVE as well, and ends handshakes again and again, leaves the key:
         a controller cannot read what is encrypted for another one."""
-        mechanism = await mechanism_of(endpoint)
+        own = "CURVE" if self._has_keys else "NULL"
+        mechanism = await exchange_mechanisms(endpoint, own)
         if self._state in (_State.UP, _State.CLOSED):
             return
         if mechanism is None:
             self._broken = 0
             self.trouble = "what listens there is no controller, or ends"
-        elif (mechanism == "CURVE") != self._has_keys:
+        elif mechanism != own:
             self._deny_mismatch()
         elif self._has_keys:
             self._broken += 1
