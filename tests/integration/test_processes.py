@@ -157,7 +157,7 @@ async def test_workers_wait_for_a_controller_that_is_late(ipc: str, run_director
     async with processes(run_directory) as children:
         worker = await Process.start(WORKER, "--endpoint", ipc, directory=run_directory)
         children.append(worker)
-        async with AsyncClient(ipc) as client:
+        async with AsyncClient(ipc, connect_timeout_ms=60_000) as client:
             waiting = asyncio.create_task(client.generate("echo", "early", max_new_tokens=1))
             await asyncio.sleep(0.3)
             controller = await Process.start(CONTROLLER, "--endpoint", ipc, directory=run_directory)
