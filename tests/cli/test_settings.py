@@ -72,6 +72,21 @@ def test_the_users_own_file_is_found(started: list[Any], tmp_path: Path) -> None
     assert configuration(started).broker.policy == "lottery"
 
 
+def test_a_user_without_a_home_that_can_be_seen_has_no_file(
+    started: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a service, or after a change of user."""
+
+    def refused(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(Path, "is_file", refused)
+    assert controller.main([]) == 0
+    assert controller.main(["--config", "/root/x.toml"]) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "text", "says"),
     [
@@ -83,6 +98,11 @@ def test_the_users_own_file_is_found(started: list[Any], tmp_path: Path) -> None
         (["--config", "/nonexistent.toml"], "", "does not exist"),
         (["--policy", "fastest"], "", "not one of"),
         (["--policy", "os:nothing"], "", "cannot be imported"),
+        (["--policy", ":nothing"], "", "cannot be imported"),
+        (["--policy", ".os:nothing"], "", "cannot be imported"),
+        (["--policy", "os:name"], "", "not a function"),
+        (["--drain-ms", "-1"], "", "drain_ms is -1"),
+        (["--endpoint", "tcp://127.0.0.1:99999"], "", "has the port '99999'"),
         (["--lease-ms", "10"], "", "at least twice"),
         (["--endpoint", "tcp://0.0.0.0:1"], "", "set public"),
         (["--endpoint", "http://x"], "", "not ipc://"),

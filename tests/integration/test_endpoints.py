@@ -102,6 +102,12 @@ def test_what_is_no_text_is_no_endpoint(endpoint: Any) -> None:
         check_endpoint(endpoint)
 
 
+def test_one_endpoint_is_no_list_of_them() -> None:
+    endpoint: Any = "tcp://127.0.0.1:1"
+    with pytest.raises(ConfigurationError, match="must be a tuple"):
+        ControllerConfig(endpoints=endpoint)
+
+
 @pytest.mark.parametrize("endpoint", FOR_LISTENERS)
 def test_only_who_listens_may_leave_something_open(endpoint: str) -> None:
     assert check_endpoint(endpoint, listens=True) == endpoint

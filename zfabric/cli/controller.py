@@ -127,8 +127,10 @@ def _policy(name: str) -> str:
         raise ConfigurationError(f"policy {name!r} is not one of {', '.join(sorted(POLICIES))}, nor module:function")
     try:
         register_policy(name, getattr(importlib.import_module(module), function))
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"policy {name!r} cannot be imported: {error}") from error
+    except ConfigurationError:
+        raise
+    except Exception as error:  # an import runs whatever the module holds
+        raise ConfigurationError(f"policy {name!r} cannot be imported: {type(error).__name__}: {error}") from error
     return name
 
 

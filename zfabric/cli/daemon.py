@@ -23,7 +23,8 @@ def run(main: Coroutine[Any, Any, int], *, use_uvloop: bool) -> int:
     Raises:
         FabricError: As `main` does; every other failure goes to the log, and the exit code is 1.
     """
-    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    # The default of Windows cannot watch a socket of libzmq's.
+    factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.SelectorEventLoop
     if use_uvloop:
         with contextlib.suppress(ImportError):
             import uvloop

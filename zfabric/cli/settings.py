@@ -34,11 +34,20 @@ def config_file(arguments: Sequence[str], section: str) -> Path | None:
         elif argument.startswith("--config="):
             given = argument.partition("=")[2]
     if given:
-        if not Path(given).is_file():
-            raise ConfigurationError(f"configuration file {given} does not exist", path=given)
+        if not _is_file(Path(given)):
+            raise ConfigurationError(f"configuration file {given} does not exist, or cannot be read", path=given)
         return Path(given)
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "zfabric" / "zfabric.toml"
-    return home if home.is_file() else None
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    home = Path(base) / "zfabric" / "zfabric.toml"
+    return home if _is_file(home) else None
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file that this user may see. A program may run as a user without a home, or in another's."""
+    try:
+        return path.is_file() and os.access(path, os.R_OK)
+    except OSError:
+        return False
 
 
 def read_section(path: Path, section: str) -> dict[str, Any]:
@@ -49,10 +58,10 @@ def read_section(path: Path, section: str) -> dict[str, Any]:
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}", path=str(path)) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{path} is not TOML: {error}", path=str(path)) from error
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}", path=str(path)) from error
     for name, table in tables.items():
         if name not in SECTIONS or not isinstance(table, dict):
             known = ", ".join(f"[{known}]" for known in SECTIONS)

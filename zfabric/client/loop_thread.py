@@ -98,7 +98,8 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     try:
         import uvloop
     except ImportError:
-        return asyncio.new_event_loop()
+        # The default of Windows cannot watch a socket of libzmq's.
+        return asyncio.SelectorEventLoop()
     return uvloop.new_event_loop()
 
 

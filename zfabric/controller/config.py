@@ -35,6 +35,10 @@ class ControllerConfig:
     broker: BrokerConfig = field(default_factory=BrokerConfig)
 
     def __post_init__(self) -> None:
+        if isinstance(self.endpoints, str):
+            raise ConfigurationError(f"endpoints is the text {self.endpoints!r}, it must be a tuple of endpoints")
+        if not 0 <= self.drain_ms <= limits.DEADLINE_MAX_MS:
+            raise ConfigurationError(f"drain_ms is {self.drain_ms}, it must be 0 … {limits.DEADLINE_MAX_MS}")
         if not self.endpoints:
             raise ConfigurationError("no endpoint is given, one at least is needed")
         if (self.key is None) != (self.keyring is None):

@@ -10,7 +10,7 @@ import msgspec
 
 from zfabric.core.access import Grant, Role
 from zfabric.errors import ConfigurationError
-from zfabric.transport.curve import load_public
+from zfabric.transport.curve import key_fault, load_public
 
 
 class _Entry(msgspec.Struct, forbid_unknown_fields=True):
@@ -47,7 +47,7 @@ class KeyRing:
         """
         try:
             tables = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise ConfigurationError(f"{path} cannot be read: {error}", path=str(path)) from error
         grants: dict[bytes, Grant] = {}
         for name, table in tables.items():
@@ -79,7 +79,8 @@ def _grant(path: Path, name: str, table: Any) -> tuple[bytes, Grant]:
     file = path.parent / entry.key
     # A key in Z85 may hold characters that no file name has, but it is never the name of a key file.
     key = load_public(file) if entry.key.endswith(".key") else entry.key.encode()
-    if len(key) != 40:
-        raise ConfigurationError(f"[{name}] in {path}: key has {len(key)} characters, not 40", path=str(path), key=name)
+    fault = key_fault(key)
+    if fault:
+        raise ConfigurationError(f"[{name}] in {path}: key {fault}", path=str(path), key=name)
     models, workers = tuple(entry.models) or ("*",), tuple(entry.workers) or ("*",)
     return key, Grant(name, frozenset({entry.role}), models, workers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any, Final
 import zmq
 import zmq.auth
 from zmq.auth.thread import ThreadAuthenticator
+from zmq.utils import z85
 
 from zfabric.errors import ConfigurationError
 from zfabric.transport.context import own_chance
@@ -141,9 +143,22 @@ def _load(path: Path) -> tuple[bytes, bytes | None]:
         public, secret = zmq.auth.load_certificate(path)
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{path} is not a key file: {error}", path=str(path)) from error
-    if len(public) != _Z85_LENGTH:
-        raise ConfigurationError(f"{path} holds a key of {len(public)} characters, not {_Z85_LENGTH}", path=str(path))
+    for key in (public, secret):
+        fault = key_fault(key) if key is not None else ""
+        if fault:
+            raise ConfigurationError(f"{path} holds a key that {fault}", path=str(path))
     return public, secret
+
+
+def key_fault(key: bytes) -> str:
+    """What is wrong with a key in Z85, as the rest of a sentence; "" if nothing is."""
+    if len(key) != _Z85_LENGTH:
+        return f"has {len(key)} characters, not {_Z85_LENGTH}"
+    try:
+        z85.decode(key)
+    except (KeyError, ValueError, OverflowError, struct.error):
+        return "is not in Z85, the form of ZeroMQ's keys"
+    return ""
 
 
 class _Allowed:

@@ -64,7 +64,10 @@ def default_endpoint() -> str:
             f"{sys.platform} has no default endpoint; give tcp://127.0.0.1:PORT, or set ${ENDPOINT_VARIABLE}"
         )
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    base = Path(runtime) / "zfabric" if runtime else Path(tempfile.gettempdir()) / f"zfabric-{os.geteuid()}"
+    try:
+        base = Path(runtime) / "zfabric" if runtime else Path(tempfile.gettempdir()) / f"zfabric-{os.geteuid()}"
+    except OSError as error:
+        raise ConfigurationError(f"there is no directory for the default endpoint: {error}") from error
     return f"ipc://{base / 'controller.sock'}"
 
 
