@@ -12,7 +12,7 @@ import pytest
 
 from zfabric import BaseModelWorker
 from zfabric.limits import FRAME_BYTES_MAX
-from zfabric.transport.dealer import Receiver
+from zfabric.transport.links import DealerReceiver
 from zfabric.wire import codec, kinds
 from zfabric.wire.messages import Abort, Dispatch, End, Load, Welcome, WorkerHello
 from zfabric.wire.payloads import AnyRequest, Chunk, EmbedRequest, GenerateRequest, OperateRequest, Outcome
@@ -41,12 +41,19 @@ class BareWorker:
         self.loads: list[Load] = []
         self.beat_ms = 20
         self._heard = asyncio.Event()
-        self._receiver: Receiver | None = None
+        self._receiver: DealerReceiver | None = None
 
     # ── the link's side ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def link(self, endpoint: str, receiver: Receiver, rng: random.Random, credentials: object = None) -> BareWorker:
-        """Called as `DealerLink`."""
+    def link(
+        self,
+        endpoint: str,
+        receiver: DealerReceiver,
+        rng: random.Random,
+        credentials: object = None,
+        transport: str | None = None,
+    ) -> BareWorker:
+        """Called as `open_dealer`."""
         self._receiver = receiver
 
         def up() -> None:
@@ -152,7 +159,7 @@ async def bare_worker(
 ) -> AsyncIterator[BareWorker]:
     """A worker that is registered. At the end it is drained, or has ended by itself, and nothing is left."""
     made = BareWorker(*backends, **config)
-    monkeypatch.setattr(service_module, "DealerLink", made.link)
+    monkeypatch.setattr(service_module, "open_dealer", made.link)
     running = asyncio.create_task(made.service.run())
     waiting = asyncio.create_task(made.ready.wait())
     await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
