@@ -46,9 +46,14 @@ class BareWorker:
     # ── the link's side ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def link(
-        self, endpoint: str, receiver: DealerReceiver, rng: random.Random, credentials: object = None
+        self,
+        endpoint: str,
+        receiver: DealerReceiver,
+        rng: random.Random,
+        credentials: object = None,
+        transport: str | None = None,
     ) -> BareWorker:
-        """Called as `DealerLink`."""
+        """Called as `open_dealer`."""
         self._receiver = receiver
 
         def up() -> None:
@@ -154,7 +159,7 @@ async def bare_worker(
 ) -> AsyncIterator[BareWorker]:
     """A worker that is registered. At the end it is drained, or has ended by itself, and nothing is left."""
     made = BareWorker(*backends, **config)
-    monkeypatch.setattr(service_module, "DealerLink", made.link)
+    monkeypatch.setattr(service_module, "open_dealer", made.link)
     running = asyncio.create_task(made.service.run())
     waiting = asyncio.create_task(made.ready.wait())
     await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)

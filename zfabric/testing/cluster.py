@@ -110,7 +110,7 @@ def simulate(seed: int, options: ClusterOptions | None = None) -> Report:
         clock: dict[str, object] = {"monotonic_ns": lambda: world.now_ns}
         register_policy(BROKEN_POLICY, broken_policy)
         stack.callback(POLICIES.pop, BROKEN_POLICY)
-        stack.enter_context(substituted(DealerLink=SimDealer, secrets=SimSecrets(world.rng), **clock))
+        stack.enter_context(substituted(open_dealer=SimDealer, secrets=SimSecrets(world.rng), **clock))
         cluster = Cluster(world, seed, options or ClusterOptions())
         try:
             return cluster.run()

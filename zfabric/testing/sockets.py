@@ -12,7 +12,6 @@ from zfabric.errors import WorkerDrainingError
 from zfabric.testing.loop import SimLoop
 from zfabric.testing.network import Link, Network
 from zfabric.testing.world import World
-from zfabric.transport.dealer import DealerFigures
 from zfabric.transport.links import DealerReceiver
 from zfabric.wire import codec, kinds
 
@@ -45,16 +44,23 @@ class ProcessLoop(SimLoop):
 
 
 class SimDealer:
-    """A `DealerLink` over the simulated network. It finds its network by the loop that runs."""
+    """A `links.DealerDriver` over the simulated network. It finds its network by the loop that runs."""
 
     honest: Final = True
     grant: Final = EVERYBODY
 
-    def __init__(self, endpoint: str, receiver: DealerReceiver, rng: random.Random, credentials: object = None) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        receiver: DealerReceiver,
+        rng: random.Random,
+        credentials: object = None,
+        transport: str | None = None,
+    ) -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, ProcessLoop)
         self.endpoint = endpoint
-        self.figures = DealerFigures()
+        self._connections = 0
         #: Why there is no connection.
         self.trouble = ""
         self.link: Link | None = None
@@ -76,6 +82,10 @@ class SimDealer:
     @property
     def congested(self) -> bool:
         return False
+
+    def counted(self) -> dict[str, int]:
+        """As a real one counts."""
+        return {"malformed": 0, "rescued": 0, "connections": self._connections}
 
     def send_all(self, messages: Iterable[tuple[bytes, bytes]]) -> None:
         """Send in order; without a connection nothing leaves."""
@@ -145,7 +155,7 @@ class SimDealer:
                 assert link is not None
                 if link.alive:
                     self.link = link
-                    self.figures.connections += 1
+                    self._connections += 1
                     self._receiver.link_up()
             elif what == "down" and self.link is link:
                 self.link = None

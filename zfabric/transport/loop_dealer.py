@@ -69,7 +69,7 @@ class _Peer(Wire):
 
 
 class LoopDealer:
-    """One connection to one endpoint, for ever; see `links.DealerLink`.
+    """One connection to one endpoint, for ever; see `links.DealerDriver`.
 
     Args:
         endpoint: The controller's; its name is resolved anew for each try.

@@ -1,4 +1,4 @@
-"""The controller's link on the event loop's own transports; see `links.RouterLink`.
+"""The controller's link on the event loop's own transports; see `links.RouterDriver`.
 
 A lost connection is asyncio's `connection_lost`, a slow peer is its transport's buffer, and what leaves for a peer in one
 turn is joined into one write: many small writes are dear on tcp.

@@ -1,4 +1,4 @@
-"""What libzmq's ROUTER needs on an event loop; see `links.RouterLink`.
+"""What libzmq's ROUTER needs on an event loop; see `links.RouterDriver`.
 
 Its file descriptor is edge-triggered, so every burst ends with a look for more, and a watchdog looks for missed edges; it
 tells of no peer that has room again, so what is parked is tried again; and it names lost connections by file descriptor
