@@ -19,6 +19,7 @@ from zfabric.errors import (
     ClosedError,
     ConnectionLostError,
     FabricError,
+    NameTakenError,
     ProtocolError,
     from_wire,
 )

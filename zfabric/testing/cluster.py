@@ -350,6 +350,10 @@ class Cluster:
         counters = client.session.counters
         if counters.gaps or counters.repeated_chunks:
             raise Violation(f"client {client.number} saw {counters.gaps} gaps, {counters.repeated_chunks} repeats")
+        if isinstance(client, SimApp) and client.client.figures()["bad_messages"]:
+            raise Violation(f"client {client.number} was sent something that it could not use")
+        if counters.faults or counters.broken:
+            raise Violation(f"client {client.number} met {counters.faults} faults, {counters.broken} broken answers")
         if not client.alive:
             return
         if client.session.requests or client.session.busy:

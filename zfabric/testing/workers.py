@@ -152,6 +152,8 @@ class SimWorker:
     def _log(self, event: str, **fields: object) -> None:
         if event == "registered":
             self.registered_ns = self.world.now_ns
+        elif event in ("bad_message", "fault"):
+            self.world.broken = Violation(f"worker {self.name} logs {event}: {fields}")
 
     # ── checks ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
