@@ -325,7 +325,9 @@ class Cluster:
             raise Violation(f"{record} ended with {record.error!r} after {pending.attempt} attempts, and could go on")
 
     def _quiet(self) -> bool:
-        return all(record.endings for record in self.records if self.clients[record.client].alive)
+        questions = (question for client in self.clients if client.alive for question in client.questions)
+        records = (record for record in self.records if self.clients[record.client].alive)
+        return all(record.endings for record in records) and all(question.answers for question in questions)
 
     def _check_end(self) -> None:
         for record in self.records:
