@@ -157,6 +157,18 @@ def test_the_answer_to_a_hello_counts_whatever_was_heard_in_between() -> None:
         assert [header[0] for header, _ in side.session.outbox] == [kinds.LOAD]
 
 
+def test_models_that_change_while_a_hello_is_on_its_way_are_announced_after_it() -> None:
+    side = WorkerSide()
+    side.session.disconnected()
+    side.session.connected(0)
+    side.session.tick(10**9)
+    side.session.announce([ModelInfo(name="other")], 10**9)
+    side.session.outbox.clear()
+    side.session.receive(*codec.pack(_welcome(1_000)), 10**9)
+    hellos = [codec.unpack_control(header) for header, _ in side.session.outbox if header[0] == kinds.WORKER_HELLO]
+    assert [[info.name for info in hello.models] for hello in hellos] == [["other"]]
+
+
 def test_faults_are_told_and_a_refusal_ends_the_session() -> None:
     side = WorkerSide()
     (order,) = side.session.receive(*codec.pack_fault(ProtocolError("no use")), 0)

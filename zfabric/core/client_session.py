@@ -230,9 +230,9 @@ class ClientSession(ClientRequests):
             fault = codec.unpack_control(header)
             self.refused = from_wire(fault.code, fault.message, fault.details)
             if isinstance(self.refused, NameTakenError):
-                # Nobody keeps this client out by its number, which is no secret. What ran under the former one is lost.
-                self.instance, self._token = self._rng.getrandbits(63), b""
-            self._start_over(now_ns, limits.HELLO_RETRY_MS)
+                self._take_another_number(now_ns)
+            else:
+                self._start_over(now_ns, limits.HELLO_RETRY_MS)
         elif kind == kinds.GOODBYE:
             self._start_over(now_ns, limits.HELLO_RETRY_MS)
         elif kind == kinds.FAULT:
@@ -245,6 +245,13 @@ class ClientSession(ClientRequests):
         if self.ready:
             self._leave_session()
             self._say_hello_in(now_ns, delay_ms)
+
+    def _take_another_number(self, now_ns: int) -> None:
+        """Somebody else speaks under this client's instance number, which is no secret. It keeps nobody out; what ran under
+        it begins anew."""
+        self.instance, self._token = self._rng.getrandbits(63), b""
+        self._leave_session()
+        self._say_hello_in(now_ns, self._rng.uniform(0, limits.HELLO_JITTER_MS) or 1)
 
     def _fault(self, fault: Fault, now_ns: int) -> None:
         """A message of this side was no use to the controller: what it was about ends."""

@@ -91,6 +91,7 @@ class WorkerSession(WorkerStreams):
         self._connected = False
         self._connections = 0
         self._asked = False
+        self._announced: list[ModelInfo] | None = None
         self._told: set[tuple[int, int, int]] = set()
         self._beat_ms = limits.BEAT_MS
         self._hello_timer: Timer | None = None
@@ -167,6 +168,7 @@ class WorkerSession(WorkerStreams):
         if not self._connected or self.models is None:
             return
         self._asked = True
+        self._announced = self.models
         if self.registered:
             self.outbox.append(codec.pack(self._hello_of(self.models)))
             return
@@ -299,6 +301,9 @@ class WorkerSession(WorkerStreams):
         # A random phase, or a thousand workers beat in step for ever after a restart.
         phase_ms = self._beat_ms * self._rng.random()
         self._beat_timer = self.timers.at(now_ns + milliseconds(phase_ms), self._beat)
+        if self.models is not self._announced:
+            # They changed while the HELLO was on its way.
+            self._hello(now_ns)
         return [Registered(welcome)]
 
     def _start_over(self, now_ns: int, delay_ms: float) -> None:

@@ -325,7 +325,9 @@ class Cluster:
             raise Violation(f"{record} ended with {record.error!r} after {pending.attempt} attempts, and could go on")
 
     def _quiet(self) -> bool:
-        return all(record.endings for record in self.records if self.clients[record.client].alive)
+        questions = (question for client in self.clients if client.alive for question in client.questions)
+        records = (record for record in self.records if self.clients[record.client].alive)
+        return all(record.endings for record in records) and all(question.answers for question in questions)
 
     def _check_end(self) -> None:
         for record in self.records:
@@ -350,6 +352,10 @@ class Cluster:
         counters = client.session.counters
         if counters.gaps or counters.repeated_chunks:
             raise Violation(f"client {client.number} saw {counters.gaps} gaps, {counters.repeated_chunks} repeats")
+        if isinstance(client, SimApp) and client.client.figures()["bad_messages"]:
+            raise Violation(f"client {client.number} was sent something that it could not use")
+        if counters.faults or counters.broken:
+            raise Violation(f"client {client.number} met {counters.faults} faults, {counters.broken} broken answers")
         if not client.alive:
             return
         if client.session.requests or client.session.busy:

@@ -152,6 +152,8 @@ class SimWorker:
     def _log(self, event: str, **fields: object) -> None:
         if event == "registered":
             self.registered_ns = self.world.now_ns
+        elif event in ("bad_message", "fault"):
+            self.world.broken = Violation(f"worker {self.name} logs {event}: {fields}")
 
     # ── checks ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -172,7 +174,8 @@ class SimWorker:
                 continue
             for request_id, job in engine.jobs.items():
                 hung_ms = (now_ns - max(engine.hung_ns, job.begun_ns, self.registered_ns, since_ns)) // MILLISECOND
-                if hung_ms > limit_ms and request_id in self.session.streams:
+                # Operators' calls have time limits of their own.
+                if hung_ms > limit_ms and request_id in self.session.streams and job.operation != "operate":
                     raise Violation(
                         f"request {job.number} is with a hung engine of worker {self.name} for {hung_ms} ms"
                     )
