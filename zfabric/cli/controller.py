@@ -56,6 +56,7 @@ def build(arguments: list[str]) -> cyclopts.App:
         lease_ms: int = limits.LEASE_MS,
         stall_ms: int = limits.STALL_MS,
         recovery_ms: int = limits.RECOVERY_MS,
+        claim_ms: int = limits.CLAIM_MS,
         queue_depth_max: int = limits.QUEUE_DEPTH_MAX,
         queue_bytes_max: int = limits.QUEUE_BYTES_MAX,
         client_requests_max: int = limits.CLIENT_REQUESTS_MAX,
@@ -77,8 +78,9 @@ def build(arguments: list[str]) -> cyclopts.App:
             policy: How a worker is chosen: a name, or module:function.
             beat_ms: Workers report so often.
             lease_ms: A worker silent for so long is removed.
-            stall_ms: A worker whose engine makes no progress for so long loses its requests.
+            stall_ms: An engine that makes no progress for so long loses its requests.
             recovery_ms: How long after the start running streams may be claimed.
+            claim_ms: How long requests outlive a lost connection.
             queue_depth_max: Waiting requests per model.
             queue_bytes_max: Bytes of all waiting requests.
             client_requests_max: Requests in flight per client.
@@ -96,6 +98,7 @@ def build(arguments: list[str]) -> cyclopts.App:
             lease_ms=lease_ms,
             stall_ms=stall_ms,
             recovery_ms=recovery_ms,
+            claim_ms=claim_ms,
             queue_depth_max=queue_depth_max,
             queue_bytes_max=queue_bytes_max,
             client_requests_max=client_requests_max,

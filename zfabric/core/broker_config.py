@@ -16,7 +16,7 @@ class BrokerConfig:
     Attributes:
         policy: Name of a dispatch policy (`zfabric.core.dispatch.POLICIES`).
         beat_ms, lease_ms: Workers beat so often, and are removed after so long a silence.
-        stall_ms: A worker with work whose engine makes no progress for so long loses its requests.
+        stall_ms: An engine with work that makes no progress for so long loses its requests.
         recovery_ms: How long after the start running streams may be claimed.
         claim_ms: How long requests outlive a lost connection: after so long unclaimed they are stopped.
         queue_depth_max, queue_bytes_max: Waiting requests of one kind for one model, and bytes of all waiting bodies.
