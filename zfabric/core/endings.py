@@ -72,8 +72,6 @@ class Endings:
         self._routes = routes
         self._leave_queue = unqueue
         self.counters = counters
-        #: When an attempt ended last that its client may follow by another.
-        self.retry_ns: int | None = None
 
     # ── places ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -374,4 +372,3 @@ class Endings:
         """An attempt is about to end through no fault of its client's, who may submit the next."""
         if request.client is not None and request.state in _CARRIED:
             request.client.remember(request, self._timers.now_ns)
-            self.retry_ns = self._timers.now_ns
