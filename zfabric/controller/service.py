@@ -104,7 +104,7 @@ class Controller:
         self._log("draining", in_flight=self.broker.in_flight, limit_s=limit_s)
         try:
             async with asyncio.timeout(limit_s):
-                while self.broker.in_flight:
+                while not self.broker.drained(monotonic_ns()):
                     self._idle.clear()
                     await self._idle.wait()
         except TimeoutError:
@@ -150,7 +150,7 @@ class Controller:
         now_ns = monotonic_ns()
         self._perform(link, broker, now_ns)
         self._timer.arm(broker.next_deadline_ns(), now_ns)
-        if broker.desk.draining and not self._idle.is_set() and not broker.in_flight:
+        if broker.desk.draining and not self._idle.is_set() and broker.drained(now_ns):
             self._idle.set()
 
     def _perform(self, link: RouterDriver, broker: Broker, now_ns: int) -> None:

@@ -184,10 +184,14 @@ class Broker:
 
     @property
     def in_flight(self) -> int:
-        """Requests that have not had their terminal, and those that a lost worker had and their clients are about to submit
-        again."""
-        since_ns = self.timers.now_ns - milliseconds(self.config.claim_ms)
-        return sum(len(client.requests) + client.coming_back(since_ns) for client in self.registry.clients.values())
+        """Requests that have not had their terminal."""
+        return sum(len(client.requests) for client in self.registry.clients.values())
+
+    def drained(self, now_ns: int) -> bool:
+        """Whether nobody needs this controller any more: nothing is in flight, and no client is about to submit another
+        attempt of what a worker has just lost."""
+        since_ns = now_ns - milliseconds(self.config.claim_ms)
+        return not any(client.requests or client.coming_back(since_ns) for client in self.registry.clients.values())
 
     def _recovered(self) -> None:
         self.recovery.finish()

@@ -89,14 +89,9 @@ class ClientPeer:
             if len(self.former) > FORMER_ATTEMPTS_MAX:
                 self.former.popitem(last=False)
 
-    def coming_back(self, since_ns: int) -> int:
-        """How many requests were lost since then, and their next attempts have not come."""
-        count = 0
-        for former in reversed(self.former.values()):
-            if former.lost_ns < since_ns:
-                break
-            count += 1
-        return count
+    def coming_back(self, since_ns: int) -> bool:
+        """Whether a request was lost since then, and its next attempt has not come."""
+        return bool(self.former) and next(reversed(self.former.values())).lost_ns > since_ns
 
 
 class Engine:
