@@ -31,14 +31,14 @@ async def served(ipc: str, run_directory: Path) -> AsyncIterator[str]:
         yield ipc
 
 
-async def zfabric(endpoint: str, *arguments: str, typed: str = "", **environment: str) -> tuple[int, str, str]:
+async def zfabric(endpoint: str, *arguments: str, typed: str | bytes = "", **environment: str) -> tuple[int, str, str]:
     """Run a command. Returns its exit code, output and errors."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "zfabric.cli.main", *arguments,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={**os.environ, "ZFABRIC_ENDPOINT": endpoint, "COLUMNS": "200", **environment},
     )  # fmt: skip
-    output, errors = await process.communicate(typed.encode())
+    output, errors = await process.communicate(typed.encode() if isinstance(typed, str) else typed)
     assert process.returncode is not None
     return process.returncode, output.decode(), errors.decode()
 
@@ -53,6 +53,26 @@ async def test_a_conversation(served: str) -> None:
     assert answers[0].startswith("one two")
     assert answers[2].startswith("four four")
     assert "never" not in output
+
+
+async def test_what_is_no_text_is_told_so(served: str) -> None:
+    """As the argument, from standard input, or in the middle of a conversation, which goes on after a wrong turn."""
+    strict, lenient = {"PYTHONIOENCODING": "utf-8:strict"}, {"PYTHONIOENCODING": "utf-8:surrogateescape"}
+    for arguments, typed, environment, expected in (
+        (("generate", "echo", "a \udcff"), b"", strict, "prompt has half a character"),
+        (("generate", "echo", "-"), b"a \xff", strict, "standard input is no text"),
+        (("generate", "echo", "-"), b"a \xff", lenient, "prompt has half a character"),
+        (("chat", "echo"), b"a \xff\n", strict, "standard input is no text"),
+    ):
+        code, _, errors = await zfabric(served, *arguments, typed=typed, **environment)
+        assert code == 1
+        assert "error 40300" in errors
+        assert expected in errors
+        assert "Traceback" not in errors
+    code, output, _ = await zfabric(served, "chat", "echo", "--max-new-tokens", "1", typed=b"\xff\nfine\n", **lenient)
+    assert code == 0
+    assert "error 40300" in output
+    assert "echo fine" in output
 
 
 async def test_json_of_every_command(served: str) -> None:

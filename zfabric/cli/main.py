@@ -192,6 +192,8 @@ def _converse(client: Client, model: str, opening: list[Message], sampling: dict
         except (EOFError, KeyboardInterrupt):
             console.print()
             return
+        except UnicodeDecodeError as error:
+            raise _no_text(error) from None
         if line == "/quit":
             return
         if line == "/reset":
@@ -200,15 +202,17 @@ def _converse(client: Client, model: str, opening: list[Message], sampling: dict
         if not line:
             continue
         asked = [*history, {"role": "user", "content": line}]
-        stream = client.stream(model, messages=asked, **sampling)
         console.print(f"[bold]{model}[/] ", end="")
+        stream: BlockingStream | None = None
         try:
+            stream = client.stream(model, messages=asked, **sampling)
             _print_answer(stream, as_json=False)
         except FabricError as error:
             console.print(f"\nerror {error.code}: {error.message}", markup=False)
             continue
         except KeyboardInterrupt:
-            stream.close()
+            if stream is not None:
+                stream.close()
             console.print(" …")
             continue
         history = [*asked, {"role": "assistant", "content": stream.text}]
@@ -315,7 +319,14 @@ def keys(
 
 
 def _prompt(given: str) -> str:
-    return sys.stdin.read() if given == "-" else given
+    try:
+        return sys.stdin.read() if given == "-" else given
+    except UnicodeDecodeError as error:
+        raise _no_text(error) from None
+
+
+def _no_text(error: UnicodeDecodeError) -> RequestError:
+    return RequestError(f"standard input is no text: {error}", parameter="prompt")
 
 
 def _print_answer(stream: BlockingStream, *, as_json: bool) -> None:
