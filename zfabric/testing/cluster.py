@@ -34,6 +34,7 @@ class ClusterOptions:
     Attributes:
         workers, clients: How many at most; a run draws its own numbers.
         requests: How many at most.
+        faults: Kinds of faults that happen, all of them in every run; None is a few of all kinds, drawn for each run.
         fault_ms: How long faults happen.
         heal_ms: How long everything may take to come to rest after the last fault.
     """
@@ -41,6 +42,7 @@ class ClusterOptions:
     workers: int = 4
     clients: int = 4
     requests: int = 40
+    faults: tuple[str, ...] | None = None
     fault_ms: int = 12_000
     heal_ms: int = 150_000
 
@@ -240,7 +242,9 @@ class Cluster:
 
     def _plan_faults(self) -> None:
         rng = self.world.rng
-        chosen = rng.sample(sorted(self.faults.kinds), rng.randint(0, 6))
+        chosen = self.options.faults
+        if chosen is None:
+            chosen = tuple(rng.sample(sorted(self.faults.kinds), rng.randint(0, 6)))
         for name in chosen:
             for _ in range(rng.randint(1, 3)):
                 self.world.after(rng.uniform(50, self.options.fault_ms), self._fault(name, self.faults.kinds[name]))

@@ -21,6 +21,7 @@ from zfabric.wire.messages import Welcome
 
 #: A policy of somebody else's, which fails now and then.
 BROKEN_POLICY: Final = "simulated_broken"
+_GOODBYE: Final = bytes([kinds.GOODBYE])
 _HELLOS: Final = (kinds.CLIENT_HELLO, kinds.WORKER_HELLO)
 
 
@@ -115,12 +116,19 @@ class SimController:
             return
         waiting, self._waiting = self._waiting, None
         self.awake_ns = self.world.now_ns
+        left = {sender for sender, header, _ in waiting if header[:1] == _GOODBYE}
+        heard = {sender for sender, _, _ in waiting} - left
+        workers = [worker for worker in broker.registry.workers.values() if worker.routing_id in heard]
         burst = self.world.rng.choice([0, BURST_MESSAGES_MAX])
         for sender, header, body in waiting[:burst]:
             self.hub_message(sender, header, body)
         self._tick()
         for sender, header, body in waiting[burst:]:
             self.hub_message(sender, header, body)
+        for worker in workers:
+            link = self.network.links.get(worker.routing_id)
+            if worker.name not in broker.registry.workers and link is not None and link.honest:
+                raise Violation(f"worker {worker.name} was removed, and its messages waited to be read")
 
     # ── what comes ──────────────────────────────────────────────────────────────────────────────────────────────────
 

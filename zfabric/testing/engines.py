@@ -147,7 +147,10 @@ class SimBackend(BaseModelWorker):
         text = job.owed + "".join([token_text(job.number, token) for token in token_ids])
         if job.breaks_at is not None and end > job.breaks_at:
             if job.breaks_at % 2:
-                raise BackendError(f"cuda error {BROKEN}", address=object())  # type: ignore[arg-type]
+                error = BackendError(f"cuda error {BROKEN}")
+                # Names that are parameters elsewhere, and a value that cannot be sent.
+                error.details = {"message": "again", "self": 1, "address": object()}  # type: ignore[dict-item]
+                raise error
             text += BROKEN
         delta = Delta(text=text, token_ids=token_ids)
         job.position, job.owed = end, ""

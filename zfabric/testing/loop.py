@@ -24,7 +24,8 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.tasks: set[asyncio.Task[Any]] = set()
+        #: In order of their beginning, so that a run is a function of its seed.
+        self.tasks: dict[asyncio.Task[Any], None] = {}
         self._ready: deque[asyncio.Handle] = deque()
         self._scheduled = False
         self._frozen_until_ns = 0
@@ -93,8 +94,8 @@ class SimLoop(asyncio.AbstractEventLoop):
         self, coro: Coroutine[Any, Any, Any], *, name: str | None = None, context: Context | None = None
     ) -> asyncio.Task[Any]:
         task = asyncio.Task(coro, loop=self, name=name, context=context)
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        self.tasks[task] = None
+        task.add_done_callback(lambda done: self.tasks.pop(done, None))
         return task
 
     def run_in_executor(  # type: ignore[override]

@@ -209,7 +209,8 @@ class Faults:
         self.world.after(2_000, fast)
 
     def heal(self) -> None:
-        """No more faults: everything that died comes back, but for clients."""
+        """No more faults: everything that died comes back, but for clients. Half of the workers serve what they served at
+        their start; the others stay with what they serve now, which may be nothing."""
         self._over = True
         self.network.slow = False
         broker = self.controller.broker
@@ -220,4 +221,5 @@ class Faults:
             for engine in worker.engines:
                 engine.hung_ns = None
             worker.start()
-            worker.serve_all()
+            if self.world.rng.random() < 0.5:
+                worker.serve_all()

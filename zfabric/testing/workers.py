@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from zfabric.core.worker_session import WorkerSession
 from zfabric.errors import ConfigurationError
-from zfabric.testing.catalogue import EngineSpec, Habits, redraw
+from zfabric.testing.catalogue import EngineSpec, Habits, names_of, redraw
 from zfabric.testing.engines import SimBackend, make_backend
 from zfabric.testing.network import Link, Network
 from zfabric.testing.records import Violation
@@ -196,6 +196,9 @@ class SimWorker:
         Args:
             strangers: Instances of clients whose requests may still run.
         """
+        names, served = sorted(names_of(self.models)), self.service._served.names
+        if names != served:
+            raise Violation(f"the engines of worker {self.name} serve {names}, and it takes requests for {served}")
         jobs = [job.number for engine in self.engines for job in engine.jobs.values() if job.number]
         if jobs:
             raise Violation(f"worker {self.name} works on {jobs} at rest")
