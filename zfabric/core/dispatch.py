@@ -20,7 +20,7 @@ from zfabric.ids import milliseconds
 from zfabric.limits import POLICY_REPORT_MS
 
 #: Up to so many candidates a plain scan is as fast as the heap, and needs no upkeep.
-_SCAN_MAX: Final = 16
+CANDIDATES_UNORDERED_MAX: Final = 16
 #: FastChat's bound: with less speed than this in all there is nobody to draw.
 _SPEED_SUM_MIN: Final = 1e-4
 #: Kinds of a policy's failures that are told apart.
@@ -105,20 +105,22 @@ class Candidates:
     @property
     def ordered(self) -> bool:
         """Whether changes of load have to be told by `changed`: small sets are looked at as they are."""
-        return len(self._hosts) > _SCAN_MAX
+        return len(self._hosts) > CANDIDATES_UNORDERED_MAX
 
     def add(self, host: Host, rng: random.Random) -> None:
         """Make a host a candidate; one that is already is only brought up to date."""
-        self._speed_max = max(self._speed_max, host.speed)
-        if host not in self._places:
-            self._places[host] = len(self._hosts)
-            self._hosts.append(host)
-            if len(self._hosts) == _SCAN_MAX + 1:
-                for other in self._hosts:
-                    self._rank(other, rng)
-                return
-        if self.ordered:
-            self._rank(host, rng)
+        if host.speed > self._speed_max:
+            self._speed_max = host.speed
+        hosts = self._hosts
+        if host in self._places:
+            if len(hosts) > CANDIDATES_UNORDERED_MAX:
+                self._rank(host, rng)
+            return
+        self._places[host] = len(hosts)
+        hosts.append(host)
+        if len(hosts) > CANDIDATES_UNORDERED_MAX:
+            for other in hosts if len(hosts) == CANDIDATES_UNORDERED_MAX + 1 else (host,):
+                self._rank(other, rng)
 
     def remove(self, host: Host) -> None:
         """Take a host out; unknown ones are ignored."""
@@ -149,7 +151,7 @@ class Candidates:
 
     def by_speed(self, rng: random.Random) -> Host | None:
         """Drawn with probability speed over the sum of speeds; None where the sum is nothing."""
-        if len(self._hosts) > _SCAN_MAX and self._speed_max > 0:
+        if len(self._hosts) > CANDIDATES_UNORDERED_MAX and self._speed_max > 0:
             # Rejection against an upper bound draws from the very same distribution, in constant time.
             for _ in range(32):
                 host = rng.choice(self._hosts)

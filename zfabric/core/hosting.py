@@ -36,15 +36,17 @@ class Hosting(Host):
 
     Attributes:
         demands: What it suits.
+        asked: The candidates among which it is while it has a slot free: one for each demand that was ever asked for.
         taken: Whether it took requests when its supplies were last brought up to date.
     """
 
-    __slots__ = ("demands", "engine", "info", "model", "taken", "worker")
+    __slots__ = ("asked", "demands", "engine", "info", "model", "taken", "worker")
 
     def __init__(self, worker: WorkerPeer, model: Model, info: ModelInfo) -> None:
         super().__init__(worker.name, worker.speed, info.slots, worker.line)
         self.worker = worker
         self.model = model
+        self.asked: dict[Candidates, None] = {}
         self.taken = False
         self.announced(info)
 
@@ -70,11 +72,21 @@ class Hosting(Host):
     @property
     def open(self) -> bool:
         """Whether a request of the model may go to the worker now."""
-        return (not self.slots or self.in_flight < self.slots) and self.taking and self.worker.free > 0
+        return self.worker.free > 0 and self.taking and (not self.slots or len(self.live) < self.slots)
 
     def suits(self, demand: Demand) -> bool:
         """Whether it can do what is asked."""
         return demand in self.demands
+
+    def refresh(self, rng: random.Random) -> None:
+        """Be a candidate where it may be one now, and nowhere else."""
+        if self.asked:
+            is_open = self.open
+            for candidates in self.asked:
+                if is_open:
+                    candidates.add(self, rng)
+                else:
+                    candidates.remove(self)
 
 
 class Supply:
@@ -101,22 +113,15 @@ class Supply:
         self.absent_ns: int | None = None
         self.timer: Timer | None = None
 
-    def put(self, hosting: Hosting, rng: random.Random) -> None:
-        """Bring a host that suits the demand up to date."""
+    def put(self, hosting: Hosting) -> None:
+        """Bring a host that suits the demand up to date, but for whether it has a slot free."""
         self.hosts[hosting.name] = hosting
         if hosting.taken:
             self.taking[hosting.name] = hosting
         else:
             self.taking.pop(hosting.name, None)
-        self.refresh(hosting, rng)
-
-    def refresh(self, hosting: Hosting, rng: random.Random) -> None:
-        """A host became full or free, or its load changed."""
         if self.candidates is not None:
-            if hosting.open:
-                self.candidates.add(hosting, rng)
-            else:
-                self.candidates.remove(hosting)
+            hosting.asked[self.candidates] = None
 
     def discard(self, hosting: Hosting, *, lost: bool) -> None:
         """A host suits the demand no more: it was lost with its worker, or has said so."""
@@ -125,6 +130,7 @@ class Supply:
             self.expected = lost
             if self.candidates is not None:
                 self.candidates.remove(hosting)
+                hosting.asked.pop(self.candidates, None)
 
     def note(self, now_ns: int) -> None:
         """Note since when nobody suits the demand, and since when nobody takes requests of it."""
@@ -142,7 +148,8 @@ class Supply:
         if self.candidates is None:
             self.candidates = Candidates()
             for hosting in self.hosts.values():
-                self.refresh(hosting, rng)
+                hosting.asked[self.candidates] = None
+                hosting.refresh(rng)
         return self.candidates
 
 

@@ -9,7 +9,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from zfabric.core.access import Grant
-from zfabric.core.dispatch import Candidates, Line
+from zfabric.core.dispatch import CANDIDATES_UNORDERED_MAX, Candidates, Line
 from zfabric.core.hosting import Alias, Demand, Hosting, Model, Supply
 from zfabric.core.names import Names
 from zfabric.core.queueing import FairQueue
@@ -350,7 +350,7 @@ class Registry:
                     if demand not in hosting.demands:
                         hosting.model.supplies[demand].discard(hosting, lost=False)
             for demand in hosting.demands:
-                self.supply(hosting.model, demand).put(hosting, self._rng)
+                self.supply(hosting.model, demand).put(hosting)
             self.changed[hosting.model] = None
         if gained:
             self._rebind(worker)
@@ -394,38 +394,36 @@ class Registry:
     # ── what runs where ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def refresh(self, worker: WorkerPeer) -> None:
-        """Bring the candidacies of all models of a worker up to date with its load and state."""
-        worker.line.length = worker.in_flight
-        worker.open = worker.free > 0
+        """Bring everything that depends on a worker's load and state up to date."""
         for hosting in worker.hosts.values():
-            self._refresh_one(hosting)
+            taking = hosting.taking
+            if taking is not hosting.taken:
+                hosting.taken = taking
+                self.changed[hosting.model] = None
+                for demand in hosting.demands:
+                    hosting.model.supplies[demand].put(hosting)
+        self._fit(worker)
 
     def moved(self, worker: WorkerPeer, host: Hosting | None) -> None:
         """One request came to a worker or left it, of `host`'s model. The other models are looked at only where it
-        matters to them: when the worker became full or free, and where their candidates are kept in order."""
+        matters to them: when the worker became full or free, and where candidates are kept in order."""
         if (worker.free > 0) is not worker.open:
-            self.refresh(worker)
+            self._fit(worker)
             return
         worker.line.length = worker.in_flight
         # A request may outlive its model at this worker.
         if host is not None and worker.hosts.get(host.model.name) is host:
-            self._refresh_one(host)
-        if len(worker.hosts) > 1:
+            host.refresh(self._rng)
+        if len(worker.hosts) > 1 and len(self.workers) > CANDIDATES_UNORDERED_MAX:
             for other in worker.hosts.values():
                 if other is not host:
-                    for demand in other.demands:
-                        candidates = other.model.supplies[demand].candidates
-                        if candidates is not None and candidates.ordered:
+                    for candidates in other.asked:
+                        if candidates.ordered:
                             candidates.changed(other, self._rng)
 
-    def _refresh_one(self, hosting: Hosting) -> None:
-        supplies = hosting.model.supplies
-        taking = hosting.taking
-        if taking is hosting.taken:
-            for demand in hosting.demands:
-                supplies[demand].refresh(hosting, self._rng)
-            return
-        hosting.taken = taking
-        self.changed[hosting.model] = None
-        for demand in hosting.demands:
-            supplies[demand].put(hosting, self._rng)
+    def _fit(self, worker: WorkerPeer) -> None:
+        """Bring the candidacies of all models of a worker up to date."""
+        worker.line.length = worker.in_flight
+        worker.open = worker.free > 0
+        for hosting in worker.hosts.values():
+            hosting.refresh(self._rng)
