@@ -440,7 +440,11 @@ def test_a_hello_holds_what_fits_and_the_rest_follows_after_the_welcome(monkeypa
     side.emit((names[6], last()))
     side.session.outbox.clear()
     side.session.receive(*codec.pack(_welcome(1_000)), 0)
-    for header, _ in side.session.outbox:
+    # The HELLO offered no slots: what it did not tell may hold them. The report after the rest does.
+    *rest, (report, _) = side.session.outbox
+    assert codec.unpack_control(header).load.slots == 0
+    assert codec.unpack_control(report) == side.session.load
+    for header, _ in rest:
         more = codec.unpack_control(header)
         assert isinstance(more, CarriedMore)
         assert len(header) <= 4_096
@@ -504,3 +508,14 @@ def test_a_second_word_of_an_unknown_session_does_not_take_back_the_hello() -> N
     side.session.receive(*codec.pack_unknown_session(), 10**9)
     side.session.receive(*codec.pack(_welcome(1_000)), 10**9)
     assert side.session.registered
+
+
+def test_an_announcement_carries_what_runs_in_case_its_session_is_over() -> None:
+    """The controller may have ended the session, and not have been heard: then the announcement begins the next one."""
+    side = WorkerSide()
+    side.begin(1)
+    side.session.outbox.clear()
+    side.session.announce([ModelInfo(name="other", capabilities=["generate"])], 0)
+    ((header, _),) = side.session.outbox
+    (line,) = codec.unpack_control(header).carried
+    assert (line.request, line.finished) == (1, False)

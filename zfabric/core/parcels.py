@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeVar
 
-from msgspec import Raw
+from msgspec import Raw, structs
 
 from zfabric import limits
 from zfabric.core.backlog import Backlog
@@ -147,6 +147,9 @@ def pack_hello(hello: WorkerHello, carried: list[Carried]) -> tuple[codec.Frames
     if len(first) == 1 and _encoded_bytes(first[0]) > room:
         first = []
     hello.carried = first
+    if len(first) < len(carried):
+        # What is not told yet may hold slots: there are none until it is.
+        hello.load = structs.replace(hello.load, slots=0)
     return codec.pack(hello), {key_of(line) for line in first}
 
 

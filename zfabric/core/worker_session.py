@@ -169,11 +169,15 @@ class WorkerSession(WorkerStreams):
             return
         self._asked = True
         self._announced = self.models
-        if self.registered:
-            self.outbox.append(codec.pack(self._hello_of(self.models)))
-            return
-        frames, self._told = pack_hello(self._hello_of(self.models), self.carried())
+        # A standing session's HELLO carries all as well: the controller may have ended that session, and the word of it may
+        # be on its way. Then this one begins the next.
+        carried = self.carried()
+        frames, self._told = pack_hello(self._hello_of(self.models), carried)
         self.outbox.append(frames)
+        if self.registered:
+            if len(self._told) < len(carried):
+                self.report(now_ns)
+            return
         retry_ms = limits.HELLO_RETRY_MS * self._rng.uniform(0.75, 1.25)
         self._hello_timer = self.timers.at(now_ns + milliseconds(retry_ms), self._hello)
 
@@ -295,8 +299,12 @@ class WorkerSession(WorkerStreams):
         self._frame_goal = min(welcome.frame_bytes_max, limits.FRAME_BYTES_GOAL)
         self._dispatches = 0
         self._kept.restart(now_ns)
-        self.outbox += pack_carried([line for line in self.carried() if key_of(line) not in self._told])
+        untold = pack_carried([line for line in self.carried() if key_of(line) not in self._told])
         self._told.clear()
+        if untold:
+            self.outbox += untold
+            # The HELLO offered no slots.
+            self.report(now_ns)
         self.timers.cancel(self._beat_timer)
         # A random phase, or a thousand workers beat in step for ever after a restart.
         phase_ms = self._beat_ms * self._rng.random()
