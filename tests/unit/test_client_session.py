@@ -344,6 +344,30 @@ def test_what_can_go_on_elsewhere_does_so_at_once() -> None:
     assert word[0].attempt == 1
 
 
+def test_what_nobody_else_can_go_on_with_waits_for_its_worker_after_all() -> None:
+    wire = Wire()
+    wire.up()
+    pending, reader = wire.submit()
+    wire.chunk(pending, "a", [1])
+    wire.end(pending, lost(claim_ms=1_500))
+    wire.said()
+    wire.end(pending, WorkerLostError("nobody goes on", resumable=False))
+    (claims,) = wire.said_of("Claims")
+    assert [(claim.request, claim.attempt, claim.next) for claim in claims.claims] == [(pending.number, 0, 1)]
+    wire.chunk(pending, "b", [2])
+    wire.end(pending)
+    assert (reader.text, reader.error) == ("ab", None)
+
+    pending, reader = wire.submit()
+    wire.chunk(pending, "a", [1])
+    wire.end(pending, lost(claim_ms=1_500))
+    wire.end(pending, WorkerLostError("nobody goes on", resumable=False))
+    wire.end(pending, lost())
+    wire.end(pending, WorkerLostError("nobody goes on", resumable=False))
+    assert isinstance(reader.error, WorkerLostError)
+    assert reader.error.details["resumable"] is False
+
+
 def test_an_operators_call_waits_for_its_worker_too() -> None:
     wire = Wire()
     wire.up()

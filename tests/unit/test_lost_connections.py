@@ -481,6 +481,46 @@ def test_carried_requests_may_come_in_several_messages_and_twice() -> None:
     bench.check_rest()
 
 
+def test_an_attempt_that_nobody_takes_leaves_the_lost_one_to_be_claimed() -> None:
+    bench = Bench()
+    models = [model_of("m", "generate")]
+    worker, client = bench.worker(models=models), bench.client(secret=SECRET)
+    other = bench.worker("other", instance=2, models=models)
+    client.submit(5)
+    (holder,) = [peer for peer in (worker, other) if peer.dispatched()]
+    holder.cut()
+    client.terminals()
+    client.submit(5, 1, resume_from=3)
+    (end,) = client.terminals()
+    assert end.details["resumable"] is False
+    client.claim((5, 0, 3))
+    again = holder.back(carried_of(11, 5, lock=lock_of(SECRET)))
+    assert again.grants() == [(5, 0, 3, True, client.number)]
+    assert again.aborted() == []
+    again.end(11, (5, 0), client=client.number)
+    assert client.codes() == {(5, 0): 0}
+    bench.check_rest()
+
+
+def test_an_attempt_that_waits_for_a_host_leaves_the_lost_one_to_be_claimed() -> None:
+    bench = Bench()
+    models = [model_of("m", "generate")]
+    worker, client = bench.worker(models=models), bench.client(secret=SECRET)
+    client.submit(5)
+    worker.cut()
+    client.terminals()
+    client.submit(5, 1, resume_from=3)
+    assert client.terminals() == []
+    again = worker.back(carried_of(11, 5, lock=lock_of(SECRET)))
+    (end,) = client.terminals()
+    assert end.details["resumable"] is False
+    client.claim((5, 0, 3))
+    assert again.grants() == [(5, 0, 3, True, client.number)]
+    again.end(11, (5, 0), client=client.number)
+    assert client.codes() == {(5, 0): 0}
+    bench.check_rest()
+
+
 def test_what_a_worker_brings_back_in_vain_holds_its_slot_until_it_has_stopped() -> None:
     bench = Bench()
     worker, client = bench.worker(slots=1), bench.client(secret=SECRET)

@@ -273,9 +273,11 @@ class Broker:
             )
             self.recovery.claim(client, [claim])
             return
-        if envelope.attempt:
-            self.recovery.moved_on(client, envelope.request, envelope.attempt)
         self.desk.submit(client, envelope, body, now_ns)
+        request = client.requests.get(envelope.request) if envelope.attempt else None
+        if request is not None and request.state is not RequestState.QUEUED:
+            # Until another worker has it, the one that was lost may be the only one that can go on.
+            self.recovery.moved_on(client, envelope.request, envelope.attempt)
 
     # ── from workers ────────────────────────────────────────────────────────────────────────────────────────────────
 

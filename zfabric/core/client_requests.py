@@ -253,6 +253,9 @@ class ClientRequests:
             # This worker cannot draw as the former one did.
             pending.exact = pending.pinned = current = False
             error = pending.loss
+        if _nobody_continues(error) and pending.loss is not None and _may_return(pending.loss):
+            self._go_back(pending)
+            return
         final = self._why_final(pending, error, now_ns)
         if final is None:
             self.counters.failovers += 1
@@ -263,15 +266,26 @@ class ClientRequests:
             if self.ready:
                 self._submit_or_end(pending, now_ns)
         elif current and final is error and _may_return(error) and pending.waits < limits.ATTEMPTS_MAX:
-            pending.waits += 1
-            if self.ready:
-                self._claims[pending.number] = pending
+            self._wait_for_worker(pending)
         else:
             self._end(pending, final, None)
 
+    def _go_back(self, pending: Pending) -> None:
+        """Nobody else can go on, but the worker that was lost may come back: the attempt that it had is claimed after all."""
+        pending.attempt -= 1
+        pending.loss = None
+        pending.pinned = False
+        pending.submitted = True
+        self._wait_for_worker(pending)
+
+    def _wait_for_worker(self, pending: Pending) -> None:
+        pending.waits += 1
+        if self.ready:
+            self._claims[pending.number] = pending
+
     def _why_final(self, pending: Pending, error: FabricError, now_ns: int) -> FabricError | None:
         """The error that the caller gets, or None if another attempt is to be made."""
-        if error.code not in FAILOVER_CODES or error.details.get("resumable") is False:
+        if error.code not in FAILOVER_CODES or _nobody_continues(error):
             return error
         if not pending.repeatable:
             return error
@@ -378,6 +392,10 @@ _UNITS_MAX = 2**32 - 1
 
 def _refuses_seed(error: FabricError) -> bool:
     return isinstance(error, UnsupportedParameterError) and error.details.get("parameter") == "seed"
+
+
+def _nobody_continues(error: FabricError) -> bool:
+    return error.code in FAILOVER_CODES and error.details.get("resumable") is False
 
 
 def _may_return(error: FabricError) -> bool:

@@ -91,6 +91,9 @@ class Recovery:
                 continue
             loss = self._loss_of(key, line.lock)
             returned = loss is not None and (loss.worker, loss.instance) == (worker.name, worker.instance)
+            if returned and self._is_replaced(key):
+                del self._losses[key]
+                returned = False
             if not returned and not self._may_bring(worker):
                 if line.finished or worker.in_flight >= SLOTS_MAX:
                     strays.setdefault(line.instance, []).append((line.request, line.attempt))
@@ -109,6 +112,14 @@ class Recovery:
         self._endings.abandon(stopped)
         for instance, attempts in strays.items():
             self._endings.abort(worker, instance, attempts)
+
+    def _is_replaced(self, key: Key) -> bool:
+        """Whether the next attempt waits, and somebody can do it. Otherwise its client will claim this one."""
+        client = self._registry.clients.get(key[0])
+        request = client.requests.get(key[1]) if client is not None else None
+        if request is None or request.model is None or request.state is not RequestState.QUEUED:
+            return False
+        return request.attempt > key[2] and bool(self._registry.supply(request.model, request.demand).hosts)
 
     def _may_bring(self, worker: WorkerPeer) -> bool:
         """Whether it may carry what this controller never saw, of which nobody carries more than one list."""

@@ -181,6 +181,9 @@ class Faults:
         if now_ns - before_ns < _APART_NS:
             self.kept.clear()
             return
+        if now_ns - self.controller.awake_ns < _APART_NS:
+            # A new controller lets requests wait for whoever may come; what they wait in vain for is lost meanwhile.
+            return
         workers = [actor] if isinstance(actor, SimWorker) else self.workers
         running = {job.number for worker in workers for engine in worker.engines for job in engine.jobs.values()}
         if not isinstance(actor, SimWorker):
