@@ -55,7 +55,7 @@ def a_doubled_terminal(patch: pytest.MonkeyPatch) -> None:
     wrap(patch, client_session.ClientSession, "_end", make)
 
 
-@fault("ended 0 times|at rest|beyond its deadline")
+@fault("ended 0 times|at rest|beyond its deadline|cannot have DEADLINE")
 def a_lost_terminal(patch: pytest.MonkeyPatch) -> None:
     """Cancelled requests that wait get none."""
     patch.setattr(endings.Endings, "_end_waiting", lambda self, request, before, error: self._unqueue(request, before))
@@ -241,15 +241,3 @@ def a_welcome_that_is_not_taken(patch: pytest.MonkeyPatch) -> None:
         return start_over
 
     wrap(patch, worker_session.WorkerSession, "_start_over", make)
-
-
-@fault("and the controller knows", "worker frozen", "controller killed", "worker announces")
-def models_that_change_behind_a_hello(patch: pytest.MonkeyPatch) -> None:
-    def make(original: Any) -> Any:
-        def welcome(self: Any, message: Any, now_ns: int) -> Any:
-            self._announced = self.models
-            return original(self, message, now_ns)
-
-        return welcome
-
-    wrap(patch, worker_session.WorkerSession, "_welcome", make)

@@ -43,7 +43,7 @@ def test_everything_that_is_simulated_happens(reports: list[Report]) -> None:
     assert set(_sum([report.operations for report in reports])) == {
         "generate", "embed", "count_tokens", "operate", "query"
     }  # fmt: skip
-    assert len(_sum([report.faults for report in reports])) == 19
+    assert len(_sum([report.faults for report in reports])) == 18
     said = _sum([report.hostile for report in reports])
     assert set(said) == {
         "CLIENT_HELLO", "SUBMIT", "CANCEL", "CREDIT", "QUERY", "CLAIMS", "BEAT", "GOODBYE",
