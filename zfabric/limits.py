@@ -153,6 +153,9 @@ QUEUE_DEPTH_MAX: Final = 16_384
 #: Of so many requests that a worker gets from queues, one is the one that has waited longest, whatever its priority: a
 #: priority says who goes first, not who waits for ever.
 TURNS_BY_AGE: Final = 16
+#: Of so many kinds of waiting requests a worker's next one is chosen. One that serves hundreds of adapters need not compare
+#: them all for each request: models take turns in being compared.
+COMPARED_MAX: Final = 64
 #: Attempts of one client that ended through no fault of its own, and whose next attempts keep their place: a worker takes
 #: no more with it than its slots.
 FORMER_ATTEMPTS_MAX: Final = 16_384

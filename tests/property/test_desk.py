@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.peers import FakeFabric, model
+from zfabric.core import dispatch, hosting, queues, registry
 from zfabric.core.hosting import Hosting
 from zfabric.core.registry import Request, WorkerState
 from zfabric.errors import WorkerDrainingError
@@ -49,8 +52,18 @@ class DeskMachine(RuleBasedStateMachine):
         self.owed: Counter[tuple[str, int, int]] = Counter()
         self.progress = 0
 
-    @initialize(recovering=st.booleans(), policy=st.sampled_from(["shortest_queue", "lottery", "round_robin"]))
-    def start(self, recovering: bool, policy: str) -> None:
+    @initialize(
+        recovering=st.booleans(),
+        policy=st.sampled_from(["shortest_queue", "lottery", "round_robin"]),
+        few=st.sampled_from([1, 16]),
+        compared=st.sampled_from([1, 64]),
+    )
+    def start(self, recovering: bool, policy: str, few: int, compared: int) -> None:
+        """More than a few hosts are kept in order; what is a few is drawn, since three workers are no more than that."""
+        self.patch = pytest.MonkeyPatch()
+        for module in (dispatch, hosting, registry):
+            self.patch.setattr(module, "CANDIDATES_UNORDERED_MAX", few)
+        self.patch.setattr(queues, "COMPARED_MAX", compared)
         self.fabric = FakeFabric(
             recovery_ms=3_000 if recovering else 0, queue_depth_max=4, policy=policy, stall_ms=4_000
         )
@@ -158,11 +171,11 @@ class DeskMachine(RuleBasedStateMachine):
                 self.owed[key] -= 1
                 if self.owed[key] <= 0:
                     del self.owed[key]
-        registry = self.fabric.broker.registry
+        clients = self.fabric.broker.registry.clients
         waited_for = {
             (client, request.request, request.attempt)
             for client in CLIENTS
-            for request in registry.clients[self.fabric.instances[client]].requests.values()
+            for request in clients[self.fabric.instances[client]].requests.values()
         }
         assert waited_for == set(self.owed)
 
@@ -174,7 +187,7 @@ class DeskMachine(RuleBasedStateMachine):
     @invariant()
     def nothing_waits_without_end(self) -> None:
         """Somebody does it sooner or later, or there is a time at which it ends."""
-        queues = self.fabric.broker.desk.queues
+        recovering = self.fabric.broker.desk.queues.recovering
         for request in self.fabric.waiting():
             assert request.model is not None
             supply = request.model.supplies[request.demand]
@@ -183,7 +196,7 @@ class DeskMachine(RuleBasedStateMachine):
                 for host in self.hosts_of(request)
                 if host.engine not in host.worker.hung
             )
-            assert taken or supply.timer is not None or request.model.forget is not None or queues.recovering
+            assert taken or supply.timer is not None or request.model.forget is not None or recovering
 
     @invariant()
     def nothing_waits_for_what_nobody_can_do(self) -> None:
@@ -203,31 +216,40 @@ class DeskMachine(RuleBasedStateMachine):
                 assert found is request.model or found is None or not found.hosts
 
     @invariant()
+    def the_least_loaded_is_known(self) -> None:
+        for known in self.fabric.broker.registry.models.values():
+            for supply in known.supplies.values():
+                able = [host for host in supply.hosts.values() if host.open]
+                if supply.kept and able:
+                    least = supply.candidates.least_loaded(random.Random(1))
+                    assert least.queue_ratio == min(host.worker.in_flight / host.speed for host in able)
+
+    @invariant()
     def tables_agree(self) -> None:
         broker = self.fabric.broker
         check_bounds(broker)
-        registry = broker.registry
-        assert not registry.changed
-        assert not registry.held
-        assert set(registry.live) == {key for worker in registry.workers.values() for key in worker.live}
-        for worker in registry.workers.values():
+        tables = broker.registry
+        assert not tables.changed
+        assert not tables.held
+        assert set(tables.live) == {key for worker in tables.workers.values() for key in worker.live}
+        for worker in tables.workers.values():
+            running = Counter(request.model.name for request in worker.live.values() if request.model is not None)
             for host in worker.hosts.values():
-                mine = [request for request in worker.live.values() if request.model is not None]
-                assert host.in_flight == sum(request.model.name == host.model.name for request in mine)  # type: ignore[union-attr]
-                assert registry.models[host.model.name] is host.model
-        for known in registry.models.values():
+                assert host.in_flight == running[host.model.name]
+                assert tables.models[host.model.name] is host.model
+        for known in tables.models.values():
             asked = [request for requests in known.asked.values() for request in requests]
             assert sorted(map(id, asked)) == sorted(map(id, known.queue.items()))
             assert known.hosts or known.forget is not None
 
     @invariant()
     def a_name_stands_for_whoever_serves_it(self) -> None:
-        registry = self.fabric.broker.registry
+        tables = self.fabric.broker.registry
         for name in NAMES:
-            hosts = [host for worker in registry.workers.values() for host in worker.hosts.values()]
+            hosts = [host for worker in tables.workers.values() for host in worker.hosts.values()]
             own = [host.model for host in hosts if host.model.name == name]
             aliased = [host.model for host in hosts if name in host.info.aliases]
-            found = registry.find(name)
+            found = tables.find(name)
             if own or aliased:
                 assert found in (own or aliased)
             else:
@@ -243,6 +265,7 @@ class DeskMachine(RuleBasedStateMachine):
         """Everybody leaves, and some time later nothing is left."""
         if not hasattr(self, "fabric"):
             return
+        self.patch.undo()
         fabric, broker = self.fabric, self.fabric.broker
         for worker in list(broker.registry.workers):
             fabric.leave(worker)

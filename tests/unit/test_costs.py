@@ -175,6 +175,15 @@ def a_worker_with_many_models_comes_and_goes(fabric: FakeFabric, count: int) -> 
 
 
 @scenario
+def requests_for_many_models_are_worked_off(fabric: FakeFabric, count: int) -> None:
+    fabric.worker("w", *(model(f"m{number}") for number in range(count)), slots=2)
+    for number in range(count):
+        fabric.submit("alice", number, model=f"m{number}")
+    while fabric.end_all("w"):
+        pass
+
+
+@scenario
 def many_workers_come_and_go(fabric: FakeFabric, count: int) -> None:
     for number in range(count):
         fabric.worker(f"w{number}", model("m", aliases=["n"]), slots=2)
@@ -274,6 +283,68 @@ def test_four_times_as_much_costs_four_times_as_much(name: str, monkeypatch: pyt
     small, large = cost(name, 150, monkeypatch), cost(name, 600, monkeypatch)
     assert small > 150
     assert large < RATIO_MAX * small, f"{large / small:.1f} times the cost for four times the size"
+
+
+BURDENS: dict[str, Scenario] = {}
+
+
+def burden(function: Scenario) -> Scenario:
+    BURDENS[function.__name__] = function
+    return function
+
+
+@burden
+def one_line(fabric: FakeFabric, count: int) -> None:
+    for number in range(count):
+        fabric.submit("alice", number)
+
+
+@burden
+def many_priorities(fabric: FakeFabric, count: int) -> None:
+    for number in range(count):
+        fabric.submit("alice", number, priority=number % 2_001 - 1_000)
+
+
+@burden
+def many_models(fabric: FakeFabric, count: int) -> None:
+    for number in range(count):
+        fabric.submit("alice", number, model=f"m{number % 600}")
+
+
+@burden
+def what_nobody_can_do_now(fabric: FakeFabric, count: int) -> None:
+    for number in range(count):
+        fabric.submit("alice", number, attempt=1, resume_from=3)
+
+
+@burden
+def what_left_the_queue(fabric: FakeFabric, count: int) -> None:
+    one_line(fabric, count)
+    fabric.cancel("alice", *range(1, count - 1))
+
+
+@pytest.mark.parametrize("name", BURDENS)
+def test_what_one_client_has_queued_makes_no_step_of_another_dearer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker with 600 models; bob's requests, one after the other, while alice has few or many waiting."""
+    costs = []
+    for size in (150, 600):
+        fabric = FakeFabric()
+        fabric.client("alice")
+        fabric.client("bob")
+        models = [model(f"m{number}", "generate") for number in range(600)]
+        fabric.worker("w", model("m", "generate", slots=1), *models, slots=2)
+        fabric.worker("resumes", model("m", "generate", "resume"), draining=True)
+        fabric.submit("bob", 10_000)
+        BURDENS[name](fabric, size)
+        with counted(monkeypatch) as count:
+            for number in range(10_001, 10_041):
+                fabric.submit("bob", number)
+                fabric.load("w", slots=2)
+                fabric.end_all("w")
+                fabric.submit("bob", number + 1_000)
+                fabric.cancel("bob", number + 1_000)
+        costs.append(count[0])
+    assert costs[1] < 1.5 * costs[0]
 
 
 def test_the_count_finds_what_is_quadratic(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from zfabric.errors import (
     UnsupportedOperationError,
     WorkerLostError,
 )
-from zfabric.limits import MODEL_MEMORY_MS, TURNS_BY_AGE, UNTAKEN_MS
+from zfabric.limits import COMPARED_MAX, MODEL_MEMORY_MS, TURNS_BY_AGE, UNTAKEN_MS
 from zfabric.testing.checkers import check_bounds
 
 
@@ -250,6 +250,23 @@ def test_a_long_line_for_one_model_delays_another_model_at_the_worker_by_one(fab
     while len(fabric.terminals.get("bob", [])) < 2:
         served += fabric.end_all("w")
     assert served <= 6
+
+
+def test_of_a_great_many_models_none_waits_for_ever(fabric: FakeFabric) -> None:
+    """More than are compared for one choice; some are asked for without end, by urgent requests."""
+    names = [f"m{number}" for number in range(3 * COMPARED_MAX)]
+    fabric.worker("w", *map(model, names))
+    number = 0
+    for name in names:
+        number += 1
+        fabric.submit("alice", number, model=name, priority=-5)
+    fabric.submit("bob", 1, model=names[-1], priority=5)
+    served = 0
+    while not fabric.ended("bob"):
+        served += fabric.end_all("w")
+        number += 1
+        fabric.submit("alice", number, model=names[number % 7], priority=-5)
+        assert served < 40 * COMPARED_MAX
 
 
 def test_queues_keep_nothing_of_what_has_left(fabric: FakeFabric) -> None:

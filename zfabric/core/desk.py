@@ -5,17 +5,19 @@ Rule 1: bodies are never opened. A body is kept while its request waits, and dro
 Rule 2: whatever frees a slot or brings a host is followed by `fill`, and whatever changes who hosts what by
         `Queues.settle`, before the next message is looked at.
 
-What each event costs, where n requests wait for a model, a worker hosts m models of which w have waiting requests, and a
-model has h hosts. There are eight demands at most, so they do not count; costs are amortised. None grows with what one
-client has in flight, but for the end of that client, and for lists, which cost what they are long.
+What each event costs, where n requests wait for a model that h workers host, and a worker hosts m models, of which w have
+waiting requests that it cannot take now (they have slots of their own). There are eight demands at most, so they do not
+count; costs are amortised. None grows with what a client has in flight, but for the end of that client; lists cost what they
+are long.
 
 | event | cost |
 |---|---|
-| SUBMIT, sent on at once | the policy: O(log h), O(h) for `least_latency`; the worker's candidacies: O(m) |
+| SUBMIT, sent on at once | O(h) up to 16 hosts, O(log h) beyond, but O(h) for `least_latency`; and as the next row |
+| a request comes to a worker or leaves it | O(1) in a fabric of up to 16 workers, O(m log h) beyond |
 | SUBMIT that has to wait | O(log n) |
 | CANCEL, for each request; a deadline | O(log n) where it waits, else O(1) |
 | CREDIT, GRANT, for each line | O(1) |
-| ENDS, for each request | O(m), and for each slot that became free O(w + log n) |
+| ENDS, for each request | as above, and O(w + log n) for each slot that became free |
 | LOAD | O(m), and as ENDS for each slot that it announces |
 | HELLO of a worker | O(its models and aliases), and O(1) for each carried request |
 | loss of a worker, or a model that it hosts no more | O(its models, aliases and requests) |

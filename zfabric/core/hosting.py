@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Final, NamedTuple, get_args
 
-from zfabric.core.dispatch import Candidates, Host
+from zfabric.core.dispatch import CANDIDATES_UNORDERED_MAX, Candidates, Host
 from zfabric.core.queueing import FairQueue
 from zfabric.core.timers import Timer
 from zfabric.wire.messages import ModelInfo, Operation
@@ -36,17 +36,17 @@ class Hosting(Host):
 
     Attributes:
         demands: What it suits.
-        asked: The candidates among which it is while it has a slot free: one for each demand that was ever asked for.
+        kept: The candidates that are kept up to date with it: see `Supply.ask`.
         taken: Whether it took requests when its supplies were last brought up to date.
     """
 
-    __slots__ = ("asked", "demands", "engine", "info", "model", "taken", "worker")
+    __slots__ = ("demands", "engine", "info", "kept", "model", "taken", "worker")
 
     def __init__(self, worker: WorkerPeer, model: Model, info: ModelInfo) -> None:
         super().__init__(worker.name, worker.speed, info.slots, worker.line)
         self.worker = worker
         self.model = model
-        self.asked: dict[Candidates, None] = {}
+        self.kept: dict[Candidates, None] = {}
         self.taken = False
         self.announced(info)
 
@@ -80,9 +80,9 @@ class Hosting(Host):
 
     def refresh(self, rng: random.Random) -> None:
         """Be a candidate where it may be one now, and nowhere else."""
-        if self.asked:
+        if self.kept:
             is_open = self.open
-            for candidates in self.asked:
+            for candidates in self.kept:
                 if is_open:
                     candidates.add(self, rng)
                 else:
@@ -95,19 +95,21 @@ class Supply:
     Attributes:
         hosts: Those that suit it, by worker.
         taking: Of those, the ones whose workers take requests.
-        candidates: Of those, the ones that have a slot free now. None until something of the kind is asked, since they have
-            to be kept up to date with every request.
+        candidates: Of those, the ones that have a slot free.
+        kept: Whether they are kept up to date with every request, since there are too many to look at; else they are as
+            they were when they were last asked for.
         expected: The last host that suited it was lost, and may come back.
         untaken_ns, absent_ns: Since when no host takes requests, and since when none suits; None while one does.
         timer: Ends what waits, if that lasts.
     """
 
-    __slots__ = ("absent_ns", "candidates", "expected", "hosts", "taking", "timer", "untaken_ns")
+    __slots__ = ("absent_ns", "candidates", "expected", "hosts", "kept", "taking", "timer", "untaken_ns")
 
     def __init__(self) -> None:
         self.hosts: dict[str, Hosting] = {}
         self.taking: dict[str, Hosting] = {}
-        self.candidates: Candidates | None = None
+        self.candidates = Candidates()
+        self.kept = False
         self.expected = False
         self.untaken_ns: int | None = None
         self.absent_ns: int | None = None
@@ -120,17 +122,17 @@ class Supply:
             self.taking[hosting.name] = hosting
         else:
             self.taking.pop(hosting.name, None)
-        if self.candidates is not None:
-            hosting.asked[self.candidates] = None
+        if self.kept:
+            hosting.kept[self.candidates] = None
 
     def discard(self, hosting: Hosting, *, lost: bool) -> None:
         """A host suits the demand no more: it was lost with its worker, or has said so."""
         if self.hosts.pop(hosting.name, None) is not None:
             self.taking.pop(hosting.name, None)
             self.expected = lost
-            if self.candidates is not None:
-                self.candidates.remove(hosting)
-                hosting.asked.pop(self.candidates, None)
+            self.candidates.remove(hosting)
+            hosting.kept.pop(self.candidates, None)
+            self._keep(kept=self.kept and self.many)
 
     def note(self, now_ns: int) -> None:
         """Note since when nobody suits the demand, and since when nobody takes requests of it."""
@@ -143,14 +145,34 @@ class Supply:
             elif self.absent_ns is None:
                 self.absent_ns = now_ns
 
+    @property
+    def many(self) -> bool:
+        """Whether there are more hosts than to look at for each request."""
+        return len(self.hosts) > CANDIDATES_UNORDERED_MAX
+
     def ask(self, rng: random.Random) -> Candidates:
-        """Who can take a request now. The first time costs O(hosts)."""
-        if self.candidates is None:
-            self.candidates = Candidates()
+        """Who can take a request now.
+
+        A few hosts are looked at when they are asked for, and cost nothing in between, however many models their workers
+        have. Many are kept up to date from the first time on, and asking costs nothing.
+        """
+        if not self.kept:
+            self._keep(kept=self.many)
             for hosting in self.hosts.values():
-                hosting.asked[self.candidates] = None
-                hosting.refresh(rng)
+                if hosting.open:
+                    self.candidates.add(hosting, rng)
+                else:
+                    self.candidates.remove(hosting)
         return self.candidates
+
+    def _keep(self, *, kept: bool) -> None:
+        if kept is not self.kept:
+            self.kept = kept
+            for hosting in self.hosts.values():
+                if kept:
+                    hosting.kept[self.candidates] = None
+                else:
+                    hosting.kept.pop(self.candidates, None)
 
 
 class Alias:

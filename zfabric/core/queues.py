@@ -10,6 +10,7 @@ Rule 3: a request waits for the model that its name stood for. If nobody hosts t
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 from zfabric.core.broker_config import BrokerConfig
@@ -19,7 +20,7 @@ from zfabric.core.registry import Registry, Request, WorkerPeer
 from zfabric.core.timers import Timers
 from zfabric.errors import FabricError, NoWorkerError, UnsupportedOperationError, WorkerLostError
 from zfabric.ids import milliseconds
-from zfabric.limits import MODEL_MEMORY_MS, TURNS_BY_AGE, UNTAKEN_MS
+from zfabric.limits import COMPARED_MAX, MODEL_MEMORY_MS, TURNS_BY_AGE, UNTAKEN_MS
 
 
 class Queues:
@@ -48,8 +49,8 @@ class Queues:
         self._counters = counters
         self._give_up = give_up
         self._offer = offer
-        #: Models for which requests wait, by name; and by the names that were asked for.
-        self._waiting: dict[str, Model] = {}
+        #: Models for which requests wait, by name, the longest not served first; and by the names that were asked for.
+        self._waiting: OrderedDict[str, Model] = OrderedDict()
         self._asked: dict[str, dict[Model, None]] = {}
         self.recovering = False
 
@@ -94,25 +95,41 @@ class Queues:
             worker.filled += 1
             host.model.queue.serve(request)
             self.remove(request)
+            self._served(host)
         return found
 
     def _next_for(self, worker: WorkerPeer) -> tuple[Request, Hosting] | None:
         """By priority, then by turns of what the worker can do, then by turns of clients. Now and then it is what has waited
-        longest, so that priorities make nobody wait for ever."""
+        longest, so that priorities make nobody wait for ever.
+
+        Of a worker with a great many models for which requests wait, those are compared that were served the longest ago.
+        """
         by_age = worker.filled % TURNS_BY_AGE == TURNS_BY_AGE - 1
         found: tuple[Request, Hosting] | None = None
         least: tuple[int, int] | None = None
+        compared = 0
         for name in self._waiting if len(self._waiting) < len(worker.hosts) else worker.hosts:
             host = worker.hosts.get(name)
-            if host is None or not host.open:
+            if host is None or not host.model.asked or not host.open:
                 continue
             for demand in host.model.queue.demands:
                 if demand not in host.demands:
                     continue
+                compared += 1
                 head = host.model.queue.oldest(demand) if by_age else host.model.queue.head(demand)
                 if least is None or head.rank < least:
                     found, least = (head.item, host), head.rank
+            if compared >= COMPARED_MAX:
+                break
         return found
+
+    def _served(self, host: Hosting) -> None:
+        """It is the turn of other models now."""
+        name, hosts = host.model.name, host.worker.hosts
+        if len(hosts) > 1:
+            hosts[name] = hosts.pop(name)
+        if name in self._waiting:
+            self._waiting.move_to_end(name)
 
     # ── hosts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 

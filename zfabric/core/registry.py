@@ -411,19 +411,21 @@ class Registry:
             self._fit(worker)
             return
         worker.line.length = worker.in_flight
+        if len(self.workers) <= CANDIDATES_UNORDERED_MAX:
+            return
         # A request may outlive its model at this worker.
         if host is not None and worker.hosts.get(host.model.name) is host:
             host.refresh(self._rng)
-        if len(worker.hosts) > 1 and len(self.workers) > CANDIDATES_UNORDERED_MAX:
+        if len(worker.hosts) > 1:
             for other in worker.hosts.values():
                 if other is not host:
-                    for candidates in other.asked:
-                        if candidates.ordered:
-                            candidates.changed(other, self._rng)
+                    for candidates in other.kept:
+                        candidates.changed(other, self._rng)
 
     def _fit(self, worker: WorkerPeer) -> None:
         """Bring the candidacies of all models of a worker up to date."""
         worker.line.length = worker.in_flight
         worker.open = worker.free > 0
-        for hosting in worker.hosts.values():
-            hosting.refresh(self._rng)
+        if len(self.workers) > CANDIDATES_UNORDERED_MAX:
+            for hosting in worker.hosts.values():
+                hosting.refresh(self._rng)

@@ -17,10 +17,10 @@ from zfabric.wire.messages import ModelInfo, Submit
 
 
 def check_supplies(hosting: Hosting) -> None:
-    """A host is a candidate where it suits and has a slot, and nowhere else."""
+    """A host is a candidate where it suits and has a slot, and nowhere else, where that is kept up to date."""
     for demand, supply in hosting.model.supplies.items():
         able = hosting.open and hosting.suits(demand)
-        if supply.candidates is not None and (hosting in supply.candidates) != able:
+        if supply.kept and (hosting in supply.candidates) != able:
             name = hosting.worker.name
             raise Violation(f"worker {name} is {'not ' if able else ''}a candidate for {demand}, and should be")
 
