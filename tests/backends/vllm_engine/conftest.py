@@ -111,3 +111,10 @@ async def run(served: Served, *requests: GenerateRequest) -> Answers:
 
 async def operate(worker: VLLMWorker, call: str, **arguments: Any) -> Any:
     return await worker.operate(OperateRequest(call=call, arguments=arguments, request_id="operator"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests here start engines, which take a minute or two each on a busy machine."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(400))
