@@ -84,7 +84,7 @@ def test_a_user_without_a_home_that_can_be_seen_has_no_file(
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(Path, "is_file", refused)
     assert controller.main([]) == 0
-    assert controller.main(["--config", "/root/x.toml"]) == 2
+    assert controller.main(["--config", "/nobody/x.toml"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,11 @@ def test_what_is_too_large_is_refused_with_the_name_of_what_makes_it_so() -> Non
     assert caught.value.details["parameter"] == "inputs"
     with pytest.raises(TooLargeError, match="limit is"):
         wire.session.ask("model", {"name": "x" * limits.CONTROL_BODY_BYTES_MAX}, Asker(), wire.now_ns)
+    # Within a frame, and more than a worker would decode: neither side waits for the other to say so.
+    with pytest.raises(TooLargeError, match="limit is"):
+        wire.submit(GenerateRequest(prompt_token_ids=[1] * (limits.REQUEST_VALUES_MAX + 1)))
+    with pytest.raises(TooLargeError, match="limit is"):
+        wire.submit(GenerateRequest(prompt="x" * (limits.REQUEST_TEXT_BYTES_MAX + 1)))
     assert not wire.session.busy
     _, early = wire.submit(GenerateRequest(prompt="x" * 2_000))
     wire.up(frame_bytes_max=1_000)

@@ -9,6 +9,7 @@ from msgspec import Raw, structs
 
 from zfabric.errors import RequestError, TooLargeError
 from zfabric.wire import codec
+from zfabric.wire.bounds import check_request
 from zfabric.wire.payloads import AnyRequest, GenerateRequest, SamplingParams
 
 _parts: Final = msgspec.msgpack.Decoder(list[Raw])
@@ -27,7 +28,7 @@ def encoded(request: AnyRequest, limit: int) -> bytes:
 
     Raises:
         RequestError: Something in it cannot be sent; names the field.
-        TooLargeError: Names the largest field.
+        TooLargeError: Names the largest field, or what there is more of than a worker would decode.
     """
     try:
         body = codec.encode(request)
@@ -42,6 +43,7 @@ def encoded(request: AnyRequest, limit: int) -> bytes:
             size=len(body),
             limit=limit,
         )
+    check_request(body)
     return body
 
 
