@@ -12,6 +12,7 @@ from zfabric.core import (
     backlog,
     client_requests,
     client_session,
+    desk,
     dispatch,
     inquiries,
     names,
@@ -70,7 +71,7 @@ def details_as_keyword_arguments(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(client_requests, "from_wire", from_wire)
 
 
-@fault("has no answer to|keeps requests at rest", quiet=True)
+@fault("keeps requests at rest", quiet=True)
 def a_question_without_an_answer(patch: pytest.MonkeyPatch) -> None:
     """What cannot be answered is not, and nobody's patience ends."""
 
@@ -95,7 +96,7 @@ def _patient(original: Any) -> Any:
 # ── who can serve what ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@fault("is said to be unknown|is refused for|are said to wait", "worker announces", "worker killed")
+@fault("is said to be unknown|is refused for", "worker announces", "worker killed")
 def a_name_that_belongs_to_its_first_holder(patch: pytest.MonkeyPatch) -> None:
     def make(original: Any) -> Any:
         def put(self: Any, name: str, model: Any, *, held: bool, order: int = 0) -> None:
@@ -115,6 +116,20 @@ def a_call_that_loses_its_model(patch: pytest.MonkeyPatch) -> None:
 @fault("ZeroDivisionError|AssertionError", quiet=True)
 def a_policy_that_is_believed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(dispatch.Chooser, "choose", lambda self, candidates, now_ns: self._policy(candidates, self._rng))
+
+
+@fault("with a hung engine", "engine hung", first=860)
+def an_engine_that_hides_behind_another(patch: pytest.MonkeyPatch) -> None:
+    """Progress is told of the worker as a whole."""
+
+    def make(original: Any) -> Any:
+        def refresh(self: Any, load: Any, units: int, now_ns: int) -> None:
+            original(self, load, units, now_ns)
+            load.engines = [load.progress] * len(load.engines)
+
+        return refresh
+
+    wrap(patch, reports.LoadReports, "refresh", make)
 
 
 @fault("and it takes requests for|and the controller knows", "worker announces")
@@ -190,7 +205,7 @@ def a_delta_beyond_the_window_waits_for_the_end(patch: pytest.MonkeyPatch) -> No
     wrap(patch, backlog.Backlog, "take", make)
 
 
-@fault("ended 0 times|has no answer|missed a deadline", quiet=True)
+@fault("ended 0 times|has no answer", quiet=True)
 def a_refusal_that_stops_the_clock(patch: pytest.MonkeyPatch) -> None:
     """Who is refused for now waits without end."""
     from zfabric.client.connection import Connection
@@ -207,6 +222,20 @@ def a_refusal_that_stops_the_clock(patch: pytest.MonkeyPatch) -> None:
 
 
 # ── who is believed ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@fault("requests for .* wait for|bytes wait, limit is", quiet=True, first=770)
+def an_attempt_that_is_believed(patch: pytest.MonkeyPatch) -> None:
+    """Whoever says that it has waited before may wait where no further request may."""
+
+    def make(original: Any) -> Any:
+        def check(self: Any, model: Any, envelope: Any, size: int, place: Any) -> None:
+            if not envelope.attempt:
+                original(self, model, envelope, size, place)
+
+        return check
+
+    wrap(patch, desk.RequestDesk, "_check_room", make)
 
 
 @fault(".", "controller killed", "controller leaves")
@@ -240,7 +269,7 @@ def an_answer_with_the_defaults_ends_with_its_worker(patch: pytest.MonkeyPatch) 
     patch.setattr(worker_session.WorkerSession, "mark_exact", lambda self, request_id: None)
 
 
-@fault("drawn in|broken answers", "worker killed")
+@fault("drawn in", "worker killed")
 def a_seed_that_is_drawn_anew(patch: pytest.MonkeyPatch) -> None:
     """The client goes on elsewhere, and the next worker draws as it likes."""
 
