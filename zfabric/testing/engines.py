@@ -172,6 +172,8 @@ class SimBackend(BaseModelWorker):
 
     async def _answer(self, operation: str, request: AnyRequest) -> Any:
         job = self.open_job(operation, request)
+        # Of the moment when the call came: the engine may serve others when it ends.
+        names = sorted(names_of(self.models))
         try:
             await self._work(self.host.loop.world.rng.uniform(*_UNARY_MS))
         finally:
@@ -186,7 +188,7 @@ class SimBackend(BaseModelWorker):
             return EmbedResult(rows=1, dimensions=job.values, data=data)
         if operation == "count_tokens":
             return job.number
-        return {"number": job.number, "worker": self.host.name, "names": sorted(names_of(self.models))}
+        return {"number": job.number, "worker": self.host.name, "names": names}
 
     async def _work(self, milliseconds: float) -> None:
         await asyncio.sleep(milliseconds / 1_000)
