@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench.traces import Arrival
-from zfabric.core.dispatch import Candidates, Host, find_policy
+from zfabric.core.controller.dispatch import Candidates, Host, find_policy
 
 #: Tokens a second of prefill and of one stream's decoding, at speed 1.
 _PREFILL: Final = 8_000.0

@@ -17,7 +17,8 @@ import zmq
 
 from zfabric.wire import codec, kinds
 from zfabric.wire.messages import ClientHello, Credit, CreditLine, Load, ModelInfo, Submit, WorkerHello
-from zfabric.wire.payloads import Chunk, GenerateRequest, SamplingParams
+from zfabric.wire.payloads import Chunk, GenerateRequest
+from zfabric.wire.sampling import SamplingParams
 
 _PORTION = 128
 _WINDOW = 8 * _PORTION

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from msgspec import Struct
 
-from zfabric.core.access import EVERYBODY, Grant
-from zfabric.core.broker import Broker
-from zfabric.core.broker_config import BrokerConfig
-from zfabric.core.registry import ClientPeer, Request, WorkerPeer
+from zfabric.core.controller.access import EVERYBODY, Grant
+from zfabric.core.controller.broker import Broker
+from zfabric.core.controller.config import BrokerConfig
+from zfabric.core.controller.peers import ClientPeer, Request, WorkerPeer
 from zfabric.ids import RoutingId
 from zfabric.wire import codec, kinds
 from zfabric.wire.messages import (
@@ -377,7 +377,7 @@ class Bench:
             assert client.requests == {}
         for model in self.broker.registry.models.values():
             assert len(model.queue) == 0
-        assert self.broker.desk.counters.queued_bytes == 0
+        assert self.broker.scheduler.counters.queued_bytes == 0
 
 
 def _header(message: Struct) -> bytes:

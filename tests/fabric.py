@@ -16,7 +16,7 @@ from zfabric import AsyncClient, BaseModelWorker
 from zfabric.backends.echo import EchoOptions, EchoWorker
 from zfabric.controller.config import ControllerConfig
 from zfabric.controller.service import Controller
-from zfabric.core.broker_config import BrokerConfig
+from zfabric.core.controller.config import BrokerConfig
 from zfabric.worker.config import WorkerConfig
 from zfabric.worker.service import WorkerService
 
@@ -77,7 +77,7 @@ async def at_rest(controller: Controller) -> None:
             await asyncio.sleep(0.005)
     assert not broker.routes.table
     assert not any(model.queue for model in broker.registry.models.values())
-    assert broker.desk.counters.queued_bytes == 0
+    assert broker.scheduler.counters.queued_bytes == 0
 
 
 @contextlib.asynccontextmanager

@@ -6,9 +6,9 @@ import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from zfabric.core.broker import Broker
-from zfabric.core.broker_config import BrokerConfig
-from zfabric.core.registry import Request
+from zfabric.core.controller.broker import Broker
+from zfabric.core.controller.config import BrokerConfig
+from zfabric.core.controller.peers import Request
 from zfabric.errors import BY_CODE, FabricError
 from zfabric.ids import RoutingId, milliseconds
 from zfabric.wire import codec, kinds

@@ -58,10 +58,10 @@ from zfabric.wire.payloads import (
     EmbedResult,
     GenerateRequest,
     Logprob,
-    SamplingParams,
     TokenLogprobs,
     Usage,
 )
+from zfabric.wire.sampling import SamplingParams
 from zfabric.worker.base import BaseModelWorker
 
 __all__ = [

@@ -42,7 +42,8 @@ from tests.backends.tiny import Answers, save_llama
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.models.wheels import prepare
-from zfabric.wire.payloads import Delta, GenerateRequest, SamplingParams
+from zfabric.wire.payloads import Delta, GenerateRequest
+from zfabric.wire.sampling import SamplingParams
 
 STREAMS = 8
 MANY = 64

@@ -8,7 +8,7 @@ from bench.balance import Outcome, lower_bound_s, play, service_s
 from bench.record import Report, Table
 from bench.runner import Bench
 from bench.traces import SHIPPED, Arrival, read
-from zfabric.core.dispatch import POLICIES
+from zfabric.core.controller.dispatch import POLICIES
 
 NAME = "balance"
 TITLE = "Balance: policies on heavy-tailed requests and unequal workers"

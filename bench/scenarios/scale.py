@@ -10,8 +10,8 @@ from bench.record import Plot, Report, Table
 from bench.runner import Bench
 from bench.scenarios.relay import flood, flooded
 from bench.subjects import HOP
-from zfabric.core.broker import Broker
-from zfabric.core.broker_config import BrokerConfig
+from zfabric.core.controller.broker import Broker
+from zfabric.core.controller.config import BrokerConfig
 from zfabric.ids import RoutingId
 from zfabric.wire import codec, kinds
 from zfabric.wire.messages import ClientHello, End, Ends, Load, ModelInfo, Submit, WorkerHello

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from zfabric.backends.hf_api.worker import HuggingfaceApiOptions, HuggingfaceApiWorker
-from zfabric.wire.payloads import Delta, GenerateRequest, SamplingParams
+from zfabric.wire.payloads import Delta, GenerateRequest
+from zfabric.wire.sampling import SamplingParams
 
 Script = Callable[["Asked"], Awaitable[None]]
 EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"

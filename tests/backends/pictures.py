@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from zfabric.wire.payloads import GenerateRequest, SamplingParams
+from zfabric.wire.payloads import GenerateRequest
+from zfabric.wire.sampling import SamplingParams
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{% if m['content'] is string %}{{ m['content'] }}{% else %}"

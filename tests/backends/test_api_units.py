@@ -18,7 +18,8 @@ from zfabric.backends.hf_api.failures import backoff_s, retry_after_s
 from zfabric.backends.hf_api.models_file import Upstream, read_models_file
 from zfabric.backends.hf_api.requests import body_of, parameters_of
 from zfabric.errors import ConfigurationError, RequestError, UnsupportedOperationError
-from zfabric.wire.payloads import GenerateRequest, SamplingParams
+from zfabric.wire.payloads import GenerateRequest
+from zfabric.wire.sampling import SamplingParams
 
 URL = "http://127.0.0.1:1"
 

@@ -21,7 +21,8 @@ from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.backends.prompts import PromptTokens
 from zfabric.errors import ContextOverflowError, ParameterRangeError, RequestError, TooLargeError
-from zfabric.wire.payloads import CountRequest, EmbedRequest, GenerateRequest, SamplingParams, TokenLogprobs
+from zfabric.wire.payloads import CountRequest, EmbedRequest, GenerateRequest, TokenLogprobs
+from zfabric.wire.sampling import SamplingParams
 
 Served = tuple[ModelWorker, Answers]
 STRANGE = "<strange>"

@@ -16,7 +16,8 @@ from zfabric.backends.hf_transformers import guides
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import FabricError, ParameterRangeError, RequestError, UnsupportedParameterError
-from zfabric.wire.payloads import GenerateRequest, SamplingParams
+from zfabric.wire.payloads import GenerateRequest
+from zfabric.wire.sampling import SamplingParams
 
 SCHEMA = {
     "type": "object",

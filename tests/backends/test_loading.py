@@ -19,7 +19,8 @@ from zfabric.backends.hf_transformers.context import context_length
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ConfigurationError
-from zfabric.wire.payloads import CountRequest, GenerateRequest, SamplingParams
+from zfabric.wire.payloads import CountRequest, GenerateRequest
+from zfabric.wire.sampling import SamplingParams
 
 PROMPT = "Once upon a time"
 

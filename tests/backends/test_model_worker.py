@@ -15,7 +15,8 @@ from tests.backends.tiny import Answers, ask, reference
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ConfigurationError, ContextOverflowError, RequestError
-from zfabric.wire.payloads import CountRequest, EmbedRequest, GenerateRequest, SamplingParams
+from zfabric.wire.payloads import CountRequest, EmbedRequest, GenerateRequest
+from zfabric.wire.sampling import SamplingParams
 
 Served = tuple[ModelWorker, Answers]
 PROMPTS = ["Hello", "The quick brown fox jumps", "a", "Once upon a time there was", "é世界", "0123456789 " * 5]

@@ -23,7 +23,7 @@ from transformers import (
 
 from zfabric.backends.hf_transformers.penalties import Row, penalize
 from zfabric.backends.hf_transformers.sampling import _pick, draw, keep, uniform
-from zfabric.wire.payloads import SamplingParams
+from zfabric.wire.sampling import SamplingParams
 
 SIZE = 50
 SEEDS = st.integers(0, 2**31)

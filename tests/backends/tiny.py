@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from zfabric.errors import FabricError
 from zfabric.wire.messages import ModelInfo
-from zfabric.wire.payloads import Delta, GenerateRequest, SamplingParams
+from zfabric.wire.payloads import Delta, GenerateRequest
+from zfabric.wire.sampling import SamplingParams
 
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}<assistant>"
 

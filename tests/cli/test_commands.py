@@ -14,7 +14,7 @@ import pytest
 
 from tests.fabric import Process, processes
 from zfabric.cli.sampling import AnswerFlags
-from zfabric.wire.payloads import SamplingParams
+from zfabric.wire.sampling import SamplingParams
 
 
 @pytest.fixture

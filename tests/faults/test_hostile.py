@@ -20,8 +20,8 @@ from zfabric import AsyncClient, Credentials
 from zfabric.backends.echo import EchoOptions, EchoWorker
 from zfabric.controller.config import ControllerConfig
 from zfabric.controller.service import Controller
-from zfabric.core.broker_config import BrokerConfig
-from zfabric.core.pending import Resume
+from zfabric.core.client.pending import Resume
+from zfabric.core.controller.config import BrokerConfig
 from zfabric.errors import EngineStalledError, NoWorkerError, ProtocolError
 from zfabric.limits import BAD_FRAMES_MAX
 from zfabric.transport.curve import create_keys
@@ -119,7 +119,7 @@ async def test_ten_thousand_requests_for_eight_slots(ipc: str) -> None:
 
 
 async def test_the_last_worker_gone_is_an_error_when_it_stays_away(ipc: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zfabric.core.queues.MODEL_MEMORY_MS", 200)
+    monkeypatch.setattr("zfabric.core.controller.queues.MODEL_MEMORY_MS", 200)
     async with echo_fabric(ipc) as (made, client):
         await made.remove_worker("w0")
         with pytest.raises(NoWorkerError):

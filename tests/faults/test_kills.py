@@ -17,7 +17,7 @@ from tests.faults.conftest import Row
 from tests.faults.readers import Readers, measured
 from zfabric import AsyncClient
 from zfabric.backends.echo import EchoOptions, EchoWorker
-from zfabric.core.worker_session import WorkerSession
+from zfabric.core.worker.session import WorkerSession
 from zfabric.transport.context import make_context
 from zfabric.transport.options import set_dealer_options
 from zfabric.wire import kinds

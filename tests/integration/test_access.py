@@ -16,7 +16,7 @@ from zfabric.backends.echo import EchoOptions, EchoWorker
 from zfabric.controller.config import ControllerConfig
 from zfabric.controller.keyring import KeyRing
 from zfabric.controller.service import Controller
-from zfabric.core.broker_config import BrokerConfig
+from zfabric.core.controller.config import BrokerConfig
 from zfabric.errors import (
     AuthenticationError,
     ConfigurationError,

@@ -13,8 +13,8 @@ from zfabric import AsyncClient
 from zfabric.backends.echo import EchoOptions, EchoWorker
 from zfabric.controller.config import ControllerConfig
 from zfabric.controller.service import Controller
-from zfabric.core.broker_config import BrokerConfig
-from zfabric.core.dispatch import POLICIES, Candidates, Host, register_policy
+from zfabric.core.controller.config import BrokerConfig
+from zfabric.core.controller.dispatch import POLICIES, Candidates, Host, register_policy
 from zfabric.errors import UnknownModelError
 from zfabric.worker.config import WorkerConfig
 from zfabric.worker.service import WorkerService

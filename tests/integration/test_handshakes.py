@@ -16,7 +16,7 @@ from tests.raw import RawPeer
 from zfabric import AsyncClient, Credentials
 from zfabric.controller.config import ControllerConfig
 from zfabric.controller.service import Controller
-from zfabric.core.broker_config import BrokerConfig
+from zfabric.core.controller.config import BrokerConfig
 from zfabric.errors import AuthenticationError, ConnectionLostError, IncorrectKeyError
 from zfabric.limits import HANDSHAKE_LOG_MS
 from zfabric.transport.curve import create_keys

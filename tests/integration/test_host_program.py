@@ -38,7 +38,7 @@ from zfabric import AsyncClient, Client
 from zfabric.backends.echo import EchoWorker
 from zfabric.controller.config import ControllerConfig
 from zfabric.controller.service import Controller
-from zfabric.core.broker_config import BrokerConfig
+from zfabric.core.controller.config import BrokerConfig
 from zfabric.worker.config import WorkerConfig
 from zfabric.worker.service import WorkerService
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zfabric.core.names import Names
-from zfabric.core.queueing import FairQueue
-from zfabric.core.ranking import Ranking
+from zfabric.core.controller.fair_queue import FairQueue
+from zfabric.core.controller.names import Names
+from zfabric.core.controller.ranking import Ranking
 
 
 @dataclass(eq=False)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zfabric.core.dispatch import POLICIES, Candidates, Host, find_policy, register_policy, shortest_queue
-from zfabric.core.request_state import TERMINAL_GIVEN, TRANSITIONS, RequestEvent, RequestState, advance
+from zfabric.core.controller.dispatch import POLICIES, Candidates, Host, find_policy, register_policy, shortest_queue
+from zfabric.core.controller.request_state import TERMINAL_GIVEN, TRANSITIONS, RequestEvent, RequestState, advance
 from zfabric.core.timers import Timers
 from zfabric.errors import ConfigurationError
 

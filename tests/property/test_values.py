@@ -28,11 +28,12 @@ from zfabric.client.requests import (
     query_timeout_ms,
     vectors,
 )
-from zfabric.core.bodies import encoded
+from zfabric.core.client.bodies import encoded
 from zfabric.errors import FabricError, ParameterRangeError, ProtocolError, RequestError, UnsupportedParameterError
 from zfabric.limits import CALL_TIMEOUT_MS, FRAME_BYTES_MAX, NESTING_MAX, QUERY_TIMEOUT_MS
 from zfabric.wire import codec
-from zfabric.wire.payloads import ALL_PARAMETERS, AnyRequest, EmbedResult, GenerateRequest
+from zfabric.wire.payloads import AnyRequest, EmbedResult, GenerateRequest
+from zfabric.wire.sampling import ALL_PARAMETERS
 
 
 @dataclasses.dataclass

@@ -13,7 +13,7 @@ from msgspec import Raw, Struct
 
 from zfabric.errors import FabricError, ParameterRangeError, ProtocolError, UnsupportedParameterError
 from zfabric.limits import CONTROL_BODY_BYTES_MAX, DEADLINE_MAX_MS, HEADER_BYTES_MAX
-from zfabric.wire import codec, kinds, messages, payloads
+from zfabric.wire import codec, kinds, messages, payloads, sampling
 from zfabric.wire.locks import lock_of
 
 u32 = st.integers(0, 2**32 - 1)
@@ -246,12 +246,12 @@ def test_kinds_are_distinct_and_every_one_has_a_direction() -> None:
 )
 def test_values_that_would_make_nonsense_of_an_answer_are_out_of_range(values: dict[str, Any]) -> None:
     with pytest.raises(ParameterRangeError, match=next(iter(values))):
-        payloads.SamplingParams(**values).validate()
+        sampling.SamplingParams(**values).validate()
 
 
 def test_the_ends_of_ranges_are_within_them() -> None:
     bias = {1: -100.0, 2: 100.0, 3: float("-inf")}
-    payloads.SamplingParams(logit_bias=bias, repetition_penalty=0.01, bad_words=(" ",)).validate()
+    sampling.SamplingParams(logit_bias=bias, repetition_penalty=0.01, bad_words=(" ",)).validate()
 
 
 @given(
@@ -269,11 +269,11 @@ def test_the_ends_of_ranges_are_within_them() -> None:
     )
 )
 def test_validation_names_the_parameter(given_values: dict[str, Any]) -> None:
-    params = payloads.SamplingParams(**given_values)
+    params = sampling.SamplingParams(**given_values)
     try:
         params.validate()
     except ParameterRangeError as error:
-        assert error.details["parameter"] in payloads.ALL_PARAMETERS
+        assert error.details["parameter"] in sampling.ALL_PARAMETERS
         assert str(error.details["parameter"]) in str(error)
     else:
         assert 0 <= params.temperature <= 100
@@ -282,9 +282,9 @@ def test_validation_names_the_parameter(given_values: dict[str, Any]) -> None:
 
 
 def test_what_is_not_supported_is_refused_by_name() -> None:
-    params = payloads.SamplingParams(top_k=3, seed=1)
+    params = sampling.SamplingParams(top_k=3, seed=1)
     params.require(frozenset({"top_k", "seed"}), "x")
     with pytest.raises(UnsupportedParameterError, match="'seed' is not supported by x") as caught:
         params.require(frozenset({"top_k"}), "x")
     assert isinstance(caught.value, FabricError)
-    payloads.SamplingParams().require(frozenset(), "x")
+    sampling.SamplingParams().require(frozenset(), "x")

@@ -7,24 +7,15 @@ from typing import Any
 import pytest
 
 from tests.simulation.deliberate import fault, wrap
-from zfabric.core import (
-    backlog,
-    client_requests,
-    client_session,
-    desk,
-    endings,
-    queueing,
-    queues,
-    recovery,
-    registry,
-    routes,
-    sessions,
-    timers,
-    worker_session,
-    worker_streams,
-)
-from zfabric.core import broker as broker_module
-from zfabric.core.request_state import RequestState
+from zfabric.core import timers
+from zfabric.core.client import requests as client_requests
+from zfabric.core.client import session as client_session
+from zfabric.core.controller import broker as broker_module
+from zfabric.core.controller import endings, fair_queue, peers, queues, recovery, routes, scheduler, sessions
+from zfabric.core.controller.request_state import RequestState
+from zfabric.core.worker import backlog
+from zfabric.core.worker import session as worker_session
+from zfabric.core.worker import streams as worker_streams
 from zfabric.wire.messages import CreditLine
 
 _LOST = "could go on|everybody was there"
@@ -38,7 +29,7 @@ def a_lost_retry(patch: pytest.MonkeyPatch) -> None:
 
 @fault(_LOST, "worker killed")
 def no_retry_at_all(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(client_session.ClientSession, "_why_final", lambda self, pending, error, now_ns: error)
+    patch.setattr(client_requests, "why_final", lambda pending, error, now_ns: error)
 
 
 @fault("ended 2 times", quiet=True)
@@ -108,7 +99,7 @@ def a_slot_that_leaks(patch: pytest.MonkeyPatch) -> None:
 
 @fault(r"runs \d+ requests with \d+ slots", quiet=True)
 def a_slot_too_many(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(registry.WorkerPeer, "free", property(lambda self: self.load.slots - self.in_flight + 1))
+    patch.setattr(peers.WorkerPeer, "free", property(lambda self: self.load.slots - self.in_flight + 1))
 
 
 @fault(r"runs \d+ requests with \d+ slots")
@@ -160,12 +151,12 @@ def a_queue_that_loses_one(patch: pytest.MonkeyPatch) -> None:
 
         return push
 
-    wrap(patch, queueing.FairQueue, "push", make)
+    wrap(patch, fair_queue.FairQueue, "push", make)
 
 
 @fault("could take it", quiet=True)
 def nobody_fills_a_free_slot(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(desk.RequestDesk, "fill", lambda self, worker, now_ns: None)
+    patch.setattr(scheduler.Scheduler, "fill", lambda self, worker, now_ns: None)
 
 
 @fault("could take it", quiet=True)
@@ -201,7 +192,7 @@ def a_stall_that_nobody_sees(patch: pytest.MonkeyPatch) -> None:
 def finished_answers_are_not_kept(patch: pytest.MonkeyPatch) -> None:
     """What ended while there was no controller is forgotten, and started again from nothing."""
     patch.setattr(worker_session.WorkerSession, "_keep", lambda self, stream: None)
-    patch.setattr(client_session.ClientSession, "_why_final", lambda self, pending, error, now_ns: error)
+    patch.setattr(client_requests, "why_final", lambda pending, error, now_ns: error)
 
 
 @fault(".")
@@ -213,7 +204,7 @@ def timers_that_are_cancelled_fire(patch: pytest.MonkeyPatch) -> None:
 def a_controller_that_drains_takes_nothing_back(patch: pytest.MonkeyPatch) -> None:
     wrap(
         patch,
-        desk.RequestDesk,
+        scheduler.Scheduler,
         "_admit",
         lambda original: lambda self, client, envelope, place: original(self, client, envelope, None),
     )
@@ -226,7 +217,7 @@ def a_lost_connection_is_a_farewell(patch: pytest.MonkeyPatch) -> None:
 
 @fault("everybody was there", "worker link cut")
 def nobody_waits_for_a_worker_that_was_lost(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(client_requests, "_may_return", lambda error: False)
+    patch.setattr(client_requests, "may_return", lambda error: False)
 
 
 @fault("did not come back|knows", "worker frozen", "controller paused", "worker announces")

@@ -8,22 +8,13 @@ import pytest
 
 from tests.simulation.deliberate import fault, wrap
 from zfabric import errors
-from zfabric.core import (
-    backlog,
-    client_requests,
-    client_session,
-    desk,
-    dispatch,
-    inquiries,
-    names,
-    parcels,
-    queries,
-    recovery,
-    registry,
-    sessions,
-    worker_session,
-    worker_streams,
-)
+from zfabric.core.client import inquiries
+from zfabric.core.client import requests as client_requests
+from zfabric.core.client import session as client_session
+from zfabric.core.controller import dispatch, names, peers, queries, recovery, scheduler, sessions
+from zfabric.core.worker import backlog, packing
+from zfabric.core.worker import session as worker_session
+from zfabric.core.worker import streams as worker_streams
 from zfabric.testing import network
 from zfabric.wire import codec
 from zfabric.worker import reports, runs, served, service
@@ -40,9 +31,9 @@ def frames_by_the_bodys_truth(patch: pytest.MonkeyPatch) -> None:
 @fault("its receiver takes", quiet=True)
 def one_message_whatever_its_size(patch: pytest.MonkeyPatch) -> None:
     def add(self: Any, streams: Any, chunks: Any, finished: Any) -> None:
-        self.messages.append(parcels.pack_whole(self._client, chunks, finished or None))
+        self.messages.append(packing.pack_whole(self._client, chunks, finished or None))
 
-    patch.setattr(parcels.Parcels, "add", add)
+    patch.setattr(packing.Packing, "add", add)
 
 
 # ── what does not encode or decode ──────────────────────────────────────────────────────────────────────────────────
@@ -235,12 +226,12 @@ def an_attempt_that_is_believed(patch: pytest.MonkeyPatch) -> None:
 
         return check
 
-    wrap(patch, desk.RequestDesk, "_check_room", make)
+    wrap(patch, scheduler.Scheduler, "_check_room", make)
 
 
 @fault(".", "controller killed", "controller leaves")
 def a_claim_without_a_lock(patch: pytest.MonkeyPatch) -> None:
-    for module in (registry, sessions):
+    for module in (peers, sessions):
         patch.setattr(module, "lock_of", lambda secret: b"")
     wrap(patch, recovery.Recovery, "_enter", _unlocked)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.peers import FakeFabric, model
-from zfabric.core.access import Grant, Role
+from zfabric.core.controller.access import Grant, Role
 from zfabric.errors import NoWorkerError, PermissionDeniedError, ProtocolError, UnknownModelError
 from zfabric.limits import MODEL_MEMORY_MS
 from zfabric.testing.checkers import check_bounds, check_rest

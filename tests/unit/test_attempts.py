@@ -221,7 +221,7 @@ def test_a_controller_that_drains_does_not_wait_for_who_does_not_come(fabric: Fa
 
 
 def test_former_attempts_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zfabric.core.registry.FORMER_ATTEMPTS_MAX", 10)
+    monkeypatch.setattr("zfabric.core.controller.peers.FORMER_ATTEMPTS_MAX", 10)
     fabric = FakeFabric()
     fabric.client("alice")
     fabric.worker("w", model(), slots=100)

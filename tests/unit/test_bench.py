@@ -20,7 +20,7 @@ from bench.record import Metric, Report, write
 from bench.runner import Bench
 from bench.scenarios import engines
 from bench.traces import SHIPPED, Arrival, generate, read
-from zfabric.core.dispatch import POLICIES
+from zfabric.core.controller.dispatch import POLICIES
 
 SPEEDS = (2.0, 1.0, 0.5)
 

@@ -10,8 +10,8 @@ import pytest
 from msgspec import Raw
 
 from zfabric import limits
-from zfabric.core.client_session import ClientSession
-from zfabric.core.pending import Pending, Resume
+from zfabric.core.client.pending import Pending, Resume
+from zfabric.core.client.session import ClientSession
 from zfabric.errors import (
     BackendError,
     ClosedError,
@@ -29,15 +29,8 @@ from zfabric.errors import (
 )
 from zfabric.wire import codec, kinds
 from zfabric.wire.messages import Answer, Beat, End, Ends, Goodbye, Welcome
-from zfabric.wire.payloads import (
-    Chunk,
-    ChunkExtra,
-    EmbedRequest,
-    GenerateRequest,
-    OperateRequest,
-    Outcome,
-    SamplingParams,
-)
+from zfabric.wire.payloads import Chunk, ChunkExtra, EmbedRequest, GenerateRequest, OperateRequest, Outcome
+from zfabric.wire.sampling import SamplingParams
 
 MILLISECOND = 1_000_000
 GREEDY = SamplingParams(temperature=0)

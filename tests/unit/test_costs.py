@@ -18,25 +18,25 @@ import pytest
 
 import zfabric.core
 from tests.peers import FakeFabric, model
-from zfabric.core import (
-    desk,
+from zfabric.core.controller import (
     endings,
+    fair_queue,
     hosting,
     names,
     outbox,
-    queueing,
     queues,
     ranking,
     recovery,
     registry,
+    scheduler,
     sessions,
 )
-from zfabric.core.registry import Request
+from zfabric.core.controller.peers import Request
 from zfabric.limits import CLAIM_MS, MODEL_MEMORY_MS, QUEUE_DEPTH_MAX
 
 CORE = str(Path(zfabric.core.__file__).parent)
 #: Where copies are counted too; these do not ask whether something is a list.
-COUNTED = (desk, endings, hosting, names, outbox, queueing, queues, ranking, recovery, registry, sessions)
+COUNTED = (scheduler, endings, hosting, names, outbox, fair_queue, queues, ranking, recovery, registry, sessions)
 Scenario = Callable[[FakeFabric, int], None]
 SCENARIOS: dict[str, Scenario] = {}
 #: Linear is 4, n log n a little more, quadratic 16.
@@ -215,11 +215,11 @@ def workers_that_share_an_alias_flap(fabric: FakeFabric, count: int) -> None:
 
 @scenario
 def a_new_controller_is_asked_for_names_that_nobody_serves(fabric: FakeFabric, count: int) -> None:
-    fabric.broker.desk.queues.recovering = True
+    fabric.broker.scheduler.queues.recovering = True
     for number in range(count):
         fabric.submit("alice", number, model=f"nobody-{number}")
         fabric.worker(f"w{number}", model("m", aliases=[f"a{number}"]))
-    fabric.broker.desk.queues.recovered()
+    fabric.broker.scheduler.queues.recovered()
     fabric.pass_ms(MODEL_MEMORY_MS + 500)
 
 
@@ -349,13 +349,13 @@ def test_what_one_client_has_queued_makes_no_step_of_another_dearer(name: str, m
 
 def test_the_count_finds_what_is_quadratic(monkeypatch: pytest.MonkeyPatch) -> None:
     """A queue that searches its line for what is to be removed, as `deque.remove` does."""
-    original = queueing.FairQueue.remove
+    original = fair_queue.FairQueue.remove
 
     def remove(self: Any, item: Any) -> None:
         self.items().index(item)
         original(self, item)
 
-    monkeypatch.setattr(queueing.FairQueue, "remove", remove)
+    monkeypatch.setattr(fair_queue.FairQueue, "remove", remove)
     name = "the_last_is_cancelled_first"
     assert cost(name, 600, monkeypatch) > RATIO_MAX * cost(name, 150, monkeypatch)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.broker import CANCELLED, Bench, FakeWorker, carried_of, claim_of, model_of
-from zfabric.core.access import Grant, Role
+from zfabric.core.controller.access import Grant, Role
 from zfabric.errors import (
     ConnectionLostError,
     DeadlineExceededError,

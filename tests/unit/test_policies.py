@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from tests.peers import FakeFabric, model
-from zfabric.core.broker_config import BrokerConfig
-from zfabric.core.dispatch import POLICIES, Candidates, Chooser, Host, register_policy
+from zfabric.core.controller.config import BrokerConfig
+from zfabric.core.controller.dispatch import POLICIES, Candidates, Chooser, Host, register_policy
 from zfabric.errors import ConfigurationError, ProtocolError
 from zfabric.limits import POLICY_REPORT_MS, SPEED_MAX
 from zfabric.testing.checkers import check_bounds
@@ -67,7 +67,7 @@ def broken(request: pytest.FixtureRequest) -> Iterator[str]:
 def test_a_broken_policy_is_replaced_for_each_choice(broken: str) -> None:
     fabric = FakeFabric(policy=broken)
     told: list[tuple[str, int]] = []
-    fabric.broker.desk.chooser.on_failure = lambda what, times: told.append((what, times))
+    fabric.broker.scheduler.chooser.on_failure = lambda what, times: told.append((what, times))
     fabric.client("alice")
     for number in range(3):
         fabric.worker(f"w{number}", model(), model(f"own-{number}"), slots=2)
@@ -82,7 +82,7 @@ def test_a_broken_policy_is_replaced_for_each_choice(broken: str) -> None:
     assert not fabric.broker.registry.clients
     # To return nothing is to have no wish, and a former candidate is one until both of its slots are taken.
     failures = {"returns_nothing": 0, "returns_a_former_one": 4}.get(broken, 6)
-    assert fabric.broker.desk.chooser.failures == failures
+    assert fabric.broker.scheduler.chooser.failures == failures
     assert len(told) == bool(failures)
     assert all(broken in what for what, _ in told)
 
@@ -117,7 +117,7 @@ def test_the_lottery_of_workers_without_speed_is_won_by_somebody() -> None:
     for number in range(20):
         fabric.submit("alice", number)
     assert not fabric.waiting()
-    assert fabric.broker.desk.chooser.failures == 0
+    assert fabric.broker.scheduler.chooser.failures == 0
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
@@ -130,7 +130,7 @@ def test_extreme_speeds_are_fine(policy: str, speeds: tuple[float, float]) -> No
     for number in range(80):
         fabric.submit("alice", number)
     assert not fabric.waiting()
-    assert fabric.broker.desk.chooser.failures == 0
+    assert fabric.broker.scheduler.chooser.failures == 0
 
 
 def test_a_fast_worker_that_left_does_not_make_draws_dear() -> None:

@@ -276,8 +276,8 @@ def test_queues_keep_nothing_of_what_has_left(fabric: FakeFabric) -> None:
     fabric.cancel("alice", *range(3, 20))
     fabric.end_all("w")
     assert not fabric.waiting()
-    queues = fabric.broker.desk.queues
+    queues = fabric.broker.scheduler.queues
     assert not queues._waiting
     assert not queues._asked
-    assert not fabric.broker.desk.counters.queued_bytes
+    assert not fabric.broker.scheduler.counters.queued_bytes
     assert not any(known.asked for known in fabric.broker.registry.models.values())

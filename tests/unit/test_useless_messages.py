@@ -191,14 +191,14 @@ def test_a_bug_that_a_message_finds_ends_what_the_message_was_about(
     worker, client = bench.worker(), bench.client()
     client.submit(6)
     if place == "submit":
-        monkeypatch.setattr(bench.broker.desk.endings, "place", break_down)
+        monkeypatch.setattr(bench.broker.scheduler.endings, "place", break_down)
         client.submit(5)
         (fault,) = faults(client)
         assert (fault.request, fault.attempt) == (5, 0)
         assert list(bench.broker.registry.clients[11].requests) == [6]
         assert told == [("_BugError", kinds.SUBMIT)]
     else:
-        monkeypatch.setattr("zfabric.core.status.fabric_status", break_down)
+        monkeypatch.setattr("zfabric.core.controller.status.fabric_status", break_down)
         client.ask("status")
         (fault,) = faults(client)
         assert fault.query == 7
@@ -298,7 +298,7 @@ def test_an_empty_list_is_one_answer() -> None:
 
 
 def test_a_row_that_does_not_fit_is_an_error_of_the_query_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zfabric.core.queries._ROOM", 1_000)
+    monkeypatch.setattr("zfabric.core.controller.queries._ROOM", 1_000)
     bench = Bench()
     bench.worker(models=[model_of("x" * 200 + str(number)) for number in range(10)])
     (answer,) = bench.client().ask("workers")

@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.worker_side import INSTANCE, WorkerSide, last, token
 from zfabric import limits
-from zfabric.core.worker_session import Begin, Faulted, Refused, Spoiled, Stop
+from zfabric.core.worker.session import Begin, Faulted, Refused, Spoiled, Stop
 from zfabric.errors import (
     BackendError,
     ConfigurationError,
@@ -21,7 +21,8 @@ from zfabric.errors import (
 from zfabric.wire import codec, kinds
 from zfabric.wire.kinds import DISPATCH, Kind
 from zfabric.wire.messages import CarriedMore, Drain, ModelInfo, Welcome, WorkerHello
-from zfabric.wire.payloads import Delta, EmbedRequest, GenerateRequest, Logprob, SamplingParams, TokenLogprobs, Usage
+from zfabric.wire.payloads import Delta, EmbedRequest, GenerateRequest, Logprob, TokenLogprobs, Usage
+from zfabric.wire.sampling import SamplingParams
 
 MIB = 1024 * 1024
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.worker_side import WorkerSide, last, token
 from zfabric import limits
-from zfabric.core.worker_session import Begin, Stop
+from zfabric.core.worker.session import Begin, Stop
 from zfabric.errors import BackendError, RequestCancelledError, WorkerDrainingError, WorkerLostError
 from zfabric.wire import codec
 from zfabric.wire.kinds import Kind

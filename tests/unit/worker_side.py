@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from typing import Any, NamedTuple
 
-from zfabric.core.worker_session import Begin, Order, WorkerSession
+from zfabric.core.worker.session import Begin, Order, WorkerSession
 from zfabric.limits import FRAME_BYTES_MAX
 from zfabric.wire import codec, kinds
 from zfabric.wire.messages import Abort, CreditLine, Dispatch, End, Grant, ModelInfo, Welcome
-from zfabric.wire.payloads import Chunk, Delta, GenerateRequest, Outcome, SamplingParams
+from zfabric.wire.payloads import Chunk, Delta, GenerateRequest, Outcome
+from zfabric.wire.sampling import SamplingParams
 
 CLIENT, INSTANCE = 7, 9
 

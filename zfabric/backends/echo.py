@@ -17,15 +17,7 @@ from zfabric.backends.prompts import context_overflow
 from zfabric.errors import ParameterRangeError
 from zfabric.limits import ECHO_TOKEN_LENGTH_MAX, ECHO_WORDS_MAX
 from zfabric.wire.messages import ModelInfo
-from zfabric.wire.payloads import (
-    CountRequest,
-    Delta,
-    EmbedRequest,
-    EmbedResult,
-    FinishReason,
-    GenerateRequest,
-    Usage,
-)
+from zfabric.wire.payloads import CountRequest, Delta, EmbedRequest, EmbedResult, FinishReason, GenerateRequest, Usage
 from zfabric.worker.base import BaseModelWorker, EngineLoad
 
 #: Vectors made before the event loop gets its turn.

@@ -17,8 +17,8 @@ from zfabric.cli.logs import LogFormat, LogLevel, events, make_logger
 from zfabric.cli.settings import CONFIG_VARIABLE
 from zfabric.controller.config import ControllerConfig
 from zfabric.controller.service import Controller
-from zfabric.core.broker_config import BrokerConfig
-from zfabric.core.dispatch import POLICIES, register_policy
+from zfabric.core.controller.config import BrokerConfig
+from zfabric.core.controller.dispatch import POLICIES, register_policy
 from zfabric.errors import ConfigurationError
 from zfabric.transport.context import own_the_process
 from zfabric.transport.endpoints import default_endpoint

@@ -15,8 +15,8 @@ from msgspec import Raw
 
 from zfabric.client import process
 from zfabric.client.mailbox import Collector
-from zfabric.core.client_session import ClientSession
-from zfabric.core.pending import Pending, Sink
+from zfabric.core.client.pending import Pending, Sink
+from zfabric.core.client.session import ClientSession
 from zfabric.errors import ClosedError, ConnectionLostError, FabricError
 from zfabric.ids import milliseconds
 from zfabric.limits import BAD_FRAMES_MAX

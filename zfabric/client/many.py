@@ -15,7 +15,7 @@ from zfabric.client.mailbox import Collector
 from zfabric.client.options import Messages
 from zfabric.client.requests import generate_request, model_name
 from zfabric.client.results import Completion
-from zfabric.core.pending import Pending
+from zfabric.core.client.pending import Pending
 from zfabric.errors import ClosedError, FabricError, RequestError
 from zfabric.limits import CLIENT_REQUESTS_MAX
 

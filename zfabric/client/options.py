@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NotRequired, Required, TypedDict
 
-from zfabric.core.pending import Resume
+from zfabric.core.client.pending import Resume
 
 
 class ChatMessage(TypedDict, total=False):
@@ -50,7 +50,7 @@ class AnswerOptions(SharedOptions, total=False):
     """Keyword arguments of everything that asks for text: what `chat` and `generate_many` take.
 
     Attributes:
-        resume: What happens when a worker is lost in mid-stream: see `zfabric.core.pending.Resume`.
+        resume: What happens when a worker is lost in mid-stream: see `zfabric.core.client.pending.Resume`.
         tools, response_format: For chat templates and remote APIs that know them.
         max_tokens: Another name for `max_new_tokens`.
 

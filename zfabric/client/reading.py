@@ -7,7 +7,7 @@ from collections.abc import Callable
 from zfabric.client import process, values
 from zfabric.client.mailbox import Mailbox
 from zfabric.client.results import Choice, Completion
-from zfabric.core.pending import Pending
+from zfabric.core.client.pending import Pending
 from zfabric.wire.payloads import FinishReason, Usage
 
 

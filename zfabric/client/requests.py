@@ -14,18 +14,11 @@ from msgspec import structs
 
 from zfabric.client import values
 from zfabric.client.options import SubmitOptions
-from zfabric.core.pending import Resume
+from zfabric.core.client.pending import Resume
 from zfabric.errors import ParameterRangeError, ProtocolError, RequestError, UnsupportedParameterError
 from zfabric.limits import CALL_TIMEOUT_MS, DEADLINE_MAX_MS, NAME_LENGTH_MAX, PRIORITY_MAX, QUERY_TIMEOUT_MS
-from zfabric.wire.payloads import (
-    CountRequest,
-    EmbedRequest,
-    EmbedResult,
-    GenerateRequest,
-    Message,
-    OperateRequest,
-    SamplingParams,
-)
+from zfabric.wire.payloads import CountRequest, EmbedRequest, EmbedResult, GenerateRequest, Message, OperateRequest
+from zfabric.wire.sampling import SamplingParams
 
 if TYPE_CHECKING:
     import numpy as np

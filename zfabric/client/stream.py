@@ -12,7 +12,7 @@ from zfabric.client import process
 from zfabric.client.mailbox import Mailbox
 from zfabric.client.reading import Reading
 from zfabric.client.results import Completion
-from zfabric.core.pending import Pending
+from zfabric.core.client.pending import Pending
 from zfabric.errors import ClosedError, RequestError
 from zfabric.wire.payloads import Delta
 

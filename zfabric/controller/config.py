@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from zfabric import limits
-from zfabric.core.broker_config import BrokerConfig
+from zfabric.core.controller.config import BrokerConfig
 from zfabric.errors import ConfigurationError
 from zfabric.transport.endpoints import check_endpoint, default_endpoint, is_local
 from zfabric.transport.links import choose

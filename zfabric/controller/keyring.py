@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from zfabric.core.access import Grant, Role
+from zfabric.core.controller.access import Grant, Role
 from zfabric.errors import ConfigurationError
 from zfabric.transport.curve import key_fault, load_public
 

@@ -9,7 +9,7 @@ import secrets
 from zfabric import limits
 from zfabric.controller.config import ControllerConfig
 from zfabric.controller.keyring import KeyRing
-from zfabric.core.broker import Broker
+from zfabric.core.controller.broker import Broker
 from zfabric.errors import ConfigurationError
 from zfabric.ids import RoutingId
 from zfabric.transport.clock import monotonic_ns
@@ -58,7 +58,9 @@ class Controller:
         )
         self._broker.transport_figures = self._figures
         self._broker.on_bug = self._bug
-        self._broker.desk.chooser.on_failure = lambda what, times: self._log("policy_failed", what=what, times=times)
+        self._broker.scheduler.chooser.on_failure = lambda what, times: self._log(
+            "policy_failed", what=what, times=times
+        )
         self._timer = LoopTimer(self._loop, self._tick)
         self._link = link = self._open_link(self._broker)
         link.is_known = self._broker.has_session
@@ -150,7 +152,7 @@ class Controller:
         now_ns = monotonic_ns()
         self._perform(link, broker, now_ns)
         self._timer.arm(broker.next_deadline_ns(), now_ns)
-        if broker.desk.draining and not self._idle.is_set() and broker.drained(now_ns):
+        if broker.scheduler.draining and not self._idle.is_set() and broker.drained(now_ns):
             self._idle.set()
 
     def _perform(self, link: RouterDriver, broker: Broker, now_ns: int) -> None:

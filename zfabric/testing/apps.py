@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from zfabric.client.aio import AsyncClient
-from zfabric.core.client_session import ClientSession
+from zfabric.core.client.session import ClientSession
 from zfabric.errors import FabricError, RequestCancelledError
 from zfabric.testing.clients import Question
 from zfabric.testing.network import Link, Network

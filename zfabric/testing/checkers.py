@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Container, Iterable
 
-from zfabric.core.broker import Broker
-from zfabric.core.hosting import Hosting
-from zfabric.core.registry import Request, WorkerPeer, WorkerState
+from zfabric.core.controller.broker import Broker
+from zfabric.core.controller.hosting import Hosting
+from zfabric.core.controller.peers import Request, WorkerPeer, WorkerState
 from zfabric.errors import UnknownModelError, UnsupportedOperationError
 from zfabric.ids import RoutingId
 from zfabric.testing.records import Violation
@@ -52,8 +52,8 @@ def check_bounds(broker: Broker, outsiders: Container[int] = ()) -> None:
                 )
     if size > broker.config.queue_bytes_max:
         raise Violation(f"{size} bytes wait, limit is {broker.config.queue_bytes_max}")
-    if size != broker.desk.counters.queued_bytes:
-        raise Violation(f"{broker.desk.counters.queued_bytes} bytes are said to wait, {size} do")
+    if size != broker.scheduler.counters.queued_bytes:
+        raise Violation(f"{broker.scheduler.counters.queued_bytes} bytes are said to wait, {size} do")
 
 
 def check_liveness(broker: Broker, workers: Container[str]) -> None:
@@ -153,8 +153,8 @@ def check_rest(broker: Broker, workers: Iterable[str] | None = None, clients: Co
     waiting = [r for model in broker.registry.models.values() for r in model.queue.items() if r.instance not in clients]
     if waiting:
         raise Violation(f"{len(waiting)} requests wait at rest")
-    if not clients and broker.desk.counters.queued_bytes:
-        raise Violation(f"{broker.desk.counters.queued_bytes} bytes wait at rest")
+    if not clients and broker.scheduler.counters.queued_bytes:
+        raise Violation(f"{broker.scheduler.counters.queued_bytes} bytes wait at rest")
 
 
 def _check_worker_rest(worker: WorkerPeer, clients: Container[int], strangers: Container[int]) -> None:

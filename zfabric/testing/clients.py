@@ -6,9 +6,9 @@ from typing import Final
 
 from msgspec import Raw
 
-from zfabric.core.access import EVERYBODY
-from zfabric.core.client_session import ClientSession
-from zfabric.core.pending import Pending
+from zfabric.core.client.pending import Pending
+from zfabric.core.client.session import ClientSession
+from zfabric.core.controller.access import EVERYBODY
 from zfabric.errors import FabricError
 from zfabric.testing.network import Link, Network
 from zfabric.testing.records import Record, Violation, Wish, values_of

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from zfabric.core.broker_config import BrokerConfig
-from zfabric.core.dispatch import POLICIES, register_policy
+from zfabric.core.controller.config import BrokerConfig
+from zfabric.core.controller.dispatch import POLICIES, register_policy
 from zfabric.errors import RequestCancelledError
 from zfabric.limits import ATTEMPTS_WITHOUT_PROGRESS_MAX
 from zfabric.testing.apps import SimApp

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from typing import Final
 
-from zfabric.core.access import EVERYBODY, Grant
-from zfabric.core.broker import Broker
-from zfabric.core.broker_config import BrokerConfig
-from zfabric.core.dispatch import Candidates, Host
+from zfabric.core.controller.access import EVERYBODY, Grant
+from zfabric.core.controller.broker import Broker
+from zfabric.core.controller.config import BrokerConfig
+from zfabric.core.controller.dispatch import Candidates, Host
 from zfabric.ids import RoutingId
 from zfabric.limits import BURST_MESSAGES_MAX, ZMTP_TIMEOUT_MS
 from zfabric.testing.checkers import Arrival

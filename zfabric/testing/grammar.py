@@ -34,7 +34,8 @@ from zfabric.wire.messages import (
     Submit,
     WorkerHello,
 )
-from zfabric.wire.payloads import Chunk, CountRequest, EmbedRequest, EndsBody, GenerateRequest, Outcome, SamplingParams
+from zfabric.wire.payloads import Chunk, CountRequest, EmbedRequest, EndsBody, GenerateRequest, Outcome
+from zfabric.wire.sampling import SamplingParams
 
 _OPERATIONS: Final[tuple[Operation, ...]] = ("generate", "generate", "embed", "count_tokens", "operate")
 _LAST_32: Final = 2**32 - 1

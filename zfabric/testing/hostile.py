@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from zfabric.core.access import Grant, Role
+from zfabric.core.controller.access import Grant, Role
 from zfabric.testing.grammar import Gossip, Grammar
 from zfabric.testing.network import Link, Network
 from zfabric.testing.world import World

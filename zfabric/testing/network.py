@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from zfabric import limits
-from zfabric.core.access import Grant
+from zfabric.core.controller.access import Grant
 from zfabric.ids import RoutingId
 from zfabric.testing.records import Violation
 from zfabric.testing.world import World

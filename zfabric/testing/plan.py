@@ -217,7 +217,7 @@ class Faults:
         self._over = True
         self.network.slow = False
         broker = self.controller.broker
-        if broker is not None and broker.desk.draining:
+        if broker is not None and broker.scheduler.draining:
             self.controller.die()
         self.controller.start()
         for worker in self.workers:

@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from zfabric.core.pending import Pending, Resume
+from zfabric.core.client.pending import Pending, Resume
 from zfabric.errors import (
     FAILOVER_CODES,
     BackendError,
@@ -22,15 +22,8 @@ from zfabric.errors import (
 from zfabric.limits import DEADLINE_GUARD_MS
 from zfabric.testing.world import MILLISECOND
 from zfabric.wire.messages import Operation
-from zfabric.wire.payloads import (
-    AnyRequest,
-    CountRequest,
-    EmbedRequest,
-    GenerateRequest,
-    OperateRequest,
-    SamplingParams,
-    Usage,
-)
+from zfabric.wire.payloads import AnyRequest, CountRequest, EmbedRequest, GenerateRequest, OperateRequest, Usage
+from zfabric.wire.sampling import SamplingParams
 
 #: An embedding of so many values does not fit where frames are small.
 VALUES_MANY: Final = 20_000

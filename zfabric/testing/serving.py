@@ -98,7 +98,7 @@ async def _fabric(backends: tuple[BaseModelWorker, ...], settings: dict[str, Any
     """A controller, and a worker that is ready. Gives the endpoint."""
     from zfabric.controller.config import ControllerConfig
     from zfabric.controller.service import Controller
-    from zfabric.core.broker_config import BrokerConfig
+    from zfabric.core.controller.config import BrokerConfig
     from zfabric.worker.config import WorkerConfig
     from zfabric.worker.service import WorkerService
 

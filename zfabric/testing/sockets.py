@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterable
 from typing import Final, Protocol
 
-from zfabric.core.access import EVERYBODY
+from zfabric.core.controller.access import EVERYBODY
 from zfabric.errors import WorkerDrainingError
 from zfabric.testing.loop import SimLoop
 from zfabric.testing.network import Link, Network

@@ -7,7 +7,7 @@ import re
 from dataclasses import asdict
 from typing import Any, Final
 
-from zfabric.core.worker_session import WorkerSession
+from zfabric.core.worker.session import WorkerSession
 from zfabric.errors import ConfigurationError
 from zfabric.testing.catalogue import EngineSpec, Habits, names_of, redraw
 from zfabric.testing.engines import SimBackend, make_backend

@@ -6,208 +6,23 @@ sees exactly what the client's caller wrote. On the wire each is a MessagePack a
 
 from __future__ import annotations
 
-import math
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
-from msgspec import Raw, Struct, structs
+from msgspec import Raw, Struct
 
 from zfabric.errors import (
     Detail,
-    ParameterRangeError,
     RequestError,
     UnsupportedOperationError,
-    UnsupportedParameterError,
 )
-from zfabric.limits import DIMENSIONS_MAX, LOGIT_BIAS_MAX, SAMPLING_ITEMS_MAX
+from zfabric.limits import DIMENSIONS_MAX
 from zfabric.wire.messages import NIL
+from zfabric.wire.sampling import SamplingParams, out_of_range
 
 FinishReason = Literal["stop", "length", "abort"]
 
 #: A chat message, as tokenizer chat templates take it: {"role": …, "content": str | parts, …}.
 Message = dict[str, Any]
-
-
-class SamplingParams(Struct, array_like=True, frozen=True, kw_only=True):
-    """How an answer is drawn. One meaning and one default on every backend; a backend refuses by name what it lacks.
-
-    Attributes:
-        temperature: 0 is greedy. 0 … 100.
-        top_p: Nucleus mass, 0 < top_p ≤ 1.
-        top_k: Candidates kept; -1 keeps all.
-        min_p: Least probability relative to the likeliest token, 0 … 1.
-        typical_p: Locally typical mass, 0 < typical_p ≤ 1.
-        repetition_penalty: Divides positive and multiplies negative logits of tokens seen in prompt or answer
-            (Keskar et al. 2019), 0.01 … 100. 1 is off.
-        presence_penalty: Subtracted once from logits of tokens in the answer, -2 … 2.
-        frequency_penalty: Subtracted per occurrence from logits of tokens in the answer, -2 … 2.
-        max_new_tokens: Tokens of the answer at most; None is what the context leaves.
-        min_new_tokens: No end before so many tokens.
-        stop: Strings that end the answer; they are not part of it.
-        stop_token_ids: Tokens that end the answer; they are not part of its text.
-        ignore_eos: Go on past the model's own end token.
-        seed: Same seed, same text, whoever shares the batch. None draws a fresh one.
-        n: Choices per request; their deltas carry `index`.
-        best_of: Choices drawn, of which the n likeliest are given.
-        use_beam_search: Beam search of width best_of (or n).
-        logprobs: None for none, else the number of alternatives per token beside the drawn one (0 is allowed).
-        prompt_logprobs: The same for the prompt's tokens.
-        echo: The answer's text begins with the prompt.
-        logit_bias: Token id → added to its logit, -100 … 100, or -inf.
-        bad_words: Strings that must not appear.
-        guided_json, guided_regex, guided_choice, guided_grammar: Constrain the text; one at most.
-        truncate_prompt: Keep only the last tokens of a prompt that is too long, instead of an error.
-        skip_special_tokens: Leave special tokens out of the text.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = -1
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    max_new_tokens: int | None = 256
-    min_new_tokens: int = 0
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    seed: int | None = None
-    n: int = 1
-    best_of: int | None = None
-    use_beam_search: bool = False
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
-    echo: bool = False
-    logit_bias: dict[int, float] | None = None
-    bad_words: tuple[str, ...] = ()
-    guided_json: str | None = None
-    guided_regex: str | None = None
-    guided_choice: tuple[str, ...] = ()
-    guided_grammar: str | None = None
-    truncate_prompt: bool = False
-    skip_special_tokens: bool = True
-
-    def changed(self) -> list[str]:
-        """Names of the parameters that differ from their defaults, in field order."""
-        values = zip(_SAMPLING_FIELDS, structs.astuple(self), _SAMPLING_DEFAULTS, strict=True)
-        return [field for field, value, default in values if value != default]
-
-    def require(self, supported: frozenset[str], backend: str) -> None:
-        """Refuse by name what a backend cannot honour.
-
-        Raises:
-            UnsupportedParameterError: The first changed parameter that is not in `supported`.
-        """
-        for name in self.changed():
-            if name not in supported:
-                raise UnsupportedParameterError(
-                    f"parameter {name!r} is not supported by {backend}", parameter=name, backend=backend
-                )
-
-    def validate(self) -> None:
-        """Check ranges. What has its default is in range, so only the rest is looked at.
-
-        Raises:
-            ParameterRangeError: Names the parameter, its value and its bounds.
-        """
-        for name in self.changed():
-            bounds = _RANGES.get(name)
-            value = getattr(self, name)
-            if bounds is None or (value is None and name == "max_new_tokens"):
-                continue
-            low, high = bounds
-            try:
-                inside = low <= value <= high
-            except TypeError:
-                inside = False
-            if not inside:
-                raise _out_of_range(name, value, f"{low} … {high}")
-            if value == 0 and name in _POSITIVE:
-                raise _out_of_range(name, value, "greater than 0" if low == 0 else "-1 or at least 1")
-        self._check_together()
-
-    def _check_together(self) -> None:
-        """What one parameter demands of another. Raises: ParameterRangeError."""
-        if self.best_of is not None and self.best_of < self.n:
-            raise _out_of_range("best_of", self.best_of, f"at least n, which is {self.n}")
-        for name, bound in _LENGTHS.items():
-            items = getattr(self, name)
-            if items and len(items) > bound:
-                raise ParameterRangeError(
-                    f"{name} has {len(items)} items, limit is {bound}", parameter=name, limit=bound
-                )
-        for name in ("stop", "bad_words"):
-            if "" in getattr(self, name):
-                raise _out_of_range(name, "", "non-empty strings")
-        for token, bias in (self.logit_bias or {}).items():
-            # Float32 has no sums of larger ones, and no engine's logits come near.
-            if not (-_BIAS_MAX <= bias <= _BIAS_MAX or bias == -math.inf):
-                raise _out_of_range("logit_bias", bias, f"{-_BIAS_MAX} … {_BIAS_MAX}, or -inf, of token {token}")
-        guides = [name for name in _GUIDES if getattr(self, name)]
-        if len(guides) > 1:
-            raise _out_of_range(guides[1], "set", f"unset beside {guides[0]}")
-        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
-            raise _out_of_range("min_new_tokens", self.min_new_tokens, f"at most max_new_tokens={self.max_new_tokens}")
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the answer is a function of the prompt alone."""
-        return self.temperature < GREEDY_TEMPERATURE
-
-    @property
-    def reproducible(self) -> bool:
-        """Whether another worker would draw the same text: what an exact continuation needs."""
-        return (
-            (self.greedy or self.seed is not None)
-            and self.n == 1
-            and self.best_of in (None, 1)
-            and (not self.use_beam_search)
-        )
-
-
-#: Below this a softmax is a one-hot in float32; FastChat draws the same line.
-GREEDY_TEMPERATURE: Final = 1e-5
-
-#: OpenAI's bound. Whoever wants a token never to come gives it minus infinity.
-_BIAS_MAX: Final = 100
-_GUIDES: Final = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
-_RANGES: Final[dict[str, tuple[float, float]]] = {
-    "temperature": (0, 100),
-    "top_p": (0, 1),
-    "top_k": (-1, 2**31 - 1),
-    "min_p": (0, 1),
-    "typical_p": (0, 1),
-    "repetition_penalty": (0.01, 100),
-    "presence_penalty": (-2, 2),
-    "frequency_penalty": (-2, 2),
-    "max_new_tokens": (1, 2**31 - 1),
-    "min_new_tokens": (0, 2**31 - 1),
-    "seed": (-(2**63), 2**63 - 1),
-    "n": (1, 128),
-    "best_of": (1, 128),
-    "logprobs": (0, 1_000),
-    "prompt_logprobs": (0, 1_000),
-}
-#: How many items a parameter may have.
-_LENGTHS: Final = {
-    "stop": SAMPLING_ITEMS_MAX,
-    "stop_token_ids": SAMPLING_ITEMS_MAX,
-    "bad_words": SAMPLING_ITEMS_MAX,
-    "guided_choice": SAMPLING_ITEMS_MAX,
-    "logit_bias": LOGIT_BIAS_MAX,
-}
-#: Zero is within the bounds, but not allowed.
-_POSITIVE: Final = frozenset({"top_p", "top_k", "typical_p"})
-_SAMPLING_FIELDS: Final = tuple(SamplingParams.__struct_fields__)
-_SAMPLING_DEFAULTS: Final = structs.astuple(SamplingParams())
-
-#: Every parameter name, for backends that honour all of them.
-ALL_PARAMETERS: Final = frozenset(_SAMPLING_FIELDS)
-
-
-def _out_of_range(name: str, value: object, bound: str) -> ParameterRangeError:
-    return ParameterRangeError(f"{name} is {value!r}, it must be {bound}", parameter=name, value=str(value))
 
 
 class Usage(Struct, array_like=True, frozen=True):
@@ -353,7 +168,7 @@ class GenerateRequest(Struct, array_like=True, kw_only=True):
         _require_one_prompt(self.prompt, self.messages, self.prompt_token_ids)
         self.sampling.validate()
         if self.drawn_seed is not None and not -(2**63) <= self.drawn_seed < 2**63:
-            raise _out_of_range("drawn_seed", self.drawn_seed, "a seed")
+            raise out_of_range("drawn_seed", self.drawn_seed, "a seed")
 
     def plain_text(self) -> str:
         """The prompt, or what is text in the messages, one after the other: for backends without a chat template.
@@ -392,7 +207,7 @@ class EmbedRequest(Struct, array_like=True, kw_only=True):
         if not self.inputs:
             raise RequestError("inputs is empty, one text at least is needed", parameter="inputs")
         if self.dimensions is not None and not 1 <= self.dimensions <= DIMENSIONS_MAX:
-            raise _out_of_range("dimensions", self.dimensions, f"1 … {DIMENSIONS_MAX}")
+            raise out_of_range("dimensions", self.dimensions, f"1 … {DIMENSIONS_MAX}")
 
 
 class CountRequest(Struct, array_like=True, kw_only=True):

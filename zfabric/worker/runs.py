@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from msgspec import structs
 
-from zfabric.core.soundness import sound_text
-from zfabric.core.worker_session import Begin, Order, WorkerSession
+from zfabric.core.worker.session import Begin, Order, WorkerSession
+from zfabric.core.worker.soundness import sound_text
 from zfabric.errors import BackendError, FabricError
 from zfabric.limits import STOP_MS
 from zfabric.transport.clock import monotonic_ns

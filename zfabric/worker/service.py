@@ -9,8 +9,7 @@ import secrets
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
-from zfabric.core.soundness import sound_text
-from zfabric.core.worker_session import (
+from zfabric.core.worker.session import (
     Begin,
     DrainAsked,
     Faulted,
@@ -21,6 +20,7 @@ from zfabric.core.worker_session import (
     Stop,
     WorkerSession,
 )
+from zfabric.core.worker.soundness import sound_text
 from zfabric.errors import BackendError, ConfigurationError, FabricError, IncorrectKeyError, WorkerLostError
 from zfabric.limits import SLOTS_MAX
 from zfabric.transport.clock import monotonic_ns

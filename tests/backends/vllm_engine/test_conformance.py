@@ -24,7 +24,7 @@ from zfabric.errors import (
     UnsupportedOperationError,
     UnsupportedParameterError,
 )
-from zfabric.wire.payloads import ALL_PARAMETERS
+from zfabric.wire.sampling import ALL_PARAMETERS
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 

@@ -21,7 +21,8 @@ from tests.fabric import fabric
 from zfabric import AsyncClient
 from zfabric.backends.vllm_engine.worker import VLLMWorker
 from zfabric.errors import RequestError
-from zfabric.wire.payloads import CountRequest, SamplingParams
+from zfabric.wire.payloads import CountRequest
+from zfabric.wire.sampling import SamplingParams
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

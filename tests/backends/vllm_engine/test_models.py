@@ -23,7 +23,8 @@ from zfabric.errors import (
     UnsupportedOperationError,
     UnsupportedParameterError,
 )
-from zfabric.wire.payloads import EmbedRequest, GenerateRequest, OperateRequest, SamplingParams
+from zfabric.wire.payloads import EmbedRequest, GenerateRequest, OperateRequest
+from zfabric.wire.sampling import SamplingParams
 
 
 @contextlib.asynccontextmanager

@@ -17,7 +17,8 @@ import pytest_asyncio
 from tests.backends.faulty import Announced
 from zfabric.backends.hf_api.worker import HuggingfaceApiOptions, HuggingfaceApiWorker
 from zfabric.errors import BackendError, ContextOverflowError, RequestError, UnsupportedOperationError
-from zfabric.wire.payloads import CountRequest, Delta, GenerateRequest, SamplingParams
+from zfabric.wire.payloads import CountRequest, Delta, GenerateRequest
+from zfabric.wire.sampling import SamplingParams
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 

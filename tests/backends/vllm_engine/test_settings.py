@@ -12,7 +12,8 @@ from tests.backends.tiny import Answers, ask
 from tests.backends.vllm_engine.conftest import TINY
 from zfabric.backends.vllm_engine.worker import VLLMWorker
 from zfabric.errors import ContextOverflowError, ParameterRangeError, RequestError
-from zfabric.wire.payloads import GenerateRequest, SamplingParams
+from zfabric.wire.payloads import GenerateRequest
+from zfabric.wire.sampling import SamplingParams
 
 #: Nobody listens there: traces are dropped in the background.
 NOWHERE = "http://127.0.0.1:9/v1/traces"

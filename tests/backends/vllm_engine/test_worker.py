@@ -19,7 +19,8 @@ from zfabric.errors import (
     ParameterRangeError,
     RequestError,
 )
-from zfabric.wire.payloads import CountRequest, GenerateRequest, SamplingParams
+from zfabric.wire.payloads import CountRequest, GenerateRequest
+from zfabric.wire.sampling import SamplingParams
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from zfabric.errors import ParameterRangeError
 from zfabric.limits import PROMPT_LOGPROBS_MAX
-from zfabric.wire.payloads import SamplingParams
+from zfabric.wire.sampling import SamplingParams
 
 
 def check_logprobs(sampling: SamplingParams, most: int) -> None:

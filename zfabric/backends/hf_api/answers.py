@@ -16,7 +16,8 @@ from zfabric.backends.hf_api.tokens import Tokenizer
 from zfabric.backends.resuming import Redraw
 from zfabric.backends.stop_strings import StopStrings
 from zfabric.errors import BackendError
-from zfabric.wire.payloads import Delta, FinishReason, GenerateRequest, SamplingParams, TokenLogprobs, Usage
+from zfabric.wire.payloads import Delta, FinishReason, GenerateRequest, TokenLogprobs, Usage
+from zfabric.wire.sampling import SamplingParams
 
 _REASONS: dict[str, FinishReason] = {"length": "length", "max_tokens": "length", "abort": "abort"}
 

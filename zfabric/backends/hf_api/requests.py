@@ -7,7 +7,8 @@ from typing import Any, Final
 from zfabric.backends.front.media import with_addresses
 from zfabric.backends.hf_api.models_file import Server, Upstream
 from zfabric.errors import UnsupportedOperationError, UnsupportedParameterError
-from zfabric.wire.payloads import GenerateRequest, Message, SamplingParams
+from zfabric.wire.payloads import GenerateRequest, Message
+from zfabric.wire.sampling import SamplingParams
 
 _COMMON: Final = frozenset({"temperature", "top_p", "max_new_tokens", "stop", "seed"})
 _OPENAI: Final = _COMMON | {"presence_penalty", "frequency_penalty", "n", "logprobs", "logit_bias"}

@@ -26,16 +26,8 @@ from zfabric.errors import (
     UnsupportedOperationError,
 )
 from zfabric.wire.messages import ModelInfo
-from zfabric.wire.payloads import (
-    ALL_PARAMETERS,
-    CountRequest,
-    Delta,
-    EmbedRequest,
-    EmbedResult,
-    GenerateRequest,
-    Message,
-    Usage,
-)
+from zfabric.wire.payloads import CountRequest, Delta, EmbedRequest, EmbedResult, GenerateRequest, Message, Usage
+from zfabric.wire.sampling import ALL_PARAMETERS
 from zfabric.worker.base import BaseModelWorker, EngineLoad
 
 #: Characters that are turned into tokens on the event loop: a fraction of a millisecond, as long as a change of threads.

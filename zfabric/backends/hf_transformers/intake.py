@@ -14,7 +14,8 @@ from zfabric.backends.hf_transformers.sequence import Answer, Sequence
 from zfabric.backends.prompts import PromptTokens, fit, known_tokens
 from zfabric.errors import ParameterRangeError, UnsupportedParameterError
 from zfabric.limits import LOGPROBS_MAX
-from zfabric.wire.payloads import GenerateRequest, SamplingParams
+from zfabric.wire.payloads import GenerateRequest
+from zfabric.wire.sampling import SamplingParams
 
 #: Between the seeds of two choices of one request; any odd number of many bits will do.
 _SEED_STRIDE = 0x9E3779B97F4A7C15

@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 
 from zfabric.backends.hf_transformers.guides import Guide
-from zfabric.wire.payloads import SamplingParams
+from zfabric.wire.sampling import SamplingParams
 
 OFF: Final = float("-inf")
 #: Drawn where all tokens are banned.

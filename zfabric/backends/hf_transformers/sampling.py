@@ -13,7 +13,7 @@ from typing import Final
 import torch
 
 from zfabric.backends.hf_transformers.penalties import NOTHING, OFF, Row, penalize
-from zfabric.wire.payloads import SamplingParams
+from zfabric.wire.sampling import SamplingParams
 
 _MASK64: Final = (1 << 64) - 1
 #: On a CPU, ordering a whole vocabulary costs more than a small model's step. So many of the likeliest nearly always do.

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from zfabric.core.batches import batches
-from zfabric.core.hosting import Hosting
-from zfabric.core.outbox import Notice, Outbox
-from zfabric.core.registry import ClientPeer, Engine, Registry, Request, WorkerPeer
-from zfabric.core.request_state import AT_WORKER, TERMINAL_GIVEN, RequestEvent, RequestState, advance
-from zfabric.core.routes import Routes
+from zfabric.core.controller.batches import batches
+from zfabric.core.controller.hosting import Hosting
+from zfabric.core.controller.outbox import Notice, Outbox
+from zfabric.core.controller.peers import ClientPeer, Engine, Request, WorkerPeer
+from zfabric.core.controller.registry import Registry
+from zfabric.core.controller.request_state import AT_WORKER, TERMINAL_GIVEN, RequestEvent, RequestState, advance
+from zfabric.core.controller.routes import Routes
 from zfabric.core.timers import Timers
 from zfabric.errors import FAILOVER_CODES, DeadlineExceededError, EngineStalledError, FabricError, RequestCancelledError
 from zfabric.limits import ATTEMPTS_MAX
@@ -37,7 +38,7 @@ _NOBODY: Final = End(request=2**63 - 1, attempt=ATTEMPTS_MAX)
 
 
 @dataclass(slots=True)
-class DeskCounters:
+class RequestCounters:
     """Totals since the start."""
 
     submitted: int = 0
@@ -63,7 +64,7 @@ class Endings:
         timers: Timers,
         outbox: Outbox,
         routes: Routes,
-        counters: DeskCounters,
+        counters: RequestCounters,
         unqueue: Callable[[Request], None],
     ) -> None:
         self._registry = registry

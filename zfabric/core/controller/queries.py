@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from zfabric.core import status
-from zfabric.core.batches import batches
-from zfabric.core.registry import ClientPeer
+from zfabric.core.controller import status
+from zfabric.core.controller.batches import batches
+from zfabric.core.controller.peers import ClientPeer
 from zfabric.errors import FabricError, NoWorkerError, ParameterRangeError, TooLargeError
 from zfabric.limits import CONTROL_BODY_BYTES_MAX, FRAME_BYTES_GOAL, HEADER_BYTES_MAX
 from zfabric.wire import codec
 from zfabric.wire.messages import Answer, Beat, Drain, Query
 
 if TYPE_CHECKING:
-    from zfabric.core.broker import Broker
+    from zfabric.core.controller.broker import Broker
 
 Arguments = dict[str, Any]
 #: What an answer holds besides its result.

@@ -36,15 +36,16 @@ import itertools
 import random
 from typing import NamedTuple
 
-from zfabric.core.broker_config import BrokerConfig
-from zfabric.core.dispatch import Chooser
-from zfabric.core.endings import DeskCounters, Endings
-from zfabric.core.hosting import Demand, Hosting, Model
-from zfabric.core.outbox import Outbox
-from zfabric.core.queues import Queues, cannot_continue, cannot_serve
-from zfabric.core.registry import ClientPeer, Registry, Request, WorkerPeer
-from zfabric.core.request_state import RequestEvent, RequestState, advance
-from zfabric.core.routes import Routes
+from zfabric.core.controller.config import BrokerConfig
+from zfabric.core.controller.dispatch import Chooser
+from zfabric.core.controller.endings import Endings, RequestCounters
+from zfabric.core.controller.hosting import Demand, Hosting, Model
+from zfabric.core.controller.outbox import Outbox
+from zfabric.core.controller.peers import ClientPeer, Request, WorkerPeer
+from zfabric.core.controller.queues import Queues, cannot_continue, cannot_serve
+from zfabric.core.controller.registry import Registry
+from zfabric.core.controller.request_state import RequestEvent, RequestState, advance
+from zfabric.core.controller.routes import Routes
 from zfabric.core.timers import Timers
 from zfabric.errors import (
     FabricError,
@@ -69,7 +70,7 @@ class _Place(NamedTuple):
     kept: bool
 
 
-class RequestDesk:
+class Scheduler:
     """Accepts, queues and dispatches requests; `endings` ends them."""
 
     def __init__(
@@ -87,7 +88,7 @@ class RequestDesk:
         self._outbox = outbox
         self._arrivals = itertools.count(1)
         self.chooser = Chooser(config.policy, rng)
-        self.counters = DeskCounters()
+        self.counters = RequestCounters()
         self.queues = Queues(
             config,
             registry,

@@ -8,7 +8,7 @@ Rule 3: the terminal is exempt from credit, and brings along whatever is left.
 
 from __future__ import annotations
 
-from zfabric.core.soundness import all_integers, check_ending, check_logprobs, make_plain
+from zfabric.core.worker.soundness import all_integers, check_ending, check_logprobs, make_plain
 from zfabric.errors import BackendError
 from zfabric.wire.messages import Operation
 from zfabric.wire.payloads import Chunk, ChunkExtra, Delta, Outcome, Usage

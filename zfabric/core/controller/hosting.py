@@ -9,13 +9,13 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Final, NamedTuple, get_args
 
-from zfabric.core.dispatch import CANDIDATES_UNORDERED_MAX, Candidates, Host
-from zfabric.core.queueing import FairQueue
+from zfabric.core.controller.dispatch import CANDIDATES_UNORDERED_MAX, Candidates, Host
+from zfabric.core.controller.fair_queue import FairQueue
 from zfabric.core.timers import Timer
 from zfabric.wire.messages import ModelInfo, Operation
 
 if TYPE_CHECKING:
-    from zfabric.core.registry import Request, WorkerPeer
+    from zfabric.core.controller.peers import Request, WorkerPeer
 
 
 class Demand(NamedTuple):

@@ -19,11 +19,11 @@ from typing import TypeVar
 from msgspec import structs
 
 from zfabric import limits
-from zfabric.core.bodies import continued, encoded
-from zfabric.core.pending import Pending, Resume, SessionCounters, Sink, in_parts
+from zfabric.core.client.bodies import continued, encoded
+from zfabric.core.client.failover import may_return, nobody_continues, refuses_seed, why_final
+from zfabric.core.client.pending import Pending, Resume, SessionCounters, Sink, in_parts
 from zfabric.core.timers import Timers
 from zfabric.errors import (
-    FAILOVER_CODES,
     ClosedError,
     ConnectionLostError,
     DeadlineExceededError,
@@ -33,7 +33,6 @@ from zfabric.errors import (
     QuotaExceededError,
     RequestCancelledError,
     TooLargeError,
-    UnsupportedParameterError,
     from_wire,
 )
 from zfabric.ids import milliseconds
@@ -249,14 +248,14 @@ class ClientRequests:
     def _fail(self, pending: Pending, error: FabricError, now_ns: int) -> None:
         """An attempt failed: go on with the next one, wait for its worker, or end the request."""
         current = True
-        if pending.pinned and pending.loss is not None and _refuses_seed(error):
+        if pending.pinned and pending.loss is not None and refuses_seed(error):
             # This worker cannot draw as the former one did.
             pending.exact = pending.pinned = current = False
             error = pending.loss
-        if _nobody_continues(error) and pending.loss is not None and _may_return(pending.loss):
+        if nobody_continues(error) and pending.loss is not None and may_return(pending.loss):
             self._go_back(pending)
             return
-        final = self._why_final(pending, error, now_ns)
+        final = why_final(pending, error, now_ns)
         if final is None:
             self.counters.failovers += 1
             pending.loss = error
@@ -265,7 +264,7 @@ class ClientRequests:
             pending.submitted = False
             if self.ready:
                 self._submit_or_end(pending, now_ns)
-        elif current and final is error and _may_return(error) and pending.waits < limits.ATTEMPTS_MAX:
+        elif current and final is error and may_return(error) and pending.waits < limits.ATTEMPTS_MAX:
             self._wait_for_worker(pending)
         else:
             self._end(pending, final, None)
@@ -282,18 +281,6 @@ class ClientRequests:
         pending.waits += 1
         if self.ready:
             self._claims[pending.number] = pending
-
-    def _why_final(self, pending: Pending, error: FabricError, now_ns: int) -> FabricError | None:
-        """The error that the caller gets, or None if another attempt is to be made."""
-        if error.code not in FAILOVER_CODES or _nobody_continues(error):
-            return error
-        if not pending.repeatable:
-            return error
-        if pending.barren >= limits.ATTEMPTS_WITHOUT_PROGRESS_MAX or pending.attempt >= limits.ATTEMPTS_MAX:
-            return error
-        if pending.deadline_ns is not None and now_ns >= pending.deadline_ns:
-            return DeadlineExceededError("deadline passed after a worker was lost")
-        return None if pending.continuable else error
 
     # ── from workers ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -388,20 +375,6 @@ def _units(pending: Pending, chunk: Chunk) -> int:
 
 #: Offsets are 32 bits wide.
 _UNITS_MAX = 2**32 - 1
-
-
-def _refuses_seed(error: FabricError) -> bool:
-    return isinstance(error, UnsupportedParameterError) and error.details.get("parameter") == "seed"
-
-
-def _nobody_continues(error: FabricError) -> bool:
-    return error.code in FAILOVER_CODES and error.details.get("resumable") is False
-
-
-def _may_return(error: FabricError) -> bool:
-    """Whether the worker that was lost may come back with what it had, so that it is worth to claim it."""
-    claim_ms = error.details.get("claim_ms")
-    return error.code in FAILOVER_CODES and isinstance(claim_ms, (int, float)) and claim_ms > 0
 
 
 def _slices(items: list[T]) -> Iterator[list[T]]:

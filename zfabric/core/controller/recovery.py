@@ -18,12 +18,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from zfabric.core.broker_config import BrokerConfig
-from zfabric.core.endings import Endings
-from zfabric.core.hosting import Model
-from zfabric.core.outbox import Notice, Outbox
-from zfabric.core.registry import ClientPeer, Registry, Request, WorkerPeer
-from zfabric.core.request_state import RequestEvent, RequestState, advance
+from zfabric.core.controller.config import BrokerConfig
+from zfabric.core.controller.endings import Endings
+from zfabric.core.controller.hosting import Model
+from zfabric.core.controller.outbox import Notice, Outbox
+from zfabric.core.controller.peers import ClientPeer, Request, WorkerPeer
+from zfabric.core.controller.registry import Registry
+from zfabric.core.controller.request_state import RequestEvent, RequestState, advance
 from zfabric.core.timers import Timers
 from zfabric.errors import ConnectionLostError, FabricError, QuotaExceededError, WorkerLostError
 from zfabric.ids import milliseconds

@@ -1,18 +1,19 @@
-"""The registry and the desk, as rows to show. Reads never write."""
+"""The registry and the scheduler, as rows to show. Reads never write."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from zfabric.core.hosting import Model
-from zfabric.core.registry import Registry, WorkerPeer, WorkerState
+from zfabric.core.controller.hosting import Model
+from zfabric.core.controller.peers import WorkerPeer, WorkerState
+from zfabric.core.controller.registry import Registry
 from zfabric.errors import ParameterRangeError, RequestError, UnknownModelError
 from zfabric.limits import DETAILS_MAX, MESSAGE_LENGTH_MAX, NAME_LENGTH_MAX
 from zfabric.wire.kinds import PROTOCOL_VERSION
 from zfabric.wire.status import FabricStatus, ModelStatus, WorkerStatus
 
 if TYPE_CHECKING:
-    from zfabric.core.broker import Broker
+    from zfabric.core.controller.broker import Broker
 
 
 def answer(broker: Broker, what: str, arguments: dict[str, Any]) -> Any:
@@ -110,7 +111,7 @@ def worker_status(worker: WorkerPeer, now_ns: int) -> WorkerStatus:
 
 def fabric_status(broker: Broker) -> FabricStatus:
     """The controller in figures."""
-    counters = broker.desk.counters
+    counters = broker.scheduler.counters
     registry = broker.registry
     return FabricStatus(
         version=broker.build,
@@ -118,7 +119,7 @@ def fabric_status(broker: Broker) -> FabricStatus:
         epoch=broker.epoch,
         uptime_s=(broker.timers.now_ns - broker.started_ns) / 1e9,
         policy=broker.config.policy,
-        draining=broker.desk.draining,
+        draining=broker.scheduler.draining,
         recovering=broker.recovery.active,
         clients=sum(not client.away for client in registry.clients.values()),
         workers=len(registry.workers),
@@ -137,6 +138,6 @@ def fabric_status(broker: Broker) -> FabricStatus:
         workers_lost=broker.sessions.workers_lost,
         clients_lost=broker.sessions.clients_lost,
         bad_frames=broker.bad_frames,
-        policy_failures=broker.desk.chooser.failures,
+        policy_failures=broker.scheduler.chooser.failures,
         transport=broker.transport_figures(),
     )

@@ -7,7 +7,7 @@ is away, or has not claimed a request since it came back, does not read.
 
 from __future__ import annotations
 
-from zfabric.core.registry import ClientPeer, WorkerPeer
+from zfabric.core.controller.peers import ClientPeer, WorkerPeer
 from zfabric.ids import RoutingId
 from zfabric.wire import codec
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from zfabric.core.batches import batches
-from zfabric.core.registry import ClientPeer
+from zfabric.core.controller.batches import batches
+from zfabric.core.controller.peers import ClientPeer
 from zfabric.errors import FabricError
 from zfabric.ids import RoutingId
 from zfabric.wire import codec

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from msgspec import Raw
 
-from zfabric.core.pending import Inquirer
+from zfabric.core.client.pending import Inquirer
 from zfabric.core.timers import Timer, Timers
 from zfabric.errors import DeadlineExceededError, FabricError, RequestError, TooLargeError, from_wire
 from zfabric.ids import milliseconds

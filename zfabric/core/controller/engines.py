@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from zfabric.core.broker_config import BrokerConfig
-from zfabric.core.endings import Endings
-from zfabric.core.registry import Engine, Registry, WorkerPeer, WorkerState
+from zfabric.core.controller.config import BrokerConfig
+from zfabric.core.controller.endings import Endings
+from zfabric.core.controller.peers import Engine, WorkerPeer, WorkerState
+from zfabric.core.controller.registry import Registry
 from zfabric.wire.messages import Load
 
 

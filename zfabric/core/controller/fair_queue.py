@@ -15,7 +15,7 @@ import itertools
 from collections.abc import Hashable, Iterator, KeysView
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from zfabric.core.ranking import Ranking
+from zfabric.core.controller.ranking import Ranking
 
 
 class Waiting(Hashable, Protocol):

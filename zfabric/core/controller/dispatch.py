@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable, Hashable, Iterator
 from typing import Final
 
-from zfabric.core.ranking import Ranking
+from zfabric.core.controller.ranking import Ranking
 from zfabric.errors import ConfigurationError
 from zfabric.ids import milliseconds
 from zfabric.limits import POLICY_REPORT_MS

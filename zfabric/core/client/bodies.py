@@ -10,7 +10,8 @@ from msgspec import Raw, structs
 from zfabric.errors import RequestError, TooLargeError
 from zfabric.wire import codec
 from zfabric.wire.bounds import check_request
-from zfabric.wire.payloads import AnyRequest, GenerateRequest, SamplingParams
+from zfabric.wire.payloads import AnyRequest, GenerateRequest
+from zfabric.wire.sampling import SamplingParams
 
 _parts: Final = msgspec.msgpack.Decoder(list[Raw])
 _sampling: Final = msgspec.msgpack.Decoder(SamplingParams)

@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
-from zfabric.core.broker_config import BrokerConfig
-from zfabric.core.endings import DeskCounters
-from zfabric.core.hosting import Demand, Hosting, Model, Supply
-from zfabric.core.registry import Registry, Request, WorkerPeer
+from zfabric.core.controller.config import BrokerConfig
+from zfabric.core.controller.endings import RequestCounters
+from zfabric.core.controller.hosting import Demand, Hosting, Model, Supply
+from zfabric.core.controller.peers import Request, WorkerPeer
+from zfabric.core.controller.registry import Registry
 from zfabric.core.timers import Timers
 from zfabric.errors import FabricError, NoWorkerError, UnsupportedOperationError, WorkerLostError
 from zfabric.ids import milliseconds
@@ -39,7 +40,7 @@ class Queues:
         config: BrokerConfig,
         registry: Registry,
         timers: Timers,
-        counters: DeskCounters,
+        counters: RequestCounters,
         give_up: Callable[[Request, FabricError], None],
         offer: Callable[[Request, Model], None],
     ) -> None:

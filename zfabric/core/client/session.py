@@ -11,9 +11,9 @@ import random
 from collections.abc import Callable
 
 from zfabric import limits
-from zfabric.core.client_requests import ClientRequests
-from zfabric.core.inquiries import Inquiries, Inquiry
-from zfabric.core.pending import Inquirer, Pending, in_parts
+from zfabric.core.client.inquiries import Inquiries, Inquiry
+from zfabric.core.client.pending import Inquirer, Pending, in_parts
+from zfabric.core.client.requests import ClientRequests
 from zfabric.core.timers import Timer
 from zfabric.errors import (
     ClosedError,

@@ -14,7 +14,7 @@ class BrokerConfig:
     """Policy, timings and bounds; see `zfabric.limits` for the reasons of the defaults.
 
     Attributes:
-        policy: Name of a dispatch policy (`zfabric.core.dispatch.POLICIES`).
+        policy: Name of a dispatch policy (`zfabric.core.controller.dispatch.POLICIES`).
         beat_ms, lease_ms: Workers beat so often, and are removed after so long a silence.
         stall_ms: An engine with work that makes no progress for so long loses its requests.
         recovery_ms: How long after the start running streams may be claimed.

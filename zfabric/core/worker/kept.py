@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from zfabric import limits
-from zfabric.core.backlog import Backlog
+from zfabric.core.worker.backlog import Backlog
 from zfabric.ids import milliseconds
 
 

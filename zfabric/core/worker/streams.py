@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from zfabric import limits
-from zfabric.core.backlog import Backlog
-from zfabric.core.kept import KeptAnswers
-from zfabric.core.parcels import Parcels, pack_whole
-from zfabric.core.soundness import encoded_result, outcome_of
+from zfabric.core.worker.backlog import Backlog
+from zfabric.core.worker.kept import KeptAnswers
+from zfabric.core.worker.packing import Packing, pack_whole
+from zfabric.core.worker.soundness import encoded_result, outcome_of
 from zfabric.errors import BackendError, FabricError, RequestCancelledError, WorkerDrainingError, WorkerLostError
 from zfabric.wire import codec
 from zfabric.wire.bounds import check_request
@@ -340,10 +340,10 @@ class WorkerStreams:
         return self._taken_orders() if self._orders else ()
 
     def _flush_in_parts(self, client: int, present: list[Backlog], lines: list[Chunk], finished: list[Backlog]) -> None:
-        parcels = Parcels(client, self.name, self._frame_bytes_max)
-        parcels.add(present, lines, finished)
-        self.outbox += parcels.messages
-        for stream, error in parcels.spoiled:
+        packing = Packing(client, self.name, self._frame_bytes_max)
+        packing.add(present, lines, finished)
+        self.outbox += packing.messages
+        for stream, error in packing.spoiled:
             self._spoil(stream, error)
 
     def _taken_orders(self) -> Sequence[StreamOrder]:

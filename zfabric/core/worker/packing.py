@@ -13,8 +13,8 @@ from typing import Final, TypeVar
 from msgspec import Raw, structs
 
 from zfabric import limits
-from zfabric.core.backlog import Backlog
-from zfabric.core.soundness import outcome_of
+from zfabric.core.worker.backlog import Backlog
+from zfabric.core.worker.soundness import outcome_of
 from zfabric.errors import BackendError, FabricError, TooLargeError
 from zfabric.wire import codec
 from zfabric.wire.messages import Carried, CarriedMore, End, Ends, WorkerHello
@@ -42,7 +42,7 @@ def pack_whole(client: int, chunks: list[Chunk], finished: Sequence[Backlog] | N
     return codec.pack_envelope(envelope), encode_plain(EndsBody(chunks=chunks, outcomes=outcomes))
 
 
-class Parcels:
+class Packing:
     """The messages of one client at one flush, where one message would not do.
 
     Args:

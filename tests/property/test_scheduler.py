@@ -1,4 +1,4 @@
-"""The desk, its queues and the registry under any sequence of messages: what is promised of them holds after each."""
+"""The scheduler, its queues and the registry under any sequence of messages: what is promised of them holds after each."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.peers import FakeFabric, model
-from zfabric.core import dispatch, hosting, queues, registry
-from zfabric.core.hosting import Hosting
-from zfabric.core.registry import Request, WorkerState
+from zfabric.core.controller import dispatch, hosting, queues, registry
+from zfabric.core.controller.hosting import Hosting
+from zfabric.core.controller.peers import Request, WorkerState
 from zfabric.errors import WorkerDrainingError
 from zfabric.ids import milliseconds
 from zfabric.limits import MODEL_MEMORY_MS, UNTAKEN_MS
@@ -187,7 +187,7 @@ class DeskMachine(RuleBasedStateMachine):
     @invariant()
     def nothing_waits_without_end(self) -> None:
         """Somebody does it sooner or later, or there is a time at which it ends."""
-        recovering = self.fabric.broker.desk.queues.recovering
+        recovering = self.fabric.broker.scheduler.queues.recovering
         for request in self.fabric.waiting():
             assert request.model is not None
             supply = request.model.supplies[request.demand]
@@ -210,7 +210,7 @@ class DeskMachine(RuleBasedStateMachine):
             lately = lately and self.fabric.now_ns - (supply.absent_ns or 0) < remembered_ns
             if request.model.hosts:
                 possible = any(able(host, request) for host in self.hosts_of(request))
-                assert possible or lately or broker.desk.queues.recovering
+                assert possible or lately or broker.scheduler.queues.recovering
             elif not request.resume_from:
                 found = broker.registry.find(request.asked)
                 assert found is request.model or found is None or not found.hosts
@@ -273,8 +273,8 @@ class DeskMachine(RuleBasedStateMachine):
         assert not fabric.waiting()
         assert not broker.registry.models
         assert not len(broker.registry._names)
-        assert not broker.desk.queues._waiting
-        assert not broker.desk.queues._asked
+        assert not broker.scheduler.queues._waiting
+        assert not broker.scheduler.queues._asked
         check_rest(broker)
         self.every_attempt_gets_one_terminal()
         assert not self.owed

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
-from zfabric.core.ranking import Ranking
+from zfabric.core.controller.ranking import Ranking
 
 M = TypeVar("M", bound=Hashable)
 

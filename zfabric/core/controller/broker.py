@@ -4,7 +4,7 @@ Chunks take the narrow door: the driver looks `routes` up itself and passes the 
 `receive`, decoded and checked, and never raises: a bad message is answered with a FAULT to its sender that names what it
 was about, and nobody else notices.
 
-Behind the doors: `sessions` (who is there), `desk` (requests up to a worker), its `endings` (their terminals), `recovery`
+Behind the doors: `sessions` (who is there), `scheduler` (requests up to a worker), its `endings` (their terminals), `recovery`
 (what goes on after a lost connection), `watch` (engines that hang) and `queries`.
 
 The caller performs `outbox.take()` in order after every call, and calls `tick` when `next_deadline_ns` has come.
@@ -16,17 +16,18 @@ import contextlib
 import random
 from collections.abc import Callable
 
-from zfabric.core import queries
-from zfabric.core.access import EVERYBODY, Grant
-from zfabric.core.broker_config import BrokerConfig
-from zfabric.core.desk import RequestDesk
-from zfabric.core.engines import EngineWatch
-from zfabric.core.outbox import Outbox
-from zfabric.core.recovery import Recovery
-from zfabric.core.registry import ClientPeer, Registry, WorkerPeer
-from zfabric.core.request_state import RequestState
-from zfabric.core.routes import Routes
-from zfabric.core.sessions import Sessions
+from zfabric.core.controller import queries
+from zfabric.core.controller.access import EVERYBODY, Grant
+from zfabric.core.controller.config import BrokerConfig
+from zfabric.core.controller.engines import EngineWatch
+from zfabric.core.controller.outbox import Outbox
+from zfabric.core.controller.peers import ClientPeer, WorkerPeer
+from zfabric.core.controller.recovery import Recovery
+from zfabric.core.controller.registry import Registry
+from zfabric.core.controller.request_state import RequestState
+from zfabric.core.controller.routes import Routes
+from zfabric.core.controller.scheduler import Scheduler
+from zfabric.core.controller.sessions import Sessions
 from zfabric.core.timers import Timers
 from zfabric.errors import FabricError, ProtocolError
 from zfabric.ids import RoutingId, milliseconds
@@ -67,13 +68,13 @@ class Broker:
         self.outbox = outbox = Outbox()
         self.routes = Routes()
         self.registry = registry = Registry(rng)
-        self.desk = desk = RequestDesk(config, registry, timers, outbox, self.routes, rng)
-        self.recovery = Recovery(config, registry, desk.endings, timers, outbox)
-        self.watch = EngineWatch(config, registry, desk.endings)
+        self.scheduler = scheduler = Scheduler(config, registry, timers, outbox, self.routes, rng)
+        self.recovery = Recovery(config, registry, scheduler.endings, timers, outbox)
+        self.watch = EngineWatch(config, registry, scheduler.endings)
         self.sessions = Sessions(
             config,
             registry,
-            desk,
+            scheduler,
             self.recovery,
             self.watch,
             timers,
@@ -94,7 +95,7 @@ class Broker:
         self.on_bug: Callable[[Exception, int], None] = _raise
         self._faults: dict[RoutingId, int] = {}
         if self.recovery.active:
-            desk.queues.recovering = True
+            scheduler.queues.recovering = True
             timers.judge_at(now_ns + milliseconds(config.recovery_ms), lambda _: self._recovered())
 
     # ── doors ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -164,7 +165,7 @@ class Broker:
     def _settle(self) -> None:
         """What waits follows a change of hosts and names before anything else is looked at."""
         try:
-            self.desk.queues.settle()
+            self.scheduler.queues.settle()
         except Exception as error:  # noqa: BLE001 — as above
             self.on_bug(error, 0)
 
@@ -175,7 +176,7 @@ class Broker:
     def drain(self, now_ns: int) -> None:
         """Take no new requests; running ones go on, if need be by another attempt at another worker."""
         self.timers.now_ns = now_ns
-        self.desk.draining = True
+        self.scheduler.draining = True
 
     def goodbye(self) -> None:
         """Tell everybody that this controller leaves. Workers go on and announce their work to the next one."""
@@ -195,7 +196,7 @@ class Broker:
 
     def _recovered(self) -> None:
         self.recovery.finish()
-        self.desk.queues.recovered()
+        self.scheduler.queues.recovered()
 
     # ── what cannot be used ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -223,7 +224,7 @@ class Broker:
         if request is not None and subject.attempt is not None and request.attempt <= subject.attempt:
             # After a bug nobody knows in which tables it is.
             with contextlib.suppress(Exception):
-                self.desk.endings.abandon([request])
+                self.scheduler.endings.abandon([request])
             client.requests.pop(subject.request, None)
 
     def _is_ignored(self, sender: RoutingId) -> bool:
@@ -244,7 +245,7 @@ class Broker:
     # ── from clients ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _from_client(self, client: ClientPeer, kind: int, header: bytes, body: bytes, now_ns: int) -> None:
-        endings = self.desk.endings
+        endings = self.scheduler.endings
         if kind == kinds.SUBMIT:
             self._submit(client, codec.unpack_envelope(header), body, now_ns)
         elif kind == kinds.CREDIT:
@@ -273,7 +274,7 @@ class Broker:
             )
             self.recovery.claim(client, [claim])
             return
-        self.desk.submit(client, envelope, body, now_ns)
+        self.scheduler.submit(client, envelope, body, now_ns)
         request = client.requests.get(envelope.request) if envelope.attempt else None
         if request is not None and request.state is not RequestState.QUEUED:
             # Until another worker has it, the one that was lost may be the only one that can go on.
@@ -283,12 +284,12 @@ class Broker:
 
     def _from_worker(self, worker: WorkerPeer, kind: int, header: bytes, body: bytes, now_ns: int) -> None:
         if kind == kinds.ENDS:
-            self.desk.endings.ends(worker, codec.unpack_envelope(header), header, body, now_ns)
-            self.desk.fill(worker, now_ns)
+            self.scheduler.endings.ends(worker, codec.unpack_envelope(header), header, body, now_ns)
+            self.scheduler.fill(worker, now_ns)
         elif kind == kinds.LOAD:
             self.watch.report(worker, codec.unpack_control(header), now_ns)
             self.outbox.send(worker.routing_id, codec.pack(Beat(worker.load.dispatches + 1)))
-            self.desk.fill(worker, now_ns)
+            self.scheduler.fill(worker, now_ns)
         elif kind == kinds.CARRIED:
             self.recovery.worker_back(worker, codec.unpack_control(header).carried)
         elif kind == kinds.GOODBYE:

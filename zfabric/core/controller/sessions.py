@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from zfabric.core.access import Grant
-from zfabric.core.broker_config import BrokerConfig
-from zfabric.core.desk import RequestDesk
-from zfabric.core.engines import EngineWatch
-from zfabric.core.outbox import Outbox
-from zfabric.core.recovery import Recovery
-from zfabric.core.registry import ClientPeer, Registry, Request, WorkerPeer, WorkerState
+from zfabric.core.controller.access import Grant
+from zfabric.core.controller.config import BrokerConfig
+from zfabric.core.controller.engines import EngineWatch
+from zfabric.core.controller.outbox import Outbox
+from zfabric.core.controller.peers import ClientPeer, Request, WorkerPeer, WorkerState
+from zfabric.core.controller.recovery import Recovery
+from zfabric.core.controller.registry import Registry
+from zfabric.core.controller.scheduler import Scheduler
 from zfabric.core.timers import Timers
 from zfabric.errors import (
     FabricError,
@@ -52,7 +53,7 @@ class Sessions:
         self,
         config: BrokerConfig,
         registry: Registry,
-        desk: RequestDesk,
+        scheduler: Scheduler,
         recovery: Recovery,
         watch: EngineWatch,
         timers: Timers,
@@ -66,7 +67,7 @@ class Sessions:
     ) -> None:
         self._config = config
         self._registry = registry
-        self._desk = desk
+        self._scheduler = scheduler
         self._recovery = recovery
         self._watch = watch
         self._timers = timers
@@ -132,7 +133,7 @@ class Sessions:
         self.clients_lost += 1
         self.peers.pop(client.routing_id, None)
         client.away = True
-        self._desk.endings.client_away(client)
+        self._scheduler.endings.client_away(client)
         if client.requests:
             self._away[client.instance] = client
             self._settle_later(client)
@@ -155,11 +156,11 @@ class Sessions:
         if client.away:
             self._forget(client)
         else:
-            self._desk.endings.abandon([request for request in client.requests.values() if request.away])
+            self._scheduler.endings.abandon([request for request in client.requests.values() if request.away])
 
     def _forget(self, client: ClientPeer) -> None:
         self._timers.cancel(client.settle)
-        self._desk.endings.client_left(client)
+        self._scheduler.endings.client_left(client)
         self._away.pop(client.instance, None)
         self._registry.clients.pop(client.instance, None)
 
@@ -215,7 +216,7 @@ class Sessions:
         worker.speed = hello.speed
         self._registry.announce(worker, hello.models)
         self._watch.report(worker, hello.load, now_ns)
-        self._desk.fill(worker, now_ns)
+        self._scheduler.fill(worker, now_ns)
 
     def worker_lost(self, worker: WorkerPeer, why: str) -> None:
         """A worker's connection is gone, or nothing was heard of it for too long. It may be back."""
@@ -235,7 +236,7 @@ class Sessions:
         for name in list(worker.hosts):
             self._registry.withdraw(worker, name)
         self._registry.workers.pop(worker.name, None)
-        return self._desk.endings.worker_lost(worker, error)
+        return self._scheduler.endings.worker_lost(worker, error)
 
     def _watch_lease(self, worker: WorkerPeer, now_ns: int) -> None:
         due_ns = worker.heard_ns + milliseconds(self._config.lease_ms)
