@@ -18,7 +18,7 @@ from zfabric.errors import (
 )
 from zfabric.limits import DIMENSIONS_MAX
 from zfabric.wire.messages import NIL
-from zfabric.wire.sampling import SamplingParams, out_of_range
+from zfabric.wire.sampling import SamplingOptions, SamplingParams, out_of_range
 
 FinishReason = Literal["stop", "length", "abort", "tool_calls"]
 
@@ -179,12 +179,12 @@ class EndsBody(Struct, array_like=True, kw_only=True):
     outcomes: list[Outcome] = []
 
 
-class GenerateRequest(Struct, array_like=True, kw_only=True):
-    """A request for text, as a backend receives it. Exactly one of the three kinds of prompt is set.
+class TextRequest(Struct, array_like=True, kw_only=True):
+    """A request for text, as a client sends it. Exactly one of the three kinds of prompt is set.
 
     Attributes:
         prompt, messages, prompt_token_ids: Text, chat messages (the tokenizer's template is applied), or tokens.
-        sampling: How to draw.
+        sampling: How to draw, as far as the caller says.
         tools, response_format: Passed to the chat template or the remote API, where the backend can.
         resume_token_ids: Tokens of the answer that its reader already has: go on after them.
         resume_characters: Length of what the reader already has, in code points: of text, of reasoning, and of names and
@@ -198,7 +198,7 @@ class GenerateRequest(Struct, array_like=True, kw_only=True):
     prompt: str | None = None
     messages: list[Message] | None = None
     prompt_token_ids: list[int] | None = None
-    sampling: SamplingParams = SamplingParams()
+    sampling: SamplingOptions = SamplingOptions()
     tools: list[dict[str, Any]] | None = None
     response_format: dict[str, Any] | None = None
     resume_token_ids: list[int] = []
@@ -225,6 +225,16 @@ class GenerateRequest(Struct, array_like=True, kw_only=True):
         if self.prompt_token_ids is not None:
             raise UnsupportedOperationError("this model reads text, not token ids", operation="generate")
         return _plain_text(self.prompt, self.messages)
+
+
+class GenerateRequest(TextRequest, array_like=True, kw_only=True):
+    """A request for text, as a backend receives it: `TextRequest` with a value for every parameter.
+
+    Attributes:
+        sampling: How to draw.
+    """
+
+    sampling: SamplingParams = SamplingParams()
 
 
 class EmbedRequest(Struct, array_like=True, kw_only=True):
@@ -291,7 +301,7 @@ class OperateRequest(Struct, array_like=True, kw_only=True):
             raise RequestError("call is empty", parameter="call")
 
 
-AnyRequest = GenerateRequest | EmbedRequest | CountRequest | OperateRequest
+AnyRequest = TextRequest | EmbedRequest | CountRequest | OperateRequest
 
 
 class EmbedResult(Struct, array_like=True):

@@ -8,7 +8,7 @@ from zfabric.errors import Detail
 
 
 class ModelStatus(Struct, kw_only=True):
-    """One model, all its workers together."""
+    """One model, all its workers together. `defaults` are its own values of sampling parameters that a request leaves unset."""
 
     name: str
     aliases: list[str] = []
@@ -21,6 +21,7 @@ class ModelStatus(Struct, kw_only=True):
     parameters: list[str] = []
     dimensions: int = 0
     details: dict[str, Detail] = {}
+    defaults: dict[str, float] = {}
 
 
 class WorkerStatus(Struct, kw_only=True):

@@ -38,7 +38,7 @@ from zfabric.errors import (
 from zfabric.ids import milliseconds
 from zfabric.wire import codec
 from zfabric.wire.messages import Cancel, Claims, Credit, CreditLine, Operation, Submit, Welcome
-from zfabric.wire.payloads import AnyRequest, Chunk, GenerateRequest, Outcome
+from zfabric.wire.payloads import AnyRequest, Chunk, Outcome, TextRequest
 from zfabric.wire.pieces import Broken, ends_of
 
 T = TypeVar("T")
@@ -106,7 +106,7 @@ class ClientRequests:
         _check_range("length of model", len(model), 0 if worker else 1, limits.NAME_LENGTH_MAX)
         _check_range("length of worker", len(worker), 0, limits.NAME_LENGTH_MAX)
         seed: int | None = None
-        if isinstance(request, GenerateRequest) and request.sampling.seed is None:
+        if isinstance(request, TextRequest) and request.sampling.seed is None:
             seed = self._rng.getrandbits(63)
             request = structs.replace(request, drawn_seed=seed)
         body = encoded(request, self._body_bytes_max)
@@ -126,7 +126,7 @@ class ClientRequests:
             accepted_ns=now_ns,
         )
         pending.drawn_seed = seed
-        pending.reproducible = isinstance(request, GenerateRequest) and request.sampling.reproducible
+        pending.reproducible = isinstance(request, TextRequest) and request.sampling.reproducible
         if deadline_ms is not None:
             pending.deadline_ns = now_ns + milliseconds(deadline_ms)
             guard_ns = pending.deadline_ns + milliseconds(limits.DEADLINE_GUARD_MS)

@@ -19,7 +19,7 @@ from zfabric.errors import BackendError, FabricError, RequestCancelledError, Wor
 from zfabric.wire import codec
 from zfabric.wire.bounds import check_request
 from zfabric.wire.messages import Abort, Carried, CreditLine, Dispatch, End, Ends, Grant
-from zfabric.wire.payloads import AnyRequest, Chunk, Delta, EndsBody, GenerateRequest, Outcome
+from zfabric.wire.payloads import AnyRequest, Chunk, Delta, EndsBody, Outcome, TextRequest
 from zfabric.wire.plain import ENCODING_ERRORS
 
 
@@ -133,7 +133,7 @@ class WorkerStreams:
         except FabricError as error:
             self._fail(stream, error, now_ns)
             return
-        if isinstance(request, GenerateRequest):
+        if isinstance(request, TextRequest):
             stream.expect(request.sampling.n)
         request.model, request.request_id = envelope.model, request_id
         request.priority, request.deadline_ms = envelope.priority, envelope.deadline_ms
