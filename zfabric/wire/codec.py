@@ -45,8 +45,10 @@ _BODIES: Final[dict[int, type[Struct]]] = {
     kinds.CLAIMS: messages.Claims,
     kinds.CARRIED: messages.CarriedMore,
 }
+#: What follows the byte of a kind in the first frame.
+STRUCTS: Final[dict[int, type[Struct]]] = {**_ENVELOPES, **_BODIES}
 _KIND_OF: Final[dict[type[Struct], int]] = {
-    kind_type: kind for kind, kind_type in {**_ENVELOPES, **_BODIES}.items() if kind != kinds.REFUSED
+    kind_type: kind for kind, kind_type in STRUCTS.items() if kind != kinds.REFUSED
 }
 _HEADER_OF: Final = {kind: bytes([kind]) for kind in kinds.NAMES}
 _envelope_decoders: Final = {kind: msgspec.msgpack.Decoder(t) for kind, t in _ENVELOPES.items()}
