@@ -187,8 +187,8 @@ async def test_vectors_take_turns_with_streams_in_parts_as_large_as_those_may_wa
         return real(*given)
 
     embedder.hidden = hidden  # type: ignore[method-assign, assignment]
-    # The pace finds every part too slow: it goes down to its least.
-    worker._assembled.queue._pace._wait_s = 0.0
+    # The budget finds every part too slow: it goes down to its least.
+    worker._assembled.queue._token_budget._wait_s = 0.0
     worker.begin(ask("stream", "Hello", temperature=0, max_new_tokens=100, ignore_eos=True))
     await answers.until("stream", tokens=2)
     together = await vectors(worker, *texts)
@@ -206,7 +206,7 @@ async def test_an_engine_that_ends_within_a_pass_says_so(tmp_path: Path) -> None
     await worker.load()
     assert worker._assembled is not None
     queue, embedder = worker._assembled.queue, worker._assembled.embedder
-    queue._pace._wait_s, queue._running = 0.0, lambda: True
+    queue._token_budget._wait_s, queue._running = 0.0, lambda: True
     begun, go_on = threading.Event(), threading.Event()
     real = embedder.hidden
 

@@ -13,7 +13,7 @@ import pytest_asyncio
 import torch
 
 from tests.backends.tiny import Answers, ask, reference
-from zfabric.backends.hf_transformers.cache import GrowingLayer
+from zfabric.backends.hf_transformers.kv_cache import KVCacheLayer
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import (
@@ -68,9 +68,9 @@ def causal_model(worker: ModelWorker) -> Any:
 
 
 async def prepared(worker: ModelWorker) -> None:
-    """Wait until the intake has done all that it was given."""
+    """Wait until The input processor has done all that it was given."""
     assert worker._assembled is not None
-    await asyncio.wrap_future(worker._assembled.engine._clerk.submit(lambda: None))
+    await asyncio.wrap_future(worker._assembled.engine._preparing.submit(lambda: None))
 
 
 def greedy(name: str, prompt: str, count: int, **sampling: Any) -> Any:
@@ -263,15 +263,15 @@ async def test_memory_that_runs_out_while_joining_leaves_the_batch_whole(
     tiny_worker: Served, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker, answers = tiny_worker
-    merge, calls = GrowingLayer.merge, []
+    merge, calls = KVCacheLayer.merge, []
 
-    def merge_once(layer: GrowingLayer, other: GrowingLayer) -> None:
+    def merge_once(layer: KVCacheLayer, other: KVCacheLayer) -> None:
         calls.append(layer)
         if len(calls) == 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried")
         merge(layer, other)
 
-    monkeypatch.setattr(GrowingLayer, "merge", merge_once)
+    monkeypatch.setattr(KVCacheLayer, "merge", merge_once)
     worker.begin(greedy("old", "Hello", 30))
     await answers.until("old", tokens=2)
     worker.begin(greedy("young", "A much longer prompt, so that the batch would become wider", 30))

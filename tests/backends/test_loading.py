@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.backends.test_architectures import save
 from tests.backends.tiny import Answers, ask, byte_tokenizer, reference
-from zfabric.backends.hf_transformers import loading
-from zfabric.backends.hf_transformers.context import context_length
+from zfabric.backends.hf_transformers import model_loader
+from zfabric.backends.hf_transformers.context_length import context_length
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ConfigurationError
@@ -109,14 +109,14 @@ async def test_weights_are_spread_by_a_device_map(tiny_llama: Path) -> None:
 def test_a_revision_is_passed_on(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     for name in ("AutoConfig", "AutoTokenizer"):
-        real = getattr(loading, name).from_pretrained
+        real = getattr(model_loader, name).from_pretrained
 
         def note(*given: Any, real: Any = real, **more: Any) -> Any:
             asked.append(more.get("revision"))
             return real(*given, **more)
 
-        monkeypatch.setattr(loading, name, SimpleNamespace(from_pretrained=note))
-    loading.load(TransformersOptions(model=str(tiny_llama), device="cpu", revision="v2"))
+        monkeypatch.setattr(model_loader, name, SimpleNamespace(from_pretrained=note))
+    model_loader.load(TransformersOptions(model=str(tiny_llama), device="cpu", revision="v2"))
     assert asked == ["v2", "v2"]
 
 
@@ -125,7 +125,7 @@ def test_code_of_a_model_is_not_run_unless_told(tmp_path: Path) -> None:
     config = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigurationError, match="trust_remote_code"):
-        loading.load(TransformersOptions(model=str(tmp_path), device="cpu"))
+        model_loader.load(TransformersOptions(model=str(tmp_path), device="cpu"))
 
 
 async def test_a_template_of_a_file_is_used(tiny_llama: Path, tmp_path: Path) -> None:
@@ -206,9 +206,11 @@ def test_a_context_is_as_long_as_its_configuration_means(config: dict[str, Any],
 def test_a_cache_is_measured_by_what_the_model_writes(
     family: str, extra: dict[str, Any], size: int, tmp_path: Path
 ) -> None:
-    loaded = loading.load(TransformersOptions(model=str(save(tmp_path, family, extra)), dtype="float32", device="cpu"))
+    loaded = model_loader.load(
+        TransformersOptions(model=str(save(tmp_path, family, extra)), dtype="float32", device="cpu")
+    )
     layers, wide = 2, 4
-    assert loaded.kv_tokens_max == loading._CPU_CACHE_BYTES // (layers * wide * size)
+    assert loaded.kv_tokens_max == model_loader._CPU_CACHE_BYTES // (layers * wide * size)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +255,7 @@ async def test_a_cache_smaller_than_the_context_bounds_it(tiny_llama: Path) -> N
     ("device", "tokens", "rows"), [("cpu", 10**6, 32), ("cuda", 10**6, 256), ("cuda", 8_192, 8), ("cuda", 100, 4)]
 )
 def test_a_batch_is_as_large_as_the_cache_allows(device: str, tokens: int, rows: int) -> None:
-    assert loading._batch_size(device, tokens) == rows
+    assert model_loader._batch_size(device, tokens) == rows
 
 
 async def test_the_slots_are_those_of_the_batch(tiny_llama: Path) -> None:
@@ -271,20 +273,20 @@ async def test_the_slots_are_those_of_the_batch(tiny_llama: Path) -> None:
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
 def test_quantization_asks_for_a_device(tiny_llama: Path, quantization: Any) -> None:
     with pytest.raises(ConfigurationError, match="needs a CUDA device"):
-        loading.load(TransformersOptions(model=str(tiny_llama), device="cpu", quantization=quantization))
+        model_loader.load(TransformersOptions(model=str(tiny_llama), device="cpu", quantization=quantization))
 
 
 def test_what_bitsandbytes_is_told() -> None:
-    placed = loading._placement(TransformersOptions(model="x", quantization="4bit", dtype="bfloat16"), "cuda:0")
+    placed = model_loader._placement(TransformersOptions(model="x", quantization="4bit", dtype="bfloat16"), "cuda:0")
     assert placed["quantization_config"].load_in_4bit
     assert placed["device_map"] == "cuda:0"
     assert placed["dtype"] == torch.bfloat16
-    whole = loading._placement(TransformersOptions(model="x", quantization="8bit", device_map="auto"), "cuda")
+    whole = model_loader._placement(TransformersOptions(model="x", quantization="8bit", device_map="auto"), "cuda")
     assert whole["quantization_config"].load_in_8bit
     assert whole["device_map"] == "auto"
     assert not whole["quantization_config"].llm_int8_enable_fp32_cpu_offload
     with pytest.raises(ConfigurationError, match="8bit alone"):
-        loading._placement(TransformersOptions(model="x", cpu_offload=True), "cuda")
+        model_loader._placement(TransformersOptions(model="x", cpu_offload=True), "cuda")
 
 
 @pytest.mark.gpu

@@ -180,8 +180,8 @@ async def test_the_model_itself_does_not_answer_in_the_name_of_an_adapter_that_h
     assert worker._assembled is not None
     await worker.operate(call("load_adapter", name="red", path=str(adapters["red"])))
     gate = threading.Event()
-    # The intake is busy with another prompt while the adapter goes.
-    worker._assembled.engine._clerk.submit(gate.wait)
+    # The input processor is busy with another prompt while the adapter goes.
+    worker._assembled.engine._preparing.submit(gate.wait)
     worker.begin(to("red", "waiting", 5))
     embedding = EmbedRequest(inputs=["x"], model="red")
     await worker.operate(call("unload_adapter", name="red"))

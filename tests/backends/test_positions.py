@@ -14,7 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from tests.backends.pictures import ask, chat, png, text
 from tests.backends.tiny import Answers, byte_tokenizer
-from zfabric.backends.hf_transformers import loading
+from zfabric.backends.hf_transformers import model_loader
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 
@@ -97,7 +97,7 @@ def expected(directory: Path, words: str, images: list[bytes], count: int) -> li
 async def test_images_keep_their_places_in_a_batch(
     tiny_qwen: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(loading, "AutoProcessor", Processor)
+    monkeypatch.setattr(model_loader, "AutoProcessor", Processor)
     worker = ModelWorker(TransformersOptions(model=str(tiny_qwen), dtype="float32", device="cpu", **options))
     worker.steps = answers = Answers()
     await worker.load()

@@ -1,4 +1,4 @@
-"""Puts an engine together: model, intake, batch and the queue of embeddings."""
+"""Puts an engine together: model, input processor, batch and the queue of embeddings."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from zfabric.backends.front.embed_inputs import EmbedInputs, with_special_tokens
 from zfabric.backends.hf_transformers.embed_queue import EmbedQueue
 from zfabric.backends.hf_transformers.embedding import Embedder
 from zfabric.backends.hf_transformers.engine import Engine
-from zfabric.backends.hf_transformers.intake import Intake
-from zfabric.backends.hf_transformers.loading import Loaded, load
+from zfabric.backends.hf_transformers.engine_core import Step
+from zfabric.backends.hf_transformers.input_processor import InputProcessor
 from zfabric.backends.hf_transformers.lora import Adapter, Lora
-from zfabric.backends.hf_transformers.model import Model, PairedModel
+from zfabric.backends.hf_transformers.model_loader import Loaded, load
+from zfabric.backends.hf_transformers.model_runner import EncoderDecoderRunner, ModelRunner
 from zfabric.backends.hf_transformers.options import TransformersOptions
-from zfabric.backends.hf_transformers.pace import Pace
 from zfabric.backends.hf_transformers.rope import Ropes
 from zfabric.backends.hf_transformers.self_check import check_padding, check_rows
 from zfabric.backends.hf_transformers.sequence import Answer
-from zfabric.backends.hf_transformers.stepper import Step
+from zfabric.backends.hf_transformers.token_budget import TokenBudget
 from zfabric.backends.prompts import PromptTokens
 from zfabric.errors import ConfigurationError, FabricError
 from zfabric.wire.payloads import EmbedRequest
@@ -80,11 +80,11 @@ def assemble(
     )
     engine = Engine(
         model,
-        _intake(loaded, options, model, prompts, adapters),
+        _input_processor(loaded, options, model, prompts, adapters),
         loaded.tokenizer,
         batch_size_max=loaded.batch_size_max,
         kv_tokens_max=loaded.kv_tokens_max,
-        pace=Pace(options.prefill_chunk_tokens, options.prefill_wait_ms / 1_000),
+        token_budget=TokenBudget(options.prefill_chunk_tokens, options.prefill_wait_ms / 1_000),
         on_step=on_step,
         on_failure=on_failure,
         on_restart=on_restart,
@@ -95,7 +95,7 @@ def assemble(
         embedder,
         engine.run_job,
         options.embed_batch_tokens,
-        pace=Pace(options.embed_batch_tokens, options.prefill_wait_ms / 1_000),
+        token_budget=TokenBudget(options.embed_batch_tokens, options.prefill_wait_ms / 1_000),
         running=lambda: engine.running,
     )
     engine.start()
@@ -106,21 +106,21 @@ def assemble(
     return Assembled(loaded, engine, embedder, queue, prompts, model.lora, adapters)
 
 
-def _model(loaded: Loaded, options: TransformersOptions) -> Model:
+def _model(loaded: Loaded, options: TransformersOptions) -> ModelRunner:
     """The forward pass. Raises: ConfigurationError if it cannot be compiled, and is to be."""
     if options.compile and loaded.kind != "causal":
         raise ConfigurationError("compile goes with causal language models alone", model=options.model)
     ropes = Ropes(loaded.model)
     if options.compile and ropes:
         raise ConfigurationError("compile does not go with positions whose frequencies change", model=options.model)
-    kind = PairedModel if loaded.kind == "paired" else Model
+    kind = EncoderDecoderRunner if loaded.kind == "paired" else ModelRunner
     return kind(loaded.model, ropes, compiled=options.compile)
 
 
-def _intake(
-    loaded: Loaded, options: TransformersOptions, model: Model, prompts: PromptTokens, adapters: Adapters[Adapter]
-) -> Intake:
-    return Intake(
+def _input_processor(
+    loaded: Loaded, options: TransformersOptions, model: ModelRunner, prompts: PromptTokens, adapters: Adapters[Adapter]
+) -> InputProcessor:
+    return InputProcessor(
         loaded.tokenizer,
         prompts,
         vocabulary_size=model.vocabulary_size,
@@ -134,7 +134,7 @@ def _intake(
     )
 
 
-def _embedder(loaded: Loaded, model: Model, adapters: Adapters[Adapter]) -> Embedder:
+def _embedder(loaded: Loaded, model: ModelRunner, adapters: Adapters[Adapter]) -> Embedder:
     inputs = EmbedInputs(
         with_special_tokens(loaded.tokenizer, lower_case=loaded.sentences.lower_case),
         context_length=loaded.context_length,

@@ -17,7 +17,7 @@ import torch
 
 from zfabric.backends.hf_transformers.embedding import Embedder, EmbedPass, Pieces
 from zfabric.backends.hf_transformers.failures import as_fabric_error, out_of_memory
-from zfabric.backends.hf_transformers.pace import Pace
+from zfabric.backends.hf_transformers.token_budget import TokenBudget
 from zfabric.wire.payloads import EmbedResult
 
 
@@ -44,17 +44,22 @@ class EmbedQueue:
         embedder: Makes vectors.
         run_job: Runs a function on the engine's thread, between two steps.
         batch_tokens_max: Tokens of one pass, padding included; one text may have more.
-        pace: How many of them are computed at a time while streams run.
+        token_budget: How many of them are computed at a time while streams run.
         running: Whether any do. Called on the engine's thread.
     """
 
     def __init__(
-        self, embedder: Embedder, run_job: Callable[[Callable[[], Any]], Any], batch_tokens_max: int, *, pace: Pace,
+        self,
+        embedder: Embedder,
+        run_job: Callable[[Callable[[], Any]], Any],
+        batch_tokens_max: int,
+        *,
+        token_budget: TokenBudget,
         running: Callable[[], bool],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._embedder = embedder
         self._run_job = run_job
-        self._pace = pace
+        self._token_budget = token_budget
         self._running = running
         self._pass: EmbedPass | None = None
         self._chosen: list[tuple[_Work, int]] = []
@@ -87,7 +92,7 @@ class EmbedQueue:
     def _step(self) -> None:
         """A part of a pass."""
         running = self._running()
-        budget = self._pace.budget(running=running)
+        budget = self._token_budget.budget(running=running)
         if self._pass is not None and all(work.future.done() for work, _ in self._chosen):
             self._pass = None
         try:
@@ -121,7 +126,7 @@ class EmbedQueue:
         with torch.inference_mode():
             vectors = self._pass.advance(budget)
         if running:
-            self._pace.took(self._pass.spent, time.monotonic() - began)
+            self._token_budget.took(self._pass.spent, time.monotonic() - began)
         return vectors
 
     def _choose(self, tokens_max: int) -> list[tuple[_Work, int]]:

@@ -10,7 +10,7 @@ import torch
 
 from zfabric.backends.front.adapters import Adapters
 from zfabric.backends.front.embed_inputs import EmbedInputs, Piece, owners
-from zfabric.backends.hf_transformers.cache import GrowingCache
+from zfabric.backends.hf_transformers.kv_cache import KVCache
 from zfabric.backends.hf_transformers.lora import Adapter, Lora
 from zfabric.backends.hf_transformers.pooling import Pooler
 from zfabric.backends.hf_transformers.rope import Ropes
@@ -173,7 +173,7 @@ class EmbedPass:
         begin, rows = self._done, self._ids.shape[0]
         end = min(self._width, begin + max(1, tokens_max // rows)) if self._embedder.divisible else self._width
         if self._cache is None and end < self._width:
-            self._cache = GrowingCache()
+            self._cache = KVCache()
         self._parts.append(self._embedder.hidden(self._ids, self._lengths, self._adapters, self._cache, begin, end))
         self._done, self.spent = end, (end - begin) * rows
         if end < self._width:

@@ -1,7 +1,7 @@
 """The engine: one thread that steps requests, and lets them join and leave at every step.
 
 Theory of operation. Requests are tokenized beside the engine's thread, which takes them in between two turns of its
-`Stepper`. All deltas of a turn are handed over in one call. The event loop is never blocked: it only appends to lists, and
+`EngineCore`. All deltas of a turn are handed over in one call. The event loop is never blocked: it only appends to lists, and
 the thread only calls back. A turn that breaks costs what was being computed in it: the thread drops that, tries the model,
 and goes on with what waits; if the model itself is broken, or breaks again and again, the engine is dead.
 """
@@ -17,13 +17,13 @@ from typing import Any, Final
 
 import torch
 
+from zfabric.backends.hf_transformers.engine_core import EngineCore, Step
 from zfabric.backends.hf_transformers.failures import give_memory_back
-from zfabric.backends.hf_transformers.intake import Intake
+from zfabric.backends.hf_transformers.input_processor import InputProcessor
 from zfabric.backends.hf_transformers.jobs import Jobs
-from zfabric.backends.hf_transformers.model import Model
-from zfabric.backends.hf_transformers.pace import Pace
+from zfabric.backends.hf_transformers.model_runner import ModelRunner
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
-from zfabric.backends.hf_transformers.stepper import Step, Stepper
+from zfabric.backends.hf_transformers.token_budget import TokenBudget
 from zfabric.errors import BackendError, FabricError, RequestError, WorkerLostError
 from zfabric.wire.payloads import GenerateRequest
 
@@ -37,11 +37,11 @@ class Engine:
 
     Args:
         model: The forward pass.
-        intake: Prepares requests.
+        input_processor: Prepares requests.
         tokenizer: For the texts of log-probabilities.
         batch_size_max: Sequences in the batch.
         kv_tokens_max: Cells of the cache, padding included.
-        pace: How much of a prompt is computed between two steps.
+        token_budget: How much of a prompt is computed between two steps.
         on_step: Called on the engine's thread with all deltas of a step.
         on_failure: Called on any thread for a request that failed alone, or was lost in a turn that broke.
         on_restart: Called on the engine's thread after such a turn.
@@ -50,24 +50,24 @@ class Engine:
 
     def __init__(
         self,
-        model: Model,
-        intake: Intake,
+        model: ModelRunner,
+        input_processor: InputProcessor,
         tokenizer: Any,
         *,
         batch_size_max: int,
         kv_tokens_max: int,
-        pace: Pace,
+        token_budget: TokenBudget,
         on_step: Callable[[Step], None],
         on_failure: Callable[[Answer, FabricError], None],
         on_restart: Callable[[FabricError], None],
         on_death: Callable[[FabricError], None],
     ) -> None:
         self._model = model
-        self._intake = intake
+        self._input_processor = input_processor
         self._on_step, self._on_failure = on_step, on_failure
         self._on_restart, self._on_death = on_restart, on_death
-        self._stepper = Stepper(
-            model, tokenizer, batch_size_max=batch_size_max, kv_tokens_max=kv_tokens_max, pace=pace,
+        self._core = EngineCore(
+            model, tokenizer, batch_size_max=batch_size_max, kv_tokens_max=kv_tokens_max, token_budget=token_budget,
             on_end=self._forget, on_failure=on_failure,
         )  # fmt: skip
         self._changed = threading.Condition()
@@ -83,7 +83,7 @@ class Engine:
         #: When the present turn began, by the monotonic clock; None while there is nothing to do.
         self._turn_began: float | None = None
         self._hung = False
-        self._clerk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="zfabric-intake")
+        self._preparing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="zfabric-input")
         self._thread = threading.Thread(target=self._run, name="zfabric-engine", daemon=True)
 
     # ── from the event loop ─────────────────────────────────────────────────────────────────────────────────────────
@@ -94,7 +94,7 @@ class Engine:
 
     def stop(self) -> None:
         """End the thread after its present step, and wait for it unless it was given up."""
-        self._clerk.shutdown(wait=not self._hung, cancel_futures=True)
+        self._preparing.shutdown(wait=not self._hung, cancel_futures=True)
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -111,7 +111,7 @@ class Engine:
         """Have a request answered through `on_step` or `on_failure`."""
         self.abort(request.request_id)
         answer = self._answers[request.request_id] = Answer(request)
-        self._clerk.submit(self._prepare, answer)
+        self._preparing.submit(self._prepare, answer)
 
     def abort(self, request_id: str) -> None:
         """Drop a request at the next step."""
@@ -134,25 +134,25 @@ class Engine:
     @property
     def waiting(self) -> int:
         """Requests of which nothing is in the batch."""
-        return max(0, len(self._answers) - self._stepper.running)
+        return max(0, len(self._answers) - self._core.running)
 
     @property
     def running(self) -> bool:
         """Whether anything is in the batch."""
-        return self._stepper.running > 0
+        return self._core.running > 0
 
     @property
     def kv_tokens_free(self) -> int:
         """Cells of the cache that are not in use."""
-        return self._stepper.kv_tokens_free
+        return self._core.kv_tokens_free
 
-    # ── the intake's thread ─────────────────────────────────────────────────────────────────────────────────────────
+    # ── the input processor's thread ──────────────────────────────────────────────────────────────────────────────────
 
     def _prepare(self, answer: Answer) -> None:
         if answer.cancelled:
             return
         try:
-            sequences = self._intake.sequences(answer)
+            sequences = self._input_processor.sequences(answer)
         except FabricError as error:
             self._fail(answer, error)
         except Exception as error:  # noqa: BLE001 — a tokenizer's complaint is about this request
@@ -182,27 +182,27 @@ class Engine:
     def _next_work(self) -> bool:
         """Wait for something to do and take it in. False when it is time to stop."""
         with self._changed:
-            while not (self._stopping or self._arrived or self._sweep or self._jobs or self._stepper.busy):
+            while not (self._stopping or self._arrived or self._sweep or self._jobs or self._core.busy):
                 self._changed.wait()
             arrived, self._arrived = self._arrived, []
             sweep, self._sweep = self._sweep, False
         for sequences in arrived:
-            self._stepper.accept(sequences)
+            self._core.accept(sequences)
         if sweep:
-            self._stepper.drop_ended()
+            self._core.drop_ended()
         return not self._stopping
 
     def _turn(self) -> None:
-        """One job, and a turn of the stepper."""
+        """One job, and a turn of the core."""
         if self._jobs:
             self._jobs.run_one()
         broken: Exception | None = None
         try:
-            self._stepper.turn()
+            self._core.turn()
         except Exception as error:  # noqa: BLE001 — judged by whether the model still works
             broken = error
         self.steps_taken += 1
-        step = self._stepper.take()
+        step = self._core.take()
         if step:
             self._on_step(step)
         if broken is not None:
@@ -220,7 +220,7 @@ class Engine:
         lost = WorkerLostError(f"the engine broke and begins anew: {type(broken).__name__}: {broken}")
         # What the failed frames hold is memory of the device.
         broken.__traceback__ = None
-        self._stepper.reset(lost)
+        self._core.reset(lost)
         give_memory_back()
         self._model.warm_up()
         self.restarts += 1
@@ -229,7 +229,7 @@ class Engine:
     # ── out ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _fail(self, answer: Answer, error: FabricError) -> None:
-        """A request that has not reached the stepper cannot be served."""
+        """A request that has not reached the core cannot be served."""
         answer.over = True
         self._forget(answer)
         self._on_failure(answer, error)

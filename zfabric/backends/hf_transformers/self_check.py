@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 
 from zfabric.backends.hf_transformers.failures import out_of_memory
-from zfabric.backends.hf_transformers.model import Model
+from zfabric.backends.hf_transformers.model_runner import ModelRunner
 from zfabric.backends.hf_transformers.sequence import Answer
 from zfabric.errors import ConfigurationError, FabricError
 from zfabric.wire.payloads import GenerateRequest
@@ -31,7 +31,7 @@ _TOLERANCE_HALF: Final = 0.3
 _TEXT: Final = "The quick brown fox jumps over the lazy dog, and then it sleeps until the evening."
 
 
-def check_rows(model: Model, raw: Any, tokenizer: Any, name: str) -> None:
+def check_rows(model: ModelRunner, raw: Any, tokenizer: Any, name: str) -> None:
     """Ask a decoder.
 
     Args:
@@ -110,7 +110,7 @@ def _alone(raw: Any, text: Sequence[int]) -> torch.Tensor:
     return last
 
 
-def _together(model: Model, texts: list[list[int]]) -> list[torch.Tensor]:
+def _together(model: ModelRunner, texts: list[list[int]]) -> list[torch.Tensor]:
     """Logits after both, padded on the left and in parts, by the engine's own pass; then after the shorter one again,
     once the longer one has left and has taken its columns along."""
     width = max(_LENGTHS)

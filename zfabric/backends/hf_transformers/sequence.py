@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from zfabric.backends.detokenizer import Detokenizer
-from zfabric.backends.hf_transformers.contest import Contest
-from zfabric.backends.hf_transformers.guides import Guide
+from zfabric.backends.hf_transformers.best_of import BestOf
+from zfabric.backends.hf_transformers.logits_processors import Row
 from zfabric.backends.hf_transformers.lora import Adapter
-from zfabric.backends.hf_transformers.penalties import Row
+from zfabric.backends.hf_transformers.structured_outputs import Guide
 from zfabric.backends.stop_strings import StopStrings
 from zfabric.errors import FabricError
 from zfabric.wire.payloads import Delta, FinishReason, GenerateRequest, TokenLogprobs, Usage
@@ -25,7 +25,7 @@ class Answer:
         adapter: What is added to the model's weights for it.
         prompt_logprobs: Entries so far, to go out with the first token; None if none are wanted (any more).
         choices: How many are drawn.
-        contest: Decides which of them are given; None if all are.
+        best_of: Decides which of them are given; None if all are.
         cancelled: Set by the event loop: nothing more is wanted.
         over: Set by the engine: it has ended, well or not.
         suspect: It was among several prompts that could not be computed, so its own is tried alone.
@@ -33,8 +33,21 @@ class Answer:
     """
 
     __slots__ = (
-        "adapter", "cancelled", "choices", "completion_tokens", "contest", "media", "open_choices", "over", "overtaken",
-        "prompt", "prompt_logprobs", "request", "shift", "source", "suspect",
+        "adapter",
+        "best_of",
+        "cancelled",
+        "choices",
+        "completion_tokens",
+        "media",
+        "open_choices",
+        "over",
+        "overtaken",
+        "prompt",
+        "prompt_logprobs",
+        "request",
+        "shift",
+        "source",
+        "suspect",
     )  # fmt: skip
 
     def __init__(self, request: GenerateRequest) -> None:
@@ -49,11 +62,11 @@ class Answer:
         if sampling.prompt_logprobs is not None and not request.resume_token_ids:
             self.prompt_logprobs = []
         self.choices = self.open_choices = max(sampling.n, sampling.best_of or 0)
-        self.contest: Contest | None = None
+        self.best_of: BestOf | None = None
         if sampling.use_beam_search:
             self.open_choices = sampling.n
         elif self.choices > sampling.n:
-            self.contest = Contest(sampling.n, self.choices, show_logprobs=sampling.logprobs is not None)
+            self.best_of = BestOf(sampling.n, self.choices, show_logprobs=sampling.logprobs is not None)
         self.completion_tokens = 0
         self.cancelled = False
         self.over = False
@@ -125,7 +138,7 @@ class Sequence:
     def alternatives(self) -> int | None:
         """How many alternatives are to be told beside each drawn token; None if not even its own log-probability is."""
         wanted = self.answer.request.sampling.logprobs
-        return 0 if wanted is None and self.answer.contest is not None else wanted
+        return 0 if wanted is None and self.answer.best_of is not None else wanted
 
     @property
     def failure(self) -> FabricError | None:

@@ -19,7 +19,7 @@ from zfabric.worker.base import BaseModelWorker, EngineLoad
 if TYPE_CHECKING:
     from zfabric.backends.hf_transformers.assembly import Assembled
     from zfabric.backends.hf_transformers.engine import Engine
-    from zfabric.backends.hf_transformers.loading import Loaded
+    from zfabric.backends.hf_transformers.model_loader import Loaded
     from zfabric.backends.hf_transformers.operations import Operations
     from zfabric.backends.hf_transformers.sequence import Answer
 
@@ -49,7 +49,7 @@ class ModelWorker(BaseModelWorker):
         self._watch: asyncio.Task[None] | None = None
 
     async def load(self) -> Sequence[ModelInfo]:
-        """The model, and each adapter as a model of its own. Raises: ConfigurationError, see `loading.load`."""
+        """The model, and each adapter as a model of its own. Raises: ConfigurationError, see `model_loader.load`."""
         from zfabric.backends.hf_transformers.operations import Operations
 
         self._loop = asyncio.get_running_loop()
@@ -110,11 +110,11 @@ class ModelWorker(BaseModelWorker):
 
     def _honoured(self, loaded: Loaded) -> list[str]:
         """Sampling parameters that this model can honour; a request with another is refused by name."""
-        from zfabric.backends.hf_transformers import guides
+        from zfabric.backends.hf_transformers import structured_outputs
 
         if not loaded.generates:
             return []
-        missing = set() if guides.guidable(loaded.tokenizer) else set(guides.GUIDED)
+        missing = set() if structured_outputs.guidable(loaded.tokenizer) else set(structured_outputs.GUIDED)
         if loaded.kind == "paired":
             # The encoder reads the prompt; nothing predicts it.
             missing.add("prompt_logprobs")

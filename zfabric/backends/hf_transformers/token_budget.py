@@ -13,7 +13,7 @@ _STEPS_MIN: Final = 3
 _NEWEST: Final = 0.2
 
 
-class Pace:
+class TokenBudget:
     """Keeps the wait of running streams near a wished time, by the time that former parts took.
 
     Args:

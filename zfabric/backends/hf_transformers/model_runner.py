@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 
-from zfabric.backends.hf_transformers.cache import GrowingCache, PairedCache
+from zfabric.backends.hf_transformers.kv_cache import EncoderDecoderKVCache, KVCache
 from zfabric.backends.hf_transformers.lora import Adapter, Lora
 from zfabric.backends.hf_transformers.rope import Ropes
 from zfabric.backends.hf_transformers.sequence import Answer
@@ -24,7 +24,7 @@ _PER_TOKEN = "token_type_ids"
 _NOBODY: Final = [Answer(GenerateRequest()) for _ in range(4)]
 
 
-class Model:
+class ModelRunner:
     """The forward pass of a decoder.
 
     Args:
@@ -50,7 +50,7 @@ class Model:
 
     def start(self, answers: Sequence[Answer]) -> Any:
         """An empty cache for one row of each."""
-        return GrowingCache()
+        return KVCache()
 
     def __call__(
         self,
@@ -130,14 +130,14 @@ class Model:
     def _warm_up_compiled(self) -> None:
         """Compile what steps are made of: one row and several, padded and not, each with numbers that differ."""
         for sizes in ((8,), (8, 8), (8, 8, 8), (8, 7), (8, 6, 7), (8, 5, 6, 7)):
-            cache = GrowingCache()
+            cache = KVCache()
             self([[0] * 8] * len(sizes), sizes, cache, answers=_NOBODY[: len(sizes)])
             for step in range(1, 4):
                 lengths = [size + step for size in sizes]
                 self([[0]] * len(sizes), lengths, cache, answers=_NOBODY[: len(sizes)])
 
     def _warm_cache(self) -> Any:
-        return GrowingCache()
+        return KVCache()
 
     def _arguments(self, rows: Sequence[Sequence[int]], mask: torch.Tensor | None, cache: Any) -> dict[str, Any]:
         arguments = {"input_ids": self._send(rows), "past_key_values": cache, "use_cache": True}
@@ -186,26 +186,26 @@ class Model:
         return tensor.to(self.device)
 
 
-class PairedModel(Model):
+class EncoderDecoderRunner(ModelRunner):
     """An encoder, which reads the prompt once, and a decoder, which is stepped.
 
     Only for models whose positions are relative: a padded column has no place of its own.
     """
 
-    def start(self, answers: Sequence[Answer]) -> PairedCache:
+    def start(self, answers: Sequence[Answer]) -> EncoderDecoderKVCache:
         """Have the sources of these read."""
         return self._read([answer.source for answer in answers], [answer.adapter for answer in answers])
 
-    def _read(self, sources: Sequence[Sequence[int]], adapters: Sequence[Adapter | None]) -> PairedCache:
+    def _read(self, sources: Sequence[Sequence[int]], adapters: Sequence[Adapter | None]) -> EncoderDecoderKVCache:
         width = max(len(source) for source in sources)
-        cache = PairedCache([len(source) for source in sources])
+        cache = EncoderDecoderKVCache([len(source) for source in sources])
         ids = self._send([[0] * (width - len(source)) + list(source) for source in sources])
         mask, _ = self._mask(cache.sources, width)
         with self.lora.rows(adapters):
             cache.encoded = self._model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
         return cache
 
-    def _warm_cache(self) -> PairedCache:
+    def _warm_cache(self) -> EncoderDecoderKVCache:
         return self._read([[0] * 8], ())
 
     def _arguments(self, rows: Sequence[Sequence[int]], mask: torch.Tensor | None, cache: Any) -> dict[str, Any]:

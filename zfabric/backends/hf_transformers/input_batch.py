@@ -12,17 +12,17 @@ from typing import Any
 
 import torch
 
-from zfabric.backends.hf_transformers.model import Model
+from zfabric.backends.hf_transformers.model_runner import ModelRunner
 from zfabric.backends.hf_transformers.sequence import Sequence
 
 
-class Batch:
+class InputBatch:
     """Rows, their cache, and the forward pass of one step.
 
     A step is `forward`, then `commit` with the tokens that were drawn, or `rollback` when it failed.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ModelRunner) -> None:
         self._model = model
         self.rows: list[Sequence] = []
         self.width = 0
@@ -96,7 +96,7 @@ class Prefill:
         groups: Choices that start from the same tokens; groups start from different ones.
     """
 
-    def __init__(self, model: Model, groups: list[list[Sequence]]) -> None:
+    def __init__(self, model: ModelRunner, groups: list[list[Sequence]]) -> None:
         self._model = model
         self.groups = groups
         self.prompts = [group[0].tokens() for group in groups]

@@ -1,4 +1,4 @@
-"""Drawing one token for each row of a batch, each by its own parameters.
+"""The sampler: from the logits of a step to one token for each row, each by its own parameters, and its log-probabilities.
 
 Order, as in transformers: penalties and biases on the logits, then temperature, top-k, top-p, min-p, typical-p. A draw is
 the inverse of the distribution function at a number that depends on the request's seed and the token's position alone:
@@ -7,17 +7,54 @@ the same seed draws the same text, whoever shares the batch, and a continuation 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Sequence as Many
+from typing import Any, Final
 
 import torch
 
-from zfabric.backends.hf_transformers.penalties import NOTHING, OFF, Row, penalize
+from zfabric.backends.hf_transformers.logits_processors import NOTHING, OFF, Row, process_logits
+from zfabric.backends.hf_transformers.logprobs import Entries, table
+from zfabric.backends.hf_transformers.sequence import Sequence
+from zfabric.wire.payloads import TokenLogprobs
 from zfabric.wire.sampling import SamplingParams
+
+Drawn = tuple[int, TokenLogprobs | None]
 
 _MASK64: Final = (1 << 64) - 1
 #: On a CPU, ordering a whole vocabulary costs more than a small model's step. So many of the likeliest nearly always do.
 _CANDIDATES: Final = 256
+
+
+class Sampler:
+    """Draws tokens, with what is told of them in one copy to the host.
+
+    Args:
+        tokenizer: For the texts of log-probabilities.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.entries = Entries(tokenizer)
+
+    def sample(self, rows: list[Sequence], logits: torch.Tensor) -> list[Drawn]:
+        """A token for each row, with its entry if one is wanted.
+
+        Args:
+            logits: (rows, vocabulary); changed in place.
+        """
+        counts = [row.alternatives for row in rows]
+        wanted = [index for index, count in enumerate(counts) if count is not None]
+        if not wanted:
+            return [(token, None) for token in sample(logits, [row.row for row in rows]).tolist()]
+        untouched = logits[wanted]
+        tokens = sample(logits, [row.row for row in rows])
+        lines = table(untouched, tokens[wanted].clamp(min=0), max(count or 0 for count in counts))
+        packed = torch.cat([tokens.to(lines.dtype), lines.flatten()]).tolist()
+        drawn: list[Drawn] = [(int(token), None) for token in packed[: len(rows)]]
+        for place, index in enumerate(wanted):
+            begin = len(rows) + place * lines.shape[1]
+            entry = self.entries.make(packed[begin : begin + lines.shape[1]], counts[index] or 0)
+            drawn[index] = (drawn[index][0], entry)
+        return drawn
 
 
 def uniform(seed: int, position: int) -> float:
@@ -31,7 +68,7 @@ def uniform(seed: int, position: int) -> float:
     return ((state ^ (state >> 31)) >> 12) / (1 << 52)
 
 
-def draw(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+def sample(logits: torch.Tensor, rows: Many[Row]) -> torch.Tensor:
     """One token per row.
 
     Args:
@@ -43,26 +80,26 @@ def draw(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     """
     changed = [index for index, row in enumerate(rows) if not row.plain]
     for index in changed:
-        penalize(logits[index], rows[index])
-    tokens = _drawn(logits, rows)
+        process_logits(logits[index], rows[index])
+    tokens = _sampled(logits, rows)
     if changed:
         tokens[changed] = tokens[changed].masked_fill(logits[changed].amax(dim=-1) == OFF, NOTHING)
     return tokens
 
 
-def _drawn(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+def _sampled(logits: torch.Tensor, rows: Many[Row]) -> torch.Tensor:
     """What is drawn of logits that are final."""
     drawn = [index for index, row in enumerate(rows) if not row.params.greedy]
     if not drawn:
         return logits.argmax(dim=-1)
     if len(drawn) == len(rows):
-        return _sample(logits, rows)
+        return _draw(logits, rows)
     tokens = logits.argmax(dim=-1)
-    tokens[drawn] = _sample(logits[drawn], [rows[index] for index in drawn])
+    tokens[drawn] = _draw(logits[drawn], [rows[index] for index in drawn])
     return tokens
 
 
-def _sample(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+def _draw(logits: torch.Tensor, rows: Many[Row]) -> torch.Tensor:
     """Draw for rows that are not greedy."""
     scores = logits / _column([row.params.temperature for row in rows], logits)
     numbers = torch.tensor([uniform(row.seed, len(row.output)) for row in rows], dtype=torch.float64)
@@ -81,7 +118,7 @@ def _sample(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     return tokens
 
 
-def _pick(scores: torch.Tensor, params: Sequence[SamplingParams], numbers: torch.Tensor, width: int) -> torch.Tensor:
+def _pick(scores: torch.Tensor, params: Many[SamplingParams], numbers: torch.Tensor, width: int) -> torch.Tensor:
     """Draw among the candidates that top-k, top-p, min-p and typical-p leave."""
     values, tokens = _ordered(scores, width)
     kept, counts = keep(values, scores.logsumexp(dim=-1, keepdim=True), params)
@@ -108,9 +145,7 @@ def _ordered(scores: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tens
     return values, tokens.gather(1, order)
 
 
-def keep(
-    values: torch.Tensor, total: torch.Tensor, params: Sequence[SamplingParams]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def keep(values: torch.Tensor, total: torch.Tensor, params: Many[SamplingParams]) -> tuple[torch.Tensor, torch.Tensor]:
     """Apply top-k, top-p, min-p and typical-p.
 
     Args:
@@ -160,5 +195,5 @@ def _inverse(scores: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cumulative, targets, right=True).squeeze(1).clamp_(max=scores.shape[1] - 1)
 
 
-def _column(numbers: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+def _column(numbers: Many[float], like: torch.Tensor) -> torch.Tensor:
     return torch.tensor(numbers, dtype=like.dtype, device=like.device).unsqueeze(1)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import torch
 
-from zfabric.backends.hf_transformers.guides import Guide
+from zfabric.backends.hf_transformers.structured_outputs import Guide
 from zfabric.wire.sampling import SamplingParams
 
 OFF: Final = float("-inf")
@@ -84,7 +84,7 @@ class Row:
         self.warps = p.top_k > 0 or p.top_p < 1 or p.min_p > 0 or p.typical_p < 1
 
 
-def penalize(scores: torch.Tensor, row: Row) -> None:
+def process_logits(scores: torch.Tensor, row: Row) -> None:
     """Apply penalties, bias and bans to one row (vocabulary,), in place."""
     p = row.params
     if p.repetition_penalty != 1.0 or p.presence_penalty or p.frequency_penalty:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from zfabric.wire.payloads import Delta
 
 
-class Contest:
+class BestOf:
     """Holds back all choices of a request until the last has ended.
 
     Args:

@@ -21,8 +21,8 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from zfabric.backends.hf_transformers.penalties import Row, penalize
-from zfabric.backends.hf_transformers.sampling import _pick, draw, keep, uniform
+from zfabric.backends.hf_transformers.logits_processors import Row, process_logits
+from zfabric.backends.hf_transformers.sampler import _pick, keep, sample, uniform
 from zfabric.wire.sampling import SamplingParams
 
 SIZE = 50
@@ -74,14 +74,14 @@ def test_repetition_penalty_is_that_of_transformers(seed: int, tokens: list[int]
     expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([tokens]), logits.clone())[0]
     mine = logits[0].clone()
     half = len(tokens) // 2
-    penalize(mine, row(prompt=tokens[:half], output=tokens[half:], repetition_penalty=penalty))
+    process_logits(mine, row(prompt=tokens[:half], output=tokens[half:], repetition_penalty=penalty))
     torch.testing.assert_close(mine, expected)
 
 
 @given(st.lists(st.integers(0, SIZE - 1), min_size=1, max_size=20))
 def test_presence_and_frequency_count_the_answer_alone(output: list[int]) -> None:
     scores = torch.zeros(SIZE)
-    penalize(scores, row(prompt=[3, 4], output=output, presence_penalty=0.5, frequency_penalty=0.25))
+    process_logits(scores, row(prompt=[3, 4], output=output, presence_penalty=0.5, frequency_penalty=0.25))
     for token in range(SIZE):
         count = output.count(token)
         assert scores[token].item() == (-(0.5 + 0.25 * count) if count else 0)
@@ -100,7 +100,7 @@ def test_bans_are_those_of_transformers(seed: int, words: list[list[int]], outpu
     subject = row(output=output)
     subject.bad_words = tuple(tuple(word) for word in words)
     mine = logits[0].clone()
-    penalize(mine, subject)
+    process_logits(mine, subject)
     assert torch.equal(mine, expected)
 
 
@@ -111,7 +111,7 @@ def test_biases_are_those_of_transformers(seed: int, biases: dict[int, float]) -
     theirs = SequenceBiasLogitsProcessor([[[token], bias] for token, bias in biases.items()])
     expected = theirs(torch.zeros((1, 1), dtype=torch.long), logits.clone())[0]
     mine = logits[0].clone()
-    penalize(mine, row(logit_bias=biases))
+    process_logits(mine, row(logit_bias=biases))
     torch.testing.assert_close(mine, expected)
 
 
@@ -125,7 +125,7 @@ def test_the_least_length_is_that_of_transformers(seed: int, output: list[int], 
     mine = logits[0].clone()
     subject = row(prompt=prompt, output=output, min_new_tokens=least)
     subject.end_tokens = frozenset(ends)
-    penalize(mine, subject)
+    process_logits(mine, subject)
     assert torch.equal(mine, expected)
 
 
@@ -143,7 +143,7 @@ def test_draws_are_from_the_distribution_of_transformers(
         theirs.append(TopPLogitsWarper(top_p))
     shares = theirs(torch.zeros((1, 1), dtype=torch.long), logits.clone())[0].double().softmax(dim=-1)
     subject = row(seed=seed, temperature=temperature, top_k=top_k, top_p=top_p)
-    token = int(draw(logits.clone(), [subject])[0])
+    token = int(sample(logits.clone(), [subject])[0])
     order = shares.sort(descending=True, stable=True).indices if subject.warps else torch.arange(SIZE)
     before = shares[order].cumsum(dim=0)
     place = int((order == token).nonzero())
@@ -156,7 +156,7 @@ def test_bias_bans_and_least_length() -> None:
     subject = row(output=[7], logit_bias={1: 2.5, 2: -1.0}, min_new_tokens=2)
     subject.end_tokens = frozenset({9})
     subject.bad_words = ((7, 8), (5,), (6, 4))
-    penalize(scores, subject)
+    process_logits(scores, subject)
     assert scores[1] == 2.5
     assert scores[2] == -1.0
     assert [token for token in range(SIZE) if scores[token].isinf()] == [5, 8, 9]
@@ -194,8 +194,8 @@ def test_a_history_that_follows_equals_one_made_anew(parts: list[list[int]], see
         subject.output.extend(part)
         logits = random_logits(seed)[0]
         followed, anew = logits.clone(), logits.clone()
-        penalize(followed, subject)
-        penalize(anew, Row(subject.params, 1, [1, 2], list(subject.output)))
+        process_logits(followed, subject)
+        process_logits(anew, Row(subject.params, 1, [1, 2], list(subject.output)))
         torch.testing.assert_close(followed, anew)
 
 
@@ -205,8 +205,8 @@ def test_a_draw_does_not_depend_on_batch_mates(seed: int, mates: int) -> None:
     logits = random_logits(seed, rows=mates + 1)
     subject = row(seed=seed, output=[1, 2, 3], temperature=0.8, top_p=0.9)
     others = [row(seed=n, temperature=1.5, top_k=5) if n % 2 else row(temperature=0) for n in range(mates)]
-    alone = draw(logits[:1].clone(), [subject])
-    together = draw(logits.clone(), [subject, *others])
+    alone = sample(logits[:1].clone(), [subject])
+    together = sample(logits.clone(), [subject, *others])
     assert alone[0] == together[0]
 
 
@@ -214,7 +214,7 @@ def test_draws_follow_the_distribution() -> None:
     probabilities = torch.tensor([0.5, 0.25, 0.125, 0.125])
     logits = probabilities.log().unsqueeze(0).repeat(4_000, 1)
     rows = [row(seed=seed) for seed in range(4_000)]
-    frequency = torch.bincount(draw(logits, rows), minlength=4) / 4_000
+    frequency = torch.bincount(sample(logits, rows), minlength=4) / 4_000
     torch.testing.assert_close(frequency, probabilities, atol=0.03, rtol=0)
 
 
@@ -226,11 +226,11 @@ def test_uniform_numbers_differ_by_seed_and_position() -> None:
 
 def test_greedy_takes_the_likeliest() -> None:
     logits = random_logits(5, rows=3)
-    assert draw(logits, [row(temperature=0)] * 3).tolist() == logits.argmax(dim=-1).tolist()
+    assert sample(logits, [row(temperature=0)] * 3).tolist() == logits.argmax(dim=-1).tolist()
 
 
 @pytest.mark.gpu
 def test_draws_on_the_device_are_those_of_the_cpu() -> None:
     logits = random_logits(1, rows=8)
     rows = [row(seed=seed, top_p=0.9, top_k=10) for seed in range(8)]
-    assert draw(logits.clone().cuda(), rows).cpu().tolist() == draw(logits, rows).tolist()
+    assert sample(logits.clone().cuda(), rows).cpu().tolist() == sample(logits, rows).tolist()

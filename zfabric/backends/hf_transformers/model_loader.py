@@ -21,9 +21,9 @@ from transformers import (
 from zfabric.backends.front import sentence_files
 from zfabric.backends.front.sentence_files import SentenceFiles
 from zfabric.backends.hf_transformers import attention
-from zfabric.backends.hf_transformers.context import context_length, places, token_bytes
+from zfabric.backends.hf_transformers.context_length import context_length, places, token_bytes
 from zfabric.backends.hf_transformers.kinds import Kind, is_half, kind_of
-from zfabric.backends.hf_transformers.model import Model, PairedModel
+from zfabric.backends.hf_transformers.model_runner import EncoderDecoderRunner, ModelRunner
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.packing import pack
 from zfabric.backends.hf_transformers.pooling import Pooler, make_pooler
@@ -248,7 +248,7 @@ def _kv_tokens(model: Any, kind: Kind) -> int:
     if kind == "encoder":
         # It has none, and its requests are bounded by their number alone.
         return _BATCH_MAX_OTHER * _USUAL_TOKENS
-    size = token_bytes((PairedModel if kind == "paired" else Model)(model).probe())
+    size = token_bytes((EncoderDecoderRunner if kind == "paired" else ModelRunner)(model).probe())
     if not size:
         raise ConfigurationError(
             f"a model of type {model.config.model_type!r} keeps no cache of keys and values, which this backend steps by",

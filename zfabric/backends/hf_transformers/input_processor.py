@@ -7,10 +7,10 @@ from typing import Any, Final
 
 from zfabric.backends.front.adapters import Adapters
 from zfabric.backends.front.bounds import check_logprobs, check_prompt_logprobs
-from zfabric.backends.hf_transformers.guides import GUIDED, Guides
 from zfabric.backends.hf_transformers.images import has_images, see
 from zfabric.backends.hf_transformers.lora import Adapter
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
+from zfabric.backends.hf_transformers.structured_outputs import GUIDED, StructuredOutputs
 from zfabric.backends.prompts import PromptTokens, fit, known_tokens
 from zfabric.errors import ParameterRangeError, UnsupportedParameterError
 from zfabric.limits import LOGPROBS_MAX
@@ -24,7 +24,7 @@ _SEED_STRIDE = 0x9E3779B97F4A7C15
 _NOT_BY_BEAMS: Final = GUIDED | {"top_p", "top_k", "min_p", "typical_p", "logprobs", "prompt_logprobs"}
 
 
-class Intake:
+class InputProcessor:
     """Prepares requests; it computes nothing, and runs beside the engine's thread.
 
     Args:
@@ -64,7 +64,7 @@ class Intake:
         self._start_token = start_token
         self._processor = processor
         self._adapters = adapters or Adapters()
-        self._guides = Guides(tokenizer, vocabulary_size=vocabulary_size, end_tokens=self._end_tokens)
+        self._guides = StructuredOutputs(tokenizer, vocabulary_size=vocabulary_size, end_tokens=self._end_tokens)
 
     def sequences(self, answer: Answer) -> list[Sequence]:
         """The choices of a request, nothing computed yet; `answer.prompt` is set.

@@ -75,7 +75,7 @@ class Guide:
             self.failure = BackendError(f"the guide of this answer gave up: {_first_line(self._matcher.get_error())}")
 
 
-class Guides:
+class StructuredOutputs:
     """Makes guides; the vocabulary is read at the first one.
 
     Args:

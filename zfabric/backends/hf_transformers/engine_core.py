@@ -14,14 +14,14 @@ from typing import Any, Final
 
 import torch
 
-from zfabric.backends.hf_transformers.batch import Batch, Prefill
-from zfabric.backends.hf_transformers.beams import SearchLine
-from zfabric.backends.hf_transformers.drawing import Drawer, Drawn
+from zfabric.backends.hf_transformers.beam_search import BeamSearchQueue
 from zfabric.backends.hf_transformers.failures import as_fabric_error, nothing_left, out_of_memory
-from zfabric.backends.hf_transformers.model import Model
-from zfabric.backends.hf_transformers.pace import Pace
-from zfabric.backends.hf_transformers.penalties import NOTHING
+from zfabric.backends.hf_transformers.input_batch import InputBatch, Prefill
+from zfabric.backends.hf_transformers.logits_processors import NOTHING
+from zfabric.backends.hf_transformers.model_runner import ModelRunner
+from zfabric.backends.hf_transformers.sampler import Drawn, Sampler
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
+from zfabric.backends.hf_transformers.token_budget import TokenBudget
 from zfabric.errors import FabricError, RequestError
 from zfabric.wire.payloads import Delta
 
@@ -34,7 +34,7 @@ _OVERTAKEN_MAX: Final = 64
 _LOOKED_AT_MAX: Final = 16
 
 
-class Stepper:
+class EngineCore:
     """Steps requests. It knows no threads: one at a time may call it, but for the properties that say so.
 
     Args:
@@ -42,32 +42,32 @@ class Stepper:
         tokenizer: For the texts of log-probabilities.
         batch_size_max: Sequences in the batch.
         kv_tokens_max: Cells of the cache, padding included.
-        pace: How much of a prompt is computed between two steps.
+        token_budget: How much of a prompt is computed between two steps.
         on_end: Called for each request that has ended, well or not.
         on_failure: Called for a request that failed alone.
     """
 
     def __init__(
         self,
-        model: Model,
+        model: ModelRunner,
         tokenizer: Any,
         *,
         batch_size_max: int,
         kv_tokens_max: int,
-        pace: Pace,
+        token_budget: TokenBudget,
         on_end: Callable[[Answer], None],
         on_failure: Callable[[Answer, FabricError], None],
     ) -> None:
         self._model = model
-        self._drawer = Drawer(tokenizer)
+        self._sampler = Sampler(tokenizer)
         self._batch_size_max = batch_size_max
         self._kv_tokens_max = kv_tokens_max
-        self._pace = pace
+        self._token_budget = token_budget
         self._on_end, self._on_failure = on_end, on_failure
         self._waiting: deque[list[Sequence]] = deque()
         self._prefill: Prefill | None = None
-        self._searches = SearchLine(model, kv_tokens_max)
-        self._batch = Batch(model)
+        self._searches = BeamSearchQueue(model, kv_tokens_max)
+        self._batch = InputBatch(model)
         self._step: Step = []
         self._stale = False
 
@@ -118,7 +118,7 @@ class Stepper:
         """Begin anew after a turn that broke: what was being computed fails with this, the others keep their place."""
         prefill = self._prefill
         rows = self._batch.rows + ([] if prefill is None else prefill.rows)
-        self._batch, self._prefill = Batch(self._model), None
+        self._batch, self._prefill = InputBatch(self._model), None
         for answer in {id(row.answer): row.answer for row in rows}.values():
             if answer.wanted:
                 self._fail(answer, error)
@@ -147,7 +147,7 @@ class Stepper:
     def _compute_prompts(self) -> None:
         """Compute some tokens of the prompts in line; those that are whole join the batch."""
         running = bool(self._batch.rows)
-        budget = total = self._pace.budget(running=running)
+        budget = total = self._token_budget.budget(running=running)
         began = time.monotonic()
         while budget > 0:
             if self._prefill is None:
@@ -156,7 +156,7 @@ class Stepper:
                 break
             budget -= self._advance(self._prefill, budget)
         if running and budget < total:
-            self._pace.took(total - budget, time.monotonic() - began)
+            self._token_budget.took(total - budget, time.monotonic() - began)
 
     def _next_prefill(self, budget: int) -> Prefill | None:
         """The prompts at the head of the line for which there is room: several if they fit the budget."""
@@ -211,7 +211,7 @@ class Stepper:
             logits = prefill.advance(budget, all_logits=wanted is not None)
             if wanted is not None:
                 count = answer.request.sampling.prompt_logprobs or 0
-                wanted += self._drawer.entries.of_prompt(logits[0], answer.prompt, begin, count)
+                wanted += self._sampler.entries.of_prompt(logits[0], answer.prompt, begin, count)
                 logits = logits[:, -1]
             if not prefill.left:
                 self._start(prefill, logits)
@@ -226,7 +226,7 @@ class Stepper:
         """The prompts are computed: draw first tokens, and put those that go on into the batch."""
         owners = [number for number, group in enumerate(prefill.groups) for _ in group]
         sequences = prefill.rows
-        drawn = self._drawer.draw(sequences, logits[owners])
+        drawn = self._sampler.sample(sequences, logits[owners])
         going = [index for index in self._enter(sequences, drawn) if sequences[index].answer.wanted]
         if going:
             cache, lengths = prefill.spread(going)
@@ -268,20 +268,20 @@ class Stepper:
         rows = self._batch.rows
         began = time.monotonic()
         try:
-            drawn = self._drawer.draw(rows, self._batch.forward())
+            drawn = self._sampler.sample(rows, self._batch.forward())
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
             self._batch.rollback()
             self._fail(rows[-1].answer, as_fabric_error(error))
             return
-        self._pace.stepped(time.monotonic() - began)
+        self._token_budget.stepped(time.monotonic() - began)
         self._batch.commit([token for token, _ in drawn])
         self._batch.leave(self._enter(rows, drawn))
 
     def _search(self) -> None:
         """Take a beam search a step further."""
-        budget = self._pace.budget(running=bool(self._batch.rows))
+        budget = self._token_budget.budget(running=bool(self._batch.rows))
         crowded = self._batch.cells() > self._kv_limit
         answer, deltas, error = self._searches.advance(budget, crowded=crowded)
         if error is not None:
@@ -308,7 +308,7 @@ class Stepper:
     # ── out ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _give(self, answer: Answer, delta: Delta) -> None:
-        given = [delta] if answer.contest is None else answer.contest.add(delta)
+        given = [delta] if answer.best_of is None else answer.best_of.add(delta)
         self._step.extend((answer, one) for one in given)
         if delta.usage is not None:
             self._end(answer)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.backends.test_engine import Served
 from tests.backends.tiny import Answers, ask
-from zfabric.backends.hf_transformers import guides
+from zfabric.backends.hf_transformers import structured_outputs
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import FabricError, ParameterRangeError, RequestError, UnsupportedParameterError
@@ -132,14 +132,14 @@ async def test_response_formats_are_guides(tiny_worker: Served, form: dict[str, 
 async def test_without_the_library_guides_are_refused_by_name(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guides, "guidable", lambda _: False)
+    monkeypatch.setattr(structured_outputs, "guidable", lambda _: False)
     worker = ModelWorker(TransformersOptions(model=str(tiny_llama), device="cpu"))
     worker.steps = answers = Answers()
     (info,) = await worker.load()
     worker.begin(ask("a", guided_regex="x"))
     await answers.until("a")
     await worker.close()
-    assert not set(info.parameters) & guides.GUIDED
+    assert not set(info.parameters) & structured_outputs.GUIDED
     assert isinstance(answers.errors["a"], UnsupportedParameterError)
     assert answers.errors["a"].details["parameter"] == "guided_regex"
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from zfabric.backends.hf_transformers.batch import Prefill
 from zfabric.backends.hf_transformers.failures import nothing_left
-from zfabric.backends.hf_transformers.model import Model
-from zfabric.backends.hf_transformers.penalties import penalize
+from zfabric.backends.hf_transformers.input_batch import Prefill
+from zfabric.backends.hf_transformers.logits_processors import process_logits
+from zfabric.backends.hf_transformers.model_runner import ModelRunner
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
 from zfabric.errors import RequestError
 from zfabric.wire.payloads import Delta
@@ -38,7 +38,7 @@ class BeamSearch:
         choices: As many as there are beams; the first of them become the answers.
     """
 
-    def __init__(self, model: Model, choices: list[Sequence]) -> None:
+    def __init__(self, model: ModelRunner, choices: list[Sequence]) -> None:
         first = choices[0]
         self.answer = first.answer
         self._model = model
@@ -99,7 +99,7 @@ class BeamSearch:
             if not row.plain:
                 # Beams change places, so what a row has seen is made anew.
                 row.output, row.history = beam.tokens, None
-                penalize(scores[index], row)
+                process_logits(scores[index], row)
         scores = scores + torch.tensor([beam.score for beam in self._beams], device=scores.device).unsqueeze(1)
         count = max(2, 1 + len(self._ends)) * len(self._choices)
         values, places = scores.flatten().topk(min(count, scores.numel()))
@@ -144,7 +144,7 @@ class BeamSearch:
         return answers
 
 
-class SearchLine:
+class BeamSearchQueue:
     """Searches in order of arrival; the one at the head is computed, and has its part of the cache to itself.
 
     Args:
@@ -152,7 +152,7 @@ class SearchLine:
         cells_max: Of the whole cache.
     """
 
-    def __init__(self, model: Model, cells_max: int) -> None:
+    def __init__(self, model: ModelRunner, cells_max: int) -> None:
         self._model = model
         self._cells_max = cells_max
         self._line: deque[BeamSearch] = deque()

@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache
 _SPARE_COLUMNS: Final = 128
 
 
-class GrowingLayer(DynamicLayer):
+class KVCacheLayer(DynamicLayer):
     """Keys and values of one layer, (rows, heads, columns, size). The newest column is the last.
 
     What is in use is a number, and no view that is kept: a compiled step could not take two tensors over one memory.
@@ -92,7 +92,7 @@ class GrowingLayer(DynamicLayer):
             columns,
         )
 
-    def merge(self, other: GrowingLayer) -> None:
+    def merge(self, other: KVCacheLayer) -> None:
         """Add the rows of another layer below these. The shorter ones are padded with zeros on the left."""
         columns = max(self.get_seq_length(), other.get_seq_length())
         self._replace([(self.keys, self.values), (other.keys, other.values)], columns)
@@ -116,16 +116,16 @@ class GrowingLayer(DynamicLayer):
         self._keys, self._values, self._columns = all_keys, all_values, columns
 
 
-class GrowingCache(Cache):
+class KVCache(Cache):
     """All layers of one attention, their columns going together; layers are added as the model asks for them."""
 
     #: Columns that each row has beside those of its own tokens.
     source_columns = 0
 
     def __init__(self) -> None:
-        super().__init__(layer_class_to_replicate=GrowingLayer)
+        super().__init__(layer_class_to_replicate=KVCacheLayer)
 
-    def merge(self, other: GrowingCache) -> None:
+    def merge(self, other: KVCache) -> None:
         """Add the rows of another below these: in all layers, or in none if the memory does not suffice."""
         rows, columns = self.layers[0].keys.shape[0], self.get_seq_length()
         merged: list[Any] = []
@@ -159,7 +159,7 @@ class GrowingCache(Cache):
             layer.crop_to(columns)
 
 
-class PairedCache(EncoderDecoderCache):
+class EncoderDecoderKVCache(EncoderDecoderCache):
     """What a decoder remembers of its own tokens, and of those that the encoder read.
 
     Args:
@@ -170,7 +170,7 @@ class PairedCache(EncoderDecoderCache):
     """
 
     def __init__(self, sources: list[int]) -> None:
-        super().__init__(GrowingCache(), GrowingCache())
+        super().__init__(KVCache(), KVCache())
         self.sources = sources
         self.encoded: Any = None
 
@@ -179,7 +179,7 @@ class PairedCache(EncoderDecoderCache):
         """Columns that each row has beside those of its own tokens."""
         return max(self.sources)
 
-    def merge(self, other: PairedCache) -> None:
+    def merge(self, other: EncoderDecoderKVCache) -> None:
         """Add the rows of another below these, or nothing if the memory does not suffice."""
         own = self.self_attention_cache
         rows, columns = len(self.sources), own.get_seq_length()
