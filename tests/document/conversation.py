@@ -18,7 +18,8 @@ from zfabric.core.worker.session import Begin, WorkerSession
 from zfabric.errors import FabricError
 from zfabric.ids import RoutingId
 from zfabric.wire import codec, kinds
-from zfabric.wire.messages import ModelInfo, Operation
+from zfabric.wire.fields import Operation
+from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import AnyRequest, Chunk, CountRequest, Delta, EndsBody, GenerateRequest, Outcome, Usage
 from zfabric.wire.sampling import SamplingParams
 

@@ -11,9 +11,9 @@ import msgspec
 from msgspec import Struct, inspect
 
 from tests.document.markdown import power, table
-from zfabric.wire import messages, payloads, sampling, status
+from zfabric.wire import flow, messages, payloads, questions, sampling, status
 
-_MODULES: Final = (messages, payloads, sampling, status)
+_MODULES: Final = (flow, messages, payloads, questions, sampling, status)
 _ATTRIBUTE: Final = re.compile(r"^    (?P<names>\w+(?:, \w+)*): (?P<text>.+(?:\n {5,}\S.*)*)", re.MULTILINE)
 
 _PLAIN: Final[dict[type, str]] = {

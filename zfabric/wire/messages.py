@@ -7,40 +7,30 @@ field are built by keyword: their order is the wire's business.
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated
 
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Struct
 
-from zfabric.errors import Detail
 from zfabric.limits import (
-    ATTEMPTS_MAX,
     DEADLINE_MAX_MS,
     GAUGES_MAX,
     LIST_LENGTH_MAX,
-    LOCK_BYTES,
-    NAME_LENGTH_MAX,
     PRIORITY_MAX,
     SLOTS_MAX,
     SPEED_MAX,
     WORKER_MODELS_MAX,
 )
-
-Name = Annotated[str, Meta(min_length=1, max_length=NAME_LENGTH_MAX)]
-OptionalName = Annotated[str, Meta(max_length=NAME_LENGTH_MAX)]
-Unsigned32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-Unsigned63 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-Attempt = Annotated[int, Meta(ge=0, le=ATTEMPTS_MAX)]
-#: What can be compared, added up and shown: no infinity, and not the value that is no number.
-Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
-Operation = Literal["generate", "embed", "count_tokens", "operate"]
-#: What a model or an operator is told beside what has a name.
-FiniteDetail = str | int | Finite | bool | None
-#: What a client's secret hashes to (`zfabric.wire.locks`): whoever claims a request has to show the secret.
-Lock = Annotated[bytes, Meta(max_length=LOCK_BYTES)]
-
-#: An encoded nil: no result.
-NIL: Final = Raw(b"\xc0")
+from zfabric.wire.fields import (
+    Attempt,
+    Finite,
+    FiniteDetail,
+    Lock,
+    Name,
+    Operation,
+    OptionalName,
+    Unsigned32,
+    Unsigned63,
+)
 
 # ── Envelopes: header = kind byte + one of these ────────────────────────────────────────────────────────────────────
 
@@ -336,70 +326,6 @@ class Beat(Struct, array_like=True, gc=False):
     number: Unsigned63 = 0
 
 
-class Cancel(Struct, array_like=True, gc=False):
-    """client → controller: these requests are no longer wanted.
-
-    Attributes:
-        requests: Numbers of the requests, whatever attempt of them runs.
-    """
-
-    requests: Annotated[list[Unsigned63], Meta(max_length=LIST_LENGTH_MAX)]
-
-
-class CreditLine(Struct, array_like=True, kw_only=True, gc=False):
-    """What one stream may send.
-
-    Attributes:
-        request: Whose credit it is.
-        attempt: Which attempt of it; for another one than runs, the line means nothing.
-        next: The first unit that the reader lacks: what is before it may be forgotten.
-        window: Units that may be sent, counted from the answer's start. It only grows: a smaller one means nothing.
-        again: The way to the reader is new: send from `next` on. Only a controller sets it; a client's is not looked at.
-    """
-
-    request: Unsigned63
-    attempt: Attempt
-    next: Unsigned32
-    window: Unsigned32
-    again: bool = False
-
-
-class Credit(Struct, array_like=True, gc=False):
-    """client → controller: credit for streams.
-
-    Attributes:
-        lines: One for each stream.
-    """
-
-    lines: Annotated[list[CreditLine], Meta(max_length=LIST_LENGTH_MAX)]
-
-
-class Grant(Struct, array_like=True, kw_only=True, gc=False):
-    """controller → worker: credit of one client.
-
-    Attributes:
-        client: Number of the client's session, which the chunks of lines with `again` carry from now on.
-        instance: The client's.
-        lines: One for each stream.
-    """
-
-    client: Unsigned32
-    instance: Unsigned63
-    lines: list[CreditLine]
-
-
-class Abort(Struct, array_like=True, kw_only=True, gc=False):
-    """controller → worker: stop these attempts of one client. Each still gets its terminal.
-
-    Attributes:
-        instance: The client's.
-        attempts: Pairs of request and attempt.
-    """
-
-    instance: Unsigned63
-    attempts: list[tuple[Unsigned63, Attempt]]
-
-
 class Drain(Struct, array_like=True, gc=False):
     """controller → worker: an operator wants it to finish and leave.
 
@@ -418,59 +344,3 @@ class Goodbye(Struct, array_like=True, gc=False):
     """
 
     reason: OptionalName = ""
-
-
-class Query(Struct, array_like=True, kw_only=True):
-    """client → controller: a question about the fabric.
-
-    Attributes:
-        number: The client's own for this question; the answers have it too.
-        what: Name of the question.
-        arguments: By name; which, depends on the question.
-    """
-
-    number: Unsigned63
-    what: Name
-    arguments: Annotated[dict[Name, Any], Meta(max_length=32)] = {}
-
-
-class Answer(Struct, array_like=True, kw_only=True):
-    """controller → client: what was asked, or an error.
-
-    Attributes:
-        number: The question's.
-        code: 0, or an error's code.
-        message: What the error says, for people.
-        details: The values in it, for programs.
-        result: What was asked; nil with an error.
-        more: Another answer with this number follows: a long list comes in parts, which are joined.
-    """
-
-    number: int
-    code: int
-    message: str = ""
-    details: dict[str, Detail] = {}
-    result: Raw = NIL
-    more: bool = False
-
-
-class Fault(Struct, array_like=True, kw_only=True):
-    """controller → peer: your message could not be used. In REFUSED it means: and there is no session for you.
-
-    A fault names what it answers where that could be read, and ends it: an attempt of a request, or a query.
-
-    Attributes:
-        code: An error's code.
-        message: What it says, for people.
-        details: The values in it, for programs.
-        request: The request of the SUBMIT that could not be used.
-        attempt: Which attempt of it.
-        query: The number of the QUERY that could not be used.
-    """
-
-    code: int
-    message: str
-    details: dict[str, Detail] = {}
-    request: Unsigned63 | None = None
-    attempt: Attempt | None = None
-    query: Unsigned63 | None = None

@@ -16,7 +16,7 @@ from zfabric.errors import (
     UnsupportedOperationError,
 )
 from zfabric.limits import DIMENSIONS_MAX
-from zfabric.wire.messages import NIL
+from zfabric.wire.fields import NIL
 from zfabric.wire.sampling import SamplingParams, out_of_range
 
 FinishReason = Literal["stop", "length", "abort"]
