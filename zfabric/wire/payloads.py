@@ -6,9 +6,10 @@ sees exactly what the client's caller wrote. On the wire each is a MessagePack a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, structs
 
 from zfabric.errors import (
     Detail,
@@ -19,7 +20,7 @@ from zfabric.limits import DIMENSIONS_MAX
 from zfabric.wire.messages import NIL
 from zfabric.wire.sampling import SamplingParams, out_of_range
 
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "abort", "tool_calls"]
 
 #: A chat message, as tokenizer chat templates take it: {"role": …, "content": str | parts, …}.
 Message = dict[str, Any]
@@ -57,6 +58,37 @@ class TokenLogprobs(Struct, array_like=True, frozen=True):
     top: list[Logprob] = []
 
 
+class ToolCallDelta(Struct, array_like=True, kw_only=True, gc=False):
+    """A piece of a tool call. The first piece of a call has its id and its whole name; arguments come bit by bit.
+
+    Attributes:
+        index: Which call of its choice, from 0.
+        id: What the result is to name as `tool_call_id`; None on all pieces but the first.
+        name: The function's; None on all pieces but the first.
+        arguments: The next part of a JSON text.
+    """
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+def joined_calls(pieces: Sequence[ToolCallDelta]) -> list[ToolCallDelta] | None:
+    """Pieces of calls in their order, those of one call that follow one another as one piece; None for no pieces."""
+    joined: list[ToolCallDelta] = []
+    arguments: list[list[str]] = []
+    for piece in pieces:
+        if joined and joined[-1].index == piece.index and piece.id is None and piece.name is None:
+            arguments[-1].append(piece.arguments)
+        else:
+            joined.append(structs.replace(piece))
+            arguments.append([piece.arguments])
+    for call, parts in zip(joined, arguments, strict=True):
+        call.arguments = "".join(parts)
+    return joined or None
+
+
 class Delta(Struct, kw_only=True, gc=False):
     """What an engine step adds to one choice of an answer.
 
@@ -65,7 +97,10 @@ class Delta(Struct, kw_only=True, gc=False):
         token_ids: New tokens. Backends whose engine tells none leave it empty.
         index: The choice, 0 … n-1.
         logprobs: One entry per token of `token_ids`, if asked for.
-        finish_reason: Set on the last delta of its choice: "stop", "length" or "abort".
+        finish_reason: Set on the last delta of its choice: "stop", "length", "abort", or "tool_calls" where the answer
+            ended with calls that the caller is to make.
+        reasoning: New text of what the model says to itself, where its backend tells that from the answer.
+        tool_calls: New pieces of tool calls, where its backend tells those from text.
         prompt_logprobs: On the first delta, if asked for; None for the first prompt token.
         usage: Backends set it on the last delta of the request.
     """
@@ -77,6 +112,8 @@ class Delta(Struct, kw_only=True, gc=False):
     finish_reason: FinishReason | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     usage: Usage | None = None
+    reasoning: str = ""
+    tool_calls: list[ToolCallDelta] | None = None
 
     @property
     def units(self) -> int:
@@ -97,6 +134,14 @@ class ChunkExtra(Struct, array_like=True, kw_only=True, gc=False):
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     exact: bool = False
+    reasoning: str = ""
+    tool_calls: list[ToolCallDelta] | None = None
+
+    @property
+    def characters(self) -> int:
+        """Length of what an answer has beside its text, as a continuation counts it: `resume_characters`."""
+        calls = self.tool_calls or ()
+        return len(self.reasoning) + sum([len(call.name or "") + len(call.arguments) for call in calls])
 
 
 class Chunk(Struct, array_like=True, gc=False):
@@ -142,7 +187,8 @@ class GenerateRequest(Struct, array_like=True, kw_only=True):
         sampling: How to draw.
         tools, response_format: Passed to the chat template or the remote API, where the backend can.
         resume_token_ids: Tokens of the answer that its reader already has: go on after them.
-        resume_characters: Length of the text that the reader already has, in code points.
+        resume_characters: Length of what the reader already has, in code points: of text, of reasoning, and of names and
+            arguments of calls, all together.
         drawn_seed: A seed of the client's own drawing, for a model that honours seeds where `sampling` has none: so an
             answer with the defaults can be continued elsewhere. The worker puts it in `sampling`; backends do not look.
         model, request_id, priority, deadline_ms: Set by the fabric on arrival. `deadline_ms` is what is left, None for

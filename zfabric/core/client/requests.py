@@ -366,6 +366,8 @@ def _units(pending: Pending, chunk: Chunk) -> int:
     assert extra is not None
     if extra.worker is not None:
         pending.exact = extra.exact
+    if extra.reasoning or extra.tool_calls:
+        pending.characters += extra.characters
     if extra.units is None:
         return len(chunk.token_ids) or 1
     if not 0 < extra.units <= _UNITS_MAX - pending.next:
