@@ -28,8 +28,9 @@ from zfabric.errors import (
     WorkerLostError,
 )
 from zfabric.wire import codec, kinds
-from zfabric.wire.messages import Answer, Beat, End, Ends, Goodbye, Welcome
+from zfabric.wire.messages import Beat, End, Ends, Goodbye, Welcome
 from zfabric.wire.payloads import Chunk, ChunkExtra, EmbedRequest, GenerateRequest, OperateRequest, Outcome
+from zfabric.wire.questions import Answer
 from zfabric.wire.sampling import SamplingParams
 
 MILLISECOND = 1_000_000

@@ -10,7 +10,8 @@ from msgspec import Raw
 from zfabric import limits
 from zfabric.core.timers import Timer
 from zfabric.errors import FabricError
-from zfabric.wire.messages import Claim, Operation
+from zfabric.wire.fields import Operation
+from zfabric.wire.messages import Claim
 from zfabric.wire.payloads import Chunk, Outcome
 
 #: Whether a stream that broke off may go on at another worker: "exact" only where the text is the same as without the

@@ -37,7 +37,9 @@ from zfabric.errors import (
 )
 from zfabric.ids import milliseconds
 from zfabric.wire import codec
-from zfabric.wire.messages import Cancel, Claims, Credit, CreditLine, Operation, Submit, Welcome
+from zfabric.wire.fields import Operation
+from zfabric.wire.flow import Cancel, Credit, CreditLine
+from zfabric.wire.messages import Claims, Submit, Welcome
 from zfabric.wire.payloads import AnyRequest, Chunk, GenerateRequest, Outcome
 from zfabric.wire.pieces import Broken, ends_of
 
