@@ -26,7 +26,8 @@ from zfabric.errors import EngineStalledError, NoWorkerError, ProtocolError
 from zfabric.limits import BAD_FRAMES_MAX
 from zfabric.transport.curve import create_keys
 from zfabric.wire import codec, kinds
-from zfabric.wire.messages import Abort, Beat, Drain, End, Ends, Goodbye, Grant, Submit
+from zfabric.wire.flow import Abort, Grant
+from zfabric.wire.messages import Beat, Drain, End, Ends, Goodbye, Submit
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTROLLER, WORKER = "zfabric.cli.controller", "zfabric.cli.worker"

@@ -19,17 +19,9 @@ from zfabric.errors import (
 )
 from zfabric.limits import BAD_FRAMES_MAX, DETAILS_MAX, FRAME_BYTES_GOAL, HEADER_BYTES_MAX, MESSAGE_LENGTH_MAX
 from zfabric.wire import codec, kinds
-from zfabric.wire.messages import (
-    Answer,
-    ClientHello,
-    Credit,
-    CreditLine,
-    Drain,
-    Load,
-    Submit,
-    Welcome,
-    WorkerHello,
-)
+from zfabric.wire.flow import Credit, CreditLine
+from zfabric.wire.messages import ClientHello, Drain, Load, Submit, Welcome, WorkerHello
+from zfabric.wire.questions import Answer
 from zfabric.wire.status import ModelStatus, WorkerStatus
 
 PROTOCOL = ProtocolError.code

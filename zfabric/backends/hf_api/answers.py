@@ -7,6 +7,8 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from zfabric.backends.front.continuation import Redraw
+from zfabric.backends.front.stop_strings import StopStrings
 from zfabric.backends.hf_api.calls import CallReader, text_of
 from zfabric.backends.hf_api.continued import Continued
 from zfabric.backends.hf_api.events import HalfCharacters
@@ -14,8 +16,6 @@ from zfabric.backends.hf_api.failures import from_event
 from zfabric.backends.hf_api.models_file import Upstream
 from zfabric.backends.hf_api.scores import logprobs_of, tgi_logprobs
 from zfabric.backends.hf_api.tokens import Tokenizer
-from zfabric.backends.resuming import Redraw
-from zfabric.backends.stop_strings import StopStrings
 from zfabric.errors import BackendError
 from zfabric.wire.payloads import Delta, FinishReason, GenerateRequest, TokenLogprobs, ToolCallDelta, Usage
 from zfabric.wire.sampling import SamplingParams

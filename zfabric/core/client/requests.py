@@ -37,7 +37,9 @@ from zfabric.errors import (
 )
 from zfabric.ids import milliseconds
 from zfabric.wire import codec
-from zfabric.wire.messages import Cancel, Claims, Credit, CreditLine, Operation, Submit, Welcome
+from zfabric.wire.fields import Operation
+from zfabric.wire.flow import Cancel, Credit, CreditLine
+from zfabric.wire.messages import Claims, Submit, Welcome
 from zfabric.wire.payloads import AnyRequest, Chunk, Outcome, TextRequest
 from zfabric.wire.pieces import Broken, ends_of
 
@@ -126,7 +128,8 @@ class ClientRequests:
             accepted_ns=now_ns,
         )
         pending.drawn_seed = seed
-        pending.reproducible = isinstance(request, TextRequest) and request.sampling.reproducible
+        if isinstance(request, TextRequest):
+            pending.single, pending.reproducible = request.sampling.single, request.sampling.reproducible
         if deadline_ms is not None:
             pending.deadline_ns = now_ns + milliseconds(deadline_ms)
             guard_ns = pending.deadline_ns + milliseconds(limits.DEADLINE_GUARD_MS)

@@ -25,8 +25,9 @@ from zfabric.errors import (
 )
 from zfabric.ids import milliseconds
 from zfabric.wire import codec, kinds
-from zfabric.wire.messages import Beat, ClientHello, Fault, Goodbye, Welcome
+from zfabric.wire.messages import Beat, ClientHello, Goodbye, Welcome
 from zfabric.wire.pieces import chunks_of
+from zfabric.wire.questions import Fault
 
 
 class ClientSession(ClientRequests):
