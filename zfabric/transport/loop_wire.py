@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections import deque
-from typing import Final, cast
+from typing import ClassVar, Final, cast
 
 from zfabric import limits
 from zfabric.zmtp.connection import Connection, Message, Ping, Pong, Ready
@@ -15,7 +15,7 @@ from zfabric.zmtp.faults import ZmtpError
 #: Time to live that is sent with a ping, in ZMTP's tenths of a second.
 _PING_TTL: Final = limits.ZMTP_TIMEOUT_MS // 100
 #: From here on asyncio calls a transport's buffer full; what that means is decided by whoever sends.
-_FULL_BYTES: Final = 64 * 1024
+FULL_BYTES: Final = 64 * 1024
 
 
 class Wire(asyncio.Protocol):
@@ -25,6 +25,9 @@ class Wire(asyncio.Protocol):
         connection: New.
         loop: The running loop.
     """
+
+    #: What a buffer holds that is called full, to begin with.
+    full_bytes: ClassVar[int] = FULL_BYTES
 
     def __init__(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
         self.connection = connection
@@ -41,6 +44,11 @@ class Wire(asyncio.Protocol):
         self._silent_ms = 0
         self._silence_ms_max = limits.ZMTP_TIMEOUT_MS
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is, or was, a connection."""
+        return self._transport is not None
 
     # ── for whoever makes one ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -64,7 +72,7 @@ class Wire(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = made = cast(asyncio.Transport, transport)
-        made.set_write_buffer_limits(high=_FULL_BYTES)
+        made.set_write_buffer_limits(high=self.full_bytes)
         with contextlib.suppress(OSError, AttributeError):
             wire = made.get_extra_info("socket")
             if wire.family in (socket.AF_INET, socket.AF_INET6):
@@ -181,6 +189,11 @@ class Wire(asyncio.Protocol):
         """Send bytes that are ZMTP already."""
         if self._transport is not None and not self.ended:
             self._transport.write(data)
+
+    def call_full(self, size: int) -> None:
+        """From now on a buffer is called full that holds more than this."""
+        if self._transport is not None and not self.ended:
+            self._transport.set_write_buffer_limits(high=size)
 
     @property
     def buffered(self) -> int:
