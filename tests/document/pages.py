@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.document import conversation, fields, tables
+from zfabric.wire.kinds import PROTOCOL_VERSION
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PAGES: Final = (ROOT / "docs" / "protocol.md", *sorted((ROOT / "docs" / "protocol").glob("*.md")))
@@ -17,6 +18,7 @@ _BLOCK: Final = re.compile(r"<!-- generated: (?P<name>[^>]+?) -->\n.*?<!-- end -
 #: What a block is made by; the word after its name is the argument.
 _MAKERS: Final[dict[str, Callable[[str], str]]] = {
     "fields": fields.table_of,
+    "version": lambda _: f"This is version {PROTOCOL_VERSION} of the protocol.",
     "kinds": lambda _: tables.kinds_table(),
     "errors": lambda _: tables.errors_table(),
     "bounds": lambda _: tables.bounds_table(),

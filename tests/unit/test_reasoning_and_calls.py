@@ -7,11 +7,11 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from zfabric.backends.resuming import Redraw, Unseen
 
 from tests.unit.test_client_session import Wire
 from tests.unit.worker_side import WorkerSide, last, token
 from zfabric.backends.front.call_ids import call_id
+from zfabric.backends.front.continuation import Redraw, Unseen
 from zfabric.client.mailbox import Collector, Mailbox
 from zfabric.core.worker.session import Spoiled
 from zfabric.errors import ProtocolError, WorkerLostError

@@ -1,7 +1,7 @@
 """What a client and a worker say to each other. The controller passes these bodies on unread.
 
 These structs are also the public vocabulary of the library: `SamplingParams` goes in, `Delta` comes out, and a backend
-sees exactly what the client's caller wrote. On the wire each is a MessagePack array in field order (docs/protocol.md §6).
+sees exactly what the client's caller wrote. On the wire each is a MessagePack array in field order (docs/protocol/messages.md).
 """
 
 from __future__ import annotations

@@ -146,14 +146,14 @@ class SamplingParams(Struct, array_like=True, frozen=True, kw_only=True):
         return self.temperature < GREEDY_TEMPERATURE
 
     @property
+    def single(self) -> bool:
+        """Whether one text is drawn, a token at a time: nothing else can go on from its tokens."""
+        return self.n == 1 and self.best_of in (None, 1) and not self.use_beam_search
+
+    @property
     def reproducible(self) -> bool:
         """Whether another worker would draw the same text: what an exact continuation needs."""
-        return (
-            (self.greedy or self.seed is not None)
-            and self.n == 1
-            and self.best_of in (None, 1)
-            and (not self.use_beam_search)
-        )
+        return self.single and (self.greedy or self.seed is not None)
 
 
 #: Below this a softmax is a one-hot in float32; FastChat draws the same line.

@@ -128,7 +128,8 @@ class ClientRequests:
             accepted_ns=now_ns,
         )
         pending.drawn_seed = seed
-        pending.reproducible = isinstance(request, GenerateRequest) and request.sampling.reproducible
+        if isinstance(request, GenerateRequest):
+            pending.single, pending.reproducible = request.sampling.single, request.sampling.reproducible
         if deadline_ms is not None:
             pending.deadline_ns = now_ns + milliseconds(deadline_ms)
             guard_ns = pending.deadline_ns + milliseconds(limits.DEADLINE_GUARD_MS)
