@@ -51,10 +51,13 @@ def table_of(name: str) -> str:
 
 
 def meanings_of(kind: type) -> dict[str, str]:
-    """What the docstring of a class says under `Attributes:`, by name."""
+    """What the docstring of a class says under `Attributes:`, by name; what it says nothing of is as its base has it."""
     text = python_inspect.cleandoc(kind.__doc__ or "")
     _, _, attributes = text.partition("Attributes:\n")
     found: dict[str, str] = {}
+    for base in reversed(kind.__bases__):
+        if base is not Struct and issubclass(base, Struct):
+            found |= meanings_of(base)
     for match in _ATTRIBUTE.finditer(attributes):
         meaning = re.sub(r"\bNone\b", "nil", " ".join(match["text"].split()))
         found |= dict.fromkeys(match["names"].split(", "), meaning)
@@ -112,7 +115,7 @@ def _number(value: float) -> str:
 
 def _bounds_of(kind: type[Struct], field: str) -> str:
     """Bounds of sampling parameters, which are checked by their name."""
-    if kind is not sampling.SamplingParams:
+    if kind.__module__ != sampling.__name__:
         return ""
     if field in sampling.ITEMS_MAX:
         return f"; up to {sampling.ITEMS_MAX[field]:,} items"

@@ -15,6 +15,7 @@ from tests.fromdocs.document import kind_of, message, named, packed, struct, unp
 
 LOST = (50301, 50302, 50303, 50304)
 CANCELLED = 49901
+NAME_TAKEN = 50305
 ATTEMPTS_WITHOUT_PROGRESS = 3
 WAIT_S = 20.0
 
@@ -36,12 +37,13 @@ class Answer:
     model: str
     body: dict[str, Any]
     window: int
+    deadline: float | None = None
     attempt: int = 0
     submitted: bool = False
     next: int = 0
     granted: int = 0
     token_ids: list[int] = field(default_factory=list)
-    text: str = ""
+    texts: dict[int, str] = field(default_factory=dict)
     exact: bool = False
     barren: int = 0
     worker: str = ""
@@ -52,6 +54,16 @@ class Answer:
     result: Any = None
     usage: dict[str, Any] | None = None
     chunks: int = 0
+
+    @property
+    def text(self) -> str:
+        """Of its first choice."""
+        return self.texts.get(0, "")
+
+    @property
+    def left_ms(self) -> int | None:
+        """Until the deadline, if it has one."""
+        return None if self.deadline is None else max(0, round(1_000 * (self.deadline - time.monotonic())))
 
     @property
     def claim(self) -> list[Any]:
@@ -94,9 +106,12 @@ class Client:
 
     # ── what a caller does ────────────────────────────────────────────────────────────────────────────────────────────
 
-    def submit(self, operation: str, model: str, body: dict[str, Any], window: int = 1_024) -> Answer:
+    def submit(
+        self, operation: str, model: str, body: dict[str, Any], window: int = 1_024, deadline_s: float | None = None
+    ) -> Answer:
         """Ask for something. `body` are fields of the request's struct by name."""
-        answer = Answer(random.getrandbits(63), operation, model, body, window, granted=window)
+        deadline = None if deadline_s is None else time.monotonic() + deadline_s
+        answer = Answer(random.getrandbits(63), operation, model, body, window, deadline, granted=window)
         self.answers[answer.number] = answer
         if self.welcome is not None:
             self._submit(answer)
@@ -203,6 +218,7 @@ class Client:
             attempt=answer.attempt,
             operation=answer.operation,
             model=answer.model,
+            deadline_ms=answer.left_ms,
             window=answer.granted,
             resume_from=answer.next,
         )
@@ -240,12 +256,14 @@ class Client:
             self._end(answer, error)
 
     def _may_go_on(self, answer: Answer) -> bool:
+        """Whether another worker would draw the same from here on."""
         if answer.barren >= ATTEMPTS_WITHOUT_PROGRESS:
             return False
         if not answer.next:
             return True
-        greedy = answer.body["sampling"].get("temperature") == 0.0
-        return len(answer.token_ids) == answer.next and (greedy or answer.exact)
+        sampling = answer.body["sampling"]
+        greedy = sampling.get("temperature") == 0.0 and sampling.get("n", 1) == 1
+        return len(answer.token_ids) == answer.next and greedy
 
     # ── messages ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -272,7 +290,11 @@ class Client:
         elif kind == "REFUSED":
             fault = named("Fault", content)
             self.refused = Failed(fault["code"], fault["message"], fault["details"])
-            self._over(1.0)
+            if fault["code"] == NAME_TAKEN:
+                self.instance, self._token, self.welcome = random.getrandbits(63), b"", None
+                self._hello_at = 0.0
+            else:
+                self._over(1.0)
 
     def _chunks(self, chunks: list[Any]) -> None:
         for array in chunks:
@@ -286,7 +308,7 @@ class Client:
                 continue
             extra = named("ChunkExtra", chunk["extra"] or [])
             answer.next += extra["units"] or len(chunk["token_ids"]) or 1
-            answer.text += chunk["text"]
+            answer.texts[chunk["index"]] = answer.texts.get(chunk["index"], "") + chunk["text"]
             answer.token_ids += chunk["token_ids"]
             answer.chunks += 1
             answer.barren = 0

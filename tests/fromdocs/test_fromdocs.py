@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from tests.fromdocs import document
 from tests.fromdocs.client import Answer, Client, Failed
 from tests.fromdocs.controllers import ControllerThread
 from tests.fromdocs.worker import Worker
+from zfabric import BaseModelWorker, Delta, GenerateRequest, ModelInfo
 from zfabric import Client as LibraryClient
 from zfabric.backends.echo import EchoWorker
 from zfabric.testing import run_backend
@@ -91,6 +92,16 @@ def test_questions_are_answered(worker: Worker, client: Client) -> None:
     with pytest.raises(Failed) as caught:
         client.ask("model", name="nobody's")
     assert caught.value.code == 40301
+
+
+def test_a_deadline_ends_a_request_at_both_ends(worker: Worker, client: Client) -> None:
+    worker.allowed = 2
+    answer = client.submit("generate", "counter", {"prompt": "count", "sampling": GREEDY}, deadline_s=0.05)
+    with pytest.raises(Failed) as caught:
+        client.result(answer)
+    assert caught.value.code == 49902
+    client.wait(lambda: client.ask("status")["in_flight"] == 0)
+    assert worker.aborted == [(answer.number, 0)]
 
 
 def test_a_cancelled_request_is_stopped_and_frees_its_slot(worker: Worker, client: Client) -> None:
@@ -182,6 +193,29 @@ def test_a_lock_is_the_first_half_of_the_secrets_hash(worker: Worker, client: Cl
     assert worker.locks == [hashlib.sha256(client._secret).digest()[:16]]
 
 
+def test_an_instance_that_another_client_has_is_refused(client: Client, controller: ControllerThread) -> None:
+    other = Client(controller.endpoint)
+    other.instance = client.instance
+    with other:
+        other.wait(lambda: other.welcome is not None)
+        assert other.refused is not None
+        assert other.refused.code == 50305
+        assert other.instance != client.instance
+        assert client.ask("status")["clients"] == 2
+
+
+def test_a_name_that_a_live_worker_has_is_refused_until_that_one_leaves(
+    worker: Worker, client: Client, controller: ControllerThread
+) -> None:
+    other = Worker(controller.endpoint, worker.name)
+    with other.started():
+        client.wait(lambda: other.refusals == [50305])
+        assert client.ask("status")["workers"] == 1
+        worker.close()
+        assert other.registered.wait(20)
+        assert client.result(ask(client, 3)).text == counted(3)
+
+
 def test_what_is_no_use_is_named(worker: Worker, client: Client) -> None:
     answer = Answer(77, "generate", "counter", {}, 0, submitted=True)
     client.answers[77] = answer
@@ -222,8 +256,37 @@ def test_the_library_is_served_by_the_documents_worker(worker: Worker, controlle
         assert library.count_tokens("counter", "one two") == 2
 
 
+class Twofold(BaseModelWorker):
+    """Gives two choices, in turns, one of them without tokens."""
+
+    parameters = frozenset({"n", "temperature", "max_new_tokens"})
+
+    async def load(self) -> ModelInfo:
+        return ModelInfo(name="twofold", capabilities=["generate"])
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+        for word in ("a", "b"):
+            yield Delta(text=word, token_ids=[1, 2], index=0)
+            yield Delta(text=word.upper(), index=1)
+        for index in range(request.sampling.n):
+            yield Delta(finish_reason="stop", index=index)
+
+
+def test_units_are_counted_over_all_choices() -> None:
+    with run_backend(Twofold()) as library, Client(library.endpoint) as client:
+        body = {"prompt": "x", "sampling": {**GREEDY, "n": 2}}
+        answer = client.result(client.submit("generate", "twofold", body, window=3))
+        assert answer.texts == {0: "ab", 1: "AB"}
+        # Two tokens twice, two deltas without a token, and two that bring nothing but an end.
+        assert answer.next == 8
+
+
 def test_the_documents_client_is_served_by_the_library() -> None:
     with run_backend(EchoWorker()) as library, Client(library.endpoint) as client:
         body = {"prompt": "one two three", "sampling": {**GREEDY, "max_new_tokens": 3}}
         answer = client.result(client.submit("generate", "echo", body))
         assert answer.text == library.generate("echo", "one two three", max_new_tokens=3, temperature=0).text
+        rows, dimensions, data = client.result(client.submit("embed", "echo", {"inputs": ["one", "two"]})).result
+        vectors = library.embed("echo", ["one", "two"])
+        assert (rows, dimensions) == vectors.shape
+        assert data == vectors.astype("<f4").tobytes()

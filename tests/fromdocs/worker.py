@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -74,6 +76,7 @@ class Worker:
         self.aborted: list[tuple[int, int]] = []
         self.attempts: list[int] = []
         self.locks: list[bytes] = []
+        self.refusals: list[int] = []
         self._endpoint, self._slots = endpoint, slots
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._instance = random.getrandbits(63)
@@ -93,6 +96,19 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def started(self) -> Iterator[Self]:
+        """As its block, without waiting for a session."""
+        self._thread.start()
+        try:
+            yield self
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Leave."""
         self._stop = True
         self._thread.join(20)
         assert not self._thread.is_alive()
@@ -266,6 +282,8 @@ class Worker:
             self._draining_until = min(self._draining_until or until, until)
             self._report()
         elif kind in ("UNKNOWN_SESSION", "GOODBYE", "REFUSED"):
+            if kind == "REFUSED":
+                self.refusals.append(named("Fault", content)["code"])
             if self._session:
                 self._over(random.uniform(0, 0.1) if kind == "UNKNOWN_SESSION" else 1.0)
         elif self._session:
@@ -328,7 +346,7 @@ class Worker:
             return
         request = named("GenerateRequest", body)
         assert len(request["resume_token_ids"]) == stream.first, "tokens and units differ"
-        stream.limit = named("SamplingParams", request["sampling"])["max_new_tokens"]
+        stream.limit = named("SamplingParams", request["sampling"])["max_new_tokens"] or 256
 
     def _granted(self, grant: dict[str, Any], line: dict[str, Any]) -> None:
         stream = self._streams.get((grant["instance"], line["request"], line["attempt"]))

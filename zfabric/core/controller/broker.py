@@ -110,10 +110,10 @@ class Broker:
         try:
             if kind == kinds.CLIENT_HELLO:
                 self._check_heard(sender)
-                self.sessions.client_hello(sender, codec.unpack_control(header), now_ns)
+                self.sessions.client_hello(sender, codec.unpack_hello(header), now_ns)
             elif kind == kinds.WORKER_HELLO:
                 self._check_heard(sender)
-                self.sessions.worker_hello(sender, codec.unpack_control(header), now_ns)
+                self.sessions.worker_hello(sender, codec.unpack_hello(header), now_ns)
             elif peer is None:
                 self._from_nobody(sender, kind)
             elif isinstance(peer, ClientPeer):
