@@ -175,6 +175,8 @@ WORKERS_MAX: Final = 16_384
 PARKED_BYTES_MAX: Final = 8 * 1024 * 1024
 #: The same for a peer without a session, who is owed no more than a few refusals.
 PARKED_STRANGER_BYTES_MAX: Final = 16 * 1024
+#: Readers that are shown in the status, those first for which most waits.
+SLOW_READERS_MAX: Final = 16
 #: What a parked message costs beside its bytes.
 PARKED_MESSAGE_BYTES: Final = 256
 #: Frames of a message that has too many that are dropped before the loop gets its turn: about 1 ms of work.
