@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import zmq
 
-from tests.fabric import echo_fabric
+from tests.fabric import echo_fabric, fabric
 from tests.raw import RawController, RawPeer
-from zfabric import limits
+from zfabric import AsyncClient, TokenStream, limits
 from zfabric.ids import RoutingId
 from zfabric.transport.router import RouterLink
 from zfabric.wire import codec
@@ -169,6 +169,27 @@ async def test_a_stranger_who_does_not_read_is_a_small_figure_of_the_status(ipc:
                     assert figures["buffered_bytes"] <= limits.PARKED_STRANGER_BYTES_MAX
             assert (await client.generate("echo", "a b", max_new_tokens=2)).text == "a b "
         assert made.controller.rescued == 0
+
+
+@pytest.mark.usefixtures("transport")
+async def test_what_waits_for_each_peer_is_shown(ipc: str) -> None:
+    """A worker that does not read its dispatches, in its row and among the slow readers; who reads is not there."""
+    async with fabric(ipc), AsyncClient(ipc) as client:
+        with RawPeer(ipc, rcvhwm=1) as worker:
+            await asyncio.to_thread(worker.hello_as_worker, "slow", "lure", 8_192)
+            prompt = "x" * 1_000
+            asked: list[TokenStream] = []
+            while not (rows := await client.workers())[0].buffered_bytes:
+                assert len(asked) < 8_192
+                asked += [client.stream("lure", prompt) for _ in range(512)]
+            slow = (await client.status()).slow_readers
+            assert [row.name for row in slow] == ["worker slow"]
+            assert slow[0].buffered_bytes >= rows[0].buffered_bytes > 0
+            for stream in asked:
+                stream.cancel()
+        async with asyncio.timeout(20):
+            while (await client.status()).slow_readers:
+                await asyncio.sleep(0.005)
 
 
 async def test_a_controller_that_does_not_read_is_tried_ever_more_rarely(run_directory: Path) -> None:

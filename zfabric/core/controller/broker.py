@@ -88,6 +88,8 @@ class Broker:
         self.bad_frames = 0
         #: The driver's own figures, shown in the status.
         self.transport_figures: Callable[[], dict[str, int]] = dict
+        #: Bytes that wait for a connection's reader.
+        self.buffered_of: Callable[[RoutingId], int] = lambda _: 0
         #: What the key of a connection allows.
         self.grant_of: Callable[[RoutingId], Grant] = lambda _: EVERYBODY
         #: Told of an exception that is a fault of this program, with the kind of the message that led to it, or 0. The
