@@ -11,9 +11,9 @@ import msgspec
 from msgspec import Struct, inspect
 
 from tests.document.markdown import power, table
-from zfabric.wire import flow, messages, payloads, questions, sampling, status
+from zfabric.wire import flow, messages, payloads, questions, sampling, status, tool_calls
 
-_MODULES: Final = (flow, messages, payloads, questions, sampling, status)
+_MODULES: Final = (flow, messages, payloads, questions, sampling, status, tool_calls)
 _ATTRIBUTE: Final = re.compile(r"^    (?P<names>\w+(?:, \w+)*): (?P<text>.+(?:\n {5,}\S.*)*)", re.MULTILINE)
 
 #: What a worker makes of requests for its backends: these are nobody's messages.
@@ -57,10 +57,13 @@ def table_of(name: str) -> str:
 
 
 def meanings_of(kind: type) -> dict[str, str]:
-    """What the docstring of a class says under `Attributes:`, by name."""
+    """What the docstring of a class says under `Attributes:`, by name; what it says nothing of is as its base has it."""
     text = python_inspect.cleandoc(kind.__doc__ or "")
     _, _, attributes = text.partition("Attributes:\n")
     found: dict[str, str] = {}
+    for base in reversed(kind.__bases__):
+        if base is not Struct and issubclass(base, Struct):
+            found |= meanings_of(base)
     for match in _ATTRIBUTE.finditer(attributes):
         meaning = re.sub(r"\bNone\b", "nil", " ".join(match["text"].split()))
         found |= dict.fromkeys(match["names"].split(", "), meaning)
@@ -118,7 +121,7 @@ def _number(value: float) -> str:
 
 def _bounds_of(kind: type[Struct], field: str) -> str:
     """Bounds of sampling parameters, which are checked by their name."""
-    if kind is not sampling.SamplingOptions:
+    if kind.__module__ != sampling.__name__:
         return ""
     if field in sampling.ITEMS_MAX:
         return f"; up to {sampling.ITEMS_MAX[field]:,} items"

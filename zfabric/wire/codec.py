@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgspec
 from msgspec import Struct
 
-from zfabric.errors import FabricError, ProtocolError
+from zfabric.errors import FabricError, ProtocolError, VersionMismatchError
 from zfabric.limits import ATTEMPTS_MAX, CONTROL_BODY_BYTES_MAX, HEADER_BYTES_MAX, MESSAGE_LENGTH_MAX
 from zfabric.wire import flow, kinds, messages, payloads, questions
 
@@ -196,6 +196,26 @@ def unpack_control(header: bytes) -> Any:
         name = kinds.NAMES.get(header[0], hex(header[0]))
         raise ProtocolError(f"{name} holds {len(header)} bytes, limit is {CONTROL_BODY_BYTES_MAX}", size=len(header))
     return _decode(_body_decoders.get(header[0]), memoryview(header)[1:], header[0])
+
+
+def unpack_hello(header: bytes) -> Any:
+    """CLIENT_HELLO or WORKER_HELLO of this version.
+
+    Raises:
+        VersionMismatchError: It is of another one, whatever that has after its number.
+        ProtocolError: As of `unpack_control`.
+    """
+    version = next(iter(leading_integers(memoryview(header)[1:], 1)), kinds.PROTOCOL_VERSION)
+    if version == kinds.PROTOCOL_VERSION:
+        hello = unpack_control(header)
+        version = hello.version
+    if version != kinds.PROTOCOL_VERSION:
+        raise VersionMismatchError(
+            f"peer speaks version {version} of the protocol, controller speaks {kinds.PROTOCOL_VERSION} alone",
+            peer=version,
+            controller=kinds.PROTOCOL_VERSION,
+        )
+    return hello
 
 
 def unpack_chunks(header: bytes) -> list[payloads.Chunk]:

@@ -60,6 +60,7 @@ class WorkerStatus(Struct, kw_only=True):
         dispatched: Requests that it was given since its session began.
         finished: Those that ended without an error.
         failed: Those that ended in an error there.
+        buffered_bytes: Bytes that wait in the controller for it to read them.
         gauges: Whatever else its engines tell.
     """
 
@@ -80,7 +81,20 @@ class WorkerStatus(Struct, kw_only=True):
     dispatched: int
     finished: int
     failed: int
+    buffered_bytes: int = 0
     gauges: dict[str, float] = {}
+
+
+class SlowReader(Struct, kw_only=True):
+    """A client or worker that has not read what was sent to it.
+
+    Attributes:
+        name: "client" or "worker", and the client's label or session number, or the worker's name.
+        buffered_bytes: Bytes that wait in the controller.
+    """
+
+    name: str
+    buffered_bytes: int
 
 
 class FabricStatus(Struct, kw_only=True):
@@ -113,6 +127,7 @@ class FabricStatus(Struct, kw_only=True):
         bad_frames: Messages that were no use.
         policy_failures: Calls of an operator's own policy that failed.
         transport: Figures of the transport, by name (docs/transport.md).
+        slow_readers: Clients and workers for which something waits, those with most of it.
     """
 
     version: str
@@ -141,3 +156,4 @@ class FabricStatus(Struct, kw_only=True):
     bad_frames: int
     policy_failures: int = 0
     transport: dict[str, int] = {}
+    slow_readers: list[SlowReader] = []
