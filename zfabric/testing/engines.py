@@ -20,6 +20,7 @@ from zfabric.wire.payloads import (
     EmbedResult,
     GenerateRequest,
     OperateRequest,
+    TextRequest,
     Usage,
 )
 from zfabric.worker.base import BaseModelWorker, EngineLoad
@@ -273,4 +274,6 @@ def _prompt_of(request: AnyRequest) -> str:
         return str(request.inputs[0])
     if isinstance(request, OperateRequest):
         return str(request.arguments.get("prompt"))
-    return str(request.prompt)
+    if isinstance(request, (TextRequest, CountRequest)):
+        return str(request.prompt)
+    raise AssertionError(f"no plan has a {type(request).__name__}")
