@@ -220,6 +220,20 @@ def nobody_waits_for_a_worker_that_was_lost(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(client_requests, "may_return", lambda error: False)
 
 
+@fault("and the controller knows", "worker announces")
+def models_that_change_behind_a_hello(patch: pytest.MonkeyPatch) -> None:
+    """The answer to a HELLO is taken for the answer to what is served by then."""
+
+    def make(original: Any) -> Any:
+        def welcome(self: Any, message: Any, now_ns: int) -> Any:
+            self._announced = self.models
+            return original(self, message, now_ns)
+
+        return welcome
+
+    wrap(patch, worker_session.WorkerSession, "_welcome", make)
+
+
 @fault("did not come back|knows", "worker frozen", "controller paused", "worker announces")
 def a_welcome_that_is_not_taken(patch: pytest.MonkeyPatch) -> None:
     """A worker forgets that it has said HELLO when it hears that its former words were no use."""

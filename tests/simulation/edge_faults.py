@@ -36,6 +36,11 @@ def one_message_whatever_its_size(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(packing.Packing, "add", add)
 
 
+@fault("its receiver takes", quiet=True)
+def one_answer_whatever_its_size(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(queries, "_parts", lambda result: [codec.raw(result)])
+
+
 # ── what does not encode or decode ──────────────────────────────────────────────────────────────────────────────────
 
 
@@ -47,6 +52,12 @@ def a_request_that_is_encoded_when_it_is_sent(patch: pytest.MonkeyPatch) -> None
 @fault("UnicodeEncodeError|TypeError|could not be answered", quiet=True)
 def a_delta_that_is_encoded_with_its_neighbours(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(worker_streams, "ENCODING_ERRORS", ())
+
+
+@fault("and could not be answered|broken answers", quiet=True)
+def a_result_that_is_not_looked_at(patch: pytest.MonkeyPatch) -> None:
+    """It can be encoded, and is not what its caller can read."""
+    patch.setattr(runs, "_checked", lambda request, result: result)
 
 
 @fault("TypeError", quiet=True)

@@ -122,7 +122,8 @@ class Network:
 
     def check_size(self, header: bytes, body: bytes) -> None:
         """Raises: Violation, this costs the sender its connection."""
-        if len(header) <= limits.HEADER_BYTES_MAX and len(body) <= self.frame_bytes_max:
+        most = min(limits.HEADER_BYTES_MAX, limits.CONTROL_BODY_BYTES_MAX)
+        if len(header) <= most and len(body) <= self.frame_bytes_max:
             return
         kind = header[0]
         name = kinds.NAMES.get(kind, hex(kind))
