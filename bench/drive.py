@@ -39,7 +39,8 @@ Result = dict[str, Any]
 
 def _prompt(job: Job) -> str:
     size = int(job.get("prompt_bytes", 0))
-    return "w " * (size // 2) if size else "the quick brown fox jumps over the lazy dog"
+    # Words of 31 letters: the longest prompts hold no more words than an echo splits.
+    return f"{'w' * 31} " * (size // 32) if size else "the quick brown fox jumps over the lazy dog"
 
 
 class _First:

@@ -16,7 +16,8 @@ from typing import Any
 import zmq
 
 from zfabric.wire import codec, kinds
-from zfabric.wire.messages import ClientHello, Credit, CreditLine, Load, ModelInfo, Submit, WorkerHello
+from zfabric.wire.flow import Credit, CreditLine
+from zfabric.wire.messages import ClientHello, Load, ModelInfo, Submit, WorkerHello
 from zfabric.wire.payloads import Chunk, GenerateRequest
 from zfabric.wire.sampling import SamplingParams
 

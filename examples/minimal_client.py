@@ -1,4 +1,7 @@
-"""The whole protocol from a client's side, with nothing but pyzmq and msgpack (docs/protocol.md has the numbers).
+"""The whole protocol from a client's side, with nothing but pyzmq and msgpack.
+
+docs/protocol.md has the kinds, docs/protocol/messages.md the fields, docs/protocol/behaviour.md what a client owes. This one
+does not go on elsewhere when its worker or its connection is lost.
 
 python examples/minimal_client.py ENDPOINT MODEL "a prompt" [MAX_NEW_TOKENS]
 """
@@ -29,7 +32,7 @@ def main() -> int:
     socket.linger = 0
     socket.connect(endpoint)
 
-    # §3: a session begins with HELLO = [version, build, instance], answered by WELCOME.
+    # A session begins with HELLO = [version, build, instance], answered by WELCOME.
     instance = random.getrandbits(63)
     socket.send(bytes([HELLO]) + pack([PROTOCOL_VERSION, "minimal", instance]))
     answer = socket.recv()
@@ -37,8 +40,8 @@ def main() -> int:
         print("refused:", msgpack.unpackb(answer[1:]), file=sys.stderr)
         return 1
 
-    # §2: SUBMIT has two frames. §5: its envelope is [request, attempt, operation, model, priority, deadline_ms, window].
-    # §6: its body is [prompt, messages, prompt_token_ids, sampling]; sampling's 9th field is the limit.
+    # SUBMIT has two frames. Its envelope is [request, attempt, operation, model, priority, deadline_ms, window].
+    # Its body is [prompt, messages, prompt_token_ids, sampling]; sampling's 9th field is the limit.
     request = random.getrandbits(63)
     sampling = [1.0, 1.0, -1, 0.0, 1.0, 1.0, 0.0, 0.0, limit]
     envelope = pack([request, 0, "generate", model, 0, None, WINDOW])
@@ -52,18 +55,18 @@ def main() -> int:
         elif header[0] == ENDS:
             chunks, outcomes, *_ = msgpack.unpackb(body[0])
         elif header[0] == FAULT:
-            # §2: the controller could not use what was sent, so nothing else will come.
+            # The controller could not use what was sent, so nothing else will come.
             print("fault:", msgpack.unpackb(header[1:]), file=sys.stderr)
             return 1
         else:
             continue
-        # §1: elements beyond those that one knows are ignored.
-        # §7: a chunk is [request, attempt, index, offset, text, token_ids, extra].
+        # Elements beyond those that one knows are ignored.
+        # A chunk is [request, attempt, index, offset, text, token_ids, extra].
         for owner, _attempt, _index, offset, text, token_ids, extra, *_ in chunks:
             if owner == request and offset == units:
                 units += extra[0] if extra and extra[0] else len(token_ids) or 1
                 print(text, end="", flush=True)
-        # §8: the envelope of ENDS is [instance, [[request, attempt, code], …]], one outcome for each in the body.
+        # The envelope of ENDS is [instance, [[request, attempt, code], …]], one outcome for each in the body.
         if header[0] == ENDS:
             _, ends, *_ = msgpack.unpackb(header[1:])
             for (owner, _attempt, code, *_), outcome in zip(ends, outcomes, strict=True):
@@ -72,7 +75,7 @@ def main() -> int:
                     if code:
                         print(f"error {code}: {outcome[2]}", file=sys.stderr)
                     return 1 if code else 0
-        # §9: more credit before the window is used up.
+        # More credit before the window is used up.
         if window - units < WINDOW // 2:
             window = units + WINDOW
             socket.send(bytes([CREDIT]) + pack([[[request, 0, units, window]]]))

@@ -14,11 +14,10 @@ from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.controller.peers import ClientPeer, Request, WorkerPeer
 from zfabric.ids import RoutingId
 from zfabric.wire import codec, kinds
+from zfabric.wire.flow import Abort, Cancel
+from zfabric.wire.flow import Grant as Granted
 from zfabric.wire.messages import (
-    Abort,
-    Answer,
     Beat,
-    Cancel,
     Carried,
     CarriedMore,
     Claim,
@@ -27,17 +26,15 @@ from zfabric.wire.messages import (
     Dispatch,
     End,
     Ends,
-    Fault,
     Goodbye,
     Load,
     ModelInfo,
-    Query,
     Submit,
     Welcome,
     WorkerHello,
 )
-from zfabric.wire.messages import Grant as Granted
 from zfabric.wire.payloads import Chunk, EndsBody, Outcome
+from zfabric.wire.questions import Answer, Fault, Query
 
 T = TypeVar("T")
 MILLISECOND = 1_000_000

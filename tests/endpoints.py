@@ -1,4 +1,4 @@
-"""Endpoints of both transports."""
+"""Endpoints of both kinds, and the drivers that serve them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from zfabric.transport.links import TRANSPORT_VARIABLE, TRANSPORTS, Transport, choose
 
 
 @pytest.fixture
@@ -26,3 +28,10 @@ def endpoint(request: pytest.FixtureRequest, run_directory: Path) -> str:
 def ipc(run_directory: Path) -> str:
     """The same for tests that one transport is enough for."""
     return f"ipc://{run_directory}/c.sock"
+
+
+@pytest.fixture(params=TRANSPORTS)
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Transport:
+    """Has a test run on each driver, its child processes included. Tests without it run on the default one."""
+    monkeypatch.setenv(TRANSPORT_VARIABLE, request.param)
+    return choose(None)

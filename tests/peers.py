@@ -12,21 +12,11 @@ from zfabric.core.controller.peers import Request
 from zfabric.errors import BY_CODE, FabricError
 from zfabric.ids import RoutingId, milliseconds
 from zfabric.wire import codec, kinds
-from zfabric.wire.messages import (
-    Cancel,
-    ClientHello,
-    Dispatch,
-    End,
-    Ends,
-    Goodbye,
-    Load,
-    ModelInfo,
-    Operation,
-    Query,
-    Submit,
-    WorkerHello,
-)
+from zfabric.wire.fields import Operation
+from zfabric.wire.flow import Cancel
+from zfabric.wire.messages import ClientHello, Dispatch, End, Ends, Goodbye, Load, ModelInfo, Submit, WorkerHello
 from zfabric.wire.payloads import EndsBody, Outcome
+from zfabric.wire.questions import Query
 
 ALL = ("generate", "embed", "count_tokens", "resume")
 

@@ -9,7 +9,7 @@ from zfabric.client.aio import AsyncClient
 from zfabric.client.blocking import BlockingStream
 from zfabric.client.many import BlockingBatch, CompletionBatch
 from zfabric.client.options import AnswerOptions, ChatMessage, EmbedOptions, GenerateOptions
-from zfabric.client.results import Choice, Completion
+from zfabric.client.results import Choice, Completion, ToolCall
 from zfabric.client.stream import TokenStream
 from zfabric.client.sync import Client
 from zfabric.errors import (
@@ -59,6 +59,7 @@ from zfabric.wire.payloads import (
     GenerateRequest,
     Logprob,
     TokenLogprobs,
+    ToolCallDelta,
     Usage,
 )
 from zfabric.wire.sampling import SamplingParams
@@ -114,6 +115,8 @@ __all__ = [
     "TokenLogprobs",
     "TokenStream",
     "TooLargeError",
+    "ToolCall",
+    "ToolCallDelta",
     "UnavailableError",
     "UnknownModelError",
     "UnsupportedOperationError",

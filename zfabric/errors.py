@@ -56,136 +56,196 @@ class FabricError(Exception):
 
 
 class ConfigurationError(FabricError):
+    """A flag, file or argument cannot work."""
+
     code = 40010
 
 
 class ProtocolError(FabricError):
+    """Bytes or an order of messages that break the protocol."""
+
     code = 40001
 
 
 class VersionMismatchError(ProtocolError):
+    """The peers speak different versions of the protocol."""
+
     code = 40002
 
 
 class RequestError(FabricError):
+    """The request itself is at fault, and nothing below says it closer."""
+
     code = 40300
 
 
 class UnknownModelError(RequestError):
+    """Nobody serves a model of this name."""
+
     code = 40301
 
 
 class ParameterRangeError(RequestError):
+    """A value is out of its bounds, or of a wrong type."""
+
     code = 40302
 
 
 class ContextOverflowError(RequestError):
+    """The prompt does not fit the model's context."""
+
     code = 40303
 
 
 class UnsupportedParameterError(RequestError):
+    """The model does not honour a parameter that was given."""
+
     code = 40304
 
 
 class UnsupportedOperationError(RequestError):
+    """The model cannot do what was asked."""
+
     code = 40305
 
 
 class TooLargeError(RequestError):
+    """A message, or what it holds, is larger than its bound."""
+
     code = 40306
 
 
 class AccessError(FabricError):
+    """Who asks is not allowed to."""
+
     code = 40100
 
 
 class AuthenticationError(AccessError):
-    """No key, or a key nobody knows (40101 absent, 40102 incorrect in FastChat's numbering)."""
+    """A key is needed, and there is none."""
 
     code = 40101
 
 
 class IncorrectKeyError(AuthenticationError):
+    """The key is one that nobody knows."""
+
     code = 40102
 
 
 class PermissionDeniedError(AccessError):
+    """The key may not do this, or not with this model or name."""
+
     code = 40103
 
 
 class OverloadError(FabricError):
+    """A bound on what goes on at a time was reached."""
+
     code = 42900
     retryable = True
 
 
 class RateLimitedError(OverloadError):
+    """Too many requests in too little time, as a remote API counts."""
+
     code = 42901
 
 
 class QuotaExceededError(OverloadError):
+    """Too much at a time: requests of a client, sessions of a controller."""
+
     code = 42902
 
 
 class QueueFullError(OverloadError):
-    """The engine-overloaded case: the queue of the model is at its bound."""
+    """The queue of the model is at its bound."""
 
     code = 42903
 
 
 class EndedError(FabricError):
+    """The caller, or the caller's clock, ended it."""
+
     code = 49900
 
 
 class RequestCancelledError(EndedError):
+    """The request was cancelled, or stopped with a former connection of its client."""
+
     code = 49901
 
 
 class DeadlineExceededError(EndedError):
+    """The request's deadline passed."""
+
     code = 49902
 
 
 class BackendError(FabricError):
+    """The engine failed, or any other thing inside."""
+
     code = 50001
 
 
 class OutOfMemoryError(BackendError):
+    """The engine had no memory for the request."""
+
     code = 50002
 
 
 class UnavailableError(FabricError):
+    """Nobody is there to answer."""
+
     code = 50300
     retryable = True
 
 
 class NoWorkerError(UnavailableError):
+    """Workers that could serve the request take none, or the controller drains."""
+
     code = 50005
 
 
 class WorkerTimeoutError(UnavailableError):
+    """An engine or a remote API did not answer in time."""
+
     code = 50006
 
 
 class WorkerLostError(UnavailableError):
+    """The worker died, lost its connection, or cannot go on with the answer."""
+
     code = 50301
 
 
 class WorkerDrainingError(UnavailableError):
+    """The worker leaves and hands the request back."""
+
     code = 50302
 
 
 class EngineStalledError(UnavailableError):
+    """The worker's engine made no progress for too long."""
+
     code = 50303
 
 
 class ConnectionLostError(UnavailableError):
+    """The connection was lost, and with it the request."""
+
     code = 50304
 
 
 class NameTakenError(UnavailableError):
+    """A live worker has the name, or another client the instance number."""
+
     code = 50305
 
 
 class EndpointInUseError(UnavailableError):
+    """Somebody else listens at the endpoint."""
+
     code = 50306
 
 

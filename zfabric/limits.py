@@ -58,9 +58,13 @@ HANDSHAKES_MAX: Final = 3
 HANDSHAKE_LOG_MS: Final = 10_000
 #: The longest time that libzmq's options take, but for rounding: 24 days.
 NEVER_MS: Final = 2**31 - 1
-#: ZMTP's own ping, answered by the peer's I/O thread even when its program is busy: it finds dead paths.
+#: ZMTP's own ping: it finds dead paths. libzmq's thread answers it even when its program is busy, and an event loop's kernel
+#: acknowledges it.
 ZMTP_PING_MS: Final = 1_000
 ZMTP_TIMEOUT_MS: Final = 3_000
+#: A peer of the event loop that says nothing for so long is given up even if its kernel, or a proxy's, takes all that is sent:
+#: an engine or a program that holds its interpreter for some seconds is alive, whoever does it for this long is not waited for.
+SILENCE_MS: Final = 30_000
 #: How long a connection that is given up may take to send its reason.
 PARTING_MS: Final = 500
 #: A default deadline would surprise more people than it would help; a request without one may run for ever.
@@ -171,6 +175,8 @@ WORKERS_MAX: Final = 16_384
 PARKED_BYTES_MAX: Final = 8 * 1024 * 1024
 #: The same for a peer without a session, who is owed no more than a few refusals.
 PARKED_STRANGER_BYTES_MAX: Final = 16 * 1024
+#: Readers that are shown in the status, those first for which most waits.
+SLOW_READERS_MAX: Final = 16
 #: What a parked message costs beside its bytes.
 PARKED_MESSAGE_BYTES: Final = 256
 #: Frames of a message that has too many that are dropped before the loop gets its turn: about 1 ms of work.
@@ -218,6 +224,7 @@ FILE_DESCRIPTORS_MIN: Final = 4_096
 assert FINISHED_MS > RECOVERY_MS + RECONNECT_MAX_MS
 assert LEASE_MS >= 3 * BEAT_MS
 assert ZMTP_TIMEOUT_MS >= 2 * ZMTP_PING_MS
+assert SILENCE_MS >= 2 * ZMTP_TIMEOUT_MS
 assert RECONNECT_MIN_MS < RECONNECT_MAX_MS < LEASE_MS
 assert HELLO_JITTER_MS < LEASE_MS
 assert CLAIM_MS > RECONNECT_MAX_MS + HELLO_JITTER_MS

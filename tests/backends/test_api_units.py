@@ -167,26 +167,6 @@ def test_text_generation_tells_true_tokens_and_logprobs() -> None:
     assert reader.text == "hi"
 
 
-def test_tool_calls_come_as_text_at_the_end() -> None:
-    reader = AnswerReader(Upstream(name="m", base_url=URL), GenerateRequest(prompt="x"))
-    for call in ({"function": {"name": "f", "arguments": '{"a"'}}, {"function": {"arguments": ":1}"}}):
-        reader.take(json.dumps({"choices": [{"delta": {"tool_calls": [call]}}]}).encode())
-    reader.take(b'{"choices":[{"delta":{},"finish_reason":"tool_calls"}]}')
-    (delta,) = reader.finish(None)
-    assert delta.text == '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>\n'
-    assert delta.finish_reason == "stop"
-
-
-def test_a_name_that_the_server_repeats_is_one_name() -> None:
-    reader = AnswerReader(Upstream(name="m", base_url=URL), GenerateRequest(prompt="x"))
-    for arguments in ('{"a"', ": 1", "}"):
-        call = {"index": 0, "function": {"name": "add", "arguments": arguments}}
-        reader.take(json.dumps({"choices": [{"delta": {"tool_calls": [call]}}]}).encode())
-    reader.take(b'{"choices":[{"delta":{},"finish_reason":"tool_calls"}]}')
-    (delta,) = reader.finish(None)
-    assert delta.text == '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>\n'
-
-
 def test_images_that_are_bytes_become_addresses() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "image", "image": b"\xff\xd8\xffrest"}]
     body = body_of(

@@ -15,11 +15,11 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from tests.backends.pictures import chat, png
 from tests.backends.tiny import Answers, ask, byte_tokenizer, reference, save_llama
 from zfabric import limits
+from zfabric.backends.front import images
 from zfabric.backends.front.bounds import check_logprobs, check_prompt_logprobs
-from zfabric.backends.hf_transformers import images
+from zfabric.backends.front.prompts import PromptTokens
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
-from zfabric.backends.prompts import PromptTokens
 from zfabric.errors import ContextOverflowError, ParameterRangeError, RequestError, TooLargeError
 from zfabric.wire.payloads import CountRequest, EmbedRequest, GenerateRequest, TokenLogprobs
 from zfabric.wire.sampling import SamplingParams

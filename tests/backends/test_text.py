@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from tests.backends.tiny import byte_tokenizer, fallback_tokenizer, unigram_tokenizer
-from zfabric.backends.detokenizer import Detokenizer
-from zfabric.backends.stop_strings import StopStrings
+from zfabric.backends.front.detokenizer import Detokenizer
+from zfabric.backends.front.stop_strings import StopStrings
 from zfabric.models.wheels import prepare
 
 TOKENIZERS = {"byte-level": byte_tokenizer(), "byte-fallback": fallback_tokenizer()}

@@ -7,9 +7,9 @@ from dataclasses import astuple, dataclass, fields
 
 import pytest
 
-from tests.endpoints import endpoint, ipc, run_directory
+from tests.endpoints import endpoint, ipc, run_directory, transport
 
-__all__ = ["endpoint", "ipc", "run_directory"]
+__all__ = ["endpoint", "ipc", "run_directory", "transport"]
 
 
 @dataclass

@@ -26,7 +26,8 @@ from zfabric.errors import EngineStalledError, NoWorkerError, ProtocolError
 from zfabric.limits import BAD_FRAMES_MAX
 from zfabric.transport.curve import create_keys
 from zfabric.wire import codec, kinds
-from zfabric.wire.messages import Abort, Beat, Drain, End, Ends, Goodbye, Grant, Submit
+from zfabric.wire.flow import Abort, Grant
+from zfabric.wire.messages import Beat, Drain, End, Ends, Goodbye, Submit
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTROLLER, WORKER = "zfabric.cli.controller", "zfabric.cli.worker"
@@ -95,6 +96,7 @@ async def test_an_engine_that_hangs_while_its_process_beats(ipc: str, resume: Re
         hanging = False
 
 
+@pytest.mark.usefixtures("transport")
 async def test_two_workers_of_one_name(ipc: str) -> None:
     async with echo_fabric(ipc) as (made, client):
         with pytest.raises(TimeoutError):
@@ -126,6 +128,7 @@ async def test_the_last_worker_gone_is_an_error_when_it_stays_away(ipc: str, mon
             await client.generate("echo", "a")
 
 
+@pytest.mark.usefixtures("transport")
 async def test_a_slow_reader_costs_nobody_else_anything(ipc: str) -> None:
     """One stream is not read; what is kept for it stays within the window, and it gets all when it reads."""
     async with echo_fabric(ipc) as (made, client):
@@ -141,6 +144,7 @@ async def test_a_slow_reader_costs_nobody_else_anything(ipc: str) -> None:
         assert total >= 29_000
 
 
+@pytest.mark.usefixtures("transport")
 async def test_garbage_stops_nobody(run_directory: Path) -> None:
     async with echo_fabric("tcp://127.0.0.1:*") as (made, client):
         port = int(made.endpoint.rpartition(":")[2])
@@ -230,6 +234,7 @@ def _end_in_every_shape(worker: RawPeer, raw: RawPeer, body: bytes) -> None:
         assert received[1] == (frames[0] if len(frames) == 1 else b"")
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize("with_keys", [True, False])
 async def test_no_body_is_taken_for_a_message(ipc: str, run_directory: Path, with_keys: bool) -> None:
     """Two SUBMITs, one with an empty body and one whose body reads as an order to the worker: neither a worker nor a
@@ -263,6 +268,7 @@ async def test_no_body_is_taken_for_a_message(ipc: str, run_directory: Path, wit
         await made.remove_worker("w0")
 
 
+@pytest.mark.usefixtures("transport")
 async def test_no_terminals_body_is_taken_for_a_message(ipc: str) -> None:
     """The same from a worker that frames its terminals as it likes: their requests end, and no others."""
     async with fabric(ipc) as made:
@@ -281,6 +287,7 @@ async def test_no_terminals_body_is_taken_for_a_message(ipc: str) -> None:
             assert [answer.text for answer in answers] == [words(f"v{n} x", 60) for n in range(10)]
 
 
+@pytest.mark.usefixtures("transport")
 async def test_a_message_without_end_reaches_nobody(run_directory: Path) -> None:
     """Frame after frame, and each says that another follows. A transport that can bound their number ends the connection;
     libzmq cannot, and keeps them, but hands none of them over, and lets go of them with the connection."""

@@ -32,6 +32,7 @@ async def start_worker(directory: Path, endpoint: str, name: str, *options: str)
     return process
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize("moment", ["before the first token", "in mid-stream"])
 async def test_worker_killed(ipc: str, run_directory: Path, row: Row, moment: str) -> None:
     early = moment == "before the first token"

@@ -157,6 +157,7 @@ async def test_a_frozen_client_gets_its_whole_text_when_it_goes_on(ipc: str, run
         row.requests = 1
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of a running process are set by prlimit")
 async def test_files_run_out(run_directory: Path, row: Row) -> None:
     """Connections that nobody can accept any more do not disturb those that are there."""

@@ -7,6 +7,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.fabric import Process, at_rest, fabric, processes, words
 from tests.faults.conftest import Row
 from tests.faults.proxy import proxy
@@ -20,6 +22,7 @@ OPTIONS = EchoOptions(tokens_per_second=60)
 TCP = "tcp://127.0.0.1:*"
 
 
+@pytest.mark.usefixtures("transport")
 async def test_a_client_whose_connection_is_lost_takes_up_its_streams(row: Row) -> None:
     row.fault = "connection of a client cut, three times"
     async with fabric(TCP) as made, proxy(made.endpoint) as line, AsyncClient(line.endpoint) as client:
@@ -55,6 +58,7 @@ async def test_answers_that_end_while_their_client_is_away_are_there_when_it_is_
         assert (await client.status()).dispatched == 20
 
 
+@pytest.mark.usefixtures("transport")
 async def test_a_worker_whose_connection_is_lost_goes_on_with_what_cannot_go_on_elsewhere(row: Row) -> None:
     row.fault = "connection of a worker cut, answers that no other worker could go on with"
     async with fabric(TCP) as made, proxy(made.endpoint) as line, AsyncClient(made.endpoint) as client:
@@ -135,6 +139,7 @@ async def test_a_stopped_controller_reads_before_it_judges(ipc: str, run_directo
     assert (failovers, lost) == (0, 0)
 
 
+@pytest.mark.usefixtures("transport")
 async def test_a_controller_that_is_stopped_for_longer_than_the_transport_waits(
     ipc: str, run_directory: Path, row: Row
 ) -> None:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 import pytest
 import uvloop
 
-from tests.endpoints import endpoint, ipc, run_directory
+from tests.endpoints import endpoint, ipc, run_directory, transport
 
-__all__ = ["endpoint", "ipc", "run_directory"]
+__all__ = ["endpoint", "ipc", "run_directory", "transport"]
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

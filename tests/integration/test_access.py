@@ -83,6 +83,7 @@ async def guarded(endpoint: str, keys: Path) -> AsyncIterator[Fabric]:
                 await made.remove_worker(name)
 
 
+@pytest.mark.usefixtures("transport")
 async def test_a_known_key_gets_its_answer(endpoint: str, keys: Path) -> None:
     async with guarded(endpoint, keys) as made:
         async with AsyncClient(made.endpoint, credentials=credentials(keys, "backend")) as client:
@@ -104,6 +105,7 @@ async def test_the_blocking_client_takes_its_keys_from_the_environment(
         assert await asyncio.to_thread(ask) == "a b a b "
 
 
+@pytest.mark.usefixtures("transport")
 async def test_a_stranger_is_told_so_and_harms_nobody(endpoint: str, keys: Path) -> None:
     async with guarded(endpoint, keys) as made:
         async with AsyncClient(made.endpoint, credentials=credentials(keys, "stranger")) as stranger:
@@ -160,6 +162,7 @@ async def test_operating_needs_an_operators_key(ipc: str, keys: Path, act: str) 
             assert (await operator.generate("echo", "x", max_new_tokens=1)).text == "x "
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize(
     ("holder", "name", "model", "reason"),
     [

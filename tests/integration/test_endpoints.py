@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ from zfabric import AsyncClient, Client, Credentials
 from zfabric.controller.config import ControllerConfig
 from zfabric.controller.service import Controller
 from zfabric.errors import ConfigurationError, ConnectionLostError, EndpointInUseError, FabricError
+from zfabric.ids import RoutingId
 from zfabric.limits import IPC_PATH_LENGTH_MAX
 from zfabric.transport.curve import ControllerKeys, KeyPair
-from zfabric.transport.dealer import DealerLink
 from zfabric.transport.endpoints import check_endpoint, default_endpoint, is_local, parse_endpoint
-from zfabric.transport.router import RouterLink
+from zfabric.transport.links import TRANSPORTS, DealerDriver, RouterDriver, Transport, open_dealer, open_router
 from zfabric.worker.config import WorkerConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,8 +72,21 @@ class Nobody:
     def link_idle(self) -> None: ...
 
 
-def _dealer(endpoint: str, credentials: Credentials | None = None) -> DealerLink:
-    return DealerLink(endpoint, Nobody(), random.Random(1), credentials)
+class NobodyElse:
+    """Takes what a controller's link tells."""
+
+    def link_message(self, sender: RoutingId, header: bytes, body: bytes) -> None: ...
+    def link_malformed(self, sender: RoutingId, header: bytes) -> None: ...
+    def link_lost(self, peer: RoutingId) -> None: ...
+    def link_idle(self) -> None: ...
+
+
+def _dealer(endpoint: str, credentials: Credentials | None = None, transport: Transport | None = None) -> DealerDriver:
+    return open_dealer(endpoint, Nobody(), random.Random(1), credentials, transport)
+
+
+def _router(*endpoints: str, keys: ControllerKeys | None = None, transport: Transport | None = None) -> RouterDriver:
+    return open_router(endpoints, {}, NobodyElse(), keys=keys, transport=transport)
 
 
 @pytest.mark.parametrize("endpoint", MALFORMED)
@@ -80,11 +94,14 @@ async def test_what_is_malformed_is_said_at_once_and_everywhere(endpoint: str) -
     """By the error that all wrong settings have, and nothing is left open."""
     makers: list[Callable[[], Any]] = [
         lambda: ControllerConfig(endpoints=(endpoint,), public=True),
-        lambda: RouterLink(("tcp://127.0.0.1:*", endpoint)),
         lambda: WorkerConfig(endpoint=endpoint),
-        lambda: _dealer(endpoint),
         lambda: check_endpoint(endpoint),
     ]
+    for transport in TRANSPORTS:
+        makers += [
+            partial(_router, "tcp://127.0.0.1:*", endpoint, transport=transport),
+            partial(_dealer, endpoint, transport=transport),
+        ]
     if endpoint:
         makers += [lambda: AsyncClient(endpoint), lambda: Client(endpoint)]
     before = files()
@@ -146,24 +163,25 @@ def test_what_other_hosts_can_reach_has_to_be_asked_for(endpoint: str, local: bo
             ControllerConfig(endpoints=(endpoint,))
 
 
+@pytest.mark.usefixtures("transport")
 async def test_a_link_that_cannot_be_made_leaves_nothing_open(run_directory: Path) -> None:
     """Whatever the reason, and however much was made before it was found."""
     wrong, taken, shared = run_directory / "file", run_directory / "taken", run_directory / "shared"
     wrong.write_text("precious")
     shared.mkdir(mode=0o755)
-    holder = RouterLink((f"ipc://{taken}", "tcp://127.0.0.1:*"))
+    holder = _router(f"ipc://{taken}", "tcp://127.0.0.1:*")
     no_key = KeyPair(b"short", b"short")
     good = ("tcp://127.0.0.1:*", f"ipc://{run_directory}/good")
     before = files()
     makers: list[tuple[type[FabricError], Callable[[], Any]]] = [
-        (EndpointInUseError, lambda: RouterLink((*good, holder.endpoints[1]))),
-        (EndpointInUseError, lambda: RouterLink((*good, f"ipc://{taken}"))),
-        (ConfigurationError, lambda: RouterLink((*good, f"ipc://{shared}/c"))),
-        (ConfigurationError, lambda: RouterLink((*good, f"ipc://{wrong}"))),
-        (ConfigurationError, lambda: RouterLink((*good, f"ipc://{wrong}/below"))),
-        (ConfigurationError, lambda: RouterLink((*good, f"tcp://{NOBODYS}:*"))),
-        (ConfigurationError, lambda: RouterLink((*good, "tcp://no-such-name.invalid:*"))),
-        (ConfigurationError, lambda: RouterLink(good, ControllerKeys(no_key, lambda _: True))),
+        (EndpointInUseError, lambda: _router(*good, holder.endpoints[1])),
+        (EndpointInUseError, lambda: _router(*good, f"ipc://{taken}")),
+        (ConfigurationError, lambda: _router(*good, f"ipc://{shared}/c")),
+        (ConfigurationError, lambda: _router(*good, f"ipc://{wrong}")),
+        (ConfigurationError, lambda: _router(*good, f"ipc://{wrong}/below")),
+        (ConfigurationError, lambda: _router(*good, f"tcp://{NOBODYS}:*")),
+        (ConfigurationError, lambda: _router(*good, "tcp://no-such-name.invalid:*")),
+        (ConfigurationError, lambda: _router(*good, keys=ControllerKeys(no_key, lambda _: True))),
         (ConfigurationError, lambda: _dealer(f"ipc://{taken}", Credentials(no_key, b"short"))),
         (ConfigurationError, lambda: _dealer(f"ipc://{wrong}")),
         (ConfigurationError, lambda: _dealer(f"ipc://{wrong}/below")),
@@ -175,13 +193,14 @@ async def test_a_link_that_cannot_be_made_leaves_nothing_open(run_directory: Pat
             caught.value.__traceback__ = None
     assert files() == before
     assert wrong.read_text() == "precious"
-    holder.close()
-    holder.close()
-    again = RouterLink((f"ipc://{taken}", *good))
-    again.close()
+    await holder.close()
+    await holder.close()
+    again = _router(f"ipc://{taken}", *good)
+    await again.close()
     assert sorted(path.name for path in run_directory.iterdir() if path.suffix != ".lock") == ["file", "shared"]
 
 
+@pytest.mark.usefixtures("transport")
 async def test_parties_that_cannot_begin_leave_nothing_open(run_directory: Path) -> None:
     directory = run_directory / "open"
     directory.mkdir(mode=0o777)
@@ -247,6 +266,7 @@ async def _answers(endpoint: str) -> bool:
         return (await client.generate("echo", "x", max_new_tokens=1)).text == "x "
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize("order", [[FOUR, SIX], [SIX, FOUR], [SIX, FOUR, SIX, NOBODYS]])
 @pytest.mark.parametrize("port", ["*", "0"])
 async def test_a_controller_listens_at_all_addresses_of_its_name(
@@ -263,6 +283,7 @@ async def test_a_controller_listens_at_all_addresses_of_its_name(
             assert await _answers(endpoint)
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize("order", [[FOUR, SIX], [SIX, FOUR]])
 @pytest.mark.parametrize("listens", [FOUR, SIX])
 async def test_a_client_and_a_worker_try_all_addresses_of_a_name(
@@ -277,6 +298,7 @@ async def test_a_client_and_a_worker_try_all_addresses_of_a_name(
         assert await _answers(f"tcp://fabric.example:{port}")
 
 
+@pytest.mark.usefixtures("transport")
 async def test_localhost_is_this_host_whatever_a_resolver_says(names: dict[str, list[str]]) -> None:
     names["localhost"] = ["0.0.0.0", NOBODYS, FOUR]
     async with fabric("tcp://localhost:*") as made:
@@ -286,6 +308,7 @@ async def test_localhost_is_this_host_whatever_a_resolver_says(names: dict[str, 
         assert bound == {FOUR}
 
 
+@pytest.mark.usefixtures("transport")
 async def test_a_name_that_is_known_later_or_means_another_address_later(names: dict[str, list[str]]) -> None:
     """It is looked up for each round of tries."""
     names["fabric.example"] = []
@@ -305,6 +328,7 @@ async def test_a_name_that_is_known_later_or_means_another_address_later(names: 
                 assert (await asked).text == "x "
 
 
+@pytest.mark.usefixtures("transport")
 async def test_who_waits_in_vain_is_told_what_was_tried(names: dict[str, list[str]], run_directory: Path) -> None:
     names["fabric.example"] = []
     for endpoint, reason in (
@@ -317,6 +341,7 @@ async def test_who_waits_in_vain_is_told_what_was_tried(names: dict[str, list[st
                 await client.generate("echo", "x", max_new_tokens=1)
 
 
+@pytest.mark.usefixtures("transport")
 async def test_localhost_on_both_sides_as_processes(run_directory: Path) -> None:
     """With this machine's own idea of what localhost is."""
     async with processes(run_directory) as children:
@@ -375,6 +400,7 @@ async def _refused(endpoint: str, reason: str) -> None:
         await Fabric(endpoint, None).add_worker("w0")  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("transport")
 async def test_nobody_connects_in_a_strangers_directory(run_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That of the default endpoint included; the listener there does not even see a connection."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(run_directory))
@@ -391,6 +417,7 @@ async def test_nobody_connects_in_a_strangers_directory(run_directory: Path, mon
     impostor.socket.close()
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o722])
 async def test_nobody_connects_where_others_may_put_a_socket(run_directory: Path, mode: int) -> None:
     directory = run_directory / "d"
@@ -402,6 +429,7 @@ async def test_nobody_connects_where_others_may_put_a_socket(run_directory: Path
     impostor.socket.close()
 
 
+@pytest.mark.usefixtures("transport")
 async def test_in_a_sticky_directory_the_socket_has_to_be_ones_own(
     run_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -419,6 +447,7 @@ async def test_in_a_sticky_directory_the_socket_has_to_be_ones_own(
     impostor.socket.close()
 
 
+@pytest.mark.usefixtures("transport")
 async def test_a_strangers_link_is_not_followed(run_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It could lead elsewhere by the time of the connect."""
     directory, link = run_directory / "d", run_directory / "l"
@@ -431,6 +460,7 @@ async def test_a_strangers_link_is_not_followed(run_directory: Path, monkeypatch
     impostor.socket.close()
 
 
+@pytest.mark.usefixtures("transport")
 async def test_a_directory_that_a_stranger_makes_later(run_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that waits for its controller looks before each try."""
     directory = run_directory / "later"

@@ -69,6 +69,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize(("guarded", "name", "known", "kind", "says", "logs"), WRONG)
 async def test_both_sides_say_what_is_wrong(
     endpoint: str,
@@ -98,6 +99,7 @@ async def test_both_sides_say_what_is_wrong(
         assert made.broker.registry.clients == {}
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize("first", [True, False])
 async def test_who_was_told_so_connects_when_it_was_put_right(ipc: str, keys: Path, first: bool) -> None:
     """The same client, without another call: the controller is started anew with keys, or without."""
@@ -113,6 +115,7 @@ async def test_who_was_told_so_connects_when_it_was_put_right(ipc: str, keys: Pa
                     break
 
 
+@pytest.mark.usefixtures("transport")
 async def test_a_worker_that_has_served_waits_for_its_controller_to_be_put_right(ipc: str, keys: Path) -> None:
     """It has a model in memory, and the controller was only started with the wrong settings for a moment."""
     async with controller(ipc, keys) as (made, _):
@@ -153,6 +156,7 @@ class Slamming:
         writer.transport.abort()
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize("name", ["user", None])
 @pytest.mark.parametrize("wait", [True, False])
 async def test_a_handshake_that_just_breaks_is_tried_again(ipc: str, keys: Path, name: str | None, wait: bool) -> None:
@@ -168,12 +172,14 @@ async def test_a_handshake_that_just_breaks_is_tried_again(ipc: str, keys: Path,
             assert (await asked).workers == 0
 
 
+@pytest.mark.usefixtures("transport")
 async def test_a_listener_that_ends_each_handshake_is_named_in_the_end(ipc: str) -> None:
     async with Slamming(ipc.removeprefix("ipc://"), True), AsyncClient(ipc, connect_timeout_ms=500) as client:
         with pytest.raises(ConnectionLostError, match="no controller"):
             await client.status()
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize("own", ["NULL", "CURVE"])
 async def test_what_the_other_end_speaks(endpoint: str, keys: Path, run_directory: Path, own: str) -> None:
     """And it hears of a mechanism that is not its own."""
@@ -187,6 +193,7 @@ async def test_what_the_other_end_speaks(endpoint: str, keys: Path, run_director
         assert await exchange_mechanisms(parse_endpoint(f"ipc://{run_directory}/s"), own) is None
 
 
+@pytest.mark.usefixtures("transport")
 async def test_garbage_is_counted_and_not_logged(ipc: str) -> None:
     """Port scans and health checks are nothing that an operator has to read of."""
     async with controller(ipc, None) as (made, logged), asyncio.timeout(10):
@@ -214,6 +221,7 @@ def test_a_flood_of_failures_is_one_line_in_a_while() -> None:
     assert handshakes.due(60_000_000_000)[-1] == ("the peer's key is not in the keyring", 1)
 
 
+@pytest.mark.usefixtures("transport")
 async def test_a_peer_that_disagrees_holds_up_nobody(endpoint: str, keys: Path) -> None:
     """Handshakes fail beside a client that is served."""
     async with controller(endpoint, keys) as (made, _):

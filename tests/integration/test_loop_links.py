@@ -23,6 +23,7 @@ from zfabric.transport.curve import ControllerKeys, Credentials, KeyPair
 from zfabric.transport.loop_addresses import peer_uid
 from zfabric.transport.loop_dealer import LoopDealer
 from zfabric.transport.loop_router import LoopRouter
+from zfabric.transport.paths import is_dead
 from zfabric.wire.kinds import BEAT, CHUNKS, CLIENT_HELLO, DISPATCH, SUBMIT
 from zfabric.zmtp.frames import command
 from zfabric.zmtp.metadata import own_properties
@@ -312,10 +313,73 @@ async def test_large_bodies_are_not_held_against_a_reader(ipc: str) -> None:
         writer.close()
 
 
+async def test_a_peer_whose_kernel_answers_for_it_is_busy_and_not_dead(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one whose interpreter is held: it answers no PING, and stays; in the end nobody is waited for."""
+    monkeypatch.setattr(limits, "ZMTP_PING_MS", 25)
+    # A kernel takes some 40 ms to acknowledge what nobody reads.
+    monkeypatch.setattr(limits, "ZMTP_TIMEOUT_MS", 200)
+    async with router_at(endpoint) as (link, at), busy(link.endpoints[0]) as reader:
+        while not link.peers:
+            await asyncio.sleep(0)
+        for _ in range(12):
+            await reader.readuntil(b"\x04PING\0\0")
+        assert at.lost.empty()
+        monkeypatch.setattr(limits, "SILENCE_MS", 60)
+        assert len(await asyncio.wait_for(at.lost.get(), 10)) == 5
+        assert link.counted()["connections"] == 0
+
+
+@contextlib.asynccontextmanager
+async def busy(endpoint: str) -> AsyncIterator[asyncio.StreamReader]:
+    """A DEALER by hand that says nothing more when it is connected."""
+    if endpoint.startswith("ipc://"):
+        reader, writer = await asyncio.open_unix_connection(endpoint.removeprefix("ipc://"))
+    else:
+        host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        await shake_hands(reader, writer)
+        yield reader
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("told", [True, None])
+async def test_a_path_that_has_died_is_given_up_as_soon_as_the_kernel_knows(
+    ipc: str, told: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or, where no kernel tells, when the peer is silent for as long."""
+    monkeypatch.setattr(limits, "ZMTP_PING_MS", 5)
+    monkeypatch.setattr(limits, "ZMTP_TIMEOUT_MS", 10)
+    monkeypatch.setattr("zfabric.transport.paths.is_dead", lambda connected, silence_ms: told)
+    async with router_at(ipc) as (_, at), busy(ipc):
+        assert len(await asyncio.wait_for(at.lost.get(), 10)) == 5
+
+
+def test_what_the_kernel_tells_of_a_path() -> None:
+    """Of a live one that nobody reads it tells no death, however much waits in it."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as near:
+        far, _ = server.accept()
+        near.sendall(b"x")
+        assert is_dead(near, 60_000) is False
+        near.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                near.send(bytes(1 << 20))
+        assert is_dead(near, 60_000) is False
+        far.close()
+    assert is_dead(near, 0) is None
+    one, two = socket.socketpair()
+    with one, two:
+        assert is_dead(one, 0) is False
+    assert is_dead(None, 0) is None
+
+
 async def test_a_silent_path_is_given_up_at_both_ends(ipc: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("loop_router", "loop_dealer", "loop_wire"):
-        monkeypatch.setattr(f"zfabric.transport.{module}.limits.ZMTP_PING_MS", 20)
-        monkeypatch.setattr(f"zfabric.transport.{module}.limits.ZMTP_TIMEOUT_MS", 60)
+    monkeypatch.setattr(limits, "ZMTP_PING_MS", 20)
+    monkeypatch.setattr(limits, "SILENCE_MS", 60)
     async with router_at(ipc) as (_, at):
         reader, writer = await asyncio.open_unix_connection(ipc.removeprefix("ipc://"))
         await shake_hands(reader, writer)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 
-from tests.fabric import echo_fabric
+from tests.fabric import echo_fabric, fabric
 from tests.raw import RawController, RawPeer
-from zfabric import limits
+from zfabric import AsyncClient, TokenStream, limits
 from zfabric.ids import RoutingId
 from zfabric.transport.router import RouterLink
 from zfabric.wire import codec
@@ -108,7 +110,7 @@ def test_others_pay_nothing_for_a_reader_that_does_not_read(link: Link) -> None:
         link.sends = 0
     assert route.worker.heard_ns == 5
     assert link.link.figures.parked == parked
-    assert link.link.figures.parked_peers == 1
+    assert link.link.figures.buffered_peers == 1
 
 
 def test_what_is_parked_is_not_tried_for_each_message_and_ever_more_rarely(link: Link) -> None:
@@ -135,7 +137,7 @@ def test_who_reads_again_gets_all_in_order(link: Link) -> None:
         received += 1
     assert received >= count
     assert link.link.next_retry_ns() is None
-    assert link.link.figures.parked_bytes == 0
+    assert link.link.figures.buffered_bytes == 0
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -145,12 +147,13 @@ def test_who_has_no_session_may_have_less_parked(link: Link, known: bool) -> Non
     link.link.is_known = lambda peer: known
     link.fill()
     while link.link.send(link.addresses[0], _LONG):
-        assert link.link.figures.parked_bytes <= bound
-    assert bound * 0.7 < link.link.figures.parked_peer_bytes_max <= bound
+        assert link.link.figures.buffered_bytes <= bound
+    assert bound * 0.7 < link.link.figures.buffered_peer_bytes_max <= bound
     assert link.link.figures.overflowed == 1
-    assert link.link.figures.parked_bytes == link.link.figures.parked_peers == 0
+    assert link.link.figures.buffered_bytes == link.link.figures.buffered_peers == 0
 
 
+@pytest.mark.usefixtures("transport")
 async def test_a_stranger_who_does_not_read_is_a_small_figure_of_the_status(ipc: str) -> None:
     """Whoever asks without a session and reads no answer is owed little; others get theirs meanwhile."""
     async with echo_fabric(ipc) as (made, client):
@@ -158,12 +161,35 @@ async def test_a_stranger_who_does_not_read_is_a_small_figure_of_the_status(ipc:
             figures = made.controller.broker.transport_figures()
             async with asyncio.timeout(60):
                 while figures["overflowed"] == 0:
-                    for _ in range(200):
-                        stranger.send(codec.pack(Beat(1))[0])
+                    # The controller may read on this loop, so nothing waits here for room.
+                    with contextlib.suppress(zmq.Again):
+                        for _ in range(200):
+                            stranger.socket.send(codec.pack(Beat(1))[0], zmq.NOBLOCK)
                     figures = (await client.status()).transport
-                    assert figures["parked_bytes"] <= limits.PARKED_STRANGER_BYTES_MAX
+                    assert figures["buffered_bytes"] <= limits.PARKED_STRANGER_BYTES_MAX
             assert (await client.generate("echo", "a b", max_new_tokens=2)).text == "a b "
         assert made.controller.rescued == 0
+
+
+@pytest.mark.usefixtures("transport")
+async def test_what_waits_for_each_peer_is_shown(ipc: str) -> None:
+    """A worker that does not read its dispatches, in its row and among the slow readers; who reads is not there."""
+    async with fabric(ipc), AsyncClient(ipc) as client:
+        with RawPeer(ipc, rcvhwm=1) as worker:
+            await asyncio.to_thread(worker.hello_as_worker, "slow", "lure", 8_192)
+            prompt = "x" * 1_000
+            asked: list[TokenStream] = []
+            while not (rows := await client.workers())[0].buffered_bytes:
+                assert len(asked) < 8_192
+                asked += [client.stream("lure", prompt) for _ in range(512)]
+            slow = (await client.status()).slow_readers
+            assert [row.name for row in slow] == ["worker slow"]
+            assert slow[0].buffered_bytes >= rows[0].buffered_bytes > 0
+            for stream in asked:
+                stream.cancel()
+        async with asyncio.timeout(20):
+            while (await client.status()).slow_readers:
+                await asyncio.sleep(0.005)
 
 
 async def test_a_controller_that_does_not_read_is_tried_ever_more_rarely(run_directory: Path) -> None:

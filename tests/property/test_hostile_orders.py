@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from tests.broker import CANCELLED, Bench, FakeClient, FakeWorker, Peer, carried_of, claim_of, model_of
 from zfabric.errors import FAILOVER_CODES
 from zfabric.limits import CLAIM_MS
+from zfabric.wire.flow import Credit, CreditLine
 from zfabric.wire.locks import lock_of
-from zfabric.wire.messages import Beat, Carried, Credit, CreditLine, Goodbye, Load
+from zfabric.wire.messages import Beat, Carried, Goodbye, Load
 
 #: Few names, so that everybody meets everybody.
 numbers = st.integers(0, 3)

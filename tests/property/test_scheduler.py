@@ -18,7 +18,8 @@ from zfabric.errors import WorkerDrainingError
 from zfabric.ids import milliseconds
 from zfabric.limits import MODEL_MEMORY_MS, UNTAKEN_MS
 from zfabric.testing.checkers import check_bounds, check_rest
-from zfabric.wire.messages import ModelInfo, Operation
+from zfabric.wire.fields import Operation
+from zfabric.wire.messages import ModelInfo
 
 NAMES = ("a", "b")
 WORKERS = ("w0", "w1", "w2")

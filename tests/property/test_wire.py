@@ -13,7 +13,7 @@ from msgspec import Raw, Struct
 
 from zfabric.errors import FabricError, ParameterRangeError, ProtocolError, UnsupportedParameterError
 from zfabric.limits import CONTROL_BODY_BYTES_MAX, DEADLINE_MAX_MS, HEADER_BYTES_MAX
-from zfabric.wire import codec, kinds, messages, payloads, sampling
+from zfabric.wire import codec, flow, kinds, messages, payloads, questions, sampling
 from zfabric.wire.locks import lock_of
 
 u32 = st.integers(0, 2**32 - 1)
@@ -22,7 +22,7 @@ attempt = st.integers(0, 1_000)
 deadline = st.none() | st.integers(0, DEADLINE_MAX_MS)
 name = st.text(min_size=1, max_size=30)
 operation = st.sampled_from(["generate", "embed", "count_tokens", "operate"])
-credit_line = st.builds(messages.CreditLine, request=u63, attempt=attempt, next=u32, window=u32, again=st.booleans())
+credit_line = st.builds(flow.CreditLine, request=u63, attempt=attempt, next=u32, window=u32, again=st.booleans())
 load = st.builds(
     messages.Load,
     running=u32,
@@ -114,14 +114,14 @@ bodies: st.SearchStrategy[Any] = st.one_of(
     ),
     load,
     st.builds(messages.Beat, u63),
-    st.builds(messages.Cancel, st.lists(u63, max_size=5)),
-    st.builds(messages.Credit, st.lists(credit_line, max_size=5)),
-    st.builds(messages.Grant, client=u32, instance=u63, lines=st.lists(credit_line, max_size=5)),
-    st.builds(messages.Abort, instance=u63, attempts=st.lists(st.tuples(u63, attempt), max_size=5)),
+    st.builds(flow.Cancel, st.lists(u63, max_size=5)),
+    st.builds(flow.Credit, st.lists(credit_line, max_size=5)),
+    st.builds(flow.Grant, client=u32, instance=u63, lines=st.lists(credit_line, max_size=5)),
+    st.builds(flow.Abort, instance=u63, attempts=st.lists(st.tuples(u63, attempt), max_size=5)),
     st.builds(messages.Drain, u32),
     st.builds(messages.Goodbye, name),
-    st.builds(messages.Query, number=u63, what=name),
-    st.builds(messages.Fault, code=u32, message=name, request=st.none() | u63, query=st.none() | u63),
+    st.builds(questions.Query, number=u63, what=name),
+    st.builds(questions.Fault, code=u32, message=name, request=st.none() | u63, query=st.none() | u63),
     st.builds(messages.Claims, st.lists(claim, max_size=3)),
     st.builds(messages.CarriedMore, st.lists(carried, max_size=3)),
 )
@@ -174,7 +174,7 @@ def test_the_subject_is_read_where_the_rest_is_broken(number: int, tries: int, t
     assert codec.subject_of(submit) == (number, tries, None)
     broken = submit[: max(20, len(submit) - cut)] + b"\xc1"
     assert codec.subject_of(broken) == (number, tries, None)
-    query, _ = codec.pack(messages.Query(number=number, what=text))
+    query, _ = codec.pack(questions.Query(number=number, what=text))
     assert codec.subject_of(query[:10]) == (None, None, number if len(msgpack.packb(number)) < 9 else None)
 
 

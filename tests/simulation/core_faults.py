@@ -16,7 +16,7 @@ from zfabric.core.controller.request_state import RequestState
 from zfabric.core.worker import backlog
 from zfabric.core.worker import session as worker_session
 from zfabric.core.worker import streams as worker_streams
-from zfabric.wire.messages import CreditLine
+from zfabric.wire.flow import CreditLine
 
 _LOST = "could go on|everybody was there"
 

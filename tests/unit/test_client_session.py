@@ -28,8 +28,9 @@ from zfabric.errors import (
     WorkerLostError,
 )
 from zfabric.wire import codec, kinds
-from zfabric.wire.messages import Answer, Beat, End, Ends, Goodbye, Welcome
+from zfabric.wire.messages import Beat, End, Ends, Goodbye, Welcome
 from zfabric.wire.payloads import Chunk, ChunkExtra, EmbedRequest, GenerateRequest, OperateRequest, Outcome
+from zfabric.wire.questions import Answer
 from zfabric.wire.sampling import SamplingParams
 
 MILLISECOND = 1_000_000
@@ -451,6 +452,19 @@ def test_a_worker_that_does_not_draw_by_seeds_ends_it_with_the_loss_that_was() -
     wire.end(pending, UnsupportedParameterError("parameter 'seed' is not supported by x", parameter="seed"))
     ((envelope, request),) = wire.said_of("Submit")[-1:]
     assert (envelope.attempt, request.sampling.seed) == (2, None)
+
+
+@pytest.mark.parametrize("several", [{"n": 2}, {"best_of": 2}, {"use_beam_search": True, "best_of": 2}])
+def test_an_answer_of_several_choices_goes_on_nowhere_else(several: dict[str, Any]) -> None:
+    """The tokens of its choices stand among each other, so they are no text that a worker could go on from."""
+    wire = Wire()
+    wire.up()
+    pending, reader = wire.submit(GenerateRequest(prompt="p", sampling=SamplingParams(**several)), resume="any")
+    wire.chunk(pending, "a", [1], worker="w")
+    wire.said()
+    wire.end(pending, lost())
+    assert wire.said() == []
+    assert isinstance(reader.error, WorkerLostError)
 
 
 def test_a_seed_of_the_callers_own_is_never_replaced() -> None:

@@ -17,8 +17,8 @@ from zfabric.errors import (
     WorkerLostError,
 )
 from zfabric.limits import CLAIM_MS
+from zfabric.wire.flow import Credit, CreditLine
 from zfabric.wire.locks import lock_of
-from zfabric.wire.messages import Credit, CreditLine
 
 SECRET = b"s" * 16
 LOST = ConnectionLostError.code

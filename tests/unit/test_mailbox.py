@@ -145,13 +145,14 @@ def test_a_completion_is_plain_values() -> None:
     found = collector.completion("ab", "m").to_dict()
     logprob = {"token_id": 5, "logprob": -0.5, "text": "x", "rank": 1}
     top = [{"token_id": 6, "logprob": -1.0, "text": "", "rank": None}]
+    rest = {"reasoning": "", "tool_calls": []}
     assert found == {
         "request_id": "ab",
         "model": "m",
         "worker": "w",
         "choices": [
-            {"index": 0, "text": "0.5 ", "token_ids": [5], "finish_reason": None, "logprobs": [{**logprob, "top": top}]},
-            {"index": 1, "text": "1.6 ", "token_ids": [6], "finish_reason": "length", "logprobs": None},
+            {"index": 0, "text": "0.5 ", "token_ids": [5], "finish_reason": None, "logprobs": [{**logprob, "top": top}], **rest},
+            {"index": 1, "text": "1.6 ", "token_ids": [6], "finish_reason": "length", "logprobs": None, **rest},
         ],
         "usage": {
             "prompt_tokens": 3, "completion_tokens": 2, "cached_tokens": 1, "estimated": False, "total_tokens": 5,

@@ -15,21 +15,14 @@ from zfabric.errors import (
     ProtocolError,
     RequestError,
     TooLargeError,
+    VersionMismatchError,
     from_wire,
 )
 from zfabric.limits import BAD_FRAMES_MAX, DETAILS_MAX, FRAME_BYTES_GOAL, HEADER_BYTES_MAX, MESSAGE_LENGTH_MAX
 from zfabric.wire import codec, kinds
-from zfabric.wire.messages import (
-    Answer,
-    ClientHello,
-    Credit,
-    CreditLine,
-    Drain,
-    Load,
-    Submit,
-    Welcome,
-    WorkerHello,
-)
+from zfabric.wire.flow import Credit, CreditLine
+from zfabric.wire.messages import ClientHello, Drain, Load, Submit, Welcome, WorkerHello
+from zfabric.wire.questions import Answer
 from zfabric.wire.status import ModelStatus, WorkerStatus
 
 PROTOCOL = ProtocolError.code
@@ -224,6 +217,17 @@ def test_a_bug_in_a_timer_stops_no_other() -> None:
 
 
 # ── hellos ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", [kinds.CLIENT_HELLO, kinds.WORKER_HELLO])
+@pytest.mark.parametrize("rest", [[], ["build", 11], ["another", {"form": "of"}, "HELLO"]])
+@pytest.mark.parametrize("version", [0, kinds.PROTOCOL_VERSION + 1, 2**40])
+def test_another_version_is_told_whatever_its_hello_looks_like(kind: int, rest: list[object], version: int) -> None:
+    peer = FakeClient(Bench())
+    peer.send(bytes([kind]) + msgpack.packb([version, *rest]))
+    ((told, fault, _),) = peer.inbox
+    assert (told, fault.code) == (kinds.REFUSED, VersionMismatchError.code)
+    assert fault.details == {"peer": version, "controller": kinds.PROTOCOL_VERSION}
 
 
 def test_a_client_that_says_hello_again_is_welcome_again_and_nothing_else_happens() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.broker import CANCELLED, Bench, FakeClient, FakeWorker, carried_of
 from zfabric.errors import BackendError, DeadlineExceededError
-from zfabric.wire.messages import Credit, CreditLine
+from zfabric.wire.flow import Credit, CreditLine
 
 
 def two_of_each() -> tuple[Bench, FakeWorker, FakeWorker, FakeClient, FakeClient]:

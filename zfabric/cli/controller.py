@@ -84,7 +84,7 @@ def build(arguments: list[str]) -> cyclopts.App:
             queue_depth_max: Waiting requests per model.
             queue_bytes_max: Bytes of all waiting requests.
             client_requests_max: Requests in flight per client.
-            transport: The driver of the sockets, libzmq or loop; $ZFABRIC_TRANSPORT, else libzmq, by default.
+            transport: The driver of the sockets, loop or libzmq; $ZFABRIC_TRANSPORT, else loop, by default.
             drain_ms: How long a drain waits for running requests.
             log_level: debug, info, warning or error.
             log_format: console, json, or auto (by terminal).

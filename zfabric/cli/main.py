@@ -72,6 +72,7 @@ _WORKER_COLUMNS: Sequence[Column] = (
     ("done", lambda row: row.finished),
     ("failed", lambda row: row.failed),
     ("silent ms", lambda row: row.silence_ms),
+    ("unread bytes", lambda row: row.buffered_bytes),
     ("up s", lambda row: row.age_s),
 )
 

@@ -68,7 +68,7 @@ class WorkerSettings:
         speed: Relative speed for lottery and shortest_queue.
         stream_interval: Tokens gathered into one delta after the first.
         beats: Send beats. --no-beats registers a static worker, which is never removed for silence.
-        transport: The driver of the socket, libzmq or loop; $ZFABRIC_TRANSPORT, else libzmq, by default.
+        transport: The driver of the socket, loop or libzmq; $ZFABRIC_TRANSPORT, else loop, by default.
         drain_ms: How long a drain lets running requests finish.
         close_ms: How long after that an engine may take to end, or a model that is still loading to finish.
         key: This worker's secret key file, for a controller with keys; $ZFABRIC_KEY by default.

@@ -49,7 +49,7 @@ class AsyncClient(AsyncQueries):
             that may pass. Within that time an outage is invisible.
         label: Shown to operators.
         credentials: Keys for a controller that wants them; $ZFABRIC_KEY and $ZFABRIC_CONTROLLER_KEY by default.
-        transport: The driver of the socket, "libzmq" or "loop"; $ZFABRIC_TRANSPORT by default, else libzmq.
+        transport: The driver of the socket, "loop" or "libzmq"; $ZFABRIC_TRANSPORT by default, else loop.
 
     Raises:
         ConfigurationError: One of them cannot work.

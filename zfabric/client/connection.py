@@ -25,7 +25,7 @@ from zfabric.transport.curve import Credentials
 from zfabric.transport.links import DealerDriver, open_dealer
 from zfabric.transport.loop_timer import LoopTimer
 from zfabric.version import __version__
-from zfabric.wire.messages import Operation
+from zfabric.wire.fields import Operation
 from zfabric.wire.payloads import AnyRequest
 
 _log: Final = logging.getLogger("zfabric.client")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from zfabric.client.results import Choice, Completion
 from zfabric.errors import FabricError, ProtocolError, RequestCancelledError
-from zfabric.wire.payloads import Chunk, ChunkExtra, Delta, Outcome, TokenLogprobs, Usage
+from zfabric.wire.payloads import Chunk, ChunkExtra, Delta, Outcome, TokenLogprobs, ToolCallDelta, Usage, joined_calls
 
 
 class Answer:
@@ -53,6 +53,8 @@ class Answer:
             if choice.logprobs is None:
                 choice.logprobs = []
             choice.logprobs += extra.logprobs
+        if extra.reasoning or extra.tool_calls:
+            choice.extend_parts(extra.reasoning, extra.tool_calls or ())
         if extra.prompt_logprobs is not None:
             self.prompt_logprobs = extra.prompt_logprobs
 
@@ -151,15 +153,20 @@ class Mailbox(Answer):
         choice = self.choices[first.index]
         choice.extend(delta.text, delta.token_ids)
         logprobs: list[TokenLogprobs] = []
+        reasoning: list[str] = []
+        calls: list[ToolCallDelta] = []
         for chunk in run:
             extra = chunk.extra
             if extra is None:
                 continue
             self._enter_extra(choice, extra)
             logprobs += extra.logprobs or ()
+            reasoning.append(extra.reasoning)
+            calls += extra.tool_calls or ()
             delta.finish_reason = extra.finish_reason or delta.finish_reason
             delta.prompt_logprobs = extra.prompt_logprobs or delta.prompt_logprobs
         delta.logprobs = logprobs or None
+        delta.reasoning, delta.tool_calls = "".join(reasoning), joined_calls(calls)
         self.units_taken = sum([_units(chunk) for chunk in run])
         return delta
 

@@ -2,12 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from zfabric.wire.payloads import FinishReason, Logprob, TokenLogprobs, Usage
+from zfabric.errors import ProtocolError
+from zfabric.wire.payloads import FinishReason, Logprob, TokenLogprobs, ToolCallDelta, Usage
+
+
+class ToolCall:
+    """A call that a model asks for.
+
+    Attributes:
+        id: What the message with the result names as `tool_call_id`.
+        name: The function's.
+    """
+
+    __slots__ = ("_arguments", "id", "name")
+
+    def __init__(self) -> None:
+        self.id = ""
+        self.name = ""
+        self._arguments: list[str] = []
+
+    @property
+    def arguments(self) -> str:
+        """A JSON text, as far as it was read. A model may write one that is broken."""
+        if len(self._arguments) > 1:
+            self._arguments = ["".join(self._arguments)]
+        return self._arguments[0] if self._arguments else ""
+
+    def extend(self, piece: ToolCallDelta) -> None:
+        """Add what arrived."""
+        self.id = piece.id or self.id
+        self.name = piece.name or self.name
+        self._arguments.append(piece.arguments)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The call as a message of the assistant holds it."""
+        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+
+    def __repr__(self) -> str:
+        return f"ToolCall(id={self.id!r}, name={self.name!r}, arguments={self.arguments!r})"
 
 
 class Choice:
@@ -17,16 +55,19 @@ class Choice:
         index: 0 … n-1.
         token_ids, finish_reason: As far as it was read.
         logprobs: One entry per token, if asked for.
+        tool_calls: Calls in the order of their beginnings.
     """
 
-    __slots__ = ("_parts", "finish_reason", "index", "logprobs", "token_ids")
+    __slots__ = ("_parts", "_reasoning", "finish_reason", "index", "logprobs", "token_ids", "tool_calls")
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.logprobs: list[TokenLogprobs] | None = None
+        self.tool_calls: list[ToolCall] = []
         self._parts: list[str] = []
+        self._reasoning: list[str] = []
 
     @property
     def text(self) -> str:
@@ -40,6 +81,38 @@ class Choice:
         self._parts.append(text)
         self.token_ids += token_ids
 
+    @property
+    def reasoning(self) -> str:
+        """What the model said to itself so far, where its backend tells that from the answer."""
+        if len(self._reasoning) > 1:
+            self._reasoning = ["".join(self._reasoning)]
+        return self._reasoning[0] if self._reasoning else ""
+
+    def extend_parts(self, reasoning: str, calls: Iterable[ToolCallDelta]) -> None:
+        """Add what arrived beside text. Raises: ProtocolError: A piece is of a call that nothing began."""
+        self._reasoning.append(reasoning)
+        for piece in calls:
+            if piece.index == len(self.tool_calls):
+                self.tool_calls.append(ToolCall())
+            if not 0 <= piece.index < len(self.tool_calls):
+                raise ProtocolError(f"a piece is of call {piece.index}, of {len(self.tool_calls)}", index=piece.index)
+            self.tool_calls[piece.index].extend(piece)
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The choice as the next message of its chat: text and calls, without reasoning.
+
+        Example:
+            >>> messages.append(completion.choices[0].message)
+            >>> for call in completion.choices[0].tool_calls:
+            ...     messages.append({"role": "tool", "tool_call_id": call.id, "content": run(call.name, call.arguments)})
+        """
+        message: dict[str, Any] = {"role": "assistant", "content": self.text}
+        if self.tool_calls:
+            message["content"] = self.text or None
+            message["tool_calls"] = [call.to_dict() for call in self.tool_calls]
+        return message
+
     def to_dict(self) -> dict[str, Any]:
         """The choice as plain values; see `Completion.to_dict`."""
         return {
@@ -48,6 +121,8 @@ class Choice:
             "token_ids": list(self.token_ids),
             "finish_reason": self.finish_reason,
             "logprobs": _logprobs(self.logprobs),
+            "reasoning": self.reasoning,
+            "tool_calls": [call.to_dict() for call in self.tool_calls],
         }
 
     def __repr__(self) -> str:
@@ -88,6 +163,21 @@ class Completion:
     def finish_reason(self) -> FinishReason | None:
         """Why the first choice ended."""
         return self.choices[0].finish_reason
+
+    @property
+    def reasoning(self) -> str:
+        """What the model said to itself in the first choice."""
+        return self.choices[0].reasoning
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        """Calls of the first choice."""
+        return self.choices[0].tool_calls
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The first choice as the next message of its chat, calls included; see `Choice.message`."""
+        return self.choices[0].message
 
     @property
     def logprobs(self) -> list[TokenLogprobs] | None:

@@ -24,6 +24,7 @@ class StreamOwner(Protocol):
     def cancel(self, pending: Pending) -> None: ...
     def dropped(self, pending: Pending) -> None: ...
     def new_future(self) -> asyncio.Future[None]: ...
+    def check_loop(self) -> asyncio.AbstractEventLoop: ...
 
 
 class TokenStream(Reading):
@@ -48,6 +49,8 @@ class TokenStream(Reading):
         self._waiter: asyncio.Future[None] | None = None
 
     def __aiter__(self) -> TokenStream:
+        # Whether what came is all there already must not decide whether another loop may read it.
+        self._owner.check_loop()
         return self
 
     async def __anext__(self) -> Delta:

@@ -21,7 +21,7 @@ class ControllerConfig:
         public: Listen on addresses that other hosts can reach.
         key: The controller's secret key file; with it every connection is encrypted and has to prove a known key.
         keyring: File of the known keys and what they may do (`KeyRing.load`); goes with `key`.
-        transport: The driver of its sockets, `libzmq` or `loop`; None is $ZFABRIC_TRANSPORT, else the default.
+        transport: The driver of its sockets, `loop` or `libzmq`; None is $ZFABRIC_TRANSPORT, else the default.
         drain_ms: How long a drain waits for running requests.
         broker: Policy, timings and bounds of the broker.
     """

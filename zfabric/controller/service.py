@@ -64,6 +64,7 @@ class Controller:
         self._timer = LoopTimer(self._loop, self._tick)
         self._link = link = self._open_link(self._broker)
         link.is_known = self._broker.has_session
+        self._broker.buffered_of = link.buffered
         if link.file_limit is not None and link.file_limit < limits.FILE_DESCRIPTORS_MIN:
             self._log("file_limit_low", limit=link.file_limit, wanted=limits.FILE_DESCRIPTORS_MIN)
         self._log("listening", endpoints=list(link.endpoints), policy=self.config.broker.policy, files=link.file_limit)

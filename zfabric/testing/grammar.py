@@ -12,29 +12,26 @@ from typing import Final
 
 from zfabric.testing.catalogue import ALL, NAMES
 from zfabric.wire import codec, kinds
+from zfabric.wire.fields import Operation
+from zfabric.wire.flow import Abort, Cancel, Credit, CreditLine
 from zfabric.wire.messages import (
-    Abort,
     Beat,
-    Cancel,
     Carried,
     CarriedMore,
     Claim,
     Claims,
     ClientHello,
-    Credit,
-    CreditLine,
     Drain,
     End,
     Ends,
     Goodbye,
     Load,
     ModelInfo,
-    Operation,
-    Query,
     Submit,
     WorkerHello,
 )
 from zfabric.wire.payloads import Chunk, CountRequest, EmbedRequest, EndsBody, GenerateRequest, Outcome
+from zfabric.wire.questions import Query
 from zfabric.wire.sampling import SamplingParams
 
 _OPERATIONS: Final[tuple[Operation, ...]] = ("generate", "generate", "embed", "count_tokens", "operate")

@@ -14,7 +14,7 @@ from zfabric.testing.network import Network
 from zfabric.testing.records import VALUES_MANY, Wish
 from zfabric.testing.workers import SimWorker
 from zfabric.testing.world import MILLISECOND, World
-from zfabric.wire.messages import Operation
+from zfabric.wire.fields import Operation
 
 _OPERATIONS: Final[tuple[Operation, ...]] = (
     "generate",

@@ -21,7 +21,7 @@ from zfabric.errors import (
 )
 from zfabric.limits import DEADLINE_GUARD_MS
 from zfabric.testing.world import MILLISECOND
-from zfabric.wire.messages import Operation
+from zfabric.wire.fields import Operation
 from zfabric.wire.payloads import AnyRequest, CountRequest, EmbedRequest, GenerateRequest, OperateRequest, Usage
 from zfabric.wire.sampling import SamplingParams
 

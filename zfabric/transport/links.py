@@ -16,9 +16,9 @@ from zfabric.ids import RoutingId
 from zfabric.transport.curve import ControllerKeys, Credentials
 from zfabric.wire.codec import EMPTY
 
-Transport = Literal["libzmq", "loop"]
+Transport = Literal["loop", "libzmq"]
 TRANSPORTS: Final[tuple[Transport, ...]] = get_args(Transport)
-DEFAULT_TRANSPORT: Final[Transport] = "libzmq"
+DEFAULT_TRANSPORT: Final[Transport] = "loop"
 #: Chooses the driver where nothing else does.
 TRANSPORT_VARIABLE: Final = "ZFABRIC_TRANSPORT"
 
@@ -97,8 +97,11 @@ class RouterDriver(Protocol):
     def key_of(self, peer: RoutingId) -> bytes:
         """The public key (Z85) that a peer has proved; empty without encryption."""
 
+    def buffered(self, peer: RoutingId) -> int:
+        """Bytes that wait for a peer which is slow to read; 0 for one that is gone."""
+
     def counted(self) -> dict[str, int]:
-        """What the link counted, and how much is kept now."""
+        """What the link counted, and how much is kept now: `buffered_bytes` of all peers."""
 
     async def close(self) -> None:
         """Let what was sent leave for a moment, then close all connections and listeners. No call comes afterwards.

@@ -71,7 +71,7 @@ class Acceptor:
         self._loop = asyncio.get_running_loop()
         self._told = False
         self._paused: asyncio.TimerHandle | None = None
-        self._starting: set[asyncio.Task[None]] = set()
+        self._starting: dict[asyncio.Task[None], socket.socket] = {}
         self._loop.add_reader(listener, self._accept)
 
     def _accept(self) -> None:
@@ -93,8 +93,8 @@ class Acceptor:
                 continue
             accepted.setblocking(False)
             task = self._loop.create_task(self._start(accepted, source))
-            self._starting.add(task)
-            task.add_done_callback(self._starting.discard)
+            self._starting[task] = accepted
+            task.add_done_callback(self._started)
 
     def _source_of(self, accepted: socket.socket, address: object) -> str | None:
         """Where a connection comes from; None if it may not: a Unix socket is for its own user, and root."""
@@ -112,7 +112,13 @@ class Acceptor:
             await self._loop.connect_accepted_socket(lambda: wire, accepted)
         except OSError:
             accepted.close()
-            self._handshakes.end(source)
+            wire.connection_lost(None)
+
+    def _started(self, task: asyncio.Task[None]) -> None:
+        accepted = self._starting.pop(task)
+        if task.cancelled():
+            # A task that was cancelled before its first step has closed nothing.
+            accepted.close()
 
     def _pause(self, error: OSError) -> None:
         """Without a pause the loop would spin: the listener stays readable."""

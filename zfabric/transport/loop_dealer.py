@@ -78,7 +78,7 @@ class LoopDealer:
         credentials: Keys for a controller that wants them.
 
     Raises:
-        ConfigurationError: The endpoint or a key is none.
+        ConfigurationError: The endpoint or a key is none, or an ipc socket's directory is somebody else's.
     """
 
     def __init__(
@@ -92,6 +92,9 @@ class LoopDealer:
         #: Why the last try to connect failed, in words; "" if it did not.
         self.trouble = ""
         self._parsed = parse_endpoint(endpoint)
+        if self._parsed.is_ipc:
+            # Each try looks again; whoever opens the link is to hear it from the call.
+            check_ipc_owner(Path(self._parsed.path))
         self._receiver = receiver
         # Each process draws a first delay and a cap of its own.
         self._first_s = limits.RECONNECT_MIN_MS * rng.uniform(0.5, 1.5) / 1_000

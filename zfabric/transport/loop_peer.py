@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from zfabric import limits
 from zfabric.ids import RoutingId
 from zfabric.transport.loop_mechanisms import SESSION_BOUNDS
-from zfabric.transport.loop_wire import Wire
+from zfabric.transport.loop_wire import FULL_BYTES, Wire
 from zfabric.transport.monitor import Happened
 from zfabric.wire.codec import EMPTY, ROUTE_BYTES
 from zfabric.wire.kinds import CHUNKS, CLIENT_HELLO, WITH_BODY, WORKER_HELLO
@@ -36,6 +36,9 @@ class Peer(Wire):
         source: Where it comes from, for the count of handshakes.
         loop: The running loop.
     """
+
+    #: A peer without a session is owed so little that its bound is looked at from the first of it.
+    full_bytes: ClassVar[int] = limits.PARKED_STRANGER_BYTES_MAX
 
     def __init__(
         self, router: LoopRouter, connection: Connection, source: str, loop: asyncio.AbstractEventLoop
@@ -131,6 +134,7 @@ class Peer(Wire):
         elif kind in _HELLOS and not self._in_session:
             self._in_session = True
             self.connection.set_bounds(SESSION_BOUNDS)
+            self.call_full(FULL_BYTES)
         self._handed_over = True
         router.receiver.link_message(self.name, header, frames[1] if len(frames) == 2 else EMPTY)
 

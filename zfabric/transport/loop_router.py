@@ -233,6 +233,8 @@ class LoopRouter:
         self.flush()
         self._ticker.cancel()
         self._close_listeners()
+        # Who was accepted a moment ago, and has no transport yet, is told of no end either.
+        self._all = {peer for peer in self._all if peer.begun}
         for peer in list(self._all):
             peer.close()
         # Transports write what they have, and close, in the loop's next turns; those whose peer does not read are cut.

@@ -6,16 +6,17 @@ import asyncio
 import contextlib
 import socket
 from collections import deque
-from typing import Final, cast
+from typing import ClassVar, Final, cast
 
 from zfabric import limits
+from zfabric.transport import paths
 from zfabric.zmtp.connection import Connection, Message, Ping, Pong, Ready
 from zfabric.zmtp.faults import ZmtpError
 
-#: Time to live that is sent with a ping, in ZMTP's tenths of a second.
-_PING_TTL: Final = limits.ZMTP_TIMEOUT_MS // 100
+#: Time to live that is sent with a ping: none. It would ask to be cut off as soon as this program is busy for so long.
+_PING_TTL: Final = 0
 #: From here on asyncio calls a transport's buffer full; what that means is decided by whoever sends.
-_FULL_BYTES: Final = 64 * 1024
+FULL_BYTES: Final = 64 * 1024
 
 
 class Wire(asyncio.Protocol):
@@ -25,6 +26,9 @@ class Wire(asyncio.Protocol):
         connection: New.
         loop: The running loop.
     """
+
+    #: What a buffer holds that is called full, to begin with.
+    full_bytes: ClassVar[int] = FULL_BYTES
 
     def __init__(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
         self.connection = connection
@@ -39,8 +43,14 @@ class Wire(asyncio.Protocol):
         self._working = False
         self._heard = True
         self._silent_ms = 0
-        self._silence_ms_max = limits.ZMTP_TIMEOUT_MS
+        #: The peer's wish to be cut off after so much silence, 0 for none.
+        self._ttl_ms = 0
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is, or was, a connection."""
+        return self._transport is not None
 
     # ── for whoever makes one ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -64,7 +74,7 @@ class Wire(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = made = cast(asyncio.Transport, transport)
-        made.set_write_buffer_limits(high=_FULL_BYTES)
+        made.set_write_buffer_limits(high=self.full_bytes)
         with contextlib.suppress(OSError, AttributeError):
             wire = made.get_extra_info("socket")
             if wire.family in (socket.AF_INET, socket.AF_INET6):
@@ -128,8 +138,8 @@ class Wire(asyncio.Protocol):
 
     def _note(self, event: Message | Ready | Ping | Pong) -> None:
         if isinstance(event, Ping):
-            # Its time to live is a wish to be cut off earlier than we would; tenths of a second, in steps of our pings.
-            self._silence_ms_max = min(limits.ZMTP_TIMEOUT_MS, event.ttl * 100 or limits.ZMTP_TIMEOUT_MS)
+            # Tenths of a second, in steps of our pings.
+            self._ttl_ms = event.ttl * 100
         self._answer()
         if isinstance(event, Ready):
             if self._timer is not None:
@@ -182,6 +192,11 @@ class Wire(asyncio.Protocol):
         if self._transport is not None and not self.ended:
             self._transport.write(data)
 
+    def call_full(self, size: int) -> None:
+        """From now on a buffer is called full that holds more than this."""
+        if self._transport is not None and not self.ended:
+            self._transport.set_write_buffer_limits(high=size)
+
     @property
     def buffered(self) -> int:
         """Bytes that the kernel has not taken."""
@@ -191,7 +206,7 @@ class Wire(asyncio.Protocol):
         """Every `ZMTP_PING_MS`: give up a path that is silent for too long, and ask again.
 
         Silence is counted in ticks, not by the clock: a process that stood still has not listened, so it must not take its
-        own absence for the peer's.
+        own absence for the peer's. Nor is a silent peer a dead one while its kernel answers; see `_given_up`.
         """
         if self.ended or not self.connection.ready:
             return
@@ -200,12 +215,20 @@ class Wire(asyncio.Protocol):
             self._silent_ms = 0
         else:
             self._silent_ms += limits.ZMTP_PING_MS
-            if self._silent_ms >= self._silence_ms_max:
+            if self._given_up():
                 self.abort()
                 return
         ping = self.connection.ping(_PING_TTL)
         if ping:
             self.write(ping)
+
+    def _given_up(self) -> bool:
+        silent_ms = self._silent_ms
+        if silent_ms >= limits.SILENCE_MS or 0 < self._ttl_ms <= silent_ms:
+            return True
+        if silent_ms < limits.ZMTP_TIMEOUT_MS or self._transport is None:
+            return False
+        return paths.is_dead(self._transport.get_extra_info("socket"), limits.ZMTP_TIMEOUT_MS) is not False
 
     def abort(self) -> None:
         """Close at once; what is buffered is lost. `lost` is called in the loop's next turn."""

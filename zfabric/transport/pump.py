@@ -53,6 +53,7 @@ class PumpedRouter:
         self.file_limit = link.file_limit
         self.key_of = link.key_of
         self.forget = link.forget
+        self.buffered = link.buffered
         self._routes = routes
         self._receiver = receiver
         self._loop = asyncio.get_running_loop()

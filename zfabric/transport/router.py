@@ -52,8 +52,8 @@ class RouterFigures:
         overflowed: Peers that had more waiting than they may.
         probes: Peers asked whether their connection is the one that was lost.
         handshakes_failed: Connections that got no further.
-        parked_peers, parked_bytes: Readers that do not read now, and what waits for them.
-        parked_peer_bytes_max: The most that one of them has had.
+        buffered_peers, buffered_bytes: Readers that do not read now, and what waits for them.
+        buffered_peer_bytes_max: The most that one of them has had.
     """
 
     malformed: int = 0
@@ -62,9 +62,9 @@ class RouterFigures:
     overflowed: int = 0
     probes: int = 0
     handshakes_failed: int = 0
-    parked_peers: int = 0
-    parked_bytes: int = 0
-    parked_peer_bytes_max: int = 0
+    buffered_peers: int = 0
+    buffered_bytes: int = 0
+    buffered_peer_bytes_max: int = 0
 
 
 class RouterLink:
@@ -137,9 +137,9 @@ class RouterLink:
         """What was counted until now."""
         figures, parking = self._figures, self._parking
         figures.handshakes_failed = self._handshakes.failed
-        figures.parked_peers = len(parking.peers)
-        figures.parked_bytes = parking.total_bytes
-        figures.parked_peer_bytes_max = parking.peer_bytes_max
+        figures.buffered_peers = len(parking.peers)
+        figures.buffered_bytes = parking.total_bytes
+        figures.buffered_peer_bytes_max = parking.peer_bytes_max
         return figures
 
     # ── in ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -287,6 +287,11 @@ class RouterLink:
     def retry_parked(self, now_ns: int) -> list[RoutingId]:
         """Send what was parked and is due, as far as it goes. Returns peers that are gone."""
         return self._parking.retry(now_ns)
+
+    def buffered(self, peer: RoutingId) -> int:
+        """Bytes that are parked for a peer; what libzmq holds in its pipe is not known."""
+        waiting = self._parking.peers.get(peer)
+        return waiting.size if waiting is not None else 0
 
     def forget(self, peer: RoutingId) -> None:
         """Drop what is parked and known of a peer."""

@@ -11,9 +11,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgspec
 from msgspec import Struct
 
-from zfabric.errors import FabricError, ProtocolError
+from zfabric.errors import FabricError, ProtocolError, VersionMismatchError
 from zfabric.limits import ATTEMPTS_MAX, CONTROL_BODY_BYTES_MAX, HEADER_BYTES_MAX, MESSAGE_LENGTH_MAX
-from zfabric.wire import kinds, messages, payloads
+from zfabric.wire import flow, kinds, messages, payloads, questions
 
 T = TypeVar("T")
 
@@ -30,23 +30,25 @@ _BODIES: Final[dict[int, type[Struct]]] = {
     kinds.CLIENT_HELLO: messages.ClientHello,
     kinds.WORKER_HELLO: messages.WorkerHello,
     kinds.WELCOME: messages.Welcome,
-    kinds.REFUSED: messages.Fault,
+    kinds.REFUSED: questions.Fault,
     kinds.BEAT: messages.Beat,
     kinds.LOAD: messages.Load,
     kinds.GOODBYE: messages.Goodbye,
-    kinds.CANCEL: messages.Cancel,
-    kinds.CREDIT: messages.Credit,
-    kinds.GRANT: messages.Grant,
-    kinds.ABORT: messages.Abort,
-    kinds.QUERY: messages.Query,
-    kinds.ANSWER: messages.Answer,
-    kinds.FAULT: messages.Fault,
+    kinds.CANCEL: flow.Cancel,
+    kinds.CREDIT: flow.Credit,
+    kinds.GRANT: flow.Grant,
+    kinds.ABORT: flow.Abort,
+    kinds.QUERY: questions.Query,
+    kinds.ANSWER: questions.Answer,
+    kinds.FAULT: questions.Fault,
     kinds.DRAIN: messages.Drain,
     kinds.CLAIMS: messages.Claims,
     kinds.CARRIED: messages.CarriedMore,
 }
+#: What follows the byte of a kind in the first frame.
+STRUCTS: Final[dict[int, type[Struct]]] = {**_ENVELOPES, **_BODIES}
 _KIND_OF: Final[dict[type[Struct], int]] = {
-    kind_type: kind for kind, kind_type in {**_ENVELOPES, **_BODIES}.items() if kind != kinds.REFUSED
+    kind_type: kind for kind, kind_type in STRUCTS.items() if kind != kinds.REFUSED
 }
 _HEADER_OF: Final = {kind: bytes([kind]) for kind in kinds.NAMES}
 _envelope_decoders: Final = {kind: msgspec.msgpack.Decoder(t) for kind, t in _ENVELOPES.items()}
@@ -123,8 +125,8 @@ def raw(value: object) -> msgspec.Raw:
     return msgspec.Raw(encode(value))
 
 
-def fault_of(error: FabricError) -> messages.Fault:
-    return messages.Fault(code=error.code, message=told(error), details=error.details)
+def fault_of(error: FabricError) -> questions.Fault:
+    return questions.Fault(code=error.code, message=told(error), details=error.details)
 
 
 def told(error: FabricError) -> str:
@@ -194,6 +196,26 @@ def unpack_control(header: bytes) -> Any:
         name = kinds.NAMES.get(header[0], hex(header[0]))
         raise ProtocolError(f"{name} holds {len(header)} bytes, limit is {CONTROL_BODY_BYTES_MAX}", size=len(header))
     return _decode(_body_decoders.get(header[0]), memoryview(header)[1:], header[0])
+
+
+def unpack_hello(header: bytes) -> Any:
+    """CLIENT_HELLO or WORKER_HELLO of this version.
+
+    Raises:
+        VersionMismatchError: It is of another one, whatever that has after its number.
+        ProtocolError: As of `unpack_control`.
+    """
+    version = next(iter(leading_integers(memoryview(header)[1:], 1)), kinds.PROTOCOL_VERSION)
+    if version == kinds.PROTOCOL_VERSION:
+        hello = unpack_control(header)
+        version = hello.version
+    if version != kinds.PROTOCOL_VERSION:
+        raise VersionMismatchError(
+            f"peer speaks version {version} of the protocol, controller speaks {kinds.PROTOCOL_VERSION} alone",
+            peer=version,
+            controller=kinds.PROTOCOL_VERSION,
+        )
+    return hello
 
 
 def unpack_chunks(header: bytes) -> list[payloads.Chunk]:

@@ -7,40 +7,30 @@ field are built by keyword: their order is the wire's business.
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated
 
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Struct
 
-from zfabric.errors import Detail
 from zfabric.limits import (
-    ATTEMPTS_MAX,
     DEADLINE_MAX_MS,
     GAUGES_MAX,
     LIST_LENGTH_MAX,
-    LOCK_BYTES,
-    NAME_LENGTH_MAX,
     PRIORITY_MAX,
     SLOTS_MAX,
     SPEED_MAX,
     WORKER_MODELS_MAX,
 )
-
-Name = Annotated[str, Meta(min_length=1, max_length=NAME_LENGTH_MAX)]
-OptionalName = Annotated[str, Meta(max_length=NAME_LENGTH_MAX)]
-Unsigned32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-Unsigned63 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-Attempt = Annotated[int, Meta(ge=0, le=ATTEMPTS_MAX)]
-#: What can be compared, added up and shown: no infinity, and not the value that is no number.
-Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
-Operation = Literal["generate", "embed", "count_tokens", "operate"]
-#: What a model or an operator is told beside what has a name.
-FiniteDetail = str | int | Finite | bool | None
-#: What a client's secret hashes to (`zfabric.wire.locks`): whoever claims a request has to show the secret.
-Lock = Annotated[bytes, Meta(max_length=LOCK_BYTES)]
-
-#: An encoded nil: no result.
-NIL: Final = Raw(b"\xc0")
+from zfabric.wire.fields import (
+    Attempt,
+    Finite,
+    FiniteDetail,
+    Lock,
+    Name,
+    Operation,
+    OptionalName,
+    Unsigned32,
+    Unsigned63,
+)
 
 # ── Envelopes: header = kind byte + one of these ────────────────────────────────────────────────────────────────────
 
@@ -49,15 +39,16 @@ class Submit(Struct, array_like=True, kw_only=True, gc=False):
     """client → controller. The body is the request, for the worker only.
 
     Attributes:
-        request: Random name of the request, unique among the client's own.
+        request: Random number of the request, unique among the client's own.
         attempt: 0, then one more at each resubmission; answers to older attempts are ignored.
         operation: What is asked.
         model: Model or alias; "" where `worker` is given for an operator's call.
         priority: Of the requests that wait, those with the lowest number are served first; 0 is usual.
         deadline_ms: Time left from now, None for no deadline.
-        window: Units the worker may send before it needs credit, counted from the answer's start.
-        resume_from: Units the client already has (0 for a fresh request).
-        worker: Only this worker will do; "" for any.
+        window: Units the worker may send before it needs credit, counted from the answer's start. 0 holds everything back
+            until the terminal.
+        resume_from: Units the client already has, 0 for a fresh request: the attempt's first chunk has this offset.
+        worker: Only this worker will do, which needs an operator's key; "" for any.
     """
 
     request: Unsigned63
@@ -72,7 +63,21 @@ class Submit(Struct, array_like=True, kw_only=True, gc=False):
 
 
 class Dispatch(Struct, array_like=True, kw_only=True, gc=False):
-    """controller → worker. As Submit, with whose it is: the session's number, and the client's instance and lock."""
+    """controller → worker. As Submit, with whose it is: the session's number, and the client's instance and lock.
+
+    Attributes:
+        client: Number of the client's session, which the chunks for it begin with.
+        instance: The client's, which the terminals for it name.
+        request: As in the SUBMIT.
+        attempt: As in the SUBMIT.
+        operation: As in the SUBMIT.
+        model: The model's own name, also where the SUBMIT has an alias; "" for the worker's first.
+        priority: As in the SUBMIT.
+        deadline_ms: What is left of it now, in milliseconds; None for no deadline.
+        window: As in the SUBMIT, or what credit has made of it since.
+        resume_from: As in the SUBMIT.
+        lock: What the client's secret hashes to; `Carried` tells it again.
+    """
 
     client: Unsigned32
     instance: Unsigned63
@@ -88,7 +93,13 @@ class Dispatch(Struct, array_like=True, kw_only=True, gc=False):
 
 
 class End(Struct, array_like=True, kw_only=True, gc=False):
-    """One terminal: code 0 for done, else an error's code."""
+    """One terminal.
+
+    Attributes:
+        request: What has ended.
+        attempt: Which attempt of it.
+        code: 0 for done, else an error's code.
+    """
 
     request: Unsigned63
     attempt: Attempt
@@ -99,6 +110,8 @@ class Ends(Struct, array_like=True, kw_only=True, gc=False):
     """worker → controller → client: the terminals in a step of one client, named by its instance.
 
     Attributes:
+        instance: The client's.
+        ends: What has ended.
         client: The session's number that chunks of these streams carry. Terminals that were on their way when the client
             came back under another number are kept until it has claimed them. 0 for whatever number it has now.
     """
@@ -112,7 +125,15 @@ class Ends(Struct, array_like=True, kw_only=True, gc=False):
 
 
 class Claim(Struct, array_like=True, kw_only=True, gc=False):
-    """A request that a returning client still waits for; it has every unit before `next`."""
+    """A request that a returning client still waits for.
+
+    Attributes:
+        request: What it waits for.
+        attempt: Which attempt of it.
+        next: The first unit that it lacks.
+        window: Units that may be sent, counted from the answer's start.
+        model: As in the SUBMIT.
+    """
 
     request: Unsigned63
     attempt: Attempt
@@ -125,6 +146,9 @@ class ClientHello(Struct, array_like=True, kw_only=True):
     """client → controller, first of all, and again after each reconnect.
 
     Attributes:
+        version: Of the protocol.
+        build: Of the program, for messages.
+        instance: Random number of this client, the same on each of its connections.
         token: Of the last WELCOME, empty at first: proves to the same controller that this is the same client.
         claims: What it still waits for; those that do not fit follow in CLAIMS.
         label: Shown to operators.
@@ -142,7 +166,11 @@ class ClientHello(Struct, array_like=True, kw_only=True):
 
 
 class Claims(Struct, array_like=True, gc=False):
-    """client → controller: more claims, after WELCOME or whenever a worker was lost that may come back."""
+    """client → controller: more claims, after WELCOME or whenever a worker was lost that may come back.
+
+    Attributes:
+        claims: What the client still waits for.
+    """
 
     claims: Annotated[list[Claim], Meta(max_length=LIST_LENGTH_MAX)]
 
@@ -178,11 +206,12 @@ class Load(Struct, array_like=True, kw_only=True, gc=False):
     """worker → controller at every beat, and whenever slots or state change.
 
     Attributes:
-        running, waiting: Requests in the engine's batch, and those it holds back.
+        running: Requests in the engines' batches.
+        waiting: Requests that the engines hold back.
         slots: Concurrent requests the worker takes now.
         progress: Sum of what `engines` says, for operators.
         tokens_per_second: Drawn in the last beat interval.
-        dispatches: Dispatches of this session seen so far: what the figures above already include.
+        dispatches: Messages DISPATCH of this session seen so far: what the figures above already include.
         kv_blocks_free: Free cache blocks, None where the engine tells none.
         draining: Finishes what it has and takes nothing new.
         gauges: Whatever else the engine tells (cache use, prefix hits …).
@@ -203,7 +232,17 @@ class Load(Struct, array_like=True, kw_only=True, gc=False):
 
 
 class Carried(Struct, array_like=True, kw_only=True, gc=False):
-    """A request that a returning worker still has; `finished` ones wait only for their reader."""
+    """A request that a returning worker still has.
+
+    Attributes:
+        instance: Of its client, from the DISPATCH, as all but `finished`.
+        request: Its number.
+        attempt: Which attempt of it.
+        operation: What was asked.
+        model: The model's own name.
+        finished: Whether it waits only for its reader, and needs no slot.
+        lock: What the client's secret hashes to.
+    """
 
     instance: Unsigned63
     request: Unsigned63
@@ -215,7 +254,11 @@ class Carried(Struct, array_like=True, kw_only=True, gc=False):
 
 
 class CarriedMore(Struct, array_like=True, gc=False):
-    """worker → controller: more carried requests, after WELCOME."""
+    """worker → controller: more carried requests, after WELCOME.
+
+    Attributes:
+        carried: What did not fit the HELLO.
+    """
 
     carried: Annotated[list[Carried], Meta(max_length=LIST_LENGTH_MAX)]
 
@@ -224,9 +267,12 @@ class WorkerHello(Struct, array_like=True, kw_only=True):
     """worker → controller, first of all, again after each reconnect, and when its models change.
 
     Attributes:
+        version: Of the protocol.
+        build: Of the program, for messages.
         name: The worker's name; one live worker holds it.
         instance: Random number of this run of the worker (its incarnation).
         models: All that it serves now, each name once; none is an announcement as well.
+        load: How it is now.
         token: Of the last WELCOME: proves that a second HELLO under the name is the same worker.
         speed: Relative speed, the weight of `lottery` and the divisor of `shortest_queue`.
         beats: False for a static worker, which is never removed for silence.
@@ -246,7 +292,18 @@ class WorkerHello(Struct, array_like=True, kw_only=True):
 
 
 class Welcome(Struct, array_like=True, kw_only=True):
-    """controller → peer: the session stands. `epoch` is the controller's own random number; it changes at a restart."""
+    """controller → peer: the session stands.
+
+    Attributes:
+        version: Of the protocol.
+        build: Of the controller's program, for messages.
+        epoch: The controller's own random number; it changes at a restart.
+        session: Number of this session, never 0. A client's chunks begin with it.
+        token: Random bytes to show in the next HELLO.
+        beat_ms: A peer says that it is there so often, in milliseconds.
+        lease_ms: A worker that was silent for so long is lost, in milliseconds.
+        frame_bytes_max: No frame that is sent to this controller may be larger, in bytes.
+    """
 
     version: int
     build: str
@@ -259,91 +316,31 @@ class Welcome(Struct, array_like=True, kw_only=True):
 
 
 class Beat(Struct, array_like=True, gc=False):
-    """Either way: I am here. Answered with the same number by the controller."""
+    """Either way: I am here.
+
+    Attributes:
+        number: A client's is given back by the controller. To a worker, 0 asks for a LOAD at once, and another number
+            answers one.
+    """
 
     number: Unsigned63 = 0
 
 
-class Cancel(Struct, array_like=True, gc=False):
-    """client → controller: these requests are no longer wanted."""
-
-    requests: Annotated[list[Unsigned63], Meta(max_length=LIST_LENGTH_MAX)]
-
-
-class CreditLine(Struct, array_like=True, kw_only=True, gc=False):
-    """The reader consumed so much that units below `window` may be sent; it has all before `next`.
-
-    With `again`, which only a controller sets, the way between was new: send from `next` on.
-    """
-
-    request: Unsigned63
-    attempt: Attempt
-    next: Unsigned32
-    window: Unsigned32
-    again: bool = False
-
-
-class Credit(Struct, array_like=True, gc=False):
-    """client → controller."""
-
-    lines: Annotated[list[CreditLine], Meta(max_length=LIST_LENGTH_MAX)]
-
-
-class Grant(Struct, array_like=True, kw_only=True, gc=False):
-    """controller → worker: credit of one client, under the number that its chunks are to carry."""
-
-    client: Unsigned32
-    instance: Unsigned63
-    lines: list[CreditLine]
-
-
-class Abort(Struct, array_like=True, kw_only=True, gc=False):
-    """controller → worker: stop these attempts, (request, attempt), of one client. Each still gets its terminal."""
-
-    instance: Unsigned63
-    attempts: list[tuple[Unsigned63, Attempt]]
-
-
 class Drain(Struct, array_like=True, gc=False):
-    """controller → worker: an operator wants it to finish and leave."""
+    """controller → worker: an operator wants it to finish and leave.
+
+    Attributes:
+        limit_ms: How long it may take, in milliseconds; 0 for the worker's own limit.
+    """
 
     limit_ms: Unsigned32
 
 
 class Goodbye(Struct, array_like=True, gc=False):
-    """Either way: this session ends on purpose."""
+    """Either way: this session ends on purpose.
 
-    reason: OptionalName = ""
-
-
-class Query(Struct, array_like=True, kw_only=True):
-    """client → controller: a question about the fabric."""
-
-    number: Unsigned63
-    what: Name
-    arguments: Annotated[dict[Name, Any], Meta(max_length=32)] = {}
-
-
-class Answer(Struct, array_like=True, kw_only=True):
-    """controller → client: what was asked, or an error. A long list comes as several answers; all but the last set `more`."""
-
-    number: int
-    code: int
-    message: str = ""
-    details: dict[str, Detail] = {}
-    result: Raw = NIL
-    more: bool = False
-
-
-class Fault(Struct, array_like=True, kw_only=True):
-    """controller → peer: your message could not be used. In REFUSED it means: and there is no session for you.
-
-    A fault names what it answers where that could be read, and ends it: an attempt of a request, or a query.
+    Attributes:
+        reason: For messages.
     """
 
-    code: int
-    message: str
-    details: dict[str, Detail] = {}
-    request: Unsigned63 | None = None
-    attempt: Attempt | None = None
-    query: Unsigned63 | None = None
+    reason: OptionalName = ""

@@ -1,14 +1,15 @@
 """What a client and a worker say to each other. The controller passes these bodies on unread.
 
 These structs are also the public vocabulary of the library: `SamplingParams` goes in, `Delta` comes out, and a backend
-sees exactly what the client's caller wrote. On the wire each is a MessagePack array in field order (docs/protocol.md §6).
+sees exactly what the client's caller wrote. On the wire each is a MessagePack array in field order (docs/protocol/messages.md).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, structs
 
 from zfabric.errors import (
     Detail,
@@ -16,10 +17,10 @@ from zfabric.errors import (
     UnsupportedOperationError,
 )
 from zfabric.limits import DIMENSIONS_MAX
-from zfabric.wire.messages import NIL
+from zfabric.wire.fields import NIL
 from zfabric.wire.sampling import SamplingParams, out_of_range
 
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "abort", "tool_calls"]
 
 #: A chat message, as tokenizer chat templates take it: {"role": …, "content": str | parts, …}.
 Message = dict[str, Any]
@@ -28,7 +29,11 @@ Message = dict[str, Any]
 class Usage(Struct, array_like=True, frozen=True):
     """Exact token counts. A continued answer counts its prompt and its tokens once.
 
-    `estimated` marks counts that a backend made itself because its engine reports none.
+    Attributes:
+        prompt_tokens: Of the prompt.
+        completion_tokens: Of the answer, all choices together.
+        cached_tokens: Of the prompt's, those that a cache had.
+        estimated: The backend made the counts itself, because its engine reports none.
     """
 
     prompt_tokens: int = 0
@@ -42,7 +47,14 @@ class Usage(Struct, array_like=True, frozen=True):
 
 
 class Logprob(Struct, array_like=True, frozen=True, gc=False):
-    """One token's natural-log probability by the model itself, before temperature and all else; `rank` counts from 1."""
+    """One token's probability by the model itself, before temperature and all else.
+
+    Attributes:
+        token_id: The token.
+        logprob: Natural logarithm of its probability.
+        text: What it reads as alone.
+        rank: Its place among all tokens, from 1; None where the engine does not tell.
+    """
 
     token_id: int
     logprob: float
@@ -51,10 +63,46 @@ class Logprob(Struct, array_like=True, frozen=True, gc=False):
 
 
 class TokenLogprobs(Struct, array_like=True, frozen=True):
-    """The drawn token and the likeliest alternatives, most likely first."""
+    """One position of a text.
+
+    Attributes:
+        token: The token that stands there.
+        top: The likeliest alternatives, most likely first.
+    """
 
     token: Logprob
     top: list[Logprob] = []
+
+
+class ToolCallDelta(Struct, array_like=True, kw_only=True, gc=False):
+    """A piece of a tool call. The first piece of a call has its id and its whole name; arguments come bit by bit.
+
+    Attributes:
+        index: Which call of its choice, from 0.
+        id: What the result is to name as `tool_call_id`; None on all pieces but the first.
+        name: The function's; None on all pieces but the first.
+        arguments: The next part of a JSON text.
+    """
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+def joined_calls(pieces: Sequence[ToolCallDelta]) -> list[ToolCallDelta] | None:
+    """Pieces of calls in their order, those of one call that follow one another as one piece; None for no pieces."""
+    joined: list[ToolCallDelta] = []
+    arguments: list[list[str]] = []
+    for piece in pieces:
+        if joined and joined[-1].index == piece.index and piece.id is None and piece.name is None:
+            arguments[-1].append(piece.arguments)
+        else:
+            joined.append(structs.replace(piece))
+            arguments.append([piece.arguments])
+    for call, parts in zip(joined, arguments, strict=True):
+        call.arguments = "".join(parts)
+    return joined or None
 
 
 class Delta(Struct, kw_only=True, gc=False):
@@ -65,7 +113,10 @@ class Delta(Struct, kw_only=True, gc=False):
         token_ids: New tokens. Backends whose engine tells none leave it empty.
         index: The choice, 0 … n-1.
         logprobs: One entry per token of `token_ids`, if asked for.
-        finish_reason: Set on the last delta of its choice: "stop", "length" or "abort".
+        finish_reason: Set on the last delta of its choice: "stop", "length", "abort", or "tool_calls" where the answer
+            ended with calls that the caller is to make.
+        reasoning: New text of what the model says to itself, where its backend tells that from the answer.
+        tool_calls: New pieces of tool calls, where its backend tells those from text.
         prompt_logprobs: On the first delta, if asked for; None for the first prompt token.
         usage: Backends set it on the last delta of the request.
     """
@@ -77,6 +128,8 @@ class Delta(Struct, kw_only=True, gc=False):
     finish_reason: FinishReason | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     usage: Usage | None = None
+    reasoning: str = ""
+    tool_calls: list[ToolCallDelta] | None = None
 
     @property
     def units(self) -> int:
@@ -87,8 +140,16 @@ class Delta(Struct, kw_only=True, gc=False):
 class ChunkExtra(Struct, array_like=True, kw_only=True, gc=False):
     """The rare parts of a chunk, kept out of the common one.
 
-    `exact`, on the first chunk of an attempt: another worker would draw the same text from the request as the client has
-    it, so the answer can be continued elsewhere. The worker alone knows whether it honours the client's drawn seed.
+    Attributes:
+        units: How far the chunk goes; None where that is the number of its token ids, or 1 if it has none.
+        worker: Name of the worker, on the first chunk of an attempt.
+        finish_reason: Why the choice has ended, on its last chunk.
+        logprobs: One for each token, if asked for.
+        prompt_logprobs: One for each token of the prompt, None for the first; on the first chunk, if asked for.
+        exact: On the first chunk of an attempt: another worker would draw the same text from the request as the client has
+            it, so the answer can be continued elsewhere. The worker alone knows whether it honours the client's drawn seed.
+        reasoning: New text of what the model says to itself, which is no part of `text`.
+        tool_calls: New pieces of tool calls, which are no part of `text`.
     """
 
     units: int | None = None
@@ -97,12 +158,27 @@ class ChunkExtra(Struct, array_like=True, kw_only=True, gc=False):
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     exact: bool = False
+    reasoning: str = ""
+    tool_calls: list[ToolCallDelta] | None = None
+
+    @property
+    def characters(self) -> int:
+        """Length of what an answer has beside its text, as a continuation counts it: `resume_characters`."""
+        calls = self.tool_calls or ()
+        return len(self.reasoning) + sum([len(call.name or "") + len(call.arguments) for call in calls])
 
 
 class Chunk(Struct, array_like=True, gc=False):
     """A run of one stream on the wire: units [offset, offset + units) of attempt `attempt` of `request`.
 
-    `offset` counts over all choices of the request. `units` is len(token_ids) unless `extra` says otherwise.
+    Attributes:
+        request: Whose answer it is.
+        attempt: Which attempt of it.
+        index: The choice, from 0.
+        offset: Its first unit, counted from the answer's start over all choices of the request.
+        text: New text.
+        token_ids: New tokens; empty where the engine tells none.
+        extra: What few chunks have.
     """
 
     request: int
@@ -117,7 +193,13 @@ class Chunk(Struct, array_like=True, gc=False):
 class Outcome(Struct, array_like=True, kw_only=True):
     """How a request ended: the rest of its terminal, in the order of the envelope's ends.
 
-    `units` is the offset at the end of the stream. `result` holds what a unary operation returns.
+    Attributes:
+        units: The offset at the end of the stream, if a worker ended it; 0 in terminals of the controller's own, and of
+            operations that are no stream.
+        usage: Token counts, where the worker has some.
+        message: What the error says, for people.
+        details: The values in it, for programs.
+        result: What the operation gives, if it is no stream; nil else.
     """
 
     units: int = 0
@@ -128,7 +210,12 @@ class Outcome(Struct, array_like=True, kw_only=True):
 
 
 class EndsBody(Struct, array_like=True, kw_only=True):
-    """Body of ENDS: the last chunks of a step, then one outcome per end."""
+    """Body of ENDS.
+
+    Attributes:
+        chunks: The last chunks of a step, of these and other streams of the client.
+        outcomes: One for each end of the envelope, in its order.
+    """
 
     chunks: list[Chunk] = []
     outcomes: list[Outcome] = []
@@ -138,15 +225,21 @@ class GenerateRequest(Struct, array_like=True, kw_only=True):
     """A request for text, as a backend receives it. Exactly one of the three kinds of prompt is set.
 
     Attributes:
-        prompt, messages, prompt_token_ids: Text, chat messages (the tokenizer's template is applied), or tokens.
+        prompt: Text.
+        messages: Chat messages; the tokenizer's template is applied.
+        prompt_token_ids: Tokens.
         sampling: How to draw.
-        tools, response_format: Passed to the chat template or the remote API, where the backend can.
+        tools: Descriptions of functions, passed to the chat template or the remote API, where the backend can.
+        response_format: What the text has to be, passed to the remote API, where the backend can.
         resume_token_ids: Tokens of the answer that its reader already has: go on after them.
-        resume_characters: Length of the text that the reader already has, in code points.
+        resume_characters: Length of what the reader already has, in code points: of text, of reasoning, and of names and
+            arguments of calls, all together.
         drawn_seed: A seed of the client's own drawing, for a model that honours seeds where `sampling` has none: so an
             answer with the defaults can be continued elsewhere. The worker puts it in `sampling`; backends do not look.
-        model, request_id, priority, deadline_ms: Set by the fabric on arrival. `deadline_ms` is what is left, None for
-            no deadline; of what waits, the lowest priority number is served first.
+        model: Set by the worker from the DISPATCH.
+        request_id: Set by the worker: the attempt's name in its logs.
+        priority: Set by the worker from the DISPATCH; of what waits, the lowest number is served first.
+        deadline_ms: Set by the worker from the DISPATCH: what is left in milliseconds, None for no deadline.
     """
 
     prompt: str | None = None
@@ -186,10 +279,14 @@ class EmbedRequest(Struct, array_like=True, kw_only=True):
 
     Attributes:
         inputs: Texts, or lists of token ids.
-        dimensions: Cut vectors to so many values (models trained for it), None for all.
+        dimensions: Cut vectors to so many values (models trained for it), 1 … 65,536; None for all.
         normalize: Give vectors of length 1.
         truncate: What to do with an input beyond the context: "error", "cut" or "chunk" (mean of its pieces).
         pooling: None is the model's own; else "mean", "cls" or "last".
+        model: Set by the worker from the DISPATCH.
+        request_id: Set by the worker: the attempt's name in its logs.
+        priority: Set by the worker from the DISPATCH.
+        deadline_ms: Set by the worker from the DISPATCH.
     """
 
     inputs: list[str | list[int]]
@@ -211,7 +308,16 @@ class EmbedRequest(Struct, array_like=True, kw_only=True):
 
 
 class CountRequest(Struct, array_like=True, kw_only=True):
-    """A prompt whose tokens are to be counted as `generate` would count them."""
+    """A prompt whose tokens are to be counted as `generate` would count them.
+
+    Attributes:
+        prompt: Text; or else messages.
+        messages: Chat messages.
+        model: Set by the worker from the DISPATCH.
+        request_id: Set by the worker: the attempt's name in its logs.
+        priority: Set by the worker from the DISPATCH.
+        deadline_ms: Set by the worker from the DISPATCH.
+    """
 
     prompt: str | None = None
     messages: list[Message] | None = None
@@ -230,7 +336,16 @@ class CountRequest(Struct, array_like=True, kw_only=True):
 
 
 class OperateRequest(Struct, array_like=True, kw_only=True):
-    """An operator's call to one worker, such as loading an adapter. What there is to call is the backend's own."""
+    """An operator's call to one worker, such as loading an adapter.
+
+    Attributes:
+        call: What to do; what there is to call is the backend's own.
+        arguments: By name, the backend's own as well.
+        model: Set by the worker from the DISPATCH.
+        request_id: Set by the worker: the attempt's name in its logs.
+        priority: Set by the worker from the DISPATCH.
+        deadline_ms: Set by the worker from the DISPATCH.
+    """
 
     call: str
     arguments: dict[str, Any] = {}
@@ -249,7 +364,13 @@ AnyRequest = GenerateRequest | EmbedRequest | CountRequest | OperateRequest
 
 
 class EmbedResult(Struct, array_like=True):
-    """Vectors as one buffer: float32, little-endian, row-major, of shape (rows, dimensions)."""
+    """Vectors as one buffer.
+
+    Attributes:
+        rows: How many, one for each input.
+        dimensions: Values of each.
+        data: float32, little-endian, one row after the other.
+    """
 
     rows: int
     dimensions: int

@@ -34,14 +34,17 @@ class SamplingParams(Struct, array_like=True, frozen=True, kw_only=True):
         ignore_eos: Go on past the model's own end token.
         seed: Same seed, same text, whoever shares the batch. None draws a fresh one.
         n: Choices per request; their deltas carry `index`.
-        best_of: Choices drawn, of which the n likeliest are given.
+        best_of: Choices drawn, of which the n likeliest are given; None for n.
         use_beam_search: Beam search of width best_of (or n).
         logprobs: None for none, else the number of alternatives per token beside the drawn one (0 is allowed).
         prompt_logprobs: The same for the prompt's tokens.
         echo: The answer's text begins with the prompt.
         logit_bias: Token id → added to its logit, -100 … 100, or -inf.
         bad_words: Strings that must not appear.
-        guided_json, guided_regex, guided_choice, guided_grammar: Constrain the text; one at most.
+        guided_json: JSON schema that the text has to follow. Of the four guides one at most.
+        guided_regex: Regular expression that the text has to match.
+        guided_choice: Texts of which the answer is one.
+        guided_grammar: Grammar that the text has to follow, in the engine's own notation.
         truncate_prompt: Keep only the last tokens of a prompt that is too long, instead of an error.
         skip_special_tokens: Leave special tokens out of the text.
     """
@@ -99,7 +102,7 @@ class SamplingParams(Struct, array_like=True, frozen=True, kw_only=True):
             ParameterRangeError: Names the parameter, its value and its bounds.
         """
         for name in self.changed():
-            bounds = _RANGES.get(name)
+            bounds = RANGES.get(name)
             value = getattr(self, name)
             if bounds is None or (value is None and name == "max_new_tokens"):
                 continue
@@ -110,7 +113,7 @@ class SamplingParams(Struct, array_like=True, frozen=True, kw_only=True):
                 inside = False
             if not inside:
                 raise out_of_range(name, value, f"{low} … {high}")
-            if value == 0 and name in _POSITIVE:
+            if value == 0 and name in POSITIVE:
                 raise out_of_range(name, value, "greater than 0" if low == 0 else "-1 or at least 1")
         self._check_together()
 
@@ -118,7 +121,7 @@ class SamplingParams(Struct, array_like=True, frozen=True, kw_only=True):
         """What one parameter demands of another. Raises: ParameterRangeError."""
         if self.best_of is not None and self.best_of < self.n:
             raise out_of_range("best_of", self.best_of, f"at least n, which is {self.n}")
-        for name, bound in _LENGTHS.items():
+        for name, bound in ITEMS_MAX.items():
             items = getattr(self, name)
             if items and len(items) > bound:
                 raise ParameterRangeError(
@@ -143,14 +146,14 @@ class SamplingParams(Struct, array_like=True, frozen=True, kw_only=True):
         return self.temperature < GREEDY_TEMPERATURE
 
     @property
+    def single(self) -> bool:
+        """Whether one text is drawn, a token at a time: nothing else can go on from its tokens."""
+        return self.n == 1 and self.best_of in (None, 1) and not self.use_beam_search
+
+    @property
     def reproducible(self) -> bool:
         """Whether another worker would draw the same text: what an exact continuation needs."""
-        return (
-            (self.greedy or self.seed is not None)
-            and self.n == 1
-            and self.best_of in (None, 1)
-            and (not self.use_beam_search)
-        )
+        return self.single and (self.greedy or self.seed is not None)
 
 
 #: Below this a softmax is a one-hot in float32; FastChat draws the same line.
@@ -159,7 +162,8 @@ GREEDY_TEMPERATURE: Final = 1e-5
 #: OpenAI's bound. Whoever wants a token never to come gives it minus infinity.
 _BIAS_MAX: Final = 100
 _GUIDES: Final = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
-_RANGES: Final[dict[str, tuple[float, float]]] = {
+#: The least and the greatest value of a number.
+RANGES: Final[dict[str, tuple[float, float]]] = {
     "temperature": (0, 100),
     "top_p": (0, 1),
     "top_k": (-1, 2**31 - 1),
@@ -177,7 +181,7 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "prompt_logprobs": (0, 1_000),
 }
 #: How many items a parameter may have.
-_LENGTHS: Final = {
+ITEMS_MAX: Final = {
     "stop": SAMPLING_ITEMS_MAX,
     "stop_token_ids": SAMPLING_ITEMS_MAX,
     "bad_words": SAMPLING_ITEMS_MAX,
@@ -185,7 +189,7 @@ _LENGTHS: Final = {
     "logit_bias": LOGIT_BIAS_MAX,
 }
 #: Zero is within the bounds, but not allowed.
-_POSITIVE: Final = frozenset({"top_p", "top_k", "typical_p"})
+POSITIVE: Final = frozenset({"top_p", "top_k", "typical_p"})
 _SAMPLING_FIELDS: Final = tuple(SamplingParams.__struct_fields__)
 _SAMPLING_DEFAULTS: Final = structs.astuple(SamplingParams())
 

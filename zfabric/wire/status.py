@@ -8,7 +8,21 @@ from zfabric.errors import Detail
 
 
 class ModelStatus(Struct, kw_only=True):
-    """One model, all its workers together."""
+    """One model, all its workers together. What its workers announce differently is given as the first one has it.
+
+    Attributes:
+        name: Its own name.
+        aliases: Other names that stand for it now.
+        workers: Names of those that serve it.
+        slots: Requests that they take at a time, all together.
+        in_flight: Requests that they have.
+        queued: Requests that wait for one of them.
+        context_length: Tokens of prompt and answer together, the least of all workers; 0 if unknown.
+        capabilities: As announced.
+        parameters: Sampling parameters that are honoured.
+        dimensions: Length of an embedding; 0 if it makes none.
+        details: As announced.
+    """
 
     name: str
     aliases: list[str] = []
@@ -24,8 +38,29 @@ class ModelStatus(Struct, kw_only=True):
 
 
 class WorkerStatus(Struct, kw_only=True):
-    """One worker. `silence_ms` is the time since anything was heard of it; `failed` counts requests that ended in an
-    error there."""
+    """One worker.
+
+    Attributes:
+        name: Its name.
+        state: "ready", "draining", or "stalled" if one of its engines hangs.
+        models: What it serves.
+        slots: Requests that it takes at a time.
+        in_flight: Requests that hold a slot of it, as the controller sees it.
+        running: Requests in its engines' batches, as it says.
+        waiting: Requests that its engines hold back, as it says.
+        speed: Relative speed, as announced.
+        tokens_per_second: Drawn in the last beat interval.
+        progress: Sum of its engines' counters.
+        kv_blocks_free: Free cache blocks, None where the engine tells none.
+        age_s: Seconds since its session began.
+        silence_ms: Milliseconds since anything was heard of it.
+        beats: Whether it is lost if it says nothing.
+        dispatched: Requests that it was given since its session began.
+        finished: Those that ended without an error.
+        failed: Those that ended in an error there.
+        buffered_bytes: Bytes that wait in the controller for it to read them.
+        gauges: Whatever else its engines tell.
+    """
 
     name: str
     state: str
@@ -44,11 +79,54 @@ class WorkerStatus(Struct, kw_only=True):
     dispatched: int
     finished: int
     failed: int
+    buffered_bytes: int = 0
     gauges: dict[str, float] = {}
 
 
+class SlowReader(Struct, kw_only=True):
+    """A client or worker that has not read what was sent to it.
+
+    Attributes:
+        name: "client" or "worker", and the client's label or session number, or the worker's name.
+        buffered_bytes: Bytes that wait in the controller.
+    """
+
+    name: str
+    buffered_bytes: int
+
+
 class FabricStatus(Struct, kw_only=True):
-    """The controller in figures. Totals count from its start."""
+    """The controller in figures. Totals count from its start.
+
+    Attributes:
+        version: Of its program.
+        protocol: Version of the protocol.
+        epoch: Its random number; it changes at a restart.
+        uptime_s: Seconds since its start.
+        policy: Name of its dispatch policy.
+        draining: Whether it takes no new requests.
+        recovering: Whether it is new, and running streams may be claimed.
+        clients: Connected clients.
+        workers: Registered workers.
+        models: Models that somebody serves.
+        in_flight: Requests that hold a slot of a worker.
+        queued: Requests that wait.
+        queued_bytes: Bytes of their bodies.
+        submitted: Requests accepted.
+        rejected: Requests ended at once.
+        dispatched: Requests given to workers.
+        completed: Requests that ended without an error.
+        failed: Requests that ended in an error of a worker, or with it.
+        cancelled: Requests that their client cancelled.
+        expired: Requests whose deadline passed.
+        recovered: Streams that went on after a lost connection.
+        workers_lost: Sessions of workers that ended.
+        clients_lost: Sessions of clients that ended.
+        bad_frames: Messages that were no use.
+        policy_failures: Calls of an operator's own policy that failed.
+        transport: Figures of the transport, by name (docs/transport.md).
+        slow_readers: Clients and workers for which something waits, those with most of it.
+    """
 
     version: str
     protocol: int
@@ -76,3 +154,4 @@ class FabricStatus(Struct, kw_only=True):
     bad_frames: int
     policy_failures: int = 0
     transport: dict[str, int] = {}
+    slow_readers: list[SlowReader] = []

@@ -30,7 +30,7 @@ class WorkerConfig:
         stream_interval: Tokens gathered into one delta after the first, which is never held back; 1 is each.
         beats: False registers a static worker, which is never removed for silence.
         credentials: Keys for a controller that wants them.
-        transport: The driver of its socket, `libzmq` or `loop`; None is $ZFABRIC_TRANSPORT, else the default.
+        transport: The driver of its socket, `loop` or `libzmq`; None is $ZFABRIC_TRANSPORT, else the default.
         drain_ms: How long a drain lets running requests finish before it hands them back.
     """
 

@@ -162,12 +162,14 @@ async def test_guides_and_formats(setup: Setup) -> None:
         await setup.ask("plain", response_format=wanted)
 
 
-async def test_a_tool_call_comes_as_text(setup: Setup) -> None:
+async def test_a_tool_call_is_a_call(setup: Setup) -> None:
     guide = re.escape('<tool_call>\n{"name": "f", "arguments": {"a": true}}\n</tool_call>')
     guide = guide.replace("\\\n", "\n").replace("\\ ", " ")
     deltas = await setup.ask("chat", messages=HI, tools=[TOOL], guided_regex=guide, max_new_tokens=100, temperature=0.0)
-    body = text_of(deltas).strip().removeprefix("<tool_call>").removesuffix("</tool_call>")
-    assert json.loads(body) == {"name": "f", "arguments": {"a": True}}
+    calls = [call for delta in deltas for call in delta.tool_calls or ()]
+    assert [call.name for call in calls if call.name] == ["f"]
+    assert json.loads("".join(call.arguments for call in calls)) == {"a": True}
+    assert deltas[-1].finish_reason == "tool_calls"
 
 
 async def test_refusals_are_typed(setup: Setup) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zfabric.backends.prompts import known_tokens
+from zfabric.backends.front.prompts import known_tokens
 from zfabric.errors import ContextOverflowError, RequestError
 from zfabric.wire.payloads import EmbedRequest
 

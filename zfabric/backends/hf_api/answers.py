@@ -3,35 +3,54 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from zfabric.backends.front.continuation import Redraw
+from zfabric.backends.front.stop_strings import StopStrings
+from zfabric.backends.hf_api.calls import CallReader, text_of
 from zfabric.backends.hf_api.continued import Continued
 from zfabric.backends.hf_api.events import HalfCharacters
 from zfabric.backends.hf_api.failures import from_event
 from zfabric.backends.hf_api.models_file import Upstream
 from zfabric.backends.hf_api.scores import logprobs_of, tgi_logprobs
 from zfabric.backends.hf_api.tokens import Tokenizer
-from zfabric.backends.resuming import Redraw
-from zfabric.backends.stop_strings import StopStrings
 from zfabric.errors import BackendError
-from zfabric.wire.payloads import Delta, FinishReason, GenerateRequest, TokenLogprobs, Usage
+from zfabric.wire.payloads import Delta, FinishReason, GenerateRequest, TokenLogprobs, ToolCallDelta, Usage
 from zfabric.wire.sampling import SamplingParams
 
-_REASONS: dict[str, FinishReason] = {"length": "length", "max_tokens": "length", "abort": "abort"}
+_REASONS: dict[str, FinishReason] = {
+    "length": "length", "max_tokens": "length", "abort": "abort", "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+}  # fmt: skip
+
+
+class _Parts(NamedTuple):
+    """What an event tells beside text."""
+
+    reasoning: str
+    calls: list[ToolCallDelta]
+
+    @property
+    def text(self) -> str:
+        return self.reasoning + "".join([(call.name or "") + call.arguments for call in self.calls])
+
+
+_NO_PARTS: Final = _Parts("", [])
 
 
 class _Choice:
     """One choice of an answer."""
 
-    __slots__ = ("calls", "halves", "reason", "stops")
+    __slots__ = ("calls", "halves", "reason", "reasoning", "stops")
 
-    def __init__(self, sampling: SamplingParams) -> None:
+    def __init__(self, sampling: SamplingParams, request_id: str, index: int) -> None:
         self.halves = HalfCharacters()
         self.stops = StopStrings(sampling.stop, free=sampling.min_new_tokens)
         self.reason: FinishReason | None = None
-        self.calls: dict[int, dict[str, str]] = {}
+        self.reasoning = HalfCharacters()
+        self.calls = CallReader(request_id, index)
 
 
 class AnswerReader:
@@ -44,7 +63,7 @@ class AnswerReader:
         tokenizer: The model's.
 
     Attributes:
-        text: All text given out, of all choices.
+        text: All that was given out, of all choices: text, reasoning, and what calls hold.
         tokens: Tokens seen, or events where the server tells of none.
         usage: As the server reported it.
         stopped_here: Whether stop strings found here ended all choices, and the server does not know.
@@ -56,7 +75,7 @@ class AnswerReader:
         sampling = request.sampling
         self._upstream = upstream
         self._logprobs = sampling.logprobs
-        self._choices = [_Choice(sampling) for _ in range(sampling.n)]
+        self._choices = [_Choice(sampling, request.request_id, index) for index in range(sampling.n)]
         self._open = sampling.n
         self._told = 0
         self.text = ""
@@ -100,10 +119,9 @@ class AnswerReader:
         """The ends of all choices, once nothing more will come."""
         deltas: list[Delta] = []
         for index, choice in enumerate(self._choices):
-            calls = "".join(_call_text(choice.calls[number]) for number in sorted(choice.calls))
-            delta = Delta(text=calls, index=index, finish_reason=choice.reason or "abort")
+            delta = Delta(index=index, finish_reason=choice.reason or "abort")
             if self._continued is not None:
-                delta.text = self._continued.shown(calls)
+                delta.text = self._continued.shown("")
             elif self._redraw is not None:
                 self._redraw.leave_out(delta)
             deltas.append(delta)
@@ -138,22 +156,31 @@ class AnswerReader:
             if not 0 <= index < len(self._choices):
                 raise self._garbage()
             choice = self._choices[index]
+            reason = told.get("finish_reason")
+            parts = _NO_PARTS
             if self._upstream.protocol == "chat":
-                delta = told.get("delta") or {}
-                text = _text(delta.get("content"))
-                for call in delta.get("tool_calls") or ():
-                    _add_call(choice.calls, call)
+                said = told.get("delta") or {}
+                text = text_of(said.get("content"))
+                parts = self._parts(choice, said, last=reason is not None)
             else:
-                text = _text(told.get("text"))
+                text = text_of(told.get("text"))
             ids = [int(token) for token in told.get("token_ids") or ()]
             scores = None
             if self._logprobs is not None:
                 scores = logprobs_of(told.get("logprobs"), ids, self._logprobs, self._text_of)
-            reason = told.get("finish_reason")
             by_string = isinstance(told.get("stop_reason"), str)
             reason = None if reason is None else _REASONS.get(reason, "stop")
-            self._add(deltas, index, text, ids, scores, reason, by_string=by_string)
+            self._add(deltas, index, text, ids, scores, reason, by_string=by_string, parts=parts)
         return deltas
+
+    def _parts(self, choice: _Choice, said: dict[str, Any], *, last: bool) -> _Parts:
+        """What an event of a chat has beside text."""
+        reasoning = choice.reasoning.add(text_of(said.get("reasoning_content") or said.get("reasoning")))
+        calls = choice.calls.take(said.get("tool_calls") or [])
+        if last:
+            reasoning += choice.reasoning.finish()
+            calls += choice.calls.finish()
+        return _Parts(reasoning, calls)
 
     def _tgi(self, event: dict[str, Any]) -> list[Delta]:
         token = event["token"]
@@ -168,7 +195,7 @@ class AnswerReader:
                 self.usage = Usage(int(prompt_tokens), int(details["generated_tokens"]))
         scores = None if self._logprobs is None else tgi_logprobs(token, event.get("top_tokens"))
         deltas: list[Delta] = []
-        self._add(deltas, 0, "" if special else _text(token["text"]), [int(token["id"])], scores, reason)
+        self._add(deltas, 0, "" if special else text_of(token["text"]), [int(token["id"])], scores, reason)
         return deltas
 
     def _add(
@@ -181,6 +208,7 @@ class AnswerReader:
         reason: FinishReason | None,
         *,
         by_string: bool = False,
+        parts: _Parts = _NO_PARTS,
     ) -> None:
         """Take what one event says of one choice; what comes after its end is dropped.
 
@@ -191,7 +219,7 @@ class AnswerReader:
         self._told += reason is not None
         if choice.reason is not None:
             return
-        if text or ids:
+        if text or ids or any(parts):
             self.tokens += len(ids) or 1
         if self._continued is not None:
             whole = self._continued.add(ids, last=reason is not None, ended=reason == "stop" and not by_string)
@@ -204,9 +232,10 @@ class AnswerReader:
             reason = "stop"
         elif reason is not None:
             shown += choice.stops.finish()
-        if shown or ids or scores:
-            self.text += shown
+        if shown or ids or scores or any(parts):
+            self.text += parts.text + shown
             delta = Delta(text=shown, token_ids=ids, index=index, logprobs=scores)
+            delta.reasoning, delta.tool_calls = parts.reasoning, parts.calls or None
             if self._continued is not None:
                 delta.text = self._continued.shown(shown)
             if self._redraw is None or self._redraw.leave_out(delta):
@@ -214,31 +243,3 @@ class AnswerReader:
         if reason is not None:
             choice.reason = reason
             self._open -= 1
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def _add_call(calls: dict[int, dict[str, str]], told: dict[str, Any]) -> None:
-    """A piece of a tool call: arguments bit by bit, the name at once, and again with each piece from some servers."""
-    call = calls.setdefault(int(told.get("index") or 0), {"name": "", "arguments": ""})
-    function = told.get("function") or {}
-    name = _text(function.get("name"))
-    if name != call["name"]:
-        call["name"] += name
-    call["arguments"] += _text(function.get("arguments"))
-
-
-def _call_text(call: dict[str, str]) -> str:
-    """A tool call as text, as open models themselves write one."""
-    try:
-        arguments = json.loads(call["arguments"] or "{}")
-    except ValueError:
-        arguments = call["arguments"]
-    body = json.dumps({"name": call["name"], "arguments": arguments}, ensure_ascii=False)
-    return f"<tool_call>\n{body}\n</tool_call>\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from zfabric.backends.stop_strings import StopStrings
+from zfabric.backends.front.stop_strings import StopStrings
 from zfabric.wire.payloads import FinishReason, GenerateRequest
 
 if TYPE_CHECKING:

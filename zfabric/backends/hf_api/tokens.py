@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from zfabric.backends.prompts import PromptTokens
+from zfabric.backends.front.prompts import PromptTokens
 from zfabric.errors import ConfigurationError
 from zfabric.wire.payloads import Message
 
 if TYPE_CHECKING:
-    from zfabric.backends.detokenizer import Detokenizer
+    from zfabric.backends.front.detokenizer import Detokenizer
 
 
 class Tokenizer:
@@ -52,7 +52,7 @@ class Tokenizer:
 
     def detokenizer(self, *, skip_special_tokens: bool) -> Detokenizer:
         """One for one answer."""
-        from zfabric.backends.detokenizer import Detokenizer
+        from zfabric.backends.front.detokenizer import Detokenizer
 
         return Detokenizer(self._inner, skip_special_tokens=skip_special_tokens)
 

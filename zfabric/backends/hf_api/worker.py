@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from zfabric.backends.front.continuation import continues
+from zfabric.backends.front.prompts import context_overflow
 from zfabric.backends.hf_api.answers import AnswerReader
 from zfabric.backends.hf_api.channel import CLOSE_WAIT_S, USAGE_WAIT_S, AttemptError, Channel
 from zfabric.backends.hf_api.embeddings import embed
 from zfabric.backends.hf_api.models_file import Upstream, read_models_file
 from zfabric.backends.hf_api.requests import as_chat, body_of, parameters_of, path_of, tells_tokens
 from zfabric.backends.hf_api.tokens import Tokenizer
-from zfabric.backends.prompts import context_overflow
-from zfabric.backends.resuming import continues
 from zfabric.errors import (
     ConfigurationError,
     RateLimitedError,

@@ -9,6 +9,7 @@ from typing import Any
 
 from zfabric.backends.front.adapters import Adapters
 from zfabric.backends.front.embed_inputs import EmbedInputs, with_special_tokens
+from zfabric.backends.front.prompts import PromptTokens
 from zfabric.backends.hf_transformers.embed_queue import EmbedQueue
 from zfabric.backends.hf_transformers.embedding import Embedder
 from zfabric.backends.hf_transformers.engine import Engine
@@ -22,7 +23,6 @@ from zfabric.backends.hf_transformers.rope import Ropes
 from zfabric.backends.hf_transformers.self_check import check_padding, check_rows
 from zfabric.backends.hf_transformers.sequence import Answer
 from zfabric.backends.hf_transformers.token_budget import TokenBudget
-from zfabric.backends.prompts import PromptTokens
 from zfabric.errors import ConfigurationError, FabricError
 from zfabric.wire.payloads import EmbedRequest
 

@@ -7,11 +7,11 @@ from typing import Any, Final
 
 from zfabric.backends.front.adapters import Adapters
 from zfabric.backends.front.bounds import check_logprobs, check_prompt_logprobs
-from zfabric.backends.hf_transformers.images import has_images, see
+from zfabric.backends.front.images import has_images, see
+from zfabric.backends.front.prompts import PromptTokens, fit, known_tokens
 from zfabric.backends.hf_transformers.lora import Adapter
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
 from zfabric.backends.hf_transformers.structured_outputs import GUIDED, StructuredOutputs
-from zfabric.backends.prompts import PromptTokens, fit, known_tokens
 from zfabric.errors import ParameterRangeError, UnsupportedParameterError
 from zfabric.limits import LOGPROBS_MAX
 from zfabric.wire.payloads import GenerateRequest

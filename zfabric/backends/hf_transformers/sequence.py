@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from zfabric.backends.detokenizer import Detokenizer
+from zfabric.backends.front.detokenizer import Detokenizer
+from zfabric.backends.front.stop_strings import StopStrings
 from zfabric.backends.hf_transformers.best_of import BestOf
 from zfabric.backends.hf_transformers.logits_processors import Row
 from zfabric.backends.hf_transformers.lora import Adapter
 from zfabric.backends.hf_transformers.structured_outputs import Guide
-from zfabric.backends.stop_strings import StopStrings
 from zfabric.errors import FabricError
 from zfabric.wire.payloads import Delta, FinishReason, GenerateRequest, TokenLogprobs, Usage
 

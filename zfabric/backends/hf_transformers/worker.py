@@ -157,7 +157,7 @@ class ModelWorker(BaseModelWorker):
         loaded, tokens = self._assembled.loaded, self._assembled.prompts
 
         def count() -> int:
-            from zfabric.backends.hf_transformers.images import has_images, see
+            from zfabric.backends.front.images import has_images, see
 
             if has_images(request.messages):
                 return len(see(loaded.processor, loaded.tokenizer, request.messages or (), None)[0])

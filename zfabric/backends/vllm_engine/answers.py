@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from zfabric.backends.resuming import Redraw
+from zfabric.backends.front.continuation import Redraw
 from zfabric.errors import BackendError, WorkerDrainingError
 from zfabric.wire.payloads import Delta, FinishReason, GenerateRequest, Logprob, TokenLogprobs, Usage
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from zfabric.backends.vllm_engine import compat
+from zfabric.backends.vllm_engine.compat.environment import argument_parser, prepare_environment
 from zfabric.errors import ConfigurationError
 
 #: Tells vLLM's arguments from the worker's own, where need be.
@@ -47,7 +47,7 @@ def parse(argv: Sequence[str], settings: Mapping[str, Any]) -> Arguments:
     Raises:
         ConfigurationError: vLLM's parser refuses something, or a file cannot be read.
     """
-    compat.prepare_environment()
+    prepare_environment()
     from vllm import AsyncEngineArgs
 
     parser = _parser(AsyncEngineArgs)
@@ -70,7 +70,7 @@ def parse(argv: Sequence[str], settings: Mapping[str, Any]) -> Arguments:
 
 def print_help() -> None:
     """List all arguments on standard output."""
-    compat.prepare_environment()
+    prepare_environment()
     from vllm import AsyncEngineArgs
 
     _parser(AsyncEngineArgs).print_help()
@@ -97,7 +97,7 @@ def _unprefixed(argument: str) -> str:
 
 
 def _parser(engine_arguments: Any) -> Any:
-    parser = compat.argument_parser(
+    parser = argument_parser(
         prog="zfabric-worker --backend vllm", add_help=False, allow_abbrev=False, description="vLLM's engine arguments."
     )
     # The parser would end the process, from within a thread.

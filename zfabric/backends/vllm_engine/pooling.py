@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from zfabric.backends.front.embed_inputs import owners
-from zfabric.backends.vllm_engine import compat
+from zfabric.backends.vllm_engine.compat.pooling import pooling_params
+from zfabric.backends.vllm_engine.compat.rendering import tokens_input
 from zfabric.backends.vllm_engine.prompts import Prompts
 from zfabric.errors import ParameterRangeError, RequestError, UnsupportedOperationError, UnsupportedParameterError
 from zfabric.wire.payloads import EmbedRequest, EmbedResult
@@ -58,7 +59,7 @@ class Pooling:
         pieces = await self._prompts.pieces(request)
         # Vectors that are cut or averaged get their length afterwards.
         whole = request.dimensions is None and len(pieces) == len(request.inputs)
-        parameters = compat.pooling_params("embed", activate=request.normalize and whole)
+        parameters = pooling_params("embed", activate=request.normalize and whole)
         calls = [(piece.tokens, parameters) for piece in pieces]
         vectors = await self._all(calls, request.request_id, request.priority, adapter)
         weights = np.array([[float(len(piece.tokens))] for piece in pieces])
@@ -84,7 +85,7 @@ class Pooling:
         """The probability of each class, for each text."""
         self._require("classify")
         pieces = await self._prompts.pieces(EmbedRequest(inputs=list(inputs)), prompted=False)
-        parameters = compat.pooling_params("classify", activate=True)
+        parameters = pooling_params("classify", activate=True)
         vectors = await self._all([(piece.tokens, parameters) for piece in pieces], request_id, 0, adapter)
         return [[float(value) for value in vector] for vector in vectors]
 
@@ -101,9 +102,7 @@ class Pooling:
             return [float(value) for value in matrix[1:] @ matrix[0]]
         self._require("classify")
         pairs = [await self._prompts.pair(query, document) for document in documents]
-        calls = [
-            (pair, compat.pooling_params("classify", activate=True, segments=segments)) for pair, segments in pairs
-        ]
+        calls = [(pair, pooling_params("classify", activate=True, segments=segments)) for pair, segments in pairs]
         vectors = await self._all(calls, request_id, 0, adapter)
         if any(len(vector) != 1 for vector in vectors):
             raise RequestError(f"the model gives {len(vectors[0])} classes, a score needs a model with one")
@@ -118,7 +117,7 @@ class Pooling:
 
         async def one(number: int, token_ids: list[int], parameters: Any) -> Any:
             outputs = self._engine.encode(
-                compat.tokens_input(token_ids), parameters, f"{name}-{number}", lora_request=adapter, priority=priority
+                tokens_input(token_ids), parameters, f"{name}-{number}", lora_request=adapter, priority=priority
             )
             async for output in outputs:
                 if output.finished:

@@ -10,9 +10,10 @@ from typing import Any, Final
 from zfabric.backends.front.chat import no_template
 from zfabric.backends.front.embed_inputs import EmbedInputs, Piece, with_special_tokens
 from zfabric.backends.front.media import refuse_addresses, with_addresses
+from zfabric.backends.front.prompts import context_overflow, fit, known_tokens, longest_token, what_may_fit
 from zfabric.backends.front.sentence_files import SentenceFiles, read
-from zfabric.backends.prompts import context_overflow, fit, known_tokens, longest_token, what_may_fit
-from zfabric.backends.vllm_engine import compat
+from zfabric.backends.vllm_engine.compat.pooling import render_pair
+from zfabric.backends.vllm_engine.compat.rendering import chat_template, render_chat, render_text, tokens_input
 from zfabric.errors import RequestError
 from zfabric.wire.payloads import CountRequest, EmbedRequest, GenerateRequest, Message
 
@@ -52,7 +53,7 @@ class Prompts:
     def __init__(self, engine: Any, context_length: int, template: str | None) -> None:
         self._engine = engine
         self._context_length = context_length
-        self._template = compat.chat_template(engine, template)
+        self._template = chat_template(engine, template)
         self._vocabulary_size = int(engine.vllm_config.model_config.get_vocab_size())
         files = sentence_files(engine)
         encode = with_special_tokens(engine.renderer.get_tokenizer(), lower_case=files.lower_case)
@@ -91,7 +92,7 @@ class Prompts:
         fitting = fit(tokens, length, truncate=may_cut)
         if fitting is tokens and found.input:
             return found
-        return Prompt(fitting, compat.tokens_input(fitting), whole=found.whole and fitting is tokens)
+        return Prompt(fitting, tokens_input(fitting), whole=found.whole and fitting is tokens)
 
     async def count(self, request: CountRequest) -> int:
         """Tokens of a prompt. Raises: see `of`."""
@@ -112,7 +113,7 @@ class Prompts:
 
     async def tokens(self, text: str) -> list[int]:
         """Tokens of a text, special ones included."""
-        return await compat.render_text(self._engine, text, inline=len(text) <= _INLINE_CHARACTERS)
+        return await render_text(self._engine, text, inline=len(text) <= _INLINE_CHARACTERS)
 
     async def pair(self, query: str, document: str) -> tuple[list[int], int | None]:
         """Tokens of two texts to compare, and where the second begins, for models that want to know.
@@ -120,7 +121,7 @@ class Prompts:
         Raises:
             ContextOverflowError: They do not fit.
         """
-        tokens, segments = await asyncio.to_thread(compat.render_pair, self._engine, query, document)
+        tokens, segments = await asyncio.to_thread(render_pair, self._engine, query, document)
         if len(tokens) > self._context_length:
             raise context_overflow(len(tokens), self._context_length)
         return tokens, segments
@@ -142,7 +143,7 @@ class Prompts:
             arguments["tools"] = tools
         try:
             given = with_addresses(messages)
-            rendered = await compat.render_chat(self._engine, given, self._template, arguments)
+            rendered = await render_chat(self._engine, given, self._template, arguments)
         except (ValueError, TypeError, KeyError, RuntimeError) as error:
             # The last is what vLLM raises for files that it may not read.
             raise RequestError(f"these messages are refused: {error}") from None

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from zfabric.backends.vllm_engine import compat
 from zfabric.backends.vllm_engine.adapters import Adapters
 from zfabric.backends.vllm_engine.arguments import Arguments
+from zfabric.backends.vllm_engine.compat.lifecycle import warm_up, watch_outputs
+from zfabric.backends.vllm_engine.compat.metrics import record_alone, statistics_logger
+from zfabric.backends.vllm_engine.compat.rendering import end_tokens
+from zfabric.backends.vllm_engine.compat.step_tap import StepTap
 from zfabric.backends.vllm_engine.pooling import Pooling
 from zfabric.backends.vllm_engine.prompts import Prompts
 from zfabric.backends.vllm_engine.statistics import Statistics
@@ -35,7 +38,7 @@ class Runtime:
         self.slots = int(configuration.scheduler_config.max_num_seqs) * ranks
         #: vLLM has priorities only where it was told to.
         self.priorities = configuration.scheduler_config.policy == "priority"
-        self.end_tokens = compat.end_tokens(engine)
+        self.end_tokens = end_tokens(engine)
         self.adapters = Adapters(engine, arguments.names, enabled=configuration.lora_config is not None)
         self.prompts = Prompts(engine, self.context_length, arguments.chat_template)
         self.tasks: tuple[str, ...] = ()
@@ -54,24 +57,22 @@ class Runtime:
         statistics = Statistics()
         # The worker reports by itself; vLLM's own loggers and metrics would be kept up to date for nobody.
         arguments.engine.disable_log_stats = True
-        loggers = [compat.statistics_logger(statistics.record)]
+        loggers = [statistics_logger(statistics.record)]
         try:
             engine = AsyncLLM.from_engine_args(arguments.engine, stat_loggers=loggers)
         except (OSError, ValueError) as error:
             model = str(arguments.engine.model)
             raise ConfigurationError(f"model {model!r} cannot be loaded: {error}", model=model) from error
-        compat.record_alone(engine, statistics.record)
+        record_alone(engine, statistics.record)
         return cls(engine, arguments, statistics)
 
-    async def open(
-        self, on_step: Callable[[list[Any]], None], on_death: Callable[[BaseException], None]
-    ) -> compat.StepTap:
+    async def open(self, on_step: Callable[[list[Any]], None], on_death: Callable[[BaseException], None]) -> StepTap:
         """Connect the engine to the event loop, and load the adapters that were asked for."""
         self.tasks = tuple(await self.engine.get_supported_tasks())
         if self.generates:
-            await compat.warm_up(self.engine)
-        tap = compat.StepTap(self.engine, on_step, on_death)
-        compat.watch_outputs(self.engine)
+            await warm_up(self.engine)
+        tap = StepTap(self.engine, on_step, on_death)
+        watch_outputs(self.engine)
         self.pooling = Pooling(self.engine, self.prompts, self.tasks)
         for name, path in self.arguments.adapters.items():
             await self.adapters.load(name, path)

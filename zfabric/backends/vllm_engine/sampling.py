@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from zfabric.backends.vllm_engine import compat
+from zfabric.backends.vllm_engine.compat.sampling import dangerous_fields, sampling_fields, structured_outputs
 from zfabric.errors import UnsupportedParameterError
 from zfabric.wire.payloads import GenerateRequest
 
@@ -49,7 +49,7 @@ PARAMETERS: Final = frozenset(_FIELDS) | frozenset(_GUIDES) | _OWN
 
 def supported(engine: Any) -> frozenset[str]:
     """What the installed version honours, with the engine as it was started."""
-    fields = compat.sampling_fields() - compat.dangerous_fields(engine)
+    fields = sampling_fields() - dangerous_fields(engine)
     guides = frozenset(_GUIDES) if "structured_outputs" in fields else frozenset()
     return frozenset(name for name, theirs in _FIELDS.items() if theirs in fields) | guides | _OWN
 
@@ -94,15 +94,15 @@ def _constraint(request: GenerateRequest) -> dict[str, Any]:
     for name, kind in _GUIDES.items():
         value = getattr(request.sampling, name)
         if value:
-            return compat.structured_outputs(kind, list(value) if kind == "choice" else value)
+            return structured_outputs(kind, list(value) if kind == "choice" else value)
     wanted = request.response_format
     if not wanted or wanted.get("type") == "text":
         return {}
     if wanted.get("type") == "json_object":
-        return compat.structured_outputs("json_object", True)
+        return structured_outputs("json_object", True)
     if wanted.get("type") == "json_schema":
         schema = wanted.get("json_schema", {})
-        return compat.structured_outputs("json", schema.get("schema", schema))
+        return structured_outputs("json", schema.get("schema", schema))
     raise UnsupportedParameterError(
         f"response_format of type {wanted.get('type')!r} is not supported by vllm", parameter="response_format"
     )

@@ -6,10 +6,14 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from zfabric.backends.resuming import continues
-from zfabric.backends.vllm_engine import compat, sampling
+from zfabric.backends.front.continuation import continues
+from zfabric.backends.vllm_engine import sampling
 from zfabric.backends.vllm_engine.answers import Answer
 from zfabric.backends.vllm_engine.arguments import HELP, parse, print_help
+from zfabric.backends.vllm_engine.compat.environment import version
+from zfabric.backends.vllm_engine.compat.failures import translated
+from zfabric.backends.vllm_engine.compat.lifecycle import shut_down
+from zfabric.backends.vllm_engine.compat.rendering import tokens_input
 from zfabric.backends.vllm_engine.operations import Operations
 from zfabric.backends.vllm_engine.prompts import Prompt
 from zfabric.backends.vllm_engine.runtime import Runtime
@@ -90,7 +94,7 @@ class VLLMWorker(BaseModelWorker):
         capabilities += ["embed"] * runtime.pooling.embeds
         details: dict[str, Detail] = {
             "engine": "vllm",
-            "version": compat.version(),
+            "version": version(),
             "architecture": str(configuration.architecture),
             "dtype": str(configuration.dtype).removeprefix("torch."),
             "tasks": ",".join(runtime.tasks),
@@ -122,7 +126,7 @@ class VLLMWorker(BaseModelWorker):
         for task in self._admissions.values():
             task.cancel()
         if self._runtime is not None:
-            await compat.shut_down(self._runtime.engine)
+            await shut_down(self._runtime.engine)
 
     # ── text ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -161,7 +165,7 @@ class VLLMWorker(BaseModelWorker):
             raise
         except Exception as error:  # noqa: BLE001 — whatever vLLM raises for a request is that request's error
             self._answers.pop(request_id, None)
-            self.steps.fail(request_id, compat.translated(error))
+            self.steps.fail(request_id, translated(error))
         finally:
             self._tap.forget(request_id)
             if self._admissions.get(request_id) is asyncio.current_task():
@@ -183,7 +187,7 @@ class VLLMWorker(BaseModelWorker):
         parameters = sampling.translate(request, drawn=0 if redraw else len(drawn))
         given = prompt.input
         if drawn and not redraw:
-            given = compat.tokens_input([*prompt.token_ids, *drawn])
+            given = tokens_input([*prompt.token_ids, *drawn])
             self._tap.continue_after(request_id, drawn, max(0, request.resume_characters - len(echo)))
         tries = 0 if prompt.plain else tries
         self._answers[request_id] = Answer(request, len(prompt.token_ids), echo=echo, redraw=redraw, tries=tries)
@@ -238,7 +242,7 @@ class VLLMWorker(BaseModelWorker):
             try:
                 step += [(request_id, delta) for delta in answer.deltas(output)]
             except Exception as error:  # noqa: BLE001 — one answer must not take the engine's reader along
-                failed.append((request_id, compat.translated(error)))
+                failed.append((request_id, translated(error)))
             if output.finished:
                 del answers[request_id]
         if step:
@@ -260,7 +264,7 @@ class VLLMWorker(BaseModelWorker):
         try:
             return await runtime.pooling.embed(request, runtime.adapters.find(request.model))
         except Exception as error:  # noqa: BLE001 — whatever vLLM raises is its request's error
-            raise compat.translated(error) from None
+            raise translated(error) from None
 
     async def count_tokens(self, request: CountRequest) -> int:
         return await self._served().prompts.count(request)
@@ -270,7 +274,7 @@ class VLLMWorker(BaseModelWorker):
         try:
             return await self._operations.run(request)
         except Exception as error:  # noqa: BLE001 — as above
-            raise compat.translated(error) from None
+            raise translated(error) from None
 
     def _served(self) -> Runtime:
         assert self._runtime is not None, "not loaded"

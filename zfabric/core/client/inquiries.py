@@ -16,7 +16,7 @@ from zfabric.errors import DeadlineExceededError, FabricError, RequestError, Too
 from zfabric.ids import milliseconds
 from zfabric.limits import CONTROL_BODY_BYTES_MAX
 from zfabric.wire import codec
-from zfabric.wire.messages import Answer, Query
+from zfabric.wire.questions import Answer, Query
 
 
 class Inquiry:

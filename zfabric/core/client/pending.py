@@ -10,7 +10,8 @@ from msgspec import Raw
 from zfabric import limits
 from zfabric.core.timers import Timer
 from zfabric.errors import FabricError
-from zfabric.wire.messages import Claim, Operation
+from zfabric.wire.fields import Operation
+from zfabric.wire.messages import Claim
 from zfabric.wire.payloads import Chunk, Outcome
 
 #: Whether a stream that broke off may go on at another worker: "exact" only where the text is the same as without the
@@ -65,6 +66,7 @@ class Pending:
     Attributes:
         body: As it was encoded when it was accepted; empty once no other attempt can follow.
         accepted_ns: When that was.
+        single: Whether there is one choice, so that its tokens are an answer's.
         reproducible: Whether the request itself says that another worker would draw the same text.
         drawn_seed: What is drawn by where the request has no seed.
         exact: Whether the worker said that it draws by `drawn_seed`.
@@ -79,7 +81,7 @@ class Pending:
     __slots__ = (
         "accepted_ns", "attempt", "barren", "body", "characters", "consumed", "deadline_ns", "drawn_seed", "exact",
         "granted", "guard", "loss", "model", "next", "number", "operation", "pinned", "priority", "reproducible",
-        "resume", "sink", "submitted", "token_ids", "waits", "window", "worker",
+        "resume", "single", "sink", "submitted", "token_ids", "waits", "window", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -117,6 +119,7 @@ class Pending:
         self.characters = 0
         self.token_ids: list[int] = []
         self.consumed = 0
+        self.single = True
         self.reproducible = False
         self.exact = False
         self.pinned = False
@@ -132,7 +135,9 @@ class Pending:
         """Whether another worker can go on from what has arrived."""
         if not self.next:
             return True
-        return len(self.token_ids) == self.next and (self.reproducible or self.exact or self.resume == "any")
+        if not self.single or len(self.token_ids) != self.next:
+            return False
+        return self.reproducible or self.exact or self.resume == "any"
 
     @property
     def claim(self) -> Claim:

@@ -37,7 +37,9 @@ from zfabric.errors import (
 )
 from zfabric.ids import milliseconds
 from zfabric.wire import codec
-from zfabric.wire.messages import Cancel, Claims, Credit, CreditLine, Operation, Submit, Welcome
+from zfabric.wire.fields import Operation
+from zfabric.wire.flow import Cancel, Credit, CreditLine
+from zfabric.wire.messages import Claims, Submit, Welcome
 from zfabric.wire.payloads import AnyRequest, Chunk, GenerateRequest, Outcome
 from zfabric.wire.pieces import Broken, ends_of
 
@@ -126,7 +128,8 @@ class ClientRequests:
             accepted_ns=now_ns,
         )
         pending.drawn_seed = seed
-        pending.reproducible = isinstance(request, GenerateRequest) and request.sampling.reproducible
+        if isinstance(request, GenerateRequest):
+            pending.single, pending.reproducible = request.sampling.single, request.sampling.reproducible
         if deadline_ms is not None:
             pending.deadline_ns = now_ns + milliseconds(deadline_ms)
             guard_ns = pending.deadline_ns + milliseconds(limits.DEADLINE_GUARD_MS)
@@ -366,6 +369,8 @@ def _units(pending: Pending, chunk: Chunk) -> int:
     assert extra is not None
     if extra.worker is not None:
         pending.exact = extra.exact
+    if extra.reasoning or extra.tool_calls:
+        pending.characters += extra.characters
     if extra.units is None:
         return len(chunk.token_ids) or 1
     if not 0 < extra.units <= _UNITS_MAX - pending.next:

@@ -2,7 +2,7 @@
 
 `ClientSession` is told what the link does and collects frames in `outbox`; what arrives for a request goes straight to
 its `Sink`. A session begins with a HELLO on every connection, which claims the requests that ran on the former one; the
-life of a request is told in `client_requests`, that of a question in `inquiries`.
+life of a request is told in `requests`, that of a question in `inquiries`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from zfabric.errors import (
 )
 from zfabric.ids import milliseconds
 from zfabric.wire import codec, kinds
-from zfabric.wire.messages import Beat, ClientHello, Fault, Goodbye, Welcome
+from zfabric.wire.messages import Beat, ClientHello, Goodbye, Welcome
 from zfabric.wire.pieces import chunks_of
+from zfabric.wire.questions import Fault
 
 
 class ClientSession(ClientRequests):

@@ -88,6 +88,8 @@ class Broker:
         self.bad_frames = 0
         #: The driver's own figures, shown in the status.
         self.transport_figures: Callable[[], dict[str, int]] = dict
+        #: Bytes that wait for a connection's reader.
+        self.buffered_of: Callable[[RoutingId], int] = lambda _: 0
         #: What the key of a connection allows.
         self.grant_of: Callable[[RoutingId], Grant] = lambda _: EVERYBODY
         #: Told of an exception that is a fault of this program, with the kind of the message that led to it, or 0. The
@@ -110,10 +112,10 @@ class Broker:
         try:
             if kind == kinds.CLIENT_HELLO:
                 self._check_heard(sender)
-                self.sessions.client_hello(sender, codec.unpack_control(header), now_ns)
+                self.sessions.client_hello(sender, codec.unpack_hello(header), now_ns)
             elif kind == kinds.WORKER_HELLO:
                 self._check_heard(sender)
-                self.sessions.worker_hello(sender, codec.unpack_control(header), now_ns)
+                self.sessions.worker_hello(sender, codec.unpack_hello(header), now_ns)
             elif peer is None:
                 self._from_nobody(sender, kind)
             elif isinstance(peer, ClientPeer):

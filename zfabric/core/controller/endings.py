@@ -24,7 +24,8 @@ from zfabric.core.timers import Timers
 from zfabric.errors import FAILOVER_CODES, DeadlineExceededError, EngineStalledError, FabricError, RequestCancelledError
 from zfabric.limits import ATTEMPTS_MAX
 from zfabric.wire import codec
-from zfabric.wire.messages import Abort, Credit, CreditLine, End, Ends, Grant
+from zfabric.wire.flow import Abort, Credit, CreditLine, Grant
+from zfabric.wire.messages import End, Ends
 
 #: The state of what a returning client may find as it left it.
 _LIVING: Final = frozenset({RequestState.QUEUED, RequestState.RUNNING, RequestState.FINISHED})

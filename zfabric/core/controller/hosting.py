@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, get_args
 from zfabric.core.controller.dispatch import CANDIDATES_UNORDERED_MAX, Candidates, Host
 from zfabric.core.controller.fair_queue import FairQueue
 from zfabric.core.timers import Timer
-from zfabric.wire.messages import ModelInfo, Operation
+from zfabric.wire.fields import Operation
+from zfabric.wire.messages import ModelInfo
 
 if TYPE_CHECKING:
     from zfabric.core.controller.peers import Request, WorkerPeer

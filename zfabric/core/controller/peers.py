@@ -13,8 +13,9 @@ from zfabric.core.controller.request_state import RequestState
 from zfabric.core.timers import Timer
 from zfabric.ids import RoutingId
 from zfabric.limits import FORMER_ATTEMPTS_MAX
+from zfabric.wire.fields import Operation
 from zfabric.wire.locks import lock_of
-from zfabric.wire.messages import ClientHello, Operation, WorkerHello
+from zfabric.wire.messages import ClientHello, WorkerHello
 
 #: An attempt: its client's instance, the request's number, the attempt's number.
 Key = tuple[int, int, int]

@@ -13,7 +13,8 @@ from zfabric.core.controller.peers import ClientPeer
 from zfabric.errors import FabricError, NoWorkerError, ParameterRangeError, TooLargeError
 from zfabric.limits import CONTROL_BODY_BYTES_MAX, FRAME_BYTES_GOAL, HEADER_BYTES_MAX
 from zfabric.wire import codec
-from zfabric.wire.messages import Answer, Beat, Drain, Query
+from zfabric.wire.messages import Beat, Drain
+from zfabric.wire.questions import Answer, Query
 
 if TYPE_CHECKING:
     from zfabric.core.controller.broker import Broker

@@ -29,7 +29,8 @@ from zfabric.core.timers import Timers
 from zfabric.errors import ConnectionLostError, FabricError, QuotaExceededError, WorkerLostError
 from zfabric.ids import milliseconds
 from zfabric.limits import LIST_LENGTH_MAX, SLOTS_MAX
-from zfabric.wire.messages import Carried, Claim, CreditLine
+from zfabric.wire.flow import CreditLine
+from zfabric.wire.messages import Carried, Claim
 
 Key = tuple[int, int, int]
 

@@ -4,10 +4,8 @@ Rule 1: every change of state goes through `TRANSITIONS`; a pair that is not in 
 Rule 2: this file knows no clock and no peer.
 Rule 3: the client gets its terminal on entering a state of `TERMINAL_GIVEN`, and never twice.
 
-RECOVERED and CLAIMED are halves of a request whose other half may come back: a worker has announced it and its reader has
-not claimed it yet, or the other way round. FINISHED means that its worker keeps the whole answer for a reader that was
-away when it ended. ORPHANED means that nobody waits for the answer any more, but the worker's slot is still held until
-the worker says that it stopped: load is a set of live requests, never a counter.
+RECOVERED and CLAIMED are halves of a request whose other half may come back. An ORPHANED one still holds its worker's slot:
+load is a set of live requests, never a counter.
 """
 
 from __future__ import annotations
@@ -17,7 +15,18 @@ from typing import Final
 
 
 class RequestState(IntEnum):
-    """Where an attempt stands."""
+    """Where an attempt stands.
+
+    Attributes:
+        QUEUED: It waits for a worker.
+        RUNNING: A worker has it.
+        CANCELLING: Its client has cancelled it; the worker's terminal is still to come.
+        ORPHANED: Nobody waits for it any more, but the worker's slot is held until the worker says that it has stopped.
+        RECOVERED: A worker has announced it, and its client has not claimed it yet.
+        CLAIMED: Its client has claimed it, and no worker has announced it yet.
+        DONE: It has ended, and nothing is kept of it.
+        FINISHED: It has ended while its client was away; its worker keeps the answer.
+    """
 
     QUEUED = 1
     RUNNING = 2
@@ -30,7 +39,19 @@ class RequestState(IntEnum):
 
 
 class RequestEvent(IntEnum):
-    """What can happen to an attempt."""
+    """What can happen to an attempt.
+
+    Attributes:
+        DISPATCHED: It was given to a worker.
+        CANCELLED: Its client cancels it.
+        DEADLINE: Its deadline has passed.
+        ENDED: Its worker gave its terminal.
+        WORKER_LOST: Its worker is gone.
+        CLIENT_LOST: Its client is gone for good.
+        MATCHED: Both halves are there.
+        GAVE_UP: It is stopped for another reason: replaced, not claimed in time, or waiting for what cannot come.
+        UNREAD: Its worker gave its terminal while its client was away.
+    """
 
     DISPATCHED = 1
     CANCELLED = 2

@@ -27,7 +27,6 @@ from zfabric.errors import (
     NameTakenError,
     ProtocolError,
     QuotaExceededError,
-    VersionMismatchError,
     WorkerLostError,
 )
 from zfabric.ids import RoutingId, milliseconds
@@ -86,7 +85,6 @@ class Sessions:
 
     def client_hello(self, sender: RoutingId, hello: ClientHello, now_ns: int) -> None:
         """A client introduces itself. Raises: FabricError, why there is no session for it."""
-        _check_version(hello.version, hello.build, self._build)
         grant = self._grant_of(sender)
         grant.check_client()
         present = self.peers.get(sender)
@@ -168,7 +166,6 @@ class Sessions:
 
     def worker_hello(self, sender: RoutingId, hello: WorkerHello, now_ns: int) -> None:
         """A worker introduces itself, or announces other models. Raises: FabricError, why that is refused."""
-        _check_version(hello.version, hello.build, self._build)
         grant = self._grant_of(sender)
         grant.check_worker(hello.name)
         if len({info.name for info in hello.models}) < len(hello.models):
@@ -286,12 +283,3 @@ class Sessions:
         # 0 is nobody's.
         self._session = self._session % 0xFFFFFFFF + 1
         return self._session
-
-
-def _check_version(version: int, build: str, own_build: str) -> None:
-    if version != kinds.PROTOCOL_VERSION:
-        raise VersionMismatchError(
-            f"peer {build!r} speaks protocol {version}, controller {own_build!r} speaks {kinds.PROTOCOL_VERSION}",
-            peer=version,
-            controller=kinds.PROTOCOL_VERSION,
-        )

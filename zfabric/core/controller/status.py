@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import heapq
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from zfabric.core.controller.hosting import Model
 from zfabric.core.controller.peers import WorkerPeer, WorkerState
 from zfabric.core.controller.registry import Registry
 from zfabric.errors import ParameterRangeError, RequestError, UnknownModelError
-from zfabric.limits import DETAILS_MAX, MESSAGE_LENGTH_MAX, NAME_LENGTH_MAX
+from zfabric.limits import DETAILS_MAX, MESSAGE_LENGTH_MAX, NAME_LENGTH_MAX, SLOW_READERS_MAX
 from zfabric.wire.kinds import PROTOCOL_VERSION
-from zfabric.wire.status import FabricStatus, ModelStatus, WorkerStatus
+from zfabric.wire.status import FabricStatus, ModelStatus, SlowReader, WorkerStatus
 
 if TYPE_CHECKING:
     from zfabric.core.controller.broker import Broker
@@ -31,7 +33,7 @@ def answer(broker: Broker, what: str, arguments: dict[str, Any]) -> Any:
             raise UnknownModelError(f"no worker serves a model named {name!r}", model=name)
         return model_status(broker.registry, model)
     if what == "workers":
-        return [worker_status(worker, broker.timers.now_ns) for worker in broker.registry.workers.values()]
+        return [worker_status(broker, worker) for worker in broker.registry.workers.values()]
     if what == "status":
         return fabric_status(broker)
     raise RequestError(f"there is no query named {what!r}", what=what)
@@ -84,8 +86,9 @@ def model_status(registry: Registry, model: Model) -> ModelStatus:
     )
 
 
-def worker_status(worker: WorkerPeer, now_ns: int) -> WorkerStatus:
+def worker_status(broker: Broker, worker: WorkerPeer) -> WorkerStatus:
     """One worker. It is called stalled if one of its engines hangs."""
+    now_ns = broker.timers.now_ns
     stalled = worker.hung and worker.state is WorkerState.READY
     return WorkerStatus(
         name=worker.name,
@@ -105,6 +108,7 @@ def worker_status(worker: WorkerPeer, now_ns: int) -> WorkerStatus:
         dispatched=worker.dispatched,
         finished=worker.finished,
         failed=worker.failed,
+        buffered_bytes=broker.buffered_of(worker.routing_id),
         gauges=worker.load.gauges,
     )
 
@@ -140,4 +144,14 @@ def fabric_status(broker: Broker) -> FabricStatus:
         bad_frames=broker.bad_frames,
         policy_failures=broker.scheduler.chooser.failures,
         transport=broker.transport_figures(),
+        slow_readers=_slow_readers(broker),
     )
+
+
+def _slow_readers(broker: Broker) -> list[SlowReader]:
+    """Sessions for which most waits, the largest first."""
+    clients = ((f"client {it.label or it.number}", it.routing_id) for it in broker.registry.clients.values())
+    workers = ((f"worker {name}", it.routing_id) for name, it in broker.registry.workers.items())
+    waiting = ((broker.buffered_of(peer), name) for name, peer in chain(clients, workers))
+    rows = heapq.nlargest(SLOW_READERS_MAX, (row for row in waiting if row[0]))
+    return [SlowReader(name=name, buffered_bytes=size) for size, name in rows]

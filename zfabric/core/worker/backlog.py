@@ -8,10 +8,10 @@ Rule 3: the terminal is exempt from credit, and brings along whatever is left.
 
 from __future__ import annotations
 
-from zfabric.core.worker.soundness import all_integers, check_ending, check_logprobs, make_plain
+from zfabric.core.worker.soundness import all_integers, check_ending, check_logprobs, check_parts, make_plain
 from zfabric.errors import BackendError
-from zfabric.wire.messages import Operation
-from zfabric.wire.payloads import Chunk, ChunkExtra, Delta, Outcome, Usage
+from zfabric.wire.fields import Operation
+from zfabric.wire.payloads import Chunk, ChunkExtra, Delta, Outcome, Usage, joined_calls
 
 #: Rough size of one kept delta, and of one log-probability, for the bound on finished answers: objects, not wire bytes.
 _DELTA_BYTES = 200
@@ -91,6 +91,9 @@ class Backlog:
         deltas = self.deltas
         size = _DELTA_BYTES * (len(deltas) + 4) + sum([len(delta.text) for delta in deltas])
         size += 8 * sum([len(delta.token_ids) for delta in deltas])
+        if self.rare:
+            size += sum([len(delta.reasoning) for delta in deltas])
+            size += sum([_DELTA_BYTES + len(call.arguments) for delta in deltas for call in delta.tool_calls or ()])
         if deltas and (deltas[0].logprobs or deltas[0].prompt_logprobs):
             entries = [e for delta in deltas for e in (*(delta.logprobs or ()), *(delta.prompt_logprobs or ()))]
             size += _LOGPROB_BYTES * sum([1 + len(entry.top) for entry in entries if entry is not None])
@@ -115,7 +118,14 @@ class Backlog:
         tokens = len(token_ids)
         if (tokens == 1 and token_ids[0].__class__ is not int) or (tokens > 1 and not all_integers(token_ids)):
             make_plain(delta)
-        if not tokens or delta.finish_reason is not None or delta.logprobs is not None or delta.prompt_logprobs:
+        if (
+            not tokens
+            or delta.finish_reason is not None
+            or delta.logprobs is not None
+            or delta.prompt_logprobs
+            or delta.reasoning
+            or delta.tool_calls
+        ):
             self._add_rare(delta)
         self.deltas.append(delta)
         self.end += tokens or 1
@@ -138,6 +148,8 @@ class Backlog:
         if scored and not self.scored:
             check_logprobs(delta)
             self.scored = True
+        if delta.reasoning or delta.tool_calls:
+            check_parts(delta)
         if delta.finish_reason is not None:
             check_ending(delta)
             self.open_choices -= 1
@@ -201,7 +213,7 @@ class Backlog:
     def _split(self, position: int, tokens: int) -> None:
         """Make two deltas of one, after so many of its tokens.
 
-        The text goes with the last part: who goes on elsewhere from the first one has no text beyond its tokens.
+        Text, reasoning and calls go with the last part: who goes on elsewhere from the first one has no text beyond its tokens.
         """
         whole = self.deltas[position]
         scores = whole.logprobs
@@ -219,6 +231,8 @@ class Backlog:
             logprobs=scores[tokens:] if scores is not None and apart else scores,
             finish_reason=whole.finish_reason,
             usage=whole.usage,
+            reasoning=whole.reasoning,
+            tool_calls=whole.tool_calls,
         )
         self.deltas[position : position + 1] = [head, rest]
 
@@ -292,7 +306,10 @@ class Backlog:
         extra: ChunkExtra | None = None
         starts = offset == self.resumed
         has_logprobs = first.logprobs is not None or last.logprobs is not None
-        if starts or last.finish_reason is not None or has_logprobs or units != len(token_ids) or first.prompt_logprobs:
+        reasoning = "".join([delta.reasoning for delta in run]) if self.rare else ""
+        calls = joined_calls([call for delta in run for call in delta.tool_calls or ()]) if self.rare else None
+        plain = last.finish_reason is None and not (has_logprobs or first.prompt_logprobs or reasoning or calls)
+        if starts or not plain or units != len(token_ids):
             extra = ChunkExtra(
                 units=units if units != len(token_ids) else None,
                 worker=worker if starts else None,
@@ -300,5 +317,7 @@ class Backlog:
                 logprobs=[entry for delta in run for entry in delta.logprobs or ()] if has_logprobs else None,
                 prompt_logprobs=first.prompt_logprobs,
                 exact=starts and self.exact,
+                reasoning=reasoning,
+                tool_calls=calls,
             )
         return Chunk(self.request, self.attempt, first.index, offset, text, token_ids, extra)

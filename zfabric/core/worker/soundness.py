@@ -13,11 +13,12 @@ import msgspec
 
 from zfabric.errors import BackendError, Detail, FabricError
 from zfabric.limits import DETAILS_MAX, MESSAGE_LENGTH_MAX, NAME_LENGTH_MAX
-from zfabric.wire.payloads import Delta, FinishReason, Outcome, TokenLogprobs, Usage
+from zfabric.wire.payloads import Delta, FinishReason, Outcome, TokenLogprobs, ToolCallDelta, Usage
 from zfabric.wire.plain import ENCODING_ERRORS, encode_plain, plain, plain_integer
 
 _REASONS: Final = frozenset(get_args(FinishReason))
 _logprobs: Final = msgspec.msgpack.Decoder(list[TokenLogprobs])
+_tool_calls: Final = msgspec.msgpack.Decoder(list[ToolCallDelta] | None)
 _prompt_logprobs: Final = msgspec.msgpack.Decoder(list[TokenLogprobs | None])
 #: The general error of a backend: its code stands for one that is no code.
 _CODE_MAX: Final = 99_999
@@ -70,6 +71,16 @@ def check_logprobs(delta: Delta) -> None:
             _prompt_logprobs.decode(encode_plain(delta.prompt_logprobs))
     except ENCODING_ERRORS as error:
         raise BackendError(f"log-probabilities of a delta cannot be sent: {error}") from None
+
+
+def check_parts(delta: Delta) -> None:
+    """Check reasoning and tool calls. Raises: BackendError: A client could not read them."""
+    if not isinstance(delta.reasoning, str):
+        raise BackendError(f"reasoning of a delta is of type {type(delta.reasoning).__name__}, it must be str")
+    try:
+        _tool_calls.decode(encode_plain(delta.tool_calls))
+    except ENCODING_ERRORS as error:
+        raise BackendError(f"tool_calls of a delta cannot be sent: {error}") from None
 
 
 def sound_usage(usage: Usage) -> Usage:

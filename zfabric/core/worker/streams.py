@@ -18,7 +18,8 @@ from zfabric.core.worker.soundness import encoded_result, outcome_of
 from zfabric.errors import BackendError, FabricError, RequestCancelledError, WorkerDrainingError, WorkerLostError
 from zfabric.wire import codec
 from zfabric.wire.bounds import check_request
-from zfabric.wire.messages import Abort, Carried, CreditLine, Dispatch, End, Ends, Grant
+from zfabric.wire.flow import Abort, CreditLine, Grant
+from zfabric.wire.messages import Carried, Dispatch, End, Ends
 from zfabric.wire.payloads import AnyRequest, Chunk, Delta, EndsBody, GenerateRequest, Outcome
 from zfabric.wire.plain import ENCODING_ERRORS
 

@@ -1,0 +1,45 @@
+"""The pages, and the blocks of them that are generated."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from tests.document import conversation, fields, tables
+from zfabric.wire.kinds import PROTOCOL_VERSION
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+PAGES: Final = (ROOT / "docs" / "protocol.md", *sorted((ROOT / "docs" / "protocol").glob("*.md")))
+
+_BLOCK: Final = re.compile(r"<!-- generated: (?P<name>[^>]+?) -->\n.*?<!-- end -->", re.DOTALL)
+
+#: What a block is made by; the word after its name is the argument.
+_MAKERS: Final[dict[str, Callable[[str], str]]] = {
+    "fields": fields.table_of,
+    "version": lambda _: f"This is version {PROTOCOL_VERSION} of the protocol.",
+    "kinds": lambda _: tables.kinds_table(),
+    "errors": lambda _: tables.errors_table(),
+    "bounds": lambda _: tables.bounds_table(),
+    "timings": lambda _: tables.timings_table(),
+    "request-states": lambda _: tables.states_table(),
+    "request-events": lambda _: tables.events_table(),
+    "request-transitions": lambda _: tables.transitions_table(),
+    "conversation": lambda _: conversation.as_text(),
+}
+
+
+def names_in(page: str) -> list[str]:
+    """The blocks of a page, in order."""
+    return [match["name"] for match in _BLOCK.finditer(page)]
+
+
+def rendered(page: str) -> str:
+    """A page with its blocks as the code has them now."""
+
+    def replaced(match: re.Match[str]) -> str:
+        maker, _, argument = match["name"].partition(" ")
+        return f"<!-- generated: {match['name']} -->\n\n{_MAKERS[maker](argument)}\n\n<!-- end -->"
+
+    return _BLOCK.sub(replaced, page)

@@ -1,0 +1,88 @@
+"""All outputs of an engine's step at once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from zfabric.backends.vllm_engine.compat.metrics import others_count
+
+
+class StepTap:
+    """Hands out each engine step's outputs as one list, instead of one queue and one waiting task per request.
+
+    vLLM's output processor returns the outputs of requests that have no queue as a list, which is how its synchronous
+    engine works. So generations are registered without a queue, and what it returns is collected until the step's
+    last part has been processed.
+
+    Args:
+        engine: An `AsyncLLM`.
+        on_step: Called on the event loop with all `RequestOutput`s of a step.
+        on_death: Called on the event loop when the engine will give out nothing any more.
+    """
+
+    def __init__(
+        self, engine: Any, on_step: Callable[[list[Any]], None], on_death: Callable[[BaseException], None]
+    ) -> None:
+        processor = engine.output_processor
+        self._process, self._add = processor.process_outputs, processor.add_request
+        self._end_of_step, self._propagate = processor.update_scheduler_stats, processor.propagate_error
+        self._processor = processor
+        self._on_step = on_step
+        self._on_death = on_death
+        self._step: list[Any] = []
+        # Traces of requests are made of the same figures.
+        self._counts = others_count() or bool(processor.tracing_enabled)
+        self._continued: dict[str, tuple[list[int], int]] = {}
+        processor.process_outputs, processor.add_request = self._process_outputs, self._add_request
+        processor.update_scheduler_stats, processor.propagate_error = self._update_scheduler_stats, self._fail
+
+    def continue_after(self, request_id: str, token_ids: list[int], characters: int) -> None:
+        """The prompt of this request, about to be added, ends with tokens of its answer: they are not prompt to its text.
+
+        Args:
+            characters: How much of their text has been given out.
+        """
+        self._continued[request_id] = token_ids, characters
+
+    def forget(self, request_id: str) -> None:
+        """The request was not added after all, or has been."""
+        self._continued.pop(request_id, None)
+
+    def _process_outputs(self, outputs: Any, timestamp: Any, iteration: Any, *more: Any, **options: Any) -> Any:
+        # Counting tokens and times of every request is a tenth of the work, and the worker's beats do not carry them.
+        processed = self._process(outputs, timestamp, iteration if self._counts else None, *more, **options)
+        self._step += processed.request_outputs
+        processed.request_outputs = []
+        return processed
+
+    def _update_scheduler_stats(self, *arguments: Any) -> None:
+        """Called once per engine step, after all of its outputs."""
+        self._end_of_step(*arguments)
+        if self._step:
+            step, self._step = self._step, []
+            self._on_step(step)
+
+    def _fail(self, error: Exception) -> None:
+        for state in self._processor.request_states.values():
+            if state.queue is not None:
+                state.queue.put(error)
+        self._on_death(error)
+
+    def _add_request(
+        self, request: Any, prompt: Any, parent_req: Any = None, request_index: int = 0, queue: Any = None
+    ) -> None:
+        if request.sampling_params is None:
+            self._add(request, prompt, parent_req, request_index, queue)
+            return
+        token_ids, characters = self._continued.get(request.external_req_id, ([], 0))
+        if token_ids:
+            request = copy.copy(request)
+            request.prompt_token_ids = request.prompt_token_ids[: -len(token_ids)]
+        self._add(request, prompt, parent_req, request_index, None)
+        if token_ids:
+            state = self._processor.request_states[request.request_id]
+            state.detokenizer.update(list(token_ids), False)
+            state.detokenizer._last_output_text_offset = characters
+            state.sent_tokens_offset = len(token_ids)
