@@ -52,7 +52,7 @@ def a_lost_terminal(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(endings.Endings, "_end_waiting", lambda self, request, before, error: self._unqueue(request, before))
 
 
-@fault("with credit for", quiet=True)
+@fault("with credit for", quiet=True, fault_ms=3_000)
 def an_off_by_one_in_credit(patch: pytest.MonkeyPatch) -> None:
     def make(original: Any) -> Any:
         def take(self: Any, worker: str) -> Any:
@@ -102,7 +102,7 @@ def a_slot_too_many(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(peers.WorkerPeer, "free", property(lambda self: self.load.slots - self.in_flight + 1))
 
 
-@fault(r"runs \d+ requests with \d+ slots")
+@fault(r"runs \d+ requests with \d+ slots", fault_ms=3_000)
 def a_slot_that_is_free_before_its_engine_has_stopped(patch: pytest.MonkeyPatch) -> None:
     def make(original: Any) -> Any:
         def stop(self: Any, stream: Any, error: Any) -> None:
@@ -114,7 +114,7 @@ def a_slot_that_is_free_before_its_engine_has_stopped(patch: pytest.MonkeyPatch)
     wrap(patch, worker_streams.WorkerStreams, "_stop", make)
 
 
-@fault(r"runs \d+ requests with \d+ slots", "worker link cut", "client killed")
+@fault(r"runs \d+ requests with \d+ slots", "worker link cut", "client killed", first=310)
 def what_is_brought_back_in_vain_holds_no_slot(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(recovery, "SLOTS_MAX", 0)
 
