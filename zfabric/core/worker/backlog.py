@@ -11,7 +11,8 @@ from __future__ import annotations
 from zfabric.core.worker.soundness import all_integers, check_ending, check_logprobs, check_parts, make_plain
 from zfabric.errors import BackendError
 from zfabric.wire.fields import Operation
-from zfabric.wire.payloads import Chunk, ChunkExtra, Delta, Outcome, Usage, joined_calls
+from zfabric.wire.payloads import Chunk, ChunkExtra, Delta, Outcome, Usage
+from zfabric.wire.tool_calls import joined_calls
 
 #: Rough size of one kept delta, and of one log-probability, for the bound on finished answers: objects, not wire bytes.
 _DELTA_BYTES = 200

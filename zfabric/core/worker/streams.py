@@ -20,7 +20,7 @@ from zfabric.wire import codec
 from zfabric.wire.bounds import check_request
 from zfabric.wire.flow import Abort, CreditLine, Grant
 from zfabric.wire.messages import Carried, Dispatch, End, Ends
-from zfabric.wire.payloads import AnyRequest, Chunk, Delta, EndsBody, GenerateRequest, Outcome
+from zfabric.wire.payloads import AnyRequest, Chunk, Delta, EndsBody, Outcome, TextRequest
 from zfabric.wire.plain import ENCODING_ERRORS
 
 
@@ -134,7 +134,7 @@ class WorkerStreams:
         except FabricError as error:
             self._fail(stream, error, now_ns)
             return
-        if isinstance(request, GenerateRequest):
+        if isinstance(request, TextRequest):
             stream.expect(request.sampling.n)
         request.model, request.request_id = envelope.model, request_id
         request.priority, request.deadline_ms = envelope.priority, envelope.deadline_ms
