@@ -255,7 +255,12 @@ def _unlocked(original: Any) -> Any:
     return enter
 
 
-@fault("speaks under its client's number|ended 0 times|beyond its deadline", "controller killed", "client link cut", first=280)
+@fault(
+    "speaks under its client's number|ended 0 times|beyond its deadline",
+    "controller killed",
+    "client link cut",
+    first=280,
+)
 def a_number_that_keeps_its_client_out(patch: pytest.MonkeyPatch) -> None:
     def stay(self: Any, now_ns: int) -> None:
         self._start_over(now_ns, 1_000)
