@@ -402,6 +402,21 @@ def test_a_loss_that_never_ends_is_final_some_time() -> None:
     assert isinstance(reader.error, WorkerLostError)
 
 
+@pytest.mark.parametrize("resume", ["never", "exact"])
+def test_what_is_not_found_after_its_deadline_has_missed_it(resume: Resume) -> None:
+    """The controller ended it while this client was away, and could not say so."""
+    wire = Wire()
+    wire.up()
+    pending, reader = wire.submit(GenerateRequest(prompt="p", sampling=GREEDY), resume=resume, deadline_ms=100)
+    wire.chunk(pending, "a", [1])
+    wire.session.disconnected()
+    wire.tick(100)
+    wire.up()
+    wire.end(pending, ConnectionLostError("no worker has it", resumable=False))
+    assert isinstance(reader.error, DeadlineExceededError)
+    assert "no worker has it" in reader.error.message
+
+
 # ── drawn seeds ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -556,6 +571,8 @@ def test_who_speaks_under_a_clients_number_does_not_keep_it_out() -> None:
     wire.tick(1.25 * limits.HELLO_RETRY_MS)
     (hello,) = wire.said_of("ClientHello")
     assert hello.instance == wire.session.instance != 7
+    # Whoever waits in vain now was not refused.
+    assert wire.session.refused is None
     assert [claim.request for claim in hello.claims] == [pending.number]
     wire.welcome()
     wire.end(pending, ConnectionLostError("no worker has it"))

@@ -185,8 +185,16 @@ class Backlog:
         self.sent, self.next = self._position(units), units
         return True
 
-    def cut(self, units: int) -> None:
-        """Forget everything from `units` on, and all before: nothing of it can be sent."""
+    def truncate(self, units: int) -> None:
+        """Forget everything from `units` on: it cannot be sent. What was sent before stays for a reader that lacks it."""
+        position = self._position(units)
+        self.bare -= sum([not delta.token_ids for delta in self.deltas[position:]])
+        del self.deltas[position:]
+        self.sent = min(self.sent, position)
+        self.next, self.end = min(self.next, units), units
+
+    def clear(self, units: int) -> None:
+        """Forget everything: the reader has what is before `units`, and what would follow is not kept."""
         self.deltas.clear()
         self.sent = 0
         self.first = self.next = self.end = units

@@ -168,17 +168,19 @@ class WorkerStreams:
         if line.again:
             stream.client = client
             if not stream.rewind(line.next):
-                stream.cut(line.next)
+                stream.clear(line.next)
 
     def _send_again(self, stream: Backlog, units: int) -> None:
-        """Go on from this unit. What is gone cannot be sent: the client begins again."""
+        """Go on from this unit. What is gone cannot be sent: the client begins again, unless the answer had ended with an
+        error of its own."""
         if not stream.rewind(units):
             error = WorkerLostError(f"worker {self.name!r} no longer has unit {units}", worker=self.name)
-            stream.cut(units)
+            stream.clear(units)
             if stream.request_id in self.streams:
                 self._stop(stream, error)
                 return
-            stream.code, stream.outcome = outcome_of(error)
+            if not stream.code:
+                stream.code, stream.outcome = outcome_of(error)
         self._dirty[stream.request_id] = stream
 
     def aborted(self, abort: Abort) -> None:
