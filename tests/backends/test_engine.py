@@ -114,6 +114,11 @@ async def test_a_full_cache_makes_the_youngest_wait_and_changes_no_text(start: S
     assert max(cells) <= limit
     # A row that gave its place back was computed again.
     assert sum(prompts) > len(names)
+    gauges = worker.load_report().gauges
+    assert gauges["preemptions"] > 0
+    assert (gauges["running"], gauges["waiting"], gauges["kv_cache_use"], gauges["kv_tokens_free"]) == (0, 0, 0, limit)
+    assert gauges["steps"] > 60
+    assert gauges["step_ms"] > 0
     for name in names:
         assert answers.tokens(name) == reference(tiny_llama, name, 60)
         usage = answers.last(name).usage

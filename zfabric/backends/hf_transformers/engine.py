@@ -77,6 +77,8 @@ class Engine:
         self._stopping = False
         self._sweep = False
         self.steps_taken = 0
+        self._step_ns = 0
+        self._kv_tokens_max = kv_tokens_max
         #: When turns broke, by the monotonic clock.
         self._broke: deque[float] = deque(maxlen=_RESTARTS_MAX + 1)
         self.restarts = 0
@@ -142,6 +144,21 @@ class Engine:
         return self._core.running > 0
 
     @property
+    def gauges(self) -> dict[str, float]:
+        """Figures for operators, by the names that a vLLM worker's have too; `step_ms` is what the latest turn took."""
+        free, total = self.kv_tokens_free, max(1, self._kv_tokens_max)
+        return {
+            "running": self._core.running,
+            "waiting": self.waiting,
+            "kv_cache_use": round(1 - free / total, 4),
+            "kv_tokens_free": free,
+            "preemptions": self._core.preemptions,
+            "steps": self.steps_taken,
+            "step_ms": round(self._step_ns / 1e6, 3),
+            "engine_restarts": self.restarts,
+        }
+
+    @property
     def kv_tokens_free(self) -> int:
         """Cells of the cache that are not in use."""
         return self._core.kv_tokens_free
@@ -197,11 +214,13 @@ class Engine:
         if self._jobs:
             self._jobs.run_one()
         broken: Exception | None = None
+        started_ns = time.monotonic_ns()
         try:
             self._core.turn()
         except Exception as error:  # noqa: BLE001 — judged by whether the model still works
             broken = error
         self.steps_taken += 1
+        self._step_ns = time.monotonic_ns() - started_ns
         step = self._core.take()
         if step:
             self._on_step(step)

@@ -70,6 +70,8 @@ class EngineCore:
         self._batch = InputBatch(model)
         self._step: Step = []
         self._stale = False
+        #: Rows that had to leave the batch for want of room, and are computed again.
+        self.preemptions = 0
 
     @property
     def busy(self) -> bool:
@@ -253,6 +255,7 @@ class EngineCore:
         batch = self._batch
         while len(batch.rows) > 1 and batch.cells(width=batch.columns + 1) > self._kv_limit:
             self._waiting.appendleft([batch.rows[-1]])
+            self.preemptions += 1
             batch.leave(list(range(len(batch.rows) - 1)))
 
     def _send_back(self, length: int) -> None:

@@ -194,7 +194,7 @@ class ModelWorker(BaseModelWorker):
             waiting=engine.waiting,
             progress=engine.steps_taken,
             kv_blocks_free=engine.kv_tokens_free,
-            gauges={"kv_tokens_free": engine.kv_tokens_free, "engine_restarts": engine.restarts},
+            gauges=engine.gauges,
         )
 
     async def close(self) -> None:
