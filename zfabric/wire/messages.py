@@ -182,8 +182,8 @@ class ModelInfo(Struct, array_like=True, kw_only=True):
         name: The name clients use.
         aliases: Other names for it.
         context_length: Tokens of prompt and answer together; 0 if unknown.
-        capabilities: Of "generate", "embed", "count_tokens", "tokenize", "detokenize", "score", "classify", "chat" (messages are understood), "multimodal" (images in
-            messages), and "resume" (goes on exactly from prompt + tokens so far).
+        capabilities: Of "generate", "embed", "count_tokens", "tokenize", "detokenize", "score", "classify", "chat" (messages
+            are understood), "multimodal" (images in messages), and "resume" (goes on exactly from prompt + tokens so far).
         parameters: Sampling parameters that are honoured.
         defaults: The model's own values of parameters, which hold where a request leaves them unset.
         dimensions: Length of an embedding; 0 if it makes none.
