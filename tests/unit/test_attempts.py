@@ -125,18 +125,32 @@ def test_a_request_that_runs_leaves_no_room_in_the_queue(fabric: FakeFabric) -> 
     check_bounds(fabric.broker)
 
 
-@pytest.mark.parametrize("again", [0, 1])
-def test_the_same_attempt_again_is_ignored_while_it_is_known(fabric: FakeFabric, again: int) -> None:
+def test_the_same_attempt_again_is_ignored_while_it_is_known(fabric: FakeFabric) -> None:
     fabric.worker("w", model())
     fabric.submit("alice", 1, attempt=1)
     fabric.submit("alice", 2, attempt=1)
     for _ in range(5):
-        fabric.submit("alice", 1, attempt=again)
-        fabric.submit("alice", 2, attempt=again)
+        fabric.submit("alice", 1, attempt=1)
+        fabric.submit("alice", 2, attempt=1)
     assert not fabric.ended("alice")
     assert fabric.taken("w") == [1]
     fabric.end("w", "alice", 1, 1)
     fabric.end("w", "alice", 2, 1)
+    assert fabric.ended("alice") == [(1, None), (2, None)]
+    check_rest(fabric.broker)
+
+
+def test_a_lower_attempt_is_told_that_it_was_replaced_and_the_later_one_goes_on(fabric: FakeFabric) -> None:
+    """Whether the later one runs or waits."""
+    fabric.worker("w", model())
+    fabric.submit("alice", 1, attempt=2)
+    fabric.submit("alice", 2, attempt=2)
+    fabric.submit("alice", 1, attempt=0)
+    fabric.submit("alice", 2, attempt=1)
+    assert fabric.ended("alice") == [(1, ProtocolError), (2, ProtocolError)]
+    assert fabric.taken("w") == [1]
+    fabric.end("w", "alice", 1, 2)
+    fabric.end("w", "alice", 2, 2)
     assert fabric.ended("alice") == [(1, None), (2, None)]
     check_rest(fabric.broker)
 

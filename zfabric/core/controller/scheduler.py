@@ -103,9 +103,9 @@ class Scheduler:
     # ── in ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def submit(self, client: ClientPeer, envelope: Submit, body: bytes, now_ns: int) -> None:
-        """Accept a request, or end it at once with the reason. One that is known, or a former attempt of it, is ignored."""
+        """Accept a request, or end it at once with the reason. An attempt that is known is ignored: it was said twice."""
         known = client.requests.get(envelope.request)
-        if known is not None and known.attempt >= envelope.attempt:
+        if known is not None and known.attempt == envelope.attempt:
             return
         worker: WorkerPeer | None = None
         model: Model | None = None
@@ -139,9 +139,14 @@ class Scheduler:
 
         Raises:
             WorkerLostError: This attempt was lost; the next one may be made.
-            ProtocolError: This attempt had its terminal, or a later one had.
+            ProtocolError: This attempt had its terminal, or a later one had, or is there.
         """
         number, attempt = envelope.request, envelope.attempt
+        if known is not None and known.attempt > attempt:
+            # Whoever counts anew would wait for what never comes: its answers are those of the later attempt.
+            raise ProtocolError(
+                f"attempt {attempt} of request {number} was replaced by attempt {known.attempt}", attempt=known.attempt
+            )
         former = client.former.get(number)
         if former is not None and former.attempt == attempt:
             raise WorkerLostError(f"attempt {attempt} of request {number} was lost with its worker", attempt=attempt)
