@@ -5,7 +5,7 @@ SEEDS ?= 10000
 VENV_PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-full lint lock clean faults simulate sweep test-vllm-previous venv
+.PHONY: help demo test bench bench-full lint lock clean faults simulate sweep protocol test-vllm-previous venv
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -35,6 +35,10 @@ faults:  ## kill, freeze, partition and exhaust real processes, and print what i
 sweep:  ## a tiny random model of every architecture of transformers, through the worker and by itself (docs/architectures.md)
 	@$(PYTHON) tools/bootstrap.py test
 	@HF_HUB_OFFLINE=1 $(VENV_PYTHON) -m tests.sweep --table docs/architectures.md
+
+protocol:  ## write the generated parts of docs/protocol.md and docs/protocol/ anew
+	@$(PYTHON) tools/bootstrap.py test
+	@$(VENV_PYTHON) -m tests.document
 
 bench:  ## measure beside what else there is, in five minutes (peers are installed on first use)
 	@$(PYTHON) tools/bootstrap.py bench

@@ -59,10 +59,10 @@ from zfabric.wire.payloads import (
     GenerateRequest,
     Logprob,
     TokenLogprobs,
-    ToolCallDelta,
     Usage,
 )
 from zfabric.wire.sampling import SamplingParams
+from zfabric.wire.tool_calls import ToolCallDelta
 from zfabric.worker.base import BaseModelWorker
 
 __all__ = [

@@ -14,7 +14,8 @@ from zfabric.backends.hf_api.answers import AnswerReader
 from zfabric.backends.hf_api.models_file import Upstream
 from zfabric.backends.hf_api.worker import HuggingfaceApiOptions, HuggingfaceApiWorker
 from zfabric.testing import serving
-from zfabric.wire.payloads import GenerateRequest, ToolCallDelta
+from zfabric.wire.payloads import GenerateRequest
+from zfabric.wire.tool_calls import ToolCallDelta
 
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 USER = {"role": "user", "content": "1 + 1?"}

@@ -19,7 +19,7 @@ from zfabric.backends.hf_api.models_file import Upstream, read_models_file
 from zfabric.backends.hf_api.requests import body_of, parameters_of
 from zfabric.errors import ConfigurationError, RequestError, UnsupportedOperationError
 from zfabric.wire.payloads import GenerateRequest
-from zfabric.wire.sampling import SamplingParams
+from zfabric.wire.sampling import SamplingOptions, SamplingParams
 
 URL = "http://127.0.0.1:1"
 
@@ -184,3 +184,17 @@ def test_a_ban_is_said_in_json() -> None:
     sampling = SamplingParams(logit_bias={5: float("-inf"), 6: 2.0})
     body = body_of(Upstream(name="m", base_url=URL), GenerateRequest(prompt="x", sampling=sampling), None)
     assert body["logit_bias"] == {"5": -100.0, "6": 2.0}
+
+
+def test_what_is_unset_is_left_to_the_server() -> None:
+    unset = SamplingOptions(seed=0).resolved({})
+    chat = body_of(Upstream(name="m", base_url=URL), GenerateRequest(prompt="x", sampling=unset), None)
+    assert set(chat) == {"model", "stream", "messages", "stream_options", "seed"}
+    completions = Upstream(name="m", base_url=URL, protocol="completions", server="vllm")
+    body = body_of(completions, GenerateRequest(prompt="x", sampling=unset), None)
+    assert set(body) == {"model", "stream", "prompt", "stream_options", "seed", "max_tokens", "return_token_ids"}
+    tgi = Upstream(name="m", base_url=URL, protocol="tgi", server="tgi")
+    assert "temperature" not in body_of(tgi, GenerateRequest(prompt="x", sampling=unset), None)["parameters"]
+    neutral = SamplingOptions(temperature=1.0, top_p=1.0, max_new_tokens=256).resolved({})
+    said = body_of(Upstream(name="m", base_url=URL), GenerateRequest(prompt="x", sampling=neutral), None)
+    assert (said["temperature"], said["top_p"], said["max_tokens"]) == (1.0, 1.0, 256)

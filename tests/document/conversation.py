@@ -20,13 +20,13 @@ from zfabric.ids import RoutingId
 from zfabric.wire import codec, kinds
 from zfabric.wire.fields import Operation
 from zfabric.wire.messages import ModelInfo
-from zfabric.wire.payloads import AnyRequest, Chunk, CountRequest, Delta, EndsBody, GenerateRequest, Outcome, Usage
-from zfabric.wire.sampling import SamplingParams
+from zfabric.wire.payloads import AnyRequest, Chunk, CountRequest, Delta, EndsBody, Outcome, TextRequest, Usage
+from zfabric.wire.sampling import SamplingOptions
 
 _CLIENT: Final = RoutingId(b"\0\0\0\0\x01")
 _WORKER: Final = RoutingId(b"\0\0\0\0\x02")
 _NAMES: Final = {_CLIENT: "client", _WORKER: "worker"}
-_REQUESTS: Final = {"generate": GenerateRequest, "count_tokens": CountRequest}
+_REQUESTS: Final = {"generate": TextRequest, "count_tokens": CountRequest}
 #: What CHUNKS hold after the session's number.
 _CHUNKS_TYPE: Final = list[Chunk]
 
@@ -116,8 +116,8 @@ def held() -> Conversation:
     talk.settle()
     talk.client.connected(0)
     talk.settle()
-    greedy = SamplingParams(temperature=0.0, max_new_tokens=8)
-    pending = talk.submit("generate", GenerateRequest(prompt="one two", sampling=greedy))
+    greedy = SamplingOptions(temperature=0.0, max_new_tokens=8)
+    pending = talk.submit("generate", TextRequest(prompt="one two", sampling=greedy))
     talk.step(Delta(text="one ", token_ids=[11]))
     talk.step(Delta(text="two ", token_ids=[12]), Delta(text="three ", token_ids=[13]))
     talk.client.consumed(pending, 2)

@@ -11,10 +11,13 @@ import msgspec
 from msgspec import Struct, inspect
 
 from tests.document.markdown import power, table
-from zfabric.wire import flow, messages, payloads, questions, sampling, status
+from zfabric.wire import flow, messages, payloads, questions, sampling, status, tool_calls
 
-_MODULES: Final = (flow, messages, payloads, questions, sampling, status)
+_MODULES: Final = (flow, messages, payloads, questions, sampling, status, tool_calls)
 _ATTRIBUTE: Final = re.compile(r"^    (?P<names>\w+(?:, \w+)*): (?P<text>.+(?:\n {5,}\S.*)*)", re.MULTILINE)
+
+#: What a worker makes of requests for its backends: these are nobody's messages.
+_OF_BACKENDS: Final = (payloads.GenerateRequest, sampling.SamplingParams)
 
 _PLAIN: Final[dict[type, str]] = {
     inspect.BoolType: "boolean",
@@ -30,7 +33,10 @@ def structs() -> dict[str, type[Struct]]:
         name: value
         for module in _MODULES
         for name, value in vars(module).items()
-        if isinstance(value, type) and issubclass(value, Struct) and value.__module__ == module.__name__
+        if isinstance(value, type)
+        and issubclass(value, Struct)
+        and value.__module__ == module.__name__
+        and value not in _OF_BACKENDS
     }
 
 

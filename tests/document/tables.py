@@ -83,8 +83,8 @@ def errors_table() -> str:
 
 def bounds_table() -> str:
     """Bounds of the wire."""
-    rows = [[text, power(getattr(limits, name))] for name, text in _BOUNDS.items()]
-    return table(["of", "at most"], rows)
+    rows = [[name, power(getattr(limits, name)), text] for name, text in _BOUNDS.items()]
+    return table(["name", "at most", "of what"], rows)
 
 
 def timings_table() -> str:

@@ -33,7 +33,7 @@ from zfabric.wire.messages import (
     Welcome,
     WorkerHello,
 )
-from zfabric.wire.payloads import Chunk, Delta, EndsBody, GenerateRequest, Outcome
+from zfabric.wire.payloads import Chunk, Delta, EndsBody, Outcome, TextRequest
 from zfabric.wire.questions import Answer, Query
 
 _PAGE = (ROOT / "docs" / "protocol" / "behaviour.md").read_text()
@@ -174,7 +174,7 @@ def _said(session: ClientSession | WorkerSession) -> set[str]:
 def test_a_client_answers_what_the_table_says(cell: Cell) -> None:
     session = ClientSession(instance=7, rng=random.Random(1))
     session.connected(0)
-    pending = session.submit("generate", GenerateRequest(prompt="p"), _Nobody(), 0, model="m")
+    pending = session.submit("generate", TextRequest(prompt="p"), _Nobody(), 0, model="m")
     session.ask("status", {}, _Nobody(), 0)
     if cell[1] == "session open":
         session.receive(*_welcome(), 0)
@@ -200,7 +200,7 @@ def test_a_worker_answers_what_the_table_says(cell: Cell) -> None:
     session.connected(0)
     if cell[1] == "session open":
         session.receive(*_welcome(), 0)
-        (begin,) = session.receive(*_dispatch(5, codec.encode(GenerateRequest(prompt="p"))), 0)
+        (begin,) = session.receive(*_dispatch(5, codec.encode(TextRequest(prompt="p"))), 0)
         assert isinstance(begin, Begin)
         session.emit([(begin.request_id, Delta(text="a", token_ids=[1]))], 0)
         session.flush()

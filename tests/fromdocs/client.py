@@ -11,7 +11,7 @@ from typing import Any
 import zmq
 
 from tests.fromdocs.connection import Connection
-from tests.fromdocs.document import kind_of, message, named, packed, struct, unpacked, version
+from tests.fromdocs.document import body_of, kind_of, message, named, packed, sampling_of, struct, unpacked, version
 
 LOST = (50301, 50302, 50303, 50304)
 CANCELLED = 49901
@@ -364,11 +364,8 @@ class Client:
             self._answered[fault["query"]] = error
 
 
-_STRUCTS = {"generate": "GenerateRequest", "embed": "EmbedRequest", "count_tokens": "CountRequest"}
-
-
 def request(operation: str, **fields: Any) -> list[Any]:
     """The body of a request; `sampling` by name as well."""
     if "sampling" in fields:
-        fields["sampling"] = struct("SamplingParams", **fields["sampling"])
-    return struct(_STRUCTS[operation], **fields)
+        fields["sampling"] = struct(sampling_of(operation), **fields["sampling"])
+    return struct(body_of(operation), **fields)

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import msgpack
 
 _DOCS = Path(__file__).resolve().parents[2] / "docs"
-_ROW = re.compile(r"^\| (?P<place>\d+) \| `(?P<name>\w+)` \| .* \| (?P<default>–|`[^|]*`) \| [^|]*\|$", re.MULTILINE)
+_ROW = re.compile(
+    r"^\| (?P<place>\d+) \| `(?P<name>\w+)` \| (?P<type>[^|]*) \| (?P<default>–|`[^|]*`) \| [^|]*\|$", re.MULTILINE
+)
 _KIND = re.compile(r"^\| `(?P<byte>[0-9a-f]{2})` \| \[(?P<name>\w+)\]", re.MULTILINE)
 _REQUIRED = object()
 _WORDS = {"nil": None, "empty binary": b""}
@@ -21,6 +23,7 @@ class Field(NamedTuple):
     """A row of a struct's table."""
 
     name: str
+    type: str
     default: Any
 
 
@@ -33,7 +36,7 @@ def fields_of(struct: str) -> tuple[Field, ...]:
     rows = list(_ROW.finditer(table.replace("\\|", "/")))
     assert [int(row["place"]) for row in rows] == list(range(len(rows)))
     assert rows, f"there is no table of {struct}"
-    return tuple(Field(row["name"], _default(row["default"])) for row in rows)
+    return tuple(Field(row["name"], row["type"], _default(row["default"])) for row in rows)
 
 
 def _default(cell: str) -> Any:
@@ -41,6 +44,22 @@ def _default(cell: str) -> Any:
         return _REQUIRED
     word = cell.strip("`")
     return _WORDS[word] if word in _WORDS else json.loads(word)
+
+
+@cache
+def body_of(operation: str) -> str:
+    """The struct that is the body of an operation's request: the first table of its section."""
+    page = (_DOCS / "protocol" / "messages.md").read_text()
+    _, _, section = page.partition(f"\n### {operation}\n")
+    match = re.search(r"<!-- generated: fields (\w+) -->", section)
+    assert match is not None
+    return match[1]
+
+
+@cache
+def sampling_of(operation: str) -> str:
+    """The struct of its sampling parameters."""
+    return next(field.type for field in fields_of(body_of(operation)) if field.name == "sampling")
 
 
 @cache

@@ -13,7 +13,7 @@ from typing import Any, Self
 import zmq
 
 from tests.fromdocs.connection import Connection
-from tests.fromdocs.document import kind_of, message, named, packed, struct, unpacked, version
+from tests.fromdocs.document import body_of, kind_of, message, named, packed, sampling_of, struct, unpacked, version
 
 DRAINING, CANCELLED, LOST, WRONG = 50302, 49901, 50301, 40001
 KEPT_S = 10.0
@@ -341,12 +341,12 @@ class Worker:
 
     def _begin(self, stream: Stream, body: Any) -> None:
         if stream.dispatch["operation"] == "count_tokens":
-            prompt = named("CountRequest", body)["prompt"]
+            prompt = named(body_of("count_tokens"), body)["prompt"]
             self._finish(stream, 0, result=len(prompt.split()))
             return
-        request = named("GenerateRequest", body)
+        request = named(body_of("generate"), body)
         assert len(request["resume_token_ids"]) == stream.first, "tokens and units differ"
-        stream.limit = named("SamplingParams", request["sampling"])["max_new_tokens"] or 256
+        stream.limit = named(sampling_of("generate"), request["sampling"])["max_new_tokens"] or 256
 
     def _granted(self, grant: dict[str, Any], line: dict[str, Any]) -> None:
         stream = self._streams.get((grant["instance"], line["request"], line["attempt"]))

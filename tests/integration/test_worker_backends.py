@@ -25,9 +25,12 @@ from zfabric.errors import (
     UnsupportedParameterError,
 )
 from zfabric.wire import codec
-from zfabric.wire.payloads import CountRequest, OperateRequest
+from zfabric.wire.payloads import CountRequest, OperateRequest, TextRequest
+from zfabric.wire.sampling import WHAT_THE_CONTEXT_LEAVES, SamplingOptions
 from zfabric.worker import runs
 from zfabric.worker.base import EngineLoad
+
+WHOLE = SamplingOptions(max_new_tokens=WHAT_THE_CONTEXT_LEAVES)
 
 
 class Backend(BaseModelWorker):
@@ -491,7 +494,7 @@ async def test_a_beat_leaves_whatever_an_engine_tells(monkeypatch: pytest.Monkey
 
 async def test_echo_takes_what_it_can_split_and_keeps_stepping(monkeypatch: pytest.MonkeyPatch) -> None:
     async with bare_worker(monkeypatch, EchoWorker(EchoOptions(model_names=("m",)))) as worker:
-        running = GenerateRequest(prompt="a b", sampling=SamplingParams(max_new_tokens=None))
+        running = TextRequest(prompt="a b", sampling=WHOLE)
         huge = [
             GenerateRequest(prompt="x " * 8_000_000),
             GenerateRequest(prompt_token_ids=[1] * 1_000_000),
@@ -500,7 +503,7 @@ async def test_echo_takes_what_it_can_split_and_keeps_stepping(monkeypatch: pyte
         worker.say(*(dispatch(number, request) for number, request in enumerate(huge)))
         for number in range(len(huge)):
             assert (await worker.end_of(number))[0].code == ContextOverflowError.code
-        one_word = GenerateRequest(prompt="y" * 5_000, sampling=SamplingParams(max_new_tokens=None))
+        one_word = TextRequest(prompt="y" * 5_000, sampling=WHOLE)
         parts: list[dict[str, Any]] = [{"type": "image", "image": bytes(30_000_000)}, {"type": "text", "text": "c d"}]
         picture = GenerateRequest(
             messages=[{"role": "user", "content": parts}], sampling=SamplingParams(max_new_tokens=3)

@@ -33,7 +33,7 @@ from zfabric.errors import FabricError, ParameterRangeError, ProtocolError, Requ
 from zfabric.limits import CALL_TIMEOUT_MS, FRAME_BYTES_MAX, NESTING_MAX, QUERY_TIMEOUT_MS
 from zfabric.wire import codec
 from zfabric.wire.payloads import AnyRequest, EmbedResult, GenerateRequest
-from zfabric.wire.sampling import ALL_PARAMETERS
+from zfabric.wire.sampling import ALL_PARAMETERS, WHAT_THE_CONTEXT_LEAVES, SamplingOptions
 
 
 @dataclasses.dataclass
@@ -132,7 +132,6 @@ WRONG = [
     ("response_format", {"response_format": "json"}),
     ("response_format", {"response_format": {"f": {1}}}),
     ("temperature", {"temperature": "hot"}),
-    ("temperature", {"temperature": None}),
     ("temperature", {"temperature": True}),
     ("temperature", {"temperature": math.nan}),
     ("temperature", {"temperature": math.inf}),
@@ -282,7 +281,8 @@ def test_one_text_or_number_is_a_list_of_one_and_defaults_stay() -> None:
     sampling = sent(stop="x", stop_token_ids=5, guided_choice="a").sampling
     assert (sampling.stop, sampling.stop_token_ids, sampling.guided_choice) == (("x",), (5,), ("a",))
     assert sent().sampling.changed() == []
-    assert sent(max_tokens=None).sampling.max_new_tokens is None
+    assert sent(max_tokens=None).sampling.max_new_tokens == WHAT_THE_CONTEXT_LEAVES
+    assert sent(temperature=None).sampling == sent().sampling == SamplingOptions()
     assert sent(max_tokens=7, max_new_tokens=7).sampling.max_new_tokens == 7
 
 

@@ -52,7 +52,7 @@ def a_lost_terminal(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(endings.Endings, "_end_waiting", lambda self, request, before, error: self._unqueue(request, before))
 
 
-@fault("with credit for", quiet=True)
+@fault("with credit for", quiet=True, fault_ms=3_000)
 def an_off_by_one_in_credit(patch: pytest.MonkeyPatch) -> None:
     def make(original: Any) -> Any:
         def take(self: Any, worker: str) -> Any:
@@ -102,7 +102,7 @@ def a_slot_too_many(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(peers.WorkerPeer, "free", property(lambda self: self.load.slots - self.in_flight + 1))
 
 
-@fault(r"runs \d+ requests with \d+ slots")
+@fault(r"runs \d+ requests with \d+ slots", fault_ms=3_000)
 def a_slot_that_is_free_before_its_engine_has_stopped(patch: pytest.MonkeyPatch) -> None:
     def make(original: Any) -> Any:
         def stop(self: Any, stream: Any, error: Any) -> None:
@@ -114,7 +114,7 @@ def a_slot_that_is_free_before_its_engine_has_stopped(patch: pytest.MonkeyPatch)
     wrap(patch, worker_streams.WorkerStreams, "_stop", make)
 
 
-@fault(r"runs \d+ requests with \d+ slots", "worker link cut", "client killed")
+@fault(r"runs \d+ requests with \d+ slots", "worker link cut", "client killed", first=310)
 def what_is_brought_back_in_vain_holds_no_slot(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(recovery, "SLOTS_MAX", 0)
 
@@ -218,6 +218,20 @@ def a_lost_connection_is_a_farewell(patch: pytest.MonkeyPatch) -> None:
 @fault("everybody was there", "worker link cut")
 def nobody_waits_for_a_worker_that_was_lost(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(client_requests, "may_return", lambda error: False)
+
+
+@fault("and the controller knows", "worker announces")
+def models_that_change_behind_a_hello(patch: pytest.MonkeyPatch) -> None:
+    """The answer to a HELLO is taken for the answer to what is served by then."""
+
+    def make(original: Any) -> Any:
+        def welcome(self: Any, message: Any, now_ns: int) -> Any:
+            self._announced = self.models
+            return original(self, message, now_ns)
+
+        return welcome
+
+    wrap(patch, worker_session.WorkerSession, "_welcome", make)
 
 
 @fault("did not come back|knows", "worker frozen", "controller paused", "worker announces")

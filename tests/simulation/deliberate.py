@@ -20,22 +20,26 @@ class Deliberate:
         seen: A regular expression for the message of the violation.
         faults: Kinds of faults that have to happen for it to matter; () for none, None for whatever a run draws.
         first: The first seed: what shows in one cluster of some hundred is looked for where it does.
+        fault_ms: How long requests and faults come: in a shorter time there are more of them at once.
     """
 
     patch: Patch
     seen: str
     faults: tuple[str, ...] | None
     first: int
+    fault_ms: int
 
 
 FAULTS: dict[str, Deliberate] = {}
 
 
-def fault(seen: str, *faults: str, quiet: bool = False, first: int = 0) -> Callable[[Patch], Patch]:
+def fault(
+    seen: str, *faults: str, quiet: bool = False, first: int = 0, fault_ms: int = 12_000
+) -> Callable[[Patch], Patch]:
     """Enter a deliberate fault. Without kinds of faults a run draws its own, unless it is to be quiet."""
 
     def enter(patch: Patch) -> Patch:
-        FAULTS[patch.__name__] = Deliberate(patch, seen, faults or (() if quiet else None), first)
+        FAULTS[patch.__name__] = Deliberate(patch, seen, faults or (() if quiet else None), first, fault_ms)
         return patch
 
     return enter

@@ -36,6 +36,11 @@ def one_message_whatever_its_size(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(packing.Packing, "add", add)
 
 
+@fault("its receiver takes", quiet=True)
+def one_answer_whatever_its_size(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(queries, "_parts", lambda result: [codec.raw(result)])
+
+
 # ── what does not encode or decode ──────────────────────────────────────────────────────────────────────────────────
 
 
@@ -47,6 +52,12 @@ def a_request_that_is_encoded_when_it_is_sent(patch: pytest.MonkeyPatch) -> None
 @fault("UnicodeEncodeError|TypeError|could not be answered", quiet=True)
 def a_delta_that_is_encoded_with_its_neighbours(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(worker_streams, "ENCODING_ERRORS", ())
+
+
+@fault("and could not be answered|broken answers", quiet=True)
+def a_result_that_is_not_looked_at(patch: pytest.MonkeyPatch) -> None:
+    """It can be encoded, and is not what its caller can read."""
+    patch.setattr(runs, "_checked", lambda request, result: result)
 
 
 @fault("TypeError", quiet=True)
@@ -87,7 +98,7 @@ def _patient(original: Any) -> Any:
 # ── who can serve what ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@fault("is said to be unknown|is refused for", "worker announces", "worker killed")
+@fault("is said to be unknown|is refused for", "worker announces", "worker killed", first=590)
 def a_name_that_belongs_to_its_first_holder(patch: pytest.MonkeyPatch) -> None:
     def make(original: Any) -> Any:
         def put(self: Any, name: str, model: Any, *, held: bool, order: int = 0) -> None:
@@ -109,7 +120,7 @@ def a_policy_that_is_believed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(dispatch.Chooser, "choose", lambda self, candidates, now_ns: self._policy(candidates, self._rng))
 
 
-@fault("with a hung engine", "engine hung", first=860)
+@fault("with a hung engine", "engine hung", first=1_240)
 def an_engine_that_hides_behind_another(patch: pytest.MonkeyPatch) -> None:
     """Progress is told of the worker as a whole."""
 
@@ -215,7 +226,7 @@ def a_refusal_that_stops_the_clock(patch: pytest.MonkeyPatch) -> None:
 # ── who is believed ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@fault("requests for .* wait for|bytes wait, limit is", quiet=True, first=770)
+@fault("requests for .* wait for|bytes wait, limit is", quiet=True, fault_ms=3_000)
 def an_attempt_that_is_believed(patch: pytest.MonkeyPatch) -> None:
     """Whoever says that it has waited before may wait where no further request may."""
 
@@ -244,7 +255,12 @@ def _unlocked(original: Any) -> Any:
     return enter
 
 
-@fault("speaks under its client's number|ended 0 times|beyond its deadline", "controller killed", "client link cut")
+@fault(
+    "speaks under its client's number|ended 0 times|beyond its deadline",
+    "controller killed",
+    "client link cut",
+    first=280,
+)
 def a_number_that_keeps_its_client_out(patch: pytest.MonkeyPatch) -> None:
     def stay(self: Any, now_ns: int) -> None:
         self._start_over(now_ns, 1_000)

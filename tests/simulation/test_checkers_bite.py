@@ -22,7 +22,7 @@ def test_the_checkers_bite(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     others: list[str] = []
     for seed in range(deliberate.first, deliberate.first + CLUSTERS):
         try:
-            simulate(seed, ClusterOptions(faults=deliberate.faults))
+            simulate(seed, ClusterOptions(faults=deliberate.faults, fault_ms=deliberate.fault_ms))
         except Violation as violation:
             if re.search(deliberate.seen, str(violation)):
                 return

@@ -29,9 +29,9 @@ from zfabric.errors import (
 )
 from zfabric.wire import codec, kinds
 from zfabric.wire.messages import Beat, End, Ends, Goodbye, Welcome
-from zfabric.wire.payloads import Chunk, ChunkExtra, EmbedRequest, GenerateRequest, OperateRequest, Outcome
+from zfabric.wire.payloads import Chunk, ChunkExtra, EmbedRequest, GenerateRequest, OperateRequest, Outcome, TextRequest
 from zfabric.wire.questions import Answer
-from zfabric.wire.sampling import SamplingParams
+from zfabric.wire.sampling import SamplingOptions, SamplingParams
 
 MILLISECOND = 1_000_000
 GREEDY = SamplingParams(temperature=0)
@@ -402,13 +402,28 @@ def test_a_loss_that_never_ends_is_final_some_time() -> None:
     assert isinstance(reader.error, WorkerLostError)
 
 
+@pytest.mark.parametrize("resume", ["never", "exact"])
+def test_what_is_not_found_after_its_deadline_has_missed_it(resume: Resume) -> None:
+    """The controller ended it while this client was away, and could not say so."""
+    wire = Wire()
+    wire.up()
+    pending, reader = wire.submit(GenerateRequest(prompt="p", sampling=GREEDY), resume=resume, deadline_ms=100)
+    wire.chunk(pending, "a", [1])
+    wire.session.disconnected()
+    wire.tick(100)
+    wire.up()
+    wire.end(pending, ConnectionLostError("no worker has it", resumable=False))
+    assert isinstance(reader.error, DeadlineExceededError)
+    assert "no worker has it" in reader.error.message
+
+
 # ── drawn seeds ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def drawn(wire: Wire, **options: Any) -> tuple[Pending, Reader, int]:
     """An answer by default arguments, of which a token has arrived from a worker that took the drawn seed."""
     wire.up()
-    pending, reader = wire.submit(GenerateRequest(prompt="p"), **options)
+    pending, reader = wire.submit(TextRequest(prompt="p"), **options)
     ((_, request),) = wire.said_of("Submit")
     assert request.sampling.seed is None
     assert 0 <= request.drawn_seed < 2**63
@@ -422,7 +437,7 @@ def test_with_default_arguments_an_answer_goes_on_by_the_seed_that_was_drawn() -
     wire.end(pending, lost(claim_ms=1_500))
     ((envelope, request),) = wire.said_of("Submit")
     assert (envelope.attempt, envelope.resume_from, request.sampling.seed) == (1, 1, seed)
-    assert request.sampling == SamplingParams(seed=seed)
+    assert request.sampling == SamplingOptions(seed=seed)
 
 
 def test_a_worker_that_does_not_draw_by_seeds_ends_it_with_the_loss_that_was() -> None:
@@ -468,11 +483,12 @@ def test_a_seed_of_the_callers_own_is_never_replaced() -> None:
 def test_a_greedy_answer_goes_on_without_a_seed() -> None:
     wire = Wire()
     wire.up()
-    pending, _ = wire.submit()
+    greedy = SamplingOptions(temperature=0)
+    pending, _ = wire.submit(TextRequest(prompt="p", sampling=greedy))
     wire.said()
     wire.chunk(pending, "a", [1], worker="w", exact=True)
     wire.end(pending, lost())
-    assert wire.said_of("Submit")[0][1].sampling == GREEDY
+    assert wire.said_of("Submit")[0][1].sampling == greedy
 
 
 def test_what_no_worker_called_exact_ends() -> None:
@@ -555,6 +571,8 @@ def test_who_speaks_under_a_clients_number_does_not_keep_it_out() -> None:
     wire.tick(1.25 * limits.HELLO_RETRY_MS)
     (hello,) = wire.said_of("ClientHello")
     assert hello.instance == wire.session.instance != 7
+    # Whoever waits in vain now was not refused.
+    assert wire.session.refused is None
     assert [claim.request for claim in hello.claims] == [pending.number]
     wire.welcome()
     wire.end(pending, ConnectionLostError("no worker has it"))

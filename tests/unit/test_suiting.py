@@ -127,6 +127,14 @@ def test_a_host_that_says_that_it_cannot_any_more_is_believed(fabric: FakeFabric
     assert fabric.taken("w") == [1, 4]
 
 
+def test_what_somebody_began_is_lost_and_not_unsupported(fabric: FakeFabric) -> None:
+    """Its worker may come back with it, which the word for what nobody supports would rule out."""
+    fabric.worker("w", model("m", "embed"))
+    fabric.submit("alice", 1, attempt=1, resume_from=4)
+    fabric.submit("alice", 2)
+    assert sorted(fabric.ended("alice")) == [(1, WorkerLostError), (2, UnsupportedOperationError)]
+
+
 def test_a_capability_that_comes_later_is_used_at_once(fabric: FakeFabric) -> None:
     fabric.worker("w", model("m", "generate"), slots=2)
     fabric.worker("e", model("m", "embed"))

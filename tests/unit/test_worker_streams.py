@@ -163,6 +163,37 @@ def test_a_reader_that_lacks_what_is_gone_begins_again_when_the_engine_has_stopp
     assert heard.chunks == []
 
 
+def test_what_was_sent_before_something_that_cannot_be_is_kept_for_a_reader_that_lacks_it() -> None:
+    """And its terminal is the one that it had."""
+    side = WorkerSide()
+    name = side.begin(1)
+    side.emit((name, token(1)), (name, token(2)))
+    side.emit((name, token(3, text="\ud800")))
+    side.session.stopped(name, 0)
+    assert [end.code for end in side.heard().ends] == [BackendError.code]
+    side.grant(1, 1, 1_024, again=True)
+    heard = side.heard()
+    assert [chunk.token_ids for chunk in heard.chunks] == [[2]]
+    assert [end.code for end in heard.ends] == [BackendError.code]
+    assert heard.outcomes[0].units == 2
+
+
+@pytest.mark.parametrize("error", [None, BackendError("cuda error")])
+def test_a_kept_answer_of_which_a_part_is_gone_ends_with_its_own_error(error: BackendError | None) -> None:
+    side = WorkerSide()
+    name = side.begin(1)
+    side.emit((name, token(1)), (name, token(2)))
+    side.grant(1, 2, 1_024)
+    if error is None:
+        side.emit((name, last(3)))
+    else:
+        side.session.fail(name, error, 0)
+        side.session.flush()
+    side.heard()
+    side.grant(1, 0, 1_024, again=True)
+    assert [end.code for end in side.heard().ends] == [error.code if error is not None else WorkerLostError.code]
+
+
 @pytest.mark.parametrize("beats", [True, False])
 def test_a_finished_answer_is_kept_for_its_time_while_a_controller_is_there(beats: bool) -> None:
     side = WorkerSide(beats=beats)

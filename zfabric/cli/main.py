@@ -61,6 +61,7 @@ _MODEL_COLUMNS: Sequence[Column] = (
     ("queued", lambda row: row.queued),
     ("context", lambda row: row.context_length),
     ("can", lambda row: row.capabilities),
+    ("defaults", lambda row: [f"{name}={value:g}" for name, value in row.defaults.items()]),
 )
 _WORKER_COLUMNS: Sequence[Column] = (
     ("name", lambda row: row.name),

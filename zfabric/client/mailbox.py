@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from zfabric.client.results import Choice, Completion
 from zfabric.errors import FabricError, ProtocolError, RequestCancelledError
-from zfabric.wire.payloads import Chunk, ChunkExtra, Delta, Outcome, TokenLogprobs, ToolCallDelta, Usage, joined_calls
+from zfabric.wire.payloads import Chunk, ChunkExtra, Delta, Outcome, TokenLogprobs, Usage
+from zfabric.wire.tool_calls import ToolCallDelta, joined_calls
 
 
 class Answer:

@@ -54,24 +54,25 @@ class AnswerOptions(SharedOptions, total=False):
         tools, response_format: For chat templates and remote APIs that know them.
         max_tokens: Another name for `max_new_tokens`.
 
-    All others are fields of `SamplingParams`, with the defaults that it has. Arrays and numbers of NumPy and torch are taken
+    All others are fields of `SamplingOptions`. What is not given, and what is None, is left to the model's own defaults; but
+    `max_new_tokens=None` is an answer that only the context bounds. Arrays and numbers of NumPy and torch are taken
     for the lists and numbers that they are.
     """
 
     resume: Resume
     tools: Sequence[Mapping[str, Any]] | None
     response_format: Mapping[str, Any] | None
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    typical_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    typical_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
     max_new_tokens: int | None
     max_tokens: int | None
-    min_new_tokens: int
+    min_new_tokens: int | None
     stop: str | Sequence[str]
     stop_token_ids: int | Sequence[int]
     ignore_eos: bool

@@ -15,17 +15,17 @@ from msgspec import structs
 from zfabric.client import values
 from zfabric.client.options import SubmitOptions
 from zfabric.core.client.pending import Resume
-from zfabric.errors import ParameterRangeError, ProtocolError, RequestError, UnsupportedParameterError
+from zfabric.errors import ProtocolError, RequestError, UnsupportedParameterError
 from zfabric.limits import CALL_TIMEOUT_MS, DEADLINE_MAX_MS, NAME_LENGTH_MAX, PRIORITY_MAX, QUERY_TIMEOUT_MS
-from zfabric.wire.payloads import CountRequest, EmbedRequest, EmbedResult, GenerateRequest, Message, OperateRequest
-from zfabric.wire.sampling import SamplingParams
+from zfabric.wire.payloads import CountRequest, EmbedRequest, EmbedResult, Message, OperateRequest, TextRequest
+from zfabric.wire.sampling import TOKENS_MAX, WHAT_THE_CONTEXT_LEAVES, SamplingOptions
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 #: How each sampling parameter is taken; their declarations say it.
-_SAMPLING: Final = {field.name: values.take_for(field.type) for field in structs.fields(SamplingParams)}
+_SAMPLING: Final = {field.name: values.take_for(field.type) for field in structs.fields(SamplingOptions)}
 _EMBED: Final = {
     field.name: values.take_for(field.type)
     for field in structs.fields(EmbedRequest)
@@ -34,7 +34,7 @@ _EMBED: Final = {
 _resume: Final = values.one_of(get_args(Resume))
 
 
-def generate_request(prompt: object, options: Mapping[str, Any]) -> tuple[GenerateRequest, SubmitOptions]:
+def generate_request(prompt: object, options: Mapping[str, Any]) -> tuple[TextRequest, SubmitOptions]:
     """A request for text, and how to submit it.
 
     Raises:
@@ -45,12 +45,12 @@ def generate_request(prompt: object, options: Mapping[str, Any]) -> tuple[Genera
     submit = _submit_options(given)
     submit["resume"] = values.taken(_resume, "resume", given.pop("resume", "exact"))
     parts = {name: given.pop(name, None) for name in ("messages", "prompt_token_ids", "tools", "response_format")}
-    _rename_max_tokens(given)
-    request = GenerateRequest(
+    _take_length(given)
+    request = TextRequest(
         prompt=_taken(values.text, "prompt", prompt),
         messages=_taken(_messages, "messages", parts["messages"]),
         prompt_token_ids=_taken(values.tokens, "prompt_token_ids", parts["prompt_token_ids"]),
-        sampling=SamplingParams(**_known(given, _SAMPLING, "a request")),
+        sampling=SamplingOptions(**_known(given, _SAMPLING, "a request")),
         tools=_taken(_maps, "tools", parts["tools"]),
         response_format=_taken(_map, "response_format", parts["response_format"]),
     )
@@ -157,20 +157,24 @@ def _timeout_ms(timeout: object) -> int:
     return math.ceil(seconds * 1_000)
 
 
-def _rename_max_tokens(given: dict[str, Any]) -> None:
-    """`max_tokens` is what other libraries say for `max_new_tokens`. Raises: RequestError if they differ."""
-    if "max_tokens" not in given:
+def _take_length(given: dict[str, Any]) -> None:
+    """The bound of an answer, by either of its names. None is a value of its own there: what the context leaves.
+
+    Raises:
+        RequestError: It is given by both names, and they differ.
+        ParameterRangeError: It is no number of tokens.
+    """
+    names = [name for name in ("max_tokens", "max_new_tokens") if name in given]
+    limits = [values.taken(_SAMPLING["max_new_tokens"], name, given.pop(name)) for name in names]
+    if not names:
         return
-    limit = values.taken(_SAMPLING["max_new_tokens"], "max_tokens", given.pop("max_tokens"))
-    other = values.taken(_SAMPLING["max_new_tokens"], "max_new_tokens", given.setdefault("max_new_tokens", limit))
-    if other != limit:
-        raise RequestError(f"max_tokens is {limit} and max_new_tokens is {other}, give one", parameter="max_tokens")
-    try:
-        SamplingParams(max_new_tokens=limit).validate()
-    except ParameterRangeError as error:
-        if error.details.get("parameter") == "max_new_tokens":
-            message = error.message.replace("max_new_tokens", "max_tokens", 1)
-            raise ParameterRangeError(message, **{**error.details, "parameter": "max_tokens"}) from None
+    if limits[0] != limits[-1]:
+        raise RequestError(
+            f"max_tokens is {limits[0]} and max_new_tokens is {limits[1]}, give one", parameter="max_tokens"
+        )
+    if limits[0] is not None and not 1 <= limits[0] <= TOKENS_MAX:
+        raise values.out_of_range(names[0], limits[0], f"1 … {TOKENS_MAX}")
+    given["max_new_tokens"] = WHAT_THE_CONTEXT_LEAVES if limits[0] is None else limits[0]
 
 
 def _messages(name: str, value: object) -> list[Message]:

@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from zfabric.errors import ProtocolError
-from zfabric.wire.payloads import FinishReason, Logprob, TokenLogprobs, ToolCallDelta, Usage
+from zfabric.wire.payloads import FinishReason, Logprob, TokenLogprobs, Usage
+from zfabric.wire.tool_calls import ToolCallDelta
 
 
 class ToolCall:

@@ -142,8 +142,11 @@ class SimApp:
     async def _close(self) -> None:
         records = list(self.records)
         await self.client.close()
-        # Late readers read what had come, and see the end then.
-        await asyncio.sleep(1)
+        # Late readers read what had come, and see the end then, as long as the process runs.
+        awake_ns = -1
+        while awake_ns != self.awake_ns:
+            awake_ns = self.awake_ns
+            await asyncio.sleep(1)
         unended = [record for record in records if record.endings != 1]
         if unended or self.session.busy:
             raise Violation(f"client {self.number} was closed, and left {unended}")

@@ -73,7 +73,7 @@ class Report:
 
 
 #: Bounds of a run whose frames, lists and control messages have to be split.
-_TIGHT = {"_ROOM": 600, "FRAME_BYTES_GOAL": 1_024, "CONTROL_BODY_BYTES_MAX": 4_096, "FRAME_BYTES_MAX": 64 * 1_024}
+_TIGHT = {"_ROOM": 600, "FRAME_BYTES_GOAL": 1_024, "CONTROL_BODY_BYTES_MAX": 1_024, "FRAME_BYTES_MAX": 64 * 1_024}
 
 
 #: Faults that cost connections, and no process: what both ends still have goes on.

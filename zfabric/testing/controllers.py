@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Final
 
-from zfabric.core.controller.access import EVERYBODY, Grant
+from zfabric.core.controller.access import Grant
 from zfabric.core.controller.broker import Broker
 from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.controller.dispatch import Candidates, Host
@@ -67,8 +67,7 @@ class SimController:
             self._after()
 
     def _grant_of(self, peer: RoutingId) -> Grant:
-        link = self.network.links.get(peer)
-        return EVERYBODY if link is None or link.peer.honest else link.peer.grant
+        return self.network.peers[peer].grant
 
     def die(self) -> None:
         """SIGKILL."""

@@ -180,15 +180,23 @@ class SimBackend(BaseModelWorker):
             self.jobs.pop(request.request_id, None)
         self.moves += 1
         if job.breaks_at is not None:
-            if job.breaks_at % 2:
-                raise RuntimeError(f"cuda error {BROKEN}")
-            return {"tensor": object()}
+            return self._broken_result(operation, job.breaks_at)
         if operation == "embed":
             data = struct.pack("<f", job.number) * job.values
             return EmbedResult(rows=1, dimensions=job.values, data=data)
         if operation == "count_tokens":
             return job.number
         return {"number": job.number, "worker": self.host.name, "names": names}
+
+    def _broken_result(self, operation: str, how: int) -> Any:
+        """What cannot be encoded, or what its caller could not read. Raises: RuntimeError, as engines do."""
+        if how % 2:
+            raise RuntimeError(f"cuda error {BROKEN}")
+        if how and operation == "embed":
+            return EmbedResult(rows=1, dimensions=2, data=b"short")
+        if how and operation == "count_tokens":
+            return "many"
+        return {"tensor": object()}
 
     async def _work(self, milliseconds: float) -> None:
         await asyncio.sleep(milliseconds / 1_000)

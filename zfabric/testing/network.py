@@ -110,6 +110,8 @@ class Network:
     def __init__(self, world: World) -> None:
         self.world = world
         self.links: dict[RoutingId, Link] = {}
+        #: Everybody who ever had a connection: what it said may be read after its end.
+        self.peers: dict[RoutingId, Peer] = {}
         self.hub: Hub | None = None
         self.slow = False
         #: HELLOs arrive twice, as they do when a slow answer makes a peer say it again.
@@ -120,7 +122,8 @@ class Network:
 
     def check_size(self, header: bytes, body: bytes) -> None:
         """Raises: Violation, this costs the sender its connection."""
-        if len(header) <= limits.HEADER_BYTES_MAX and len(body) <= self.frame_bytes_max:
+        most = min(limits.HEADER_BYTES_MAX, limits.CONTROL_BODY_BYTES_MAX)
+        if len(header) <= most and len(body) <= self.frame_bytes_max:
             return
         kind = header[0]
         name = kinds.NAMES.get(kind, hex(kind))
@@ -146,7 +149,7 @@ class Network:
             return
         self._next_id += 1
         link = Link(self, peer, RoutingId(self._next_id.to_bytes(5, "big")))
-        self.links[link.routing_id] = link
+        self.links[link.routing_id], self.peers[link.routing_id] = link, peer
         self.world.after(self.delay_ms(), lambda: peer.link_up(link) if link.alive else None)
 
     def hub_receives(self, sender: RoutingId, header: bytes, body: bytes) -> None:

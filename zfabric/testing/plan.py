@@ -97,7 +97,7 @@ class Faults:
             "worker killed": self._kill_worker,
             "worker frozen": lambda: rng.choice(workers).freeze(rng.choice([300, 2_000, 6_000])),
             "worker drained": self._drain_worker,
-            "worker announces": lambda: rng.choice(workers).reannounce(),
+            "worker announces": self._announce,
             "engine hung": self._hang_engine,
             "worker link cut": lambda: self._cut(rng.choice(workers)),
             "client link cut": lambda: self._cut(rng.choice(clients)),
@@ -131,6 +131,15 @@ class Faults:
             client = rng.choice(self.clients)
             if client.alive:
                 client.ask("drain", {"worker": worker.name, "limit_ms": limit_ms})
+
+    def _announce(self) -> None:
+        """At any time, or just when a worker that comes back has said what it served before."""
+        worker = self.world.rng.choice(self.workers)
+        if self.world.rng.random() < 0.5:
+            worker.reannounce()
+        else:
+            worker.changes_behind_hello = True
+            self._cut(worker)
 
     def _kill_controller(self) -> None:
         self.controller.die()
@@ -223,6 +232,7 @@ class Faults:
         for worker in self.workers:
             for engine in worker.engines:
                 engine.hung_ns = None
+            worker.changes_behind_hello = False
             worker.start()
             if self.world.rng.random() < 0.5:
                 worker.serve_all()

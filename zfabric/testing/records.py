@@ -135,8 +135,8 @@ class Record:
         #: Text of tokens that have arrived, and that has not.
         self._owed = ""
         self._draw: int | None = None
-        #: Whether it had more than its credit at the last look.
-        self._beyond = False
+        #: The units that it had at the last look, if they were more than its credit.
+        self._beyond: int | None = None
 
     def __repr__(self) -> str:
         wish = self.wish
@@ -216,12 +216,14 @@ class Record:
 
     def check_window(self) -> None:
         """Promise 8: nothing beyond the credit but for a terminal's rest. It may come in messages of its own, soon before the
-        terminal, and a later attempt may have it behind itself."""
+        terminal, which may be lost then; and a later attempt may have it behind itself."""
         pending = self.pending
-        beyond = pending is not None and not self.endings and not pending.attempt and pending.next > pending.granted
-        if beyond and self._beyond and pending is not None:
+        if pending is None or self.endings or pending.attempt or pending.next <= pending.granted:
+            self._beyond = None
+            return
+        if self._beyond is not None and pending.next > self._beyond:
             raise Violation(f"{self} got {pending.next} units with credit for {pending.granted}")
-        self._beyond = beyond
+        self._beyond = pending.next
 
     def check_deadline(self, now_ns: int, awake_ns: int) -> None:
         """Promise 6: a deadline ends a request, whatever else happens.

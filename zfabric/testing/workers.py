@@ -15,6 +15,7 @@ from zfabric.testing.network import Link, Network
 from zfabric.testing.records import Violation
 from zfabric.testing.sockets import ENDPOINT, ProcessLoop, SimDealer
 from zfabric.testing.world import MILLISECOND, World
+from zfabric.wire import kinds
 from zfabric.wire.messages import ModelInfo
 from zfabric.worker.config import WorkerConfig
 from zfabric.worker.service import WorkerService
@@ -40,6 +41,8 @@ class SimWorker:
         self.registered_ns = 0
         #: Until when a drain lets running requests finish.
         self.drain_until_ns = 0
+        #: Whether it changes its models while its next HELLO is on its way.
+        self.changes_behind_hello = False
         self.start()
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -139,6 +142,12 @@ class SimWorker:
     def connected(self, dealer: SimDealer) -> None:
         """Its socket was made."""
         self.dealer = dealer
+        dealer.on_sent = self._sent
+
+    def _sent(self, kind: int) -> None:
+        if kind == kinds.WORKER_HELLO and self.changes_behind_hello:
+            self.changes_behind_hello = False
+            self.reannounce()
 
     @property
     def link(self) -> Link | None:

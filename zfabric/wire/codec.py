@@ -56,7 +56,7 @@ _body_decoders: Final = {kind: msgspec.msgpack.Decoder(t) for kind, t in _BODIES
 _chunks_decoder: Final = msgspec.msgpack.Decoder(list[payloads.Chunk])
 _ends_decoder: Final = msgspec.msgpack.Decoder(payloads.EndsBody)
 _request_decoders: Final[dict[str, msgspec.msgpack.Decoder[Any]]] = {
-    "generate": msgspec.msgpack.Decoder(payloads.GenerateRequest),
+    "generate": msgspec.msgpack.Decoder(payloads.TextRequest),
     "embed": msgspec.msgpack.Decoder(payloads.EmbedRequest),
     "count_tokens": msgspec.msgpack.Decoder(payloads.CountRequest),
     "operate": msgspec.msgpack.Decoder(payloads.OperateRequest),

@@ -185,6 +185,7 @@ class ModelInfo(Struct, array_like=True, kw_only=True):
         capabilities: Of "generate", "embed", "count_tokens", "chat" (messages are understood), "multimodal" (images in
             messages), and "resume" (goes on exactly from prompt + tokens so far).
         parameters: Sampling parameters that are honoured.
+        defaults: The model's own values of parameters, which hold where a request leaves them unset.
         dimensions: Length of an embedding; 0 if it makes none.
         slots: Concurrent requests of this model, 0 for as many as the worker has.
         engine: Which of the worker's engines serves it: an index of `Load.engines`.
@@ -200,6 +201,7 @@ class ModelInfo(Struct, array_like=True, kw_only=True):
     slots: Annotated[int, Meta(ge=0, le=SLOTS_MAX)] = 0
     details: dict[str, FiniteDetail] = {}
     engine: Annotated[int, Meta(ge=0, lt=WORKER_MODELS_MAX)] = 0
+    defaults: Annotated[dict[Name, int | Finite], Meta(max_length=32)] = {}
 
 
 class Load(Struct, array_like=True, kw_only=True, gc=False):

@@ -6,10 +6,9 @@ sees exactly what the client's caller wrote. On the wire each is a MessagePack a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
-from msgspec import Raw, Struct, structs
+from msgspec import Raw, Struct
 
 from zfabric.errors import (
     Detail,
@@ -18,7 +17,8 @@ from zfabric.errors import (
 )
 from zfabric.limits import DIMENSIONS_MAX
 from zfabric.wire.fields import NIL
-from zfabric.wire.sampling import SamplingParams, out_of_range
+from zfabric.wire.sampling import SamplingOptions, SamplingParams, out_of_range
+from zfabric.wire.tool_calls import ToolCallDelta
 
 FinishReason = Literal["stop", "length", "abort", "tool_calls"]
 
@@ -72,37 +72,6 @@ class TokenLogprobs(Struct, array_like=True, frozen=True):
 
     token: Logprob
     top: list[Logprob] = []
-
-
-class ToolCallDelta(Struct, array_like=True, kw_only=True, gc=False):
-    """A piece of a tool call. The first piece of a call has its id and its whole name; arguments come bit by bit.
-
-    Attributes:
-        index: Which call of its choice, from 0.
-        id: What the result is to name as `tool_call_id`; None on all pieces but the first.
-        name: The function's; None on all pieces but the first.
-        arguments: The next part of a JSON text.
-    """
-
-    index: int
-    id: str | None = None
-    name: str | None = None
-    arguments: str = ""
-
-
-def joined_calls(pieces: Sequence[ToolCallDelta]) -> list[ToolCallDelta] | None:
-    """Pieces of calls in their order, those of one call that follow one another as one piece; None for no pieces."""
-    joined: list[ToolCallDelta] = []
-    arguments: list[list[str]] = []
-    for piece in pieces:
-        if joined and joined[-1].index == piece.index and piece.id is None and piece.name is None:
-            arguments[-1].append(piece.arguments)
-        else:
-            joined.append(structs.replace(piece))
-            arguments.append([piece.arguments])
-    for call, parts in zip(joined, arguments, strict=True):
-        call.arguments = "".join(parts)
-    return joined or None
 
 
 class Delta(Struct, kw_only=True, gc=False):
@@ -221,14 +190,14 @@ class EndsBody(Struct, array_like=True, kw_only=True):
     outcomes: list[Outcome] = []
 
 
-class GenerateRequest(Struct, array_like=True, kw_only=True):
-    """A request for text, as a backend receives it. Exactly one of the three kinds of prompt is set.
+class TextRequest(Struct, array_like=True, kw_only=True):
+    """A request for text, as a client sends it. Exactly one of the three kinds of prompt is set.
 
     Attributes:
         prompt: Text.
         messages: Chat messages; the tokenizer's template is applied.
         prompt_token_ids: Tokens.
-        sampling: How to draw.
+        sampling: How to draw, as far as the caller says.
         tools: Descriptions of functions, passed to the chat template or the remote API, where the backend can.
         response_format: What the text has to be, passed to the remote API, where the backend can.
         resume_token_ids: Tokens of the answer that its reader already has: go on after them.
@@ -245,7 +214,7 @@ class GenerateRequest(Struct, array_like=True, kw_only=True):
     prompt: str | None = None
     messages: list[Message] | None = None
     prompt_token_ids: list[int] | None = None
-    sampling: SamplingParams = SamplingParams()
+    sampling: SamplingOptions = SamplingOptions()
     tools: list[dict[str, Any]] | None = None
     response_format: dict[str, Any] | None = None
     resume_token_ids: list[int] = []
@@ -272,6 +241,16 @@ class GenerateRequest(Struct, array_like=True, kw_only=True):
         if self.prompt_token_ids is not None:
             raise UnsupportedOperationError("this model reads text, not token ids", operation="generate")
         return _plain_text(self.prompt, self.messages)
+
+
+class GenerateRequest(TextRequest, array_like=True, kw_only=True):
+    """A request for text, as a backend receives it: `TextRequest` with a value for every parameter.
+
+    Attributes:
+        sampling: How to draw.
+    """
+
+    sampling: SamplingParams = SamplingParams()
 
 
 class EmbedRequest(Struct, array_like=True, kw_only=True):
@@ -360,7 +339,7 @@ class OperateRequest(Struct, array_like=True, kw_only=True):
             raise RequestError("call is empty", parameter="call")
 
 
-AnyRequest = GenerateRequest | EmbedRequest | CountRequest | OperateRequest
+AnyRequest = TextRequest | EmbedRequest | CountRequest | OperateRequest
 
 
 class EmbedResult(Struct, array_like=True):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from msgspec import Struct, structs
 
@@ -14,8 +15,11 @@ from zfabric.errors import (
 from zfabric.limits import LOGIT_BIAS_MAX, SAMPLING_ITEMS_MAX
 
 
-class SamplingParams(Struct, array_like=True, frozen=True, kw_only=True):
-    """How an answer is drawn. One meaning and one default on every backend; a backend refuses by name what it lacks.
+class SamplingOptions(Struct, array_like=True, frozen=True, kw_only=True):
+    """How an answer is to be drawn, as a caller says it. One meaning on every backend, which refuses by name what it lacks.
+
+    What is None here is unset, where that is no value of its own: the model's own default holds (of its
+    generation_config.json), and without one what `SamplingParams` says.
 
     Attributes:
         temperature: 0 is greedy. 0 … 100.
@@ -27,7 +31,7 @@ class SamplingParams(Struct, array_like=True, frozen=True, kw_only=True):
             (Keskar et al. 2019), 0.01 … 100. 1 is off.
         presence_penalty: Subtracted once from logits of tokens in the answer, -2 … 2.
         frequency_penalty: Subtracted per occurrence from logits of tokens in the answer, -2 … 2.
-        max_new_tokens: Tokens of the answer at most; None is what the context leaves.
+        max_new_tokens: Tokens of the answer at most; 0 for what the context leaves.
         min_new_tokens: No end before so many tokens.
         stop: Strings that end the answer; they are not part of it.
         stop_token_ids: Tokens that end the answer; they are not part of its text.
@@ -49,16 +53,16 @@ class SamplingParams(Struct, array_like=True, frozen=True, kw_only=True):
         skip_special_tokens: Leave special tokens out of the text.
     """
 
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = -1
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    max_new_tokens: int | None = 256
-    min_new_tokens: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
@@ -79,9 +83,9 @@ class SamplingParams(Struct, array_like=True, frozen=True, kw_only=True):
     skip_special_tokens: bool = True
 
     def changed(self) -> list[str]:
-        """Names of the parameters that differ from their defaults, in field order."""
-        values = zip(_SAMPLING_FIELDS, structs.astuple(self), _SAMPLING_DEFAULTS, strict=True)
-        return [field for field, value, default in values if value != default]
+        """Names of the parameters that are set, and make a difference to a backend that knows none, in field order."""
+        values = zip(_SAMPLING_FIELDS, structs.astuple(self), _SAMPLING_DEFAULTS, strict=False)
+        return [field for field, value, default in values if value is not None and value != default]
 
     def require(self, supported: frozenset[str], backend: str) -> None:
         """Refuse by name what a backend cannot honour.
@@ -104,7 +108,7 @@ class SamplingParams(Struct, array_like=True, frozen=True, kw_only=True):
         for name in self.changed():
             bounds = RANGES.get(name)
             value = getattr(self, name)
-            if bounds is None or (value is None and name == "max_new_tokens"):
+            if bounds is None:
                 continue
             low, high = bounds
             try:
@@ -137,13 +141,13 @@ class SamplingParams(Struct, array_like=True, frozen=True, kw_only=True):
         guides = [name for name in _GUIDES if getattr(self, name)]
         if len(guides) > 1:
             raise out_of_range(guides[1], "set", f"unset beside {guides[0]}")
-        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+        if self.max_new_tokens and (self.min_new_tokens or 0) > self.max_new_tokens:
             raise out_of_range("min_new_tokens", self.min_new_tokens, f"at most max_new_tokens={self.max_new_tokens}")
 
     @property
     def greedy(self) -> bool:
-        """Whether the answer is a function of the prompt alone."""
-        return self.temperature < GREEDY_TEMPERATURE
+        """Whether the answer is known to be a function of the prompt alone."""
+        return self.temperature is not None and self.temperature < GREEDY_TEMPERATURE
 
     @property
     def single(self) -> bool:
@@ -155,6 +159,65 @@ class SamplingParams(Struct, array_like=True, frozen=True, kw_only=True):
         """Whether another worker would draw the same text: what an exact continuation needs."""
         return self.single and (self.greedy or self.seed is not None)
 
+    def resolved(self, defaults: Mapping[str, float]) -> SamplingParams:
+        """The same with a value for everything.
+
+        Args:
+            defaults: The model's own, for parameters of `UNSETTABLE`.
+
+        Example:
+            >>> SamplingOptions(top_p=0.5).resolved({"temperature": 0.6, "top_p": 0.9}).temperature
+            0.6
+        """
+        values: dict[str, Any] = dict(zip(_SAMPLING_FIELDS, structs.astuple(self), strict=False))
+        if self.use_beam_search:
+            # A search draws nothing: what shapes draws is no matter of it, and not refused where nobody asked for it.
+            defaults = {name: value for name, value in defaults.items() if name not in _OF_DRAWS}
+        unset: list[str] = []
+        for name in UNSETTABLE:
+            if values[name] is None:
+                values[name] = defaults.get(name)
+                if values[name] is None:
+                    del values[name]
+                    unset.append(name)
+        if values.get("max_new_tokens") == WHAT_THE_CONTEXT_LEAVES:
+            values["max_new_tokens"] = None
+        return SamplingParams(**values, unset=tuple(unset))
+
+
+class SamplingParams(SamplingOptions, array_like=True, frozen=True, kw_only=True):
+    """How an answer is drawn, as a backend is told it: `SamplingOptions` with all values known.
+
+    Attributes:
+        max_new_tokens: Tokens of the answer at most; None is what the context leaves.
+        unset: Parameters that neither the caller nor the model's own defaults set. They have the values that change nothing;
+            an engine that has defaults of its own may go by those.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    max_new_tokens: int | None = 256
+    min_new_tokens: int = 0
+    unset: tuple[str, ...] = ()
+
+
+#: `max_new_tokens` as a caller's options have it, for an answer that only the context bounds.
+WHAT_THE_CONTEXT_LEAVES: Final = 0
+#: Tokens of an answer that can be asked for.
+TOKENS_MAX: Final = 2**31 - 1
+
+#: Parameters that a caller may leave to the model.
+UNSETTABLE: Final = (
+    "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "max_new_tokens", "min_new_tokens",
+)  # fmt: skip
+_OF_DRAWS: Final = frozenset({"temperature", "top_p", "top_k", "min_p", "typical_p"})
 
 #: Below this a softmax is a one-hot in float32; FastChat draws the same line.
 GREEDY_TEMPERATURE: Final = 1e-5
@@ -172,8 +235,8 @@ RANGES: Final[dict[str, tuple[float, float]]] = {
     "repetition_penalty": (0.01, 100),
     "presence_penalty": (-2, 2),
     "frequency_penalty": (-2, 2),
-    "max_new_tokens": (1, 2**31 - 1),
-    "min_new_tokens": (0, 2**31 - 1),
+    "max_new_tokens": (WHAT_THE_CONTEXT_LEAVES, TOKENS_MAX),
+    "min_new_tokens": (0, TOKENS_MAX),
     "seed": (-(2**63), 2**63 - 1),
     "n": (1, 128),
     "best_of": (1, 128),
@@ -190,8 +253,8 @@ ITEMS_MAX: Final = {
 }
 #: Zero is within the bounds, but not allowed.
 POSITIVE: Final = frozenset({"top_p", "top_k", "typical_p"})
-_SAMPLING_FIELDS: Final = tuple(SamplingParams.__struct_fields__)
-_SAMPLING_DEFAULTS: Final = structs.astuple(SamplingParams())
+_SAMPLING_FIELDS: Final = tuple(SamplingOptions.__struct_fields__)
+_SAMPLING_DEFAULTS: Final = structs.astuple(SamplingParams())[: len(_SAMPLING_FIELDS)]
 
 #: Every parameter name, for backends that honour all of them.
 ALL_PARAMETERS: Final = frozenset(_SAMPLING_FIELDS)

@@ -22,6 +22,7 @@ class ModelStatus(Struct, kw_only=True):
         parameters: Sampling parameters that are honoured.
         dimensions: Length of an embedding; 0 if it makes none.
         details: As announced.
+        defaults: Its own values of sampling parameters, which hold where a request leaves them unset.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ModelStatus(Struct, kw_only=True):
     parameters: list[str] = []
     dimensions: int = 0
     details: dict[str, Detail] = {}
+    defaults: dict[str, float] = {}
 
 
 class WorkerStatus(Struct, kw_only=True):

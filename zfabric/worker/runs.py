@@ -14,7 +14,16 @@ from zfabric.core.worker.soundness import sound_text
 from zfabric.errors import BackendError, FabricError
 from zfabric.limits import STOP_MS
 from zfabric.transport.clock import monotonic_ns
-from zfabric.wire.payloads import CountRequest, Delta, EmbedRequest, EmbedResult, GenerateRequest, OperateRequest, Usage
+from zfabric.wire.payloads import (
+    CountRequest,
+    Delta,
+    EmbedRequest,
+    EmbedResult,
+    GenerateRequest,
+    OperateRequest,
+    TextRequest,
+    Usage,
+)
 from zfabric.wire.plain import plain_integer
 from zfabric.worker.base import BaseModelWorker
 from zfabric.worker.served import Served, ServedModels
@@ -83,8 +92,8 @@ class Runs:
             else:
                 known = served.find(request.model)
                 backend = known.backend
-                if isinstance(request, GenerateRequest):
-                    self._prepare(request, known)
+                if isinstance(request, TextRequest):
+                    request = self._prepared(request, known)
                     work = partial(self._generate, request, backend)
                 elif isinstance(request, EmbedRequest):
                     work = partial(self._unary, request, backend.embed)
@@ -100,19 +109,25 @@ class Runs:
         run.task = self._loop.create_task(self._guarded(request_id, work))
         run.task.add_done_callback(partial(self._ended, request_id))
 
-    def _prepare(self, request: GenerateRequest, served: Served) -> None:
-        """Refuse by name what the model does not honour; draw by the client's seed where there is no other.
+    def _prepared(self, request: TextRequest, served: Served) -> GenerateRequest:
+        """The request as its backend gets it: with the model's own values where the caller set none, and the client's seed
+        where there is no other.
 
         Raises:
             UnsupportedParameterError: A parameter is not honoured.
         """
-        sampling = request.sampling
-        sampling.require(served.parameters, served.label)
-        drawn = request.drawn_seed
-        if drawn is not None and sampling.seed is None and not sampling.greedy and "seed" in served.parameters:
-            request.sampling = sampling = structs.replace(sampling, seed=drawn)
+        sampling = request.sampling.resolved(served.defaults)
+        seeded = "seed" in served.parameters
+        if sampling.greedy and not seeded:
+            # It makes no difference, and comes with answers that another worker began.
+            sampling = structs.replace(sampling, seed=None)
+            request.sampling = structs.replace(request.sampling, seed=None)
+        request.sampling.require(served.parameters, served.label)
+        if request.drawn_seed is not None and sampling.seed is None and not sampling.greedy and seeded:
+            sampling = structs.replace(sampling, seed=request.drawn_seed)
         if sampling.reproducible:
             self._session.mark_exact(request.request_id)
+        return GenerateRequest(**{**structs.asdict(request), "sampling": sampling})
 
     async def _guarded(self, request_id: str, work: Callable[[], Awaitable[None]]) -> None:
         """Whatever a backend raises is its request's error. A cancellation is either ours, and `_ended` sees what is

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from msgspec import structs
@@ -13,11 +13,12 @@ from zfabric.worker.base import BaseModelWorker
 
 
 class Served(NamedTuple):
-    """A name's backend, what errors call the model, and the sampling parameters that it knows."""
+    """A name's backend, what errors call the model, the sampling parameters that it knows, and its own values of some."""
 
     backend: BaseModelWorker
     label: str
     parameters: frozenset[str]
+    defaults: Mapping[str, float]
 
 
 class ServedModels:
@@ -55,7 +56,7 @@ class ServedModels:
         if not isinstance(info, ModelInfo):
             raise ConfigurationError(f"{kind} names {type(info).__name__} as a model, it must be a ModelInfo")
         parameters = list(info.parameters or sorted(backend.parameters))
-        served = Served(backend, f"model {info.name!r}", frozenset(parameters))
+        served = Served(backend, f"model {info.name!r}", frozenset(parameters), dict(info.defaults))
         for name in (info.name, *info.aliases):
             if name in self._route:
                 raise ConfigurationError(f"two models of this worker are named {name!r}", model=name)

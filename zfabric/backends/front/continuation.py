@@ -7,7 +7,8 @@ from typing import Final
 from msgspec import structs
 
 from zfabric.errors import BackendError
-from zfabric.wire.payloads import Delta, GenerateRequest, ToolCallDelta, joined_calls
+from zfabric.wire.payloads import Delta, GenerateRequest
+from zfabric.wire.tool_calls import ToolCallDelta, joined_calls
 
 #: What depends on tokens drawn before in a way that a prompt which holds them does not bring about.
 _REMEMBERING: Final = (

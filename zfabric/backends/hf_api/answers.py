@@ -17,8 +17,9 @@ from zfabric.backends.hf_api.models_file import Upstream
 from zfabric.backends.hf_api.scores import logprobs_of, tgi_logprobs
 from zfabric.backends.hf_api.tokens import Tokenizer
 from zfabric.errors import BackendError
-from zfabric.wire.payloads import Delta, FinishReason, GenerateRequest, TokenLogprobs, ToolCallDelta, Usage
+from zfabric.wire.payloads import Delta, FinishReason, GenerateRequest, TokenLogprobs, Usage
 from zfabric.wire.sampling import SamplingParams
+from zfabric.wire.tool_calls import ToolCallDelta
 
 _REASONS: dict[str, FinishReason] = {
     "length": "length", "max_tokens": "length", "abort": "abort", "tool_calls": "tool_calls",

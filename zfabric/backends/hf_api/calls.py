@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from zfabric.backends.front.call_ids import call_id
-from zfabric.wire.payloads import ToolCallDelta
+from zfabric.wire.tool_calls import ToolCallDelta
 
 
 class _Call:

@@ -115,17 +115,18 @@ def _bound(upstream: Upstream, body: dict[str, Any], prompt: list[int] | None, d
 
 
 def _sampling(upstream: Upstream, sampling: SamplingParams) -> dict[str, Any]:
-    """Of the OpenAI protocols. Temperature and mass are always said: servers have defaults of their own."""
-    values: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p}
-    if sampling.max_new_tokens is not None:
+    """Of the OpenAI protocols. What is set is said, also where it changes nothing: servers have defaults of their own."""
+    values = {name: getattr(sampling, name) for name in ("temperature", "top_p") if name not in sampling.unset}
+    if sampling.max_new_tokens is not None and not (upstream.protocol == "chat" and "max_new_tokens" in sampling.unset):
+        # Completions end after 16 tokens where nothing is said, which nobody means.
         values["max_tokens"] = sampling.max_new_tokens
     if sampling.stop and upstream.server_stops:
         values["stop"] = list(sampling.stop)
-    for name in ("seed", "presence_penalty", "frequency_penalty"):
+    for name in ("presence_penalty", "frequency_penalty"):
         if getattr(sampling, name):
             values[name] = getattr(sampling, name)
-    if sampling.seed == 0:
-        values["seed"] = 0
+    if sampling.seed is not None:
+        values["seed"] = sampling.seed
     if sampling.n != 1:
         values["n"] = sampling.n
     if sampling.logit_bias:
@@ -155,7 +156,7 @@ def _tgi(upstream: Upstream, request: GenerateRequest) -> dict[str, Any]:
     sampling = request.sampling
     values: dict[str, Any] = {"details": True, "return_full_text": False, "do_sample": not sampling.greedy}
     if not sampling.greedy:
-        values["temperature"] = sampling.temperature
+        values |= {} if "temperature" in sampling.unset else {"temperature": sampling.temperature}
         # The server takes masses below 1 only; 1 is its default.
         values |= {name: getattr(sampling, name) for name in ("top_p", "typical_p") if getattr(sampling, name) < 1}
         values |= {"top_k": sampling.top_k} if sampling.top_k > 0 else {}

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zfabric.backends.front import generation_config
 from zfabric.backends.front.adapters import Adapters
 from zfabric.backends.front.embed_inputs import EmbedInputs, with_special_tokens
+from zfabric.backends.front.generation_config import GenerationDefaults
 from zfabric.backends.front.prompts import PromptTokens
 from zfabric.backends.hf_transformers.embed_queue import EmbedQueue
 from zfabric.backends.hf_transformers.embedding import Embedder
@@ -25,6 +27,7 @@ from zfabric.backends.hf_transformers.sequence import Answer
 from zfabric.backends.hf_transformers.token_budget import TokenBudget
 from zfabric.errors import ConfigurationError, FabricError
 from zfabric.wire.payloads import EmbedRequest
+from zfabric.wire.sampling import UNSETTABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,7 @@ class Assembled:
 
     Attributes:
         adapters: Those that requests can name.
+        defaults: What the model says of its answers, where a request does not.
         prompts: Makes tokens of them.
         lora: Reads adapters, and has the model apply them.
     """
@@ -44,6 +48,7 @@ class Assembled:
     prompts: PromptTokens
     lora: Lora
     adapters: Adapters[Adapter]
+    defaults: GenerationDefaults
 
 
 def assemble(
@@ -78,9 +83,10 @@ def assemble(
     prompts = PromptTokens(
         loaded.tokenizer, vocabulary_size=model.vocabulary_size, context_length=loaded.context_length
     )
+    defaults = generation_defaults(loaded, options.generation_config)
     engine = Engine(
         model,
-        _input_processor(loaded, options, model, prompts, adapters),
+        _input_processor(loaded, options, model, prompts, adapters, defaults),
         loaded.tokenizer,
         batch_size_max=loaded.batch_size_max,
         kv_tokens_max=loaded.kv_tokens_max,
@@ -103,7 +109,7 @@ def assemble(
     if loaded.generates:
         engine.run_job(model.warm_up).result()
     queue.submit(embedder.pieces(EmbedRequest(inputs=["warm-up"]))).result()
-    return Assembled(loaded, engine, embedder, queue, prompts, model.lora, adapters)
+    return Assembled(loaded, engine, embedder, queue, prompts, model.lora, adapters, defaults)
 
 
 def _model(loaded: Loaded, options: TransformersOptions) -> ModelRunner:
@@ -118,7 +124,12 @@ def _model(loaded: Loaded, options: TransformersOptions) -> ModelRunner:
 
 
 def _input_processor(
-    loaded: Loaded, options: TransformersOptions, model: ModelRunner, prompts: PromptTokens, adapters: Adapters[Adapter]
+    loaded: Loaded,
+    options: TransformersOptions,
+    model: ModelRunner,
+    prompts: PromptTokens,
+    adapters: Adapters[Adapter],
+    defaults: GenerationDefaults,
 ) -> InputProcessor:
     return InputProcessor(
         loaded.tokenizer,
@@ -131,7 +142,30 @@ def _input_processor(
         adapters=adapters,
         processor=loaded.processor,
         logprobs_max=options.max_logprobs,
+        defaults=defaults,
     )
+
+
+def generation_defaults(loaded: Loaded, source: str) -> GenerationDefaults:
+    """What the model, or another directory, says of answers.
+
+    Args:
+        source: "auto", "none", or a directory that holds a generation_config.json.
+
+    Raises:
+        ConfigurationError: The directory has none that can be read.
+    """
+    if not loaded.generates or source == "none":
+        return GenerationDefaults()
+    settings = getattr(loaded.model, "generation_config", None)
+    if source != "auto":
+        from transformers import GenerationConfig
+
+        try:
+            settings = GenerationConfig.from_pretrained(source, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"generation_config of {source!r} cannot be read: {error}") from error
+    return generation_config.read({} if settings is None else settings.to_diff_dict(), UNSETTABLE)
 
 
 def _embedder(loaded: Loaded, model: ModelRunner, adapters: Adapters[Adapter]) -> Embedder:

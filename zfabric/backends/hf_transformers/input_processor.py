@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from zfabric.backends.front.adapters import Adapters
 from zfabric.backends.front.bounds import check_logprobs, check_prompt_logprobs
+from zfabric.backends.front.generation_config import GenerationDefaults
 from zfabric.backends.front.images import has_images, see
 from zfabric.backends.front.prompts import PromptTokens, fit, known_tokens
 from zfabric.backends.hf_transformers.lora import Adapter
@@ -38,6 +39,7 @@ class InputProcessor:
         adapters: Those that requests can name.
         processor: A transformers processor, for models that see images.
         logprobs_max: Alternatives per token that a request may ask the log-probabilities of.
+        defaults: What the model itself says of its answers.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class InputProcessor:
         adapters: Adapters[Adapter] | None = None,
         processor: Any = None,
         logprobs_max: int = LOGPROBS_MAX,
+        defaults: GenerationDefaults | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._prompts = prompts
@@ -64,6 +67,14 @@ class InputProcessor:
         self._start_token = start_token
         self._processor = processor
         self._adapters = adapters or Adapters()
+        self._defaults = defaults or GenerationDefaults()
+        self._suppressed, self._suppressed_first = (
+            frozenset(token for token in tokens if 0 <= token < vocabulary_size)
+            for tokens in (self._defaults.suppressed, self._defaults.suppressed_first)
+        )
+        self._bad_words = tuple(
+            words for words in self._defaults.bad_words if min(words) >= 0 and max(words) < vocabulary_size
+        )
         self._guides = StructuredOutputs(tokenizer, vocabulary_size=vocabulary_size, end_tokens=self._end_tokens)
 
     def sequences(self, answer: Answer) -> list[Sequence]:
@@ -79,6 +90,7 @@ class InputProcessor:
         tokens = self._tokens(answer)
         kept = self._place(answer, tokens)
         check_prompt_logprobs(sampling.prompt_logprobs, len(answer.prompt))
+        sampling = request.sampling = self._defaults.lengths(sampling, len(answer.prompt))
         room = self._context_length - len(answer.prompt)
         ends = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self._end_tokens)
         seed = sampling.seed if sampling.seed is not None else self._seed
@@ -102,6 +114,7 @@ class InputProcessor:
                 seed=base + index * _SEED_STRIDE,
                 end_tokens=ends,
                 bad_words=banned,
+                suppressed=(self._suppressed, self._suppressed_first),
                 tokenizer=self._tokenizer,
                 echo=echo,
                 guide=guide,
@@ -144,7 +157,7 @@ class InputProcessor:
     def _banned(self, sampling: SamplingParams) -> tuple[tuple[int, ...], ...]:
         """Tokens of each bad word, as it begins a text and as it follows a space."""
         forms = [form for word in sampling.bad_words for form in (word, f" {word}")]
-        return tuple(dict.fromkeys(words for form in forms if (words := self._words(form))))
+        return tuple(dict.fromkeys([*self._bad_words, *(words for form in forms if (words := self._words(form)))]))
 
     def _words(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -57,6 +57,7 @@ class Row:
         end_tokens: Tokens that end it; masked before `min_new_tokens`.
         bad_words: Token sequences that must not appear.
         guide: What the text has to follow.
+        suppressed: Tokens that the model is never to draw, and those that are not to begin an answer.
     """
 
     params: SamplingParams
@@ -66,6 +67,7 @@ class Row:
     end_tokens: frozenset[int] = frozenset()
     bad_words: tuple[tuple[int, ...], ...] = ()
     guide: Guide | None = None
+    suppressed: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
     plain: bool = field(init=False)
     warps: bool = field(init=False)
     history: History | None = field(init=False, default=None)
@@ -80,6 +82,7 @@ class Row:
             or p.min_new_tokens
             or self.bad_words
             or self.guide is not None
+            or any(self.suppressed)
         )
         self.warps = p.top_k > 0 or p.top_p < 1 or p.min_p > 0 or p.typical_p < 1
 
@@ -92,7 +95,11 @@ def process_logits(scores: torch.Tensor, row: Row) -> None:
     if p.logit_bias:
         biased = torch.tensor(list(p.logit_bias), dtype=torch.long, device=scores.device)
         scores[biased] += torch.tensor(list(p.logit_bias.values()), dtype=scores.dtype, device=scores.device)
-    banned = set(row.end_tokens) if len(row.output) < p.min_new_tokens else set()
+    banned = set(row.suppressed[0])
+    if len(row.output) < p.min_new_tokens:
+        banned |= row.end_tokens
+    if not row.output:
+        banned |= row.suppressed[1]
     for *start, last in row.bad_words:
         if not start or row.output[-len(start) :] == start:
             banned.add(last)

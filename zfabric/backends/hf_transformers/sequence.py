@@ -99,6 +99,7 @@ class Sequence:
         seed: Of this choice.
         end_tokens: Tokens that end it.
         bad_words: Token sequences that must not appear.
+        suppressed: Tokens that never come, and those that do not begin it.
         tokenizer: A transformers tokenizer.
         echo: The text to begin with, None for none.
         guide: What its text has to follow.
@@ -116,6 +117,7 @@ class Sequence:
         end_tokens: frozenset[int],
         bad_words: tuple[tuple[int, ...], ...],
         tokenizer: Any,
+        suppressed: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset()),
         echo: str | None = None,
         guide: Guide | None = None,
     ) -> None:
@@ -125,7 +127,7 @@ class Sequence:
         self.limit = limit
         self.end_tokens = end_tokens
         self.output: list[int] = []
-        self.row = Row(sampling, seed, answer.prompt, self.output, end_tokens, bad_words, guide)
+        self.row = Row(sampling, seed, answer.prompt, self.output, end_tokens, bad_words, guide, suppressed)
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=sampling.skip_special_tokens)
         if echo is not None:
             self._detokenizer.go_on_after(answer.prompt)

@@ -83,6 +83,7 @@ class ModelWorker(BaseModelWorker):
             capabilities += ["generate", "resume"] + ["chat"] * (loaded.tokenizer.chat_template is not None)
             capabilities += ["multimodal"] * (loaded.kind == "vision")
         first, *aliases = self._names
+        not_done = self._assembled.defaults.not_done
         model = ModelInfo(
             name=first,
             aliases=aliases,
@@ -91,6 +92,7 @@ class ModelWorker(BaseModelWorker):
             parameters=self._honoured(loaded),
             dimensions=loaded.pooler.dimensions,
             slots=self.slots,
+            defaults=dict(self._assembled.defaults.parameters),
             details={
                 "engine": "transformers",
                 "architecture": type(loaded.model).__name__,
@@ -98,6 +100,7 @@ class ModelWorker(BaseModelWorker):
                 "dtype": loaded.dtype,
                 "kv_tokens_max": loaded.kv_tokens_max,
                 "pooling": ", ".join(loaded.pooler.modes),
+                **({"generation_config_not_done": ", ".join(not_done)} if not_done else {}),
             },
         )
         return [model] + [

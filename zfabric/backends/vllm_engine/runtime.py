@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from zfabric.backends.vllm_engine import sampling
 from zfabric.backends.vllm_engine.adapters import Adapters
 from zfabric.backends.vllm_engine.arguments import Arguments
 from zfabric.backends.vllm_engine.compat.lifecycle import warm_up, watch_outputs
@@ -39,6 +40,7 @@ class Runtime:
         #: vLLM has priorities only where it was told to.
         self.priorities = configuration.scheduler_config.policy == "priority"
         self.end_tokens = end_tokens(engine)
+        self.defaults = sampling.defaults(engine)
         self.adapters = Adapters(engine, arguments.names, enabled=configuration.lora_config is not None)
         self.prompts = Prompts(engine, self.context_length, arguments.chat_template)
         self.tasks: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from zfabric.backends.front.generation_config import GenerationDefaults, read
 from zfabric.backends.vllm_engine.compat.sampling import dangerous_fields, sampling_fields, structured_outputs
 from zfabric.errors import UnsupportedParameterError
 from zfabric.wire.payloads import GenerateRequest
@@ -52,6 +53,13 @@ def supported(engine: Any) -> frozenset[str]:
     fields = sampling_fields() - dangerous_fields(engine)
     guides = frozenset(_GUIDES) if "structured_outputs" in fields else frozenset()
     return frozenset(name for name, theirs in _FIELDS.items() if theirs in fields) | guides | _OWN
+
+
+def defaults(engine: Any) -> GenerationDefaults:
+    """What the model says of its answers, as far as `--generation-config` has vLLM heed it, and what overrides that."""
+    settings = engine.vllm_config.model_config
+    config = {} if settings.generation_config == "vllm" else dict(settings.try_get_generation_config())
+    return read({**config, **(settings.override_generation_config or {})}, supported(engine))
 
 
 def translate(request: GenerateRequest, *, drawn: int = 0) -> Any:

@@ -108,6 +108,7 @@ class VLLMWorker(BaseModelWorker):
                 context_length=runtime.context_length,
                 capabilities=capabilities,
                 parameters=sorted(sampling.supported(runtime.engine)) if runtime.generates else [],
+                defaults=dict(runtime.defaults.parameters),
                 dimensions=int(configuration.get_hidden_size()) if runtime.pooling.embeds else 0,
                 details={**details, **more},
             )
@@ -176,6 +177,7 @@ class VLLMWorker(BaseModelWorker):
         # Now: it may be unloaded while the prompt is prepared.
         adapter = runtime.adapters.find(request.model)
         prompt = await runtime.prompts.of(request)
+        request.sampling = runtime.defaults.lengths(request.sampling, len(prompt.token_ids))
         echo = self._echo(request, prompt)
         drawn = request.resume_token_ids
         reason = self._ended(request, len(prompt.token_ids))

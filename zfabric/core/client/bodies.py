@@ -10,12 +10,12 @@ from msgspec import Raw, structs
 from zfabric.errors import RequestError, TooLargeError
 from zfabric.wire import codec
 from zfabric.wire.bounds import check_request
-from zfabric.wire.payloads import AnyRequest, GenerateRequest
-from zfabric.wire.sampling import SamplingParams
+from zfabric.wire.payloads import AnyRequest, TextRequest
+from zfabric.wire.sampling import SamplingOptions
 
 _parts: Final = msgspec.msgpack.Decoder(list[Raw])
-_sampling: Final = msgspec.msgpack.Decoder(SamplingParams)
-_FIELDS: Final = GenerateRequest.__struct_fields__
+_sampling: Final = msgspec.msgpack.Decoder(SamplingOptions)
+_FIELDS: Final = TextRequest.__struct_fields__
 _SAMPLING, _TOKENS, _CHARACTERS = (
     _FIELDS.index(name) for name in ("sampling", "resume_token_ids", "resume_characters")
 )
@@ -68,7 +68,7 @@ def _culprit(request: AnyRequest) -> str:
         try:
             codec.encode(value)
         except Exception:  # noqa: BLE001 — as above
-            if not isinstance(value, SamplingParams):
+            if not isinstance(value, SamplingOptions):
                 return name
             for parameter in value.__struct_fields__:
                 try:

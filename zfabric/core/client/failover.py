@@ -9,14 +9,15 @@ from zfabric.errors import FAILOVER_CODES, DeadlineExceededError, FabricError, U
 
 def why_final(pending: Pending, error: FabricError, now_ns: int) -> FabricError | None:
     """The error that the caller gets, or None if another attempt is to be made."""
-    if error.code not in FAILOVER_CODES or nobody_continues(error):
+    if error.code not in FAILOVER_CODES:
         return error
-    if not pending.repeatable:
+    if pending.deadline_ns is not None and now_ns >= pending.deadline_ns:
+        # It may be the deadline that ended the attempt, while this client was away and could not be told.
+        return DeadlineExceededError(f"deadline passed after an attempt was lost: {error.message}")
+    if nobody_continues(error) or not pending.repeatable:
         return error
     if pending.barren >= limits.ATTEMPTS_WITHOUT_PROGRESS_MAX or pending.attempt >= limits.ATTEMPTS_MAX:
         return error
-    if pending.deadline_ns is not None and now_ns >= pending.deadline_ns:
-        return DeadlineExceededError("deadline passed after a worker was lost")
     return None if pending.continuable else error
 
 

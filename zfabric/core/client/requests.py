@@ -40,7 +40,7 @@ from zfabric.wire import codec
 from zfabric.wire.fields import Operation
 from zfabric.wire.flow import Cancel, Credit, CreditLine
 from zfabric.wire.messages import Claims, Submit, Welcome
-from zfabric.wire.payloads import AnyRequest, Chunk, GenerateRequest, Outcome
+from zfabric.wire.payloads import AnyRequest, Chunk, Outcome, TextRequest
 from zfabric.wire.pieces import Broken, ends_of
 
 T = TypeVar("T")
@@ -108,7 +108,7 @@ class ClientRequests:
         _check_range("length of model", len(model), 0 if worker else 1, limits.NAME_LENGTH_MAX)
         _check_range("length of worker", len(worker), 0, limits.NAME_LENGTH_MAX)
         seed: int | None = None
-        if isinstance(request, GenerateRequest) and request.sampling.seed is None:
+        if isinstance(request, TextRequest) and request.sampling.seed is None:
             seed = self._rng.getrandbits(63)
             request = structs.replace(request, drawn_seed=seed)
         body = encoded(request, self._body_bytes_max)
@@ -128,7 +128,7 @@ class ClientRequests:
             accepted_ns=now_ns,
         )
         pending.drawn_seed = seed
-        if isinstance(request, GenerateRequest):
+        if isinstance(request, TextRequest):
             pending.single, pending.reproducible = request.sampling.single, request.sampling.reproducible
         if deadline_ms is not None:
             pending.deadline_ns = now_ns + milliseconds(deadline_ms)

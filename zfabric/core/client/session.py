@@ -251,6 +251,8 @@ class ClientSession(ClientRequests):
         """Somebody else speaks under this client's instance number, which is no secret. It keeps nobody out; what ran under
         it begins anew."""
         self.instance, self._token = self._rng.getrandbits(63), b""
+        # Nobody has refused the new one.
+        self.refused = None
         self._leave_session()
         self._say_hello_in(now_ns, self._rng.uniform(0, limits.HELLO_JITTER_MS) or 1)
 

@@ -246,9 +246,9 @@ def _due_ns(supply: Supply) -> int:
 
 
 def cannot_serve(model: Model, demand: Demand) -> FabricError:
-    """Nobody can do this with the model."""
-    plain = model.supplies.get(Demand(demand.operation, resumes=False))
-    if demand.resumes and plain is not None and plain.hosts:
+    """Nobody can do this with the model. What somebody began is not unsupported, even where nobody is left who could: the
+    worker that was lost may come back with it."""
+    if demand.resumes:
         return cannot_continue(model.name)
     return UnsupportedOperationError(
         f"model {model.name!r} does not support {demand.operation}", model=model.name, operation=demand.operation

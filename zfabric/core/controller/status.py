@@ -79,6 +79,7 @@ def model_status(registry: Registry, model: Model) -> ModelStatus:
         capabilities=list(info.capabilities),
         parameters=list(info.parameters),
         dimensions=info.dimensions,
+        defaults=dict(info.defaults),
         details={
             name[:NAME_LENGTH_MAX]: value[:MESSAGE_LENGTH_MAX] if isinstance(value, str) else value
             for name, value in list(info.details.items())[:DETAILS_MAX]

@@ -11,7 +11,8 @@ from __future__ import annotations
 from zfabric.core.worker.soundness import all_integers, check_ending, check_logprobs, check_parts, make_plain
 from zfabric.errors import BackendError
 from zfabric.wire.fields import Operation
-from zfabric.wire.payloads import Chunk, ChunkExtra, Delta, Outcome, Usage, joined_calls
+from zfabric.wire.payloads import Chunk, ChunkExtra, Delta, Outcome, Usage
+from zfabric.wire.tool_calls import joined_calls
 
 #: Rough size of one kept delta, and of one log-probability, for the bound on finished answers: objects, not wire bytes.
 _DELTA_BYTES = 200
@@ -184,8 +185,16 @@ class Backlog:
         self.sent, self.next = self._position(units), units
         return True
 
-    def cut(self, units: int) -> None:
-        """Forget everything from `units` on, and all before: nothing of it can be sent."""
+    def truncate(self, units: int) -> None:
+        """Forget everything from `units` on: it cannot be sent. What was sent before stays for a reader that lacks it."""
+        position = self._position(units)
+        self.bare -= sum([not delta.token_ids for delta in self.deltas[position:]])
+        del self.deltas[position:]
+        self.sent = min(self.sent, position)
+        self.next, self.end = min(self.next, units), units
+
+    def clear(self, units: int) -> None:
+        """Forget everything: the reader has what is before `units`, and what would follow is not kept."""
         self.deltas.clear()
         self.sent = 0
         self.first = self.next = self.end = units

@@ -73,7 +73,7 @@ class Packing:
                 pieces += self._pieces(stream, chunk)
             except FabricError as error:
                 doomed.add(id(stream))
-                stream.cut(chunk.offset)
+                stream.truncate(chunk.offset)
                 self.spoiled.append((stream, error))
         for group in grouped(pieces, len, self._goal):
             content = codec.encode([Raw(piece) for piece in group])

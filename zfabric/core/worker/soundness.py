@@ -13,8 +13,9 @@ import msgspec
 
 from zfabric.errors import BackendError, Detail, FabricError
 from zfabric.limits import DETAILS_MAX, MESSAGE_LENGTH_MAX, NAME_LENGTH_MAX
-from zfabric.wire.payloads import Delta, FinishReason, Outcome, TokenLogprobs, ToolCallDelta, Usage
+from zfabric.wire.payloads import Delta, FinishReason, Outcome, TokenLogprobs, Usage
 from zfabric.wire.plain import ENCODING_ERRORS, encode_plain, plain, plain_integer
+from zfabric.wire.tool_calls import ToolCallDelta
 
 _REASONS: Final = frozenset(get_args(FinishReason))
 _logprobs: Final = msgspec.msgpack.Decoder(list[TokenLogprobs])

@@ -20,7 +20,7 @@ from zfabric.wire import codec
 from zfabric.wire.bounds import check_request
 from zfabric.wire.flow import Abort, CreditLine, Grant
 from zfabric.wire.messages import Carried, Dispatch, End, Ends
-from zfabric.wire.payloads import AnyRequest, Chunk, Delta, EndsBody, GenerateRequest, Outcome
+from zfabric.wire.payloads import AnyRequest, Chunk, Delta, EndsBody, Outcome, TextRequest
 from zfabric.wire.plain import ENCODING_ERRORS
 
 
@@ -134,7 +134,7 @@ class WorkerStreams:
         except FabricError as error:
             self._fail(stream, error, now_ns)
             return
-        if isinstance(request, GenerateRequest):
+        if isinstance(request, TextRequest):
             stream.expect(request.sampling.n)
         request.model, request.request_id = envelope.model, request_id
         request.priority, request.deadline_ms = envelope.priority, envelope.deadline_ms
@@ -168,17 +168,19 @@ class WorkerStreams:
         if line.again:
             stream.client = client
             if not stream.rewind(line.next):
-                stream.cut(line.next)
+                stream.clear(line.next)
 
     def _send_again(self, stream: Backlog, units: int) -> None:
-        """Go on from this unit. What is gone cannot be sent: the client begins again."""
+        """Go on from this unit. What is gone cannot be sent: the client begins again, unless the answer had ended with an
+        error of its own."""
         if not stream.rewind(units):
             error = WorkerLostError(f"worker {self.name!r} no longer has unit {units}", worker=self.name)
-            stream.cut(units)
+            stream.clear(units)
             if stream.request_id in self.streams:
                 self._stop(stream, error)
                 return
-            stream.code, stream.outcome = outcome_of(error)
+            if not stream.code:
+                stream.code, stream.outcome = outcome_of(error)
         self._dirty[stream.request_id] = stream
 
     def aborted(self, abort: Abort) -> None:
