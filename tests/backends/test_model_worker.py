@@ -17,6 +17,7 @@ from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ConfigurationError, ContextOverflowError, RequestError
 from zfabric.wire.payloads import CountRequest, EmbedRequest, GenerateRequest
 from zfabric.wire.sampling import SamplingParams
+from zfabric.wire.tasks import DetokenizeRequest
 
 Served = tuple[ModelWorker, Answers]
 PROMPTS = ["Hello", "The quick brown fox jumps", "a", "Once upon a time there was", "é世界", "0123456789 " * 5]
@@ -227,7 +228,7 @@ async def test_minilm_embeds(minilm: Path) -> None:
     worker = ModelWorker(TransformersOptions(model=str(minilm), device="cpu"))
     worker.steps = Answers()
     (info,) = await worker.load()
-    assert info.capabilities == ["embed", "count_tokens"]
+    assert info.capabilities == ["embed", "count_tokens", "tokenize", "detokenize"]
     texts = ["a cat", "a kitten", "quarterly revenue", "the quick brown fox jumps over the lazy dog"]
 
     async def vectors(*inputs: str, **options: Any) -> np.ndarray[Any, Any]:
@@ -256,3 +257,14 @@ async def test_options_that_cannot_work_say_why(tmp_path: Path, tiny_llama: Path
     if not torch.cuda.is_available():
         with pytest.raises(ConfigurationError, match="finds no CUDA"):
             await ModelWorker(TransformersOptions(model=str(tiny_llama), device="cuda")).load()
+
+
+async def test_tokens_of_a_text_and_back(tiny_worker: Served) -> None:
+    worker, _ = tiny_worker
+    tokens = await worker.tokenize(CountRequest(prompt="Hello é"))
+    assert len(tokens) == await worker.count_tokens(CountRequest(prompt="Hello é"))
+    assert await worker.detokenize(DetokenizeRequest(token_ids=tokens)) == "Hello é"
+    assert await worker.detokenize(DetokenizeRequest(token_ids=[*tokens, 1])) == "Hello é</s>"
+    assert await worker.detokenize(DetokenizeRequest(token_ids=[*tokens, 1], skip_special_tokens=True)) == "Hello é"
+    with pytest.raises(RequestError, match="outside of the vocabulary"):
+        await worker.detokenize(DetokenizeRequest(token_ids=[10**6]))

@@ -257,7 +257,7 @@ async def test_an_encoder_takes_as_many_tokens_as_it_has_places_for(
     tokens = [5 + number % 200 for number in range(length)]
     found = await vectors(worker, tokens, tokens[:7], normalize=False)
     await worker.close()
-    assert (info.context_length, info.capabilities) == (length, ["embed", "count_tokens"])
+    assert (info.context_length, info.capabilities) == (length, ["embed", "count_tokens", "tokenize", "detokenize"])
     with torch.inference_mode():
         hidden = AutoModel.from_pretrained(directory)(torch.tensor([tokens])).last_hidden_state[0]
     np.testing.assert_allclose(found[0], hidden.mean(dim=0).numpy(), atol=1e-5)
@@ -300,7 +300,7 @@ async def test_half_of_an_encoder_decoder_makes_vectors_and_no_text(tmp_path: Pa
     worker, info = await load(tmp_path)
     found = await vectors(worker, "the walking", "a", normalize=False)
     await worker.close()
-    assert info.capabilities == ["embed", "count_tokens"]
+    assert info.capabilities == ["embed", "count_tokens", "tokenize", "detokenize"]
     with torch.inference_mode():
         model = T5EncoderModel.from_pretrained(tmp_path)
         hidden = model(**tokenizer("the walking", return_tensors="pt", return_token_type_ids=False)).last_hidden_state

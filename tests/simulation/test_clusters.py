@@ -12,7 +12,9 @@ import pytest
 from zfabric.testing import Report, simulate
 
 #: What each of these found is in the history of the code that it changed.
-REGRESSIONS = (330, 497, 800, 1478, 2007, 2223, 40_887, 910_528, 2_000_814, 5_001_686, 8_002_272)
+REGRESSIONS = (
+    330, 497, 800, 1478, 2007, 2223, 40_887, 910_528, 2_000_814, 5_001_686, 8_002_272, 8_007_393, 20_002_813,
+)  # fmt: skip
 FRESH = 300
 
 

@@ -588,6 +588,22 @@ def test_a_controller_that_drains_lets_a_lost_stream_go_on_elsewhere() -> None:
     assert bench.broker.drained(bench.now_ns)
 
 
+def test_a_claim_in_vain_leaves_its_place_to_the_next_attempt() -> None:
+    bench = Bench()
+    worker, client = bench.worker(), bench.client(secret=SECRET)
+    client.submit(5)
+    other = bench.worker("other", instance=2)
+    worker.cut()
+    # Another attempt was refused meanwhile, so that the first one is claimed after all.
+    client.claim((5, 0, 3))
+    bench.broker.drain(bench.now_ns)
+    client.terminals()
+    bench.sleep(CLAIM_MS + 100)
+    assert client.codes() == {(5, 0): WorkerLostError.code}
+    client.submit(5, 1, resume_from=3)
+    assert [line.attempt for line in other.dispatched()] == [1]
+
+
 @pytest.mark.parametrize("code", [0, WorkerDrainingError.code])
 def test_a_drain_waits_for_another_attempt_only_where_there_may_be_one(code: int) -> None:
     bench = Bench()

@@ -19,6 +19,7 @@ from zfabric.errors import ProtocolError, RequestError, UnsupportedParameterErro
 from zfabric.limits import CALL_TIMEOUT_MS, DEADLINE_MAX_MS, NAME_LENGTH_MAX, PRIORITY_MAX, QUERY_TIMEOUT_MS
 from zfabric.wire.payloads import CountRequest, EmbedRequest, EmbedResult, Message, OperateRequest, TextRequest
 from zfabric.wire.sampling import TOKENS_MAX, WHAT_THE_CONTEXT_LEAVES, SamplingOptions
+from zfabric.wire.tasks import ClassifyRequest, DetokenizeRequest, ScoreRequest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,6 +78,39 @@ def count_request(prompt: object, messages: object, timeout: object) -> tuple[Co
     )
     request.validate()
     return request, SubmitOptions(deadline_ms=call_timeout_ms(timeout), priority=0)
+
+
+def detokenize_request(
+    token_ids: object, skip_special_tokens: object, timeout: object
+) -> tuple[DetokenizeRequest, SubmitOptions]:
+    """A request for the text of tokens, and how to submit it. Raises: as `generate_request`."""
+    request = DetokenizeRequest(
+        token_ids=values.taken(values.tokens, "token_ids", token_ids),
+        skip_special_tokens=values.taken(values.flag, "skip_special_tokens", skip_special_tokens),
+    )
+    request.validate()
+    return request, SubmitOptions(deadline_ms=call_timeout_ms(timeout), priority=0)
+
+
+def score_request(query: object, documents: object, options: Mapping[str, Any]) -> tuple[ScoreRequest, SubmitOptions]:
+    """A request for scores, and how to submit it. Raises: as `generate_request`."""
+    given = dict(options)
+    submit = _submit_options(given)
+    _known(given, {}, "score")
+    texts = list(values.taken(values.texts, "documents", documents))
+    request = ScoreRequest(query=values.taken(values.text, "query", query), documents=texts)
+    request.validate()
+    return request, submit
+
+
+def classify_request(inputs: object, options: Mapping[str, Any]) -> tuple[ClassifyRequest, SubmitOptions]:
+    """A request for classes, and how to submit it. Raises: as `generate_request`."""
+    given = dict(options)
+    submit = _submit_options(given)
+    _known(given, {}, "classify")
+    request = ClassifyRequest(inputs=list(values.taken(values.texts, "inputs", inputs)))
+    request.validate()
+    return request, submit
 
 
 def operate_request(

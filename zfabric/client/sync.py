@@ -14,7 +14,7 @@ from zfabric.client.aio import AsyncClient, chat_options
 from zfabric.client.blocking import BlockingStream
 from zfabric.client.loop_thread import LoopThread
 from zfabric.client.many import BlockingBatch, Feed, Prompt
-from zfabric.client.options import AnswerOptions, EmbedOptions, GenerateOptions, Messages
+from zfabric.client.options import AnswerOptions, EmbedOptions, GenerateOptions, Messages, SharedOptions
 from zfabric.client.requests import generate_request, model_name
 from zfabric.client.results import Completion
 from zfabric.transport.curve import Credentials
@@ -154,6 +154,69 @@ class Client:
             4
         """
         return self._thread.wait(self._client.count_tokens(model, prompt, messages=messages, timeout=timeout))
+
+    def tokenize(
+        self,
+        model: str,
+        prompt: str | None = None,
+        *,
+        messages: Messages | None = None,
+        timeout: float | None = None,
+    ) -> list[int]:
+        """As `AsyncClient.tokenize`.
+
+        Example:
+            >>> client.tokenize("smollm2", "Once upon a time")
+            [6403, 3698, 253, 655]
+        """
+        return self._thread.wait(self._client.tokenize(model, prompt, messages=messages, timeout=timeout))
+
+    def detokenize(
+        self, model: str, token_ids: Sequence[int], *, skip_special_tokens: bool = False, timeout: float | None = None
+    ) -> str:
+        """As `AsyncClient.detokenize`.
+
+        Example:
+            >>> client.detokenize("smollm2", [6403, 3698])
+            'Once upon'
+        """
+        return self._thread.wait(
+            self._client.detokenize(model, token_ids, skip_special_tokens=skip_special_tokens, timeout=timeout)
+        )
+
+    def score(
+        self, model: str, query: str, documents: str | Sequence[str], **options: Unpack[SharedOptions]
+    ) -> list[float]:
+        """As `AsyncClient.score`.
+
+        Example:
+            >>> scores = client.score("reranker", "What is a cat?", ["A pet.", "A stone."])
+        """
+        return self._thread.wait(self._client.score(model, query, documents, **options))
+
+    def rerank(
+        self,
+        model: str,
+        query: str,
+        documents: str | Sequence[str],
+        *,
+        top_n: int | None = None,
+        **options: Unpack[SharedOptions],
+    ) -> list[tuple[int, float]]:
+        """As `AsyncClient.rerank`.
+
+        Example:
+            >>> [(best, score), *rest] = client.rerank("reranker", "What is a cat?", ["A pet.", "A stone."])
+        """
+        return self._thread.wait(self._client.rerank(model, query, documents, top_n=top_n, **options))
+
+    def classify(self, model: str, inputs: str | Sequence[str], **options: Unpack[SharedOptions]) -> list[list[float]]:
+        """As `AsyncClient.classify`.
+
+        Example:
+            >>> [[negative, positive]] = client.classify("sentiment", "What a day!")
+        """
+        return self._thread.wait(self._client.classify(model, inputs, **options))
 
     def operate(
         self, worker: str, call: str, *, model: str = "", timeout: float | None = None, **arguments: Any

@@ -20,6 +20,7 @@ from zfabric.wire.payloads import (
     EmbedResult,
     GenerateRequest,
     OperateRequest,
+    TextRequest,
     Usage,
 )
 from zfabric.worker.base import BaseModelWorker, EngineLoad
@@ -82,6 +83,8 @@ class SimBackend(BaseModelWorker):
         self.host = host
         self.spec = spec
         self.models: list[ModelInfo] = list(spec.models)
+        #: What it served before its last announcement: requests for that may still be on their way.
+        self.former: list[ModelInfo] = []
         self.slots = host.slots
         #: Requests that it works on, also while they are being stopped.
         self.jobs: dict[str, Job] = {}
@@ -98,7 +101,7 @@ class SimBackend(BaseModelWorker):
     def announce(self, models: list[ModelInfo]) -> None:
         """Serve others from now on."""
         self.steps.models_changed(models)
-        self.models = models
+        self.former, self.models = self.models, models
 
     # ── jobs ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -129,6 +132,10 @@ class SimBackend(BaseModelWorker):
                     raise UnsupportedOperationError(f"{self.host.name!r} does not {operation} with {info.name!r}")
                 resumed = isinstance(request, GenerateRequest) and request.resume_token_ids
                 if resumed and "resume" not in info.capabilities:
+                    if any(former.name == info.name and "resume" in former.capabilities for former in self.former):
+                        raise UnsupportedOperationError(
+                            f"{self.host.name!r} does not go on with {info.name!r} any more"
+                        )
                     self._violated(f"worker {self.host.name} is to go on in mid-stream with {info.name}, and cannot")
 
     def _violated(self, what: str) -> None:
@@ -281,4 +288,6 @@ def _prompt_of(request: AnyRequest) -> str:
         return str(request.inputs[0])
     if isinstance(request, OperateRequest):
         return str(request.arguments.get("prompt"))
-    return str(request.prompt)
+    if isinstance(request, (TextRequest, CountRequest)):
+        return str(request.prompt)
+    raise AssertionError(f"no plan has a {type(request).__name__}")

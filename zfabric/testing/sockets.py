@@ -67,8 +67,8 @@ class SimDealer:
         self.closed = False
         #: Requests that were ended unanswered with the farewell.
         self.handed_back = 0
-        #: Told of the kind of what was sent.
-        self.on_sent: Callable[[int], None] = lambda _: None
+        #: Told of the first frame of what was sent.
+        self.on_sent: Callable[[bytes], None] = lambda _: None
         self._loop = loop
         self._receiver = receiver
         self._network = loop.process.network
@@ -97,7 +97,7 @@ class SimDealer:
         handed_back = 0
         for header, body in messages:
             link.to_hub(header, body)
-            self.on_sent(header[0])
+            self.on_sent(header)
             if header[0] == kinds.ENDS:
                 ends = codec.unpack_envelope(header).ends
                 handed_back += sum(end.code == WorkerDrainingError.code for end in ends)

@@ -15,11 +15,13 @@ from zfabric.testing.network import Link, Network
 from zfabric.testing.records import Violation
 from zfabric.testing.sockets import ENDPOINT, ProcessLoop, SimDealer
 from zfabric.testing.world import MILLISECOND, World
-from zfabric.wire import kinds
-from zfabric.wire.messages import ModelInfo
+from zfabric.wire import codec, kinds
+from zfabric.wire.messages import Carried, ModelInfo, WorkerHello
 from zfabric.worker.config import WorkerConfig
 from zfabric.worker.service import WorkerService
 
+#: Time in which a controller hears of what its worker has from a former session.
+_TOLD_MS: Final = 200
 #: How a worker names its requests.
 _REQUEST_ID: Final = re.compile(r"[0-9a-f]+-[0-9a-f]+-\d+")
 
@@ -41,6 +43,9 @@ class SimWorker:
         self.registered_ns = 0
         #: Until when a drain lets running requests finish.
         self.drain_until_ns = 0
+        #: Its last HELLO, and when a session began of which the HELLO offered slots, and did not tell all that took them.
+        self._hello: WorkerHello | None = None
+        self._untold_ns: int | None = None
         #: Whether it changes its models while its next HELLO is on its way.
         self.changes_behind_hello = False
         self.start()
@@ -144,8 +149,11 @@ class SimWorker:
         self.dealer = dealer
         dealer.on_sent = self._sent
 
-    def _sent(self, kind: int) -> None:
-        if kind == kinds.WORKER_HELLO and self.changes_behind_hello:
+    def _sent(self, header: bytes) -> None:
+        if header[0] != kinds.WORKER_HELLO:
+            return
+        self._hello = codec.unpack_control(header)
+        if self.changes_behind_hello:
             self.changes_behind_hello = False
             self.reannounce()
 
@@ -161,13 +169,22 @@ class SimWorker:
     def _log(self, event: str, **fields: object) -> None:
         if event == "registered":
             self.registered_ns = self.world.now_ns
+            hello = self._hello
+            if hello is not None and hello.load.slots and _keys(self.session.carried()) - _keys(hello.carried):
+                self._untold_ns = self.world.now_ns
         elif event in ("bad_message", "fault"):
             self.world.broken = Violation(f"worker {self.name} logs {event}: {fields}")
 
     # ── checks ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def check_slots(self) -> None:
-        """No more than there is room for. What hangs in one engine takes no other's room."""
+        """No more than there is room for. What hangs in one engine takes no other's room.
+
+        A HELLO on a standing session that the controller has ended opens the next one. It could not tell of what was still
+        on its way to the worker, so that may have one too many until the controller has heard of it.
+        """
+        if self._untold_ns is not None and self.world.now_ns - self._untold_ns < _TOLD_MS * MILLISECOND:
+            return
         moving = [engine for engine in self.engines if engine.hung_ns is None]
         jobs = [job for engine in moving for job in engine.jobs.values() if job.operation != "operate"]
         if len(jobs) > self.slots:
@@ -217,6 +234,10 @@ class SimWorker:
                     for key in _request_ids(table):
                         if name != "_kept" and int(key.partition("-")[0], 16) not in strangers:
                             raise Violation(f"worker {self.name} keeps {key} in {name} at rest")
+
+
+def _keys(carried: list[Carried]) -> set[tuple[int, int, int]]:
+    return {(line.instance, line.request, line.attempt) for line in carried}
 
 
 def _tables_of(owner: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from zfabric.errors import FabricError, ProtocolError, VersionMismatchError
 from zfabric.limits import ATTEMPTS_MAX, CONTROL_BODY_BYTES_MAX, HEADER_BYTES_MAX, MESSAGE_LENGTH_MAX
-from zfabric.wire import flow, kinds, messages, payloads, questions
+from zfabric.wire import flow, kinds, messages, payloads, questions, tasks
 
 T = TypeVar("T")
 
@@ -59,6 +59,10 @@ _request_decoders: Final[dict[str, msgspec.msgpack.Decoder[Any]]] = {
     "generate": msgspec.msgpack.Decoder(payloads.TextRequest),
     "embed": msgspec.msgpack.Decoder(payloads.EmbedRequest),
     "count_tokens": msgspec.msgpack.Decoder(payloads.CountRequest),
+    "tokenize": msgspec.msgpack.Decoder(payloads.CountRequest),
+    "detokenize": msgspec.msgpack.Decoder(tasks.DetokenizeRequest),
+    "score": msgspec.msgpack.Decoder(tasks.ScoreRequest),
+    "classify": msgspec.msgpack.Decoder(tasks.ClassifyRequest),
     "operate": msgspec.msgpack.Decoder(payloads.OperateRequest),
 }
 

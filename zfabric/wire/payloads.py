@@ -18,6 +18,7 @@ from zfabric.errors import (
 from zfabric.limits import DIMENSIONS_MAX
 from zfabric.wire.fields import NIL
 from zfabric.wire.sampling import SamplingOptions, SamplingParams, out_of_range
+from zfabric.wire.tasks import ClassifyRequest, DetokenizeRequest, ScoreRequest
 from zfabric.wire.tool_calls import ToolCallDelta
 
 FinishReason = Literal["stop", "length", "abort", "tool_calls"]
@@ -339,7 +340,9 @@ class OperateRequest(Struct, array_like=True, kw_only=True):
             raise RequestError("call is empty", parameter="call")
 
 
-AnyRequest = TextRequest | EmbedRequest | CountRequest | OperateRequest
+AnyRequest = (
+    TextRequest | EmbedRequest | CountRequest | DetokenizeRequest | ScoreRequest | ClassifyRequest | OperateRequest
+)
 
 
 class EmbedResult(Struct, array_like=True):

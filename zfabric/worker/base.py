@@ -22,6 +22,7 @@ from zfabric.errors import FabricError, UnsupportedOperationError
 from zfabric.limits import SLOTS_DEFAULT
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import CountRequest, Delta, EmbedRequest, EmbedResult, GenerateRequest, OperateRequest
+from zfabric.wire.tasks import ClassifyRequest, DetokenizeRequest, ScoreRequest
 
 __all__ = ["BaseModelWorker", "EngineLoad", "StepSink"]
 
@@ -133,6 +134,22 @@ class BaseModelWorker(ABC):
     async def count_tokens(self, request: CountRequest) -> int:
         """Tokens that `generate` would see for this prompt."""
         raise UnsupportedOperationError(f"{type(self).__name__} does not count tokens", operation="count_tokens")
+
+    async def tokenize(self, request: CountRequest) -> list[int]:
+        """The tokens that `generate` would see for this prompt."""
+        raise UnsupportedOperationError(f"{type(self).__name__} does not tokenize", operation="tokenize")
+
+    async def detokenize(self, request: DetokenizeRequest) -> str:
+        """The text of tokens."""
+        raise UnsupportedOperationError(f"{type(self).__name__} does not detokenize", operation="detokenize")
+
+    async def score(self, request: ScoreRequest) -> list[float]:
+        """How well each document fits the query. Cancelled with the request."""
+        raise UnsupportedOperationError(f"{type(self).__name__} does not score", operation="score")
+
+    async def classify(self, request: ClassifyRequest) -> list[list[float]]:
+        """The probability of each class, for each text. Cancelled with the request."""
+        raise UnsupportedOperationError(f"{type(self).__name__} does not classify", operation="classify")
 
     async def operate(self, request: OperateRequest) -> Any:
         """An operator's call, to the backend of `request.model`, or to the only one of the worker that has calls. The

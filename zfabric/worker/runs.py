@@ -15,9 +15,9 @@ from zfabric.errors import BackendError, FabricError
 from zfabric.limits import STOP_MS
 from zfabric.transport.clock import monotonic_ns
 from zfabric.wire.payloads import (
+    AnyRequest,
     CountRequest,
     Delta,
-    EmbedRequest,
     EmbedResult,
     GenerateRequest,
     OperateRequest,
@@ -88,17 +88,16 @@ class Runs:
                 raise BackendError(f"the backend has not ended with request {request_id} of the same name")
             if isinstance(request, OperateRequest):
                 backend = served.for_call(request.model)
-                work = partial(self._unary, request, backend.operate)
+                work = partial(self._unary, order.operation, request, backend.operate)
             else:
                 known = served.find(request.model)
                 backend = known.backend
                 if isinstance(request, TextRequest):
                     request = self._prepared(request, known)
                     work = partial(self._generate, request, backend)
-                elif isinstance(request, EmbedRequest):
-                    work = partial(self._unary, request, backend.embed)
                 else:
-                    work = partial(self._unary, request, backend.count_tokens)
+                    # An operation is called as the method that does it.
+                    work = partial(self._unary, order.operation, request, getattr(backend, order.operation))
             run = self._runs[request_id] = _Run(backend)
             if isinstance(request, GenerateRequest) and backend.is_stepwise():
                 backend.begin(request)
@@ -137,8 +136,8 @@ class Runs:
         except Exception as error:  # noqa: BLE001 — as above
             self.fail(request_id, error)
 
-    async def _unary(self, request: EmbedRequest | CountRequest | OperateRequest, call: Callable[..., Any]) -> None:
-        result = _checked(request, await call(request))
+    async def _unary(self, operation: str, request: AnyRequest, call: Callable[..., Any]) -> None:
+        result = _checked(operation, await call(request))
         self._obey(self._session.succeed(request.request_id, result, monotonic_ns()))
         self._changed()
 
@@ -265,12 +264,23 @@ class Runs:
                 self._log("stop_limit_reached", requests=len(late), limit_s=STOP_MS / 1_000)
 
 
-def _checked(request: EmbedRequest | CountRequest | OperateRequest, result: Any) -> object:
+def _checked(operation: str, result: Any) -> object:
     """A result as its caller will read it. Raises: Exception: It is something else."""
-    if isinstance(request, EmbedRequest):
+    if operation == "embed":
         rows, dimensions = plain_integer(result.rows), plain_integer(result.dimensions)
         data = result.data if isinstance(result.data, bytes) else bytes(memoryview(result.data))
         if len(data) != 4 * rows * dimensions:
             raise ValueError(f"embed gave {len(data)} bytes for {rows} rows of {dimensions} float32")
         return EmbedResult(rows=rows, dimensions=dimensions, data=data)
-    return plain_integer(result) if isinstance(request, CountRequest) else result
+    check = _CHECKS.get(operation)
+    return result if check is None else check(result)
+
+
+#: How plain results are made of what backends give, which may be numbers of NumPy or torch.
+_CHECKS: Final[dict[str, Callable[[Any], object]]] = {
+    "count_tokens": plain_integer,
+    "tokenize": lambda result: [plain_integer(token) for token in result],
+    "detokenize": lambda result: str.__str__(result),
+    "score": lambda result: [float(value) for value in result],
+    "classify": lambda result: [[float(value) for value in row] for row in result],
+}

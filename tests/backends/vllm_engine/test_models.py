@@ -23,8 +23,9 @@ from zfabric.errors import (
     UnsupportedOperationError,
     UnsupportedParameterError,
 )
-from zfabric.wire.payloads import EmbedRequest, GenerateRequest, OperateRequest
+from zfabric.wire.payloads import EmbedRequest, GenerateRequest
 from zfabric.wire.sampling import SamplingParams
+from zfabric.wire.tasks import ClassifyRequest, ScoreRequest
 
 
 @contextlib.asynccontextmanager
@@ -39,13 +40,9 @@ async def loaded(*argv: str) -> AsyncIterator[tuple[VLLMWorker, Answers, Any]]:
         await worker.close()
 
 
-async def operate(worker: VLLMWorker, call: str, **arguments: Any) -> Any:
-    return await worker.operate(OperateRequest(call=call, arguments=arguments, request_id=call))
-
-
 async def test_minilm_embeds(minilm: Path) -> None:
     async with loaded("--model", str(minilm), "--runner", "pooling", "--dtype", "float32") as (worker, _, info):
-        assert sorted(info.capabilities) == ["count_tokens", "embed"]
+        assert sorted(info.capabilities) == ["count_tokens", "detokenize", "embed", "score", "tokenize"]
         assert info.dimensions == 384
         texts = ["a cat", "a kitten", "quarterly revenue", "the quick brown fox jumps over the lazy dog"]
 
@@ -66,7 +63,7 @@ async def test_minilm_embeds(minilm: Path) -> None:
         np.testing.assert_allclose(raw / np.linalg.norm(raw), together[0], atol=1e-4)
         short = (await vectors("a cat", dimensions=64))[0]
         np.testing.assert_allclose(short, raw[:64] / np.linalg.norm(raw[:64]), atol=1e-4)
-        assert await operate(worker, "score", query="a cat", documents=texts[1:3]) == pytest.approx(
+        assert await worker.score(ScoreRequest(query="a cat", documents=texts[1:3])) == pytest.approx(
             [float(together[0] @ other) for other in together[1:3]], abs=1e-4
         )
         await _refuses(worker, vectors)
@@ -104,7 +101,7 @@ async def _refuses(worker: VLLMWorker, vectors: Any) -> None:
     with pytest.raises(RequestError, match="outside of the vocabulary"):
         await vectors([1, 10**6])
     with pytest.raises(UnsupportedOperationError, match="does not classify"):
-        await operate(worker, "classify", inputs=["x"])
+        await worker.classify(ClassifyRequest(inputs=["x"]))
 
 
 @pytest.mark.parametrize("classes", [1, 3])
@@ -117,8 +114,8 @@ async def test_a_classifier_classifies_and_scores(tmp_path: Path, classes: int) 
     LlamaForSequenceClassification(config).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     async with loaded("--model", str(tmp_path), "--dtype", "float32") as (worker, _, info):
-        assert info.capabilities == ["count_tokens"]
-        found = await operate(worker, "classify", inputs=["good", "bad", "ugly"])
+        assert info.capabilities == ["count_tokens", "tokenize", "detokenize", "classify", "score"]
+        found = await worker.classify(ClassifyRequest(inputs=["good", "bad", "ugly"]))
         model = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(tmp_path)
         for text, line in zip(["good", "bad", "ugly"], found, strict=True):
@@ -128,11 +125,11 @@ async def test_a_classifier_classifies_and_scores(tmp_path: Path, classes: int) 
             expected = logits.softmax(-1) if classes > 1 else logits.sigmoid()
             assert line == pytest.approx(expected.tolist(), abs=1e-3)
         if classes == 1:
-            pairs = await operate(worker, "score", query="go", documents=["od", "ld"])
+            pairs = await worker.score(ScoreRequest(query="go", documents=["od", "ld"]))
             assert pairs[0] == pytest.approx(found[0][0], abs=1e-4)
         else:
             with pytest.raises(RequestError, match="gives 3 classes"):
-                await operate(worker, "score", query="go", documents=["od"])
+                await worker.score(ScoreRequest(query="go", documents=["od"]))
 
 
 async def test_smollm2_answers(smollm2: Path) -> None:

@@ -7,22 +7,31 @@ import pytest
 from tests.backends.tiny import ask
 from tests.backends.vllm_engine.conftest import Served, operate, run
 from zfabric.errors import RequestError, UnsupportedOperationError, WorkerDrainingError
+from zfabric.wire.payloads import CountRequest
+from zfabric.wire.tasks import ClassifyRequest, DetokenizeRequest
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 
 async def test_operators_calls_that_cannot_be_done_say_why(served: Served) -> None:
     worker, _ = served
-    with pytest.raises(UnsupportedOperationError, match="vllm has no call 'fly', it has classify"):
+    with pytest.raises(UnsupportedOperationError, match="vllm has no call 'fly', it has list_adapters"):
         await operate(worker, "fly")
     with pytest.raises(UnsupportedOperationError, match="--enable-sleep-mode"):
         await operate(worker, "sleep")
     with pytest.raises(RequestError, match="path is missing, speed is unknown"):
         await operate(worker, "load_adapter", name="x", speed=3)
     with pytest.raises(UnsupportedOperationError, match="does not classify"):
-        await operate(worker, "classify", inputs=["x"])
-    with pytest.raises(RequestError, match="inputs is no list of texts"):
-        await operate(worker, "classify", inputs="x")
+        await worker.classify(ClassifyRequest(inputs=["x"]))
+
+
+async def test_tokens_of_a_text_and_back(served: Served) -> None:
+    worker, _ = served
+    tokens = await worker.tokenize(CountRequest(prompt="Hello there"))
+    assert len(tokens) == await worker.count_tokens(CountRequest(prompt="Hello there"))
+    assert await worker.detokenize(DetokenizeRequest(token_ids=tokens, skip_special_tokens=True)) == "Hello there"
+    with pytest.raises(RequestError, match="outside of the vocabulary"):
+        await worker.detokenize(DetokenizeRequest(token_ids=[10**6]))
 
 
 @pytest.mark.parametrize("level", [1, 2])

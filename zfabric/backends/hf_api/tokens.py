@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from zfabric.backends.front.prompts import PromptTokens
+from zfabric.backends.front.prompts import PromptTokens, known_tokens
 from zfabric.errors import ConfigurationError
 from zfabric.wire.payloads import Message
 
@@ -55,6 +56,11 @@ class Tokenizer:
         from zfabric.backends.front.detokenizer import Detokenizer
 
         return Detokenizer(self._inner, skip_special_tokens=skip_special_tokens)
+
+    def text(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """Text of tokens. Raises: RequestError: The tokenizer does not have one of them."""
+        known = known_tokens(token_ids, len(self._inner))
+        return str(self._inner.decode(known, skip_special_tokens=skip_special_tokens))
 
     def text_of(self, token: int) -> str:
         """Text of one token alone."""

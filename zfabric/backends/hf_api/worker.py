@@ -28,6 +28,7 @@ from zfabric.errors import (
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import CountRequest, Delta, EmbedRequest, EmbedResult, GenerateRequest, Message, Usage
 from zfabric.wire.sampling import ALL_PARAMETERS
+from zfabric.wire.tasks import DetokenizeRequest
 from zfabric.worker.base import BaseModelWorker, EngineLoad
 
 #: Characters that are turned into tokens on the event loop: a fraction of a millisecond, as long as a change of threads.
@@ -132,7 +133,7 @@ class HuggingfaceApiWorker(BaseModelWorker):
             templated = upstream.protocol == "completions" and tokenizer is not None and tokenizer.has_template
             capabilities += ["chat"] * (upstream.protocol == "chat" or templated)
             capabilities += ["resume"] * tells_tokens(upstream)
-        capabilities += ["count_tokens"] * (tokenizer is not None)
+        capabilities += ["count_tokens", "tokenize", "detokenize"] if tokenizer is not None else []
         return ModelInfo(
             name=upstream.name,
             aliases=list(upstream.aliases),
@@ -187,15 +188,28 @@ class HuggingfaceApiWorker(BaseModelWorker):
             return await embed(channel, request)
 
     async def count_tokens(self, request: CountRequest) -> int:
-        upstream = self._channel(request.model).upstream
+        return len(await self.tokenize(request))
+
+    async def tokenize(self, request: CountRequest) -> list[int]:
+        upstream, tokenizer = self._named_tokenizer(request.model, "tokenize")
+        return await asyncio.to_thread(tokenizer.prompt, *_asked(upstream, request))
+
+    async def detokenize(self, request: DetokenizeRequest) -> str:
+        _, tokenizer = self._named_tokenizer(request.model, "detokenize")
+        skip = request.skip_special_tokens
+        return await asyncio.to_thread(tokenizer.text, request.token_ids, skip_special_tokens=skip)
+
+    def _named_tokenizer(self, model: str, operation: str) -> tuple[Upstream, Tokenizer]:
+        """A model's tokenizer. Raises: UnsupportedOperationError: The models file names none."""
+        upstream = self._channel(model).upstream
         tokenizer = self._tokenizer(upstream)
         if tokenizer is None:
             raise UnsupportedOperationError(
-                f"model {upstream.name!r} does not count tokens: the models file names no tokenizer for it",
-                operation="count_tokens",
+                f"model {upstream.name!r} cannot {operation}: the models file names no tokenizer for it",
+                operation=operation,
                 model=upstream.name,
             )
-        return len(await asyncio.to_thread(tokenizer.prompt, *_asked(upstream, request)))
+        return upstream, tokenizer
 
     def _channel(self, model: str) -> Channel:
         channel = self._by_name.get(model) if model else next(iter(self._channels.values()), None)

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import structs
 
+from zfabric.backends.front.prompts import known_tokens
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.errors import EngineStalledError, FabricError, UnsupportedOperationError
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import CountRequest, Delta, EmbedRequest, EmbedResult, GenerateRequest, OperateRequest
+from zfabric.wire.tasks import DetokenizeRequest
 from zfabric.worker.base import BaseModelWorker, EngineLoad
 
 if TYPE_CHECKING:
@@ -78,7 +80,7 @@ class ModelWorker(BaseModelWorker):
         """What is served now."""
         assert self._assembled is not None
         loaded = self._assembled.loaded
-        capabilities = ["embed", "count_tokens"]
+        capabilities = ["embed", "count_tokens", "tokenize", "detokenize"]
         if loaded.generates:
             capabilities += ["generate", "resume"] + ["chat"] * (loaded.tokenizer.chat_template is not None)
             capabilities += ["multimodal"] * (loaded.kind == "vision")
@@ -156,17 +158,27 @@ class ModelWorker(BaseModelWorker):
         return await asyncio.wrap_future(self._assembled.queue.submit(pieces))
 
     async def count_tokens(self, request: CountRequest) -> int:
+        return len(await self.tokenize(request))
+
+    async def detokenize(self, request: DetokenizeRequest) -> str:
+        assert self._assembled is not None
+        tokenizer = self._assembled.loaded.tokenizer
+        known_tokens(request.token_ids, len(tokenizer))
+        skip = request.skip_special_tokens
+        return str(await asyncio.to_thread(tokenizer.decode, request.token_ids, skip_special_tokens=skip))
+
+    async def tokenize(self, request: CountRequest) -> list[int]:
         assert self._assembled is not None
         loaded, tokens = self._assembled.loaded, self._assembled.prompts
 
-        def count() -> int:
+        def make() -> list[int]:
             from zfabric.backends.front.images import has_images, see
 
             if has_images(request.messages):
-                return len(see(loaded.processor, loaded.tokenizer, request.messages or (), None)[0])
-            return len(tokens.make(request.prompt, request.messages, None, bounded=False))
+                return list(see(loaded.processor, loaded.tokenizer, request.messages or (), None)[0])
+            return tokens.make(request.prompt, request.messages, None, bounded=False)
 
-        return int(await asyncio.to_thread(count))
+        return await asyncio.to_thread(make)
 
     async def operate(self, request: OperateRequest) -> Any:
         """`load_adapter` (name, path), `unload_adapter` (name), `list_adapters`: see `Operations.run`."""

@@ -28,11 +28,9 @@ class Operations:
         self._runtime = runtime
         self._on_models = on_models
         self._calls: dict[str, Callable[[OperateRequest], Awaitable[Any]]] = {
-            "classify": self._classify,
             "list_adapters": self._list_adapters,
             "load_adapter": self._load_adapter,
             "reset_prefix_cache": self._reset_prefix_cache,
-            "score": self._score,
             "sleep": self._sleep,
             "unload_adapter": self._unload_adapter,
             "wake_up": self._wake_up,
@@ -52,17 +50,6 @@ class Operations:
                 f"vllm has no call {request.call!r}, it has {known}", operation="operate", call=request.call
             )
         return await call(request)
-
-    async def _classify(self, request: OperateRequest) -> list[list[float]]:
-        given = _arguments(request, "inputs")
-        adapter = self._runtime.adapters.get(request.model)
-        return await self._runtime.pooling.classify(_texts(given, "inputs"), request.request_id, adapter)
-
-    async def _score(self, request: OperateRequest) -> list[float]:
-        given = _arguments(request, "query", "documents")
-        adapter = self._runtime.adapters.get(request.model)
-        documents = _texts(given, "documents")
-        return await self._runtime.pooling.score(str(given["query"]), documents, request.request_id, adapter)
 
     async def _reset_prefix_cache(self, request: OperateRequest) -> bool:
         _arguments(request)
@@ -116,11 +103,3 @@ def _arguments(request: OperateRequest, *required: str, **optional: Any) -> dict
         words = [f"{name} is missing" for name in missing] + [f"{name} is unknown" for name in unknown]
         raise RequestError(f"call {request.call!r}: {', '.join(words)}", call=request.call)
     return {**optional, **given}
-
-
-def _texts(given: dict[str, Any], name: str) -> list[str]:
-    """A list of texts. Raises: RequestError if it is something else."""
-    texts = given[name]
-    if not (isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)):
-        raise RequestError(f"{name} is no list of texts", parameter=name)
-    return texts

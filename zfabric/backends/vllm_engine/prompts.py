@@ -77,13 +77,13 @@ class Prompts:
             RequestError: A token that is not in the vocabulary, messages that the template refuses, or nothing at all.
         """
         if request.prompt_token_ids is not None:
-            found = Prompt(self._checked(request.prompt_token_ids), None)
+            found = Prompt(self.checked(request.prompt_token_ids), None)
         elif request.messages is not None:
             found = await self._chat(request.messages, request.tools)
         else:
             text = request.prompt or ""
             kept = what_may_fit(text, self._longest, self._context_length, truncate=request.sampling.truncate_prompt)
-            tokens = self._checked(await self.tokens(kept))
+            tokens = self.checked(await self.tokens(kept))
             found = Prompt(tokens, None, whole=kept is text)
         tokens, length = found.token_ids, self._context_length
         if not tokens:
@@ -94,11 +94,15 @@ class Prompts:
             return found
         return Prompt(fitting, tokens_input(fitting), whole=found.whole and fitting is tokens)
 
-    async def count(self, request: CountRequest) -> int:
-        """Tokens of a prompt. Raises: see `of`."""
+    async def of_count(self, request: CountRequest) -> list[int]:
+        """Tokens of a prompt, of any length. Raises: see `of`."""
         if request.messages is not None:
-            return len((await self._chat(request.messages, None)).token_ids)
-        return len(await self.tokens(request.prompt or ""))
+            return (await self._chat(request.messages, None)).token_ids
+        return await self.tokens(request.prompt or "")
+
+    def checked(self, token_ids: Sequence[int]) -> list[int]:
+        """Tokens that the model has. Raises: RequestError: It has not got one of them."""
+        return known_tokens(token_ids, self._vocabulary_size)
 
     async def pieces(self, request: EmbedRequest, *, prompted: bool = True) -> list[Piece]:
         """Tokens of the inputs of an embedding, in pieces that fit the context.
@@ -130,9 +134,6 @@ class Prompts:
         """Text of tokens."""
         tokenizer = self._engine.renderer.get_tokenizer()
         return str(tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
-
-    def _checked(self, token_ids: Sequence[int]) -> list[int]:
-        return known_tokens(token_ids, self._vocabulary_size)
 
     async def _chat(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> Prompt:
         if self._template is None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 from zfabric.backends.front.continuation import continues
 from zfabric.backends.vllm_engine import sampling
@@ -29,7 +29,10 @@ from zfabric.wire.payloads import (
     OperateRequest,
     Usage,
 )
+from zfabric.wire.tasks import ClassifyRequest, DetokenizeRequest, ScoreRequest
 from zfabric.worker.base import BaseModelWorker, EngineLoad
+
+T = TypeVar("T")
 
 #: How often a request is given to the engine anew when that lacks an image of it. Once is enough, unless one more request
 #: with the same image is cancelled at that very moment.
@@ -87,11 +90,12 @@ class VLLMWorker(BaseModelWorker):
         """The model, and each adapter as a model."""
         runtime = self._served()
         configuration = runtime.engine.vllm_config.model_config
-        capabilities = ["count_tokens"]
+        capabilities = ["count_tokens", "tokenize", "detokenize"]
         if runtime.generates:
             capabilities += ["generate", "resume"] + ["chat"] * runtime.prompts.chat
             capabilities += ["multimodal"] * bool(configuration.is_multimodal_model)
-        capabilities += ["embed"] * runtime.pooling.embeds
+        capabilities += ["embed"] * runtime.pooling.embeds + ["classify"] * runtime.pooling.classifies
+        capabilities += ["score"] * (runtime.pooling.embeds or runtime.pooling.classifies)
         details: dict[str, Detail] = {
             "engine": "vllm",
             "version": version(),
@@ -263,13 +267,34 @@ class VLLMWorker(BaseModelWorker):
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """One vector per input. When cancelled, the engine drops what is left."""
         runtime = self._served()
-        try:
-            return await runtime.pooling.embed(request, runtime.adapters.find(request.model))
-        except Exception as error:  # noqa: BLE001 — whatever vLLM raises is its request's error
-            raise translated(error) from None
+        return await self._pooled(runtime.pooling.embed(request, runtime.adapters.find(request.model)))
 
     async def count_tokens(self, request: CountRequest) -> int:
-        return await self._served().prompts.count(request)
+        return len(await self.tokenize(request))
+
+    async def tokenize(self, request: CountRequest) -> list[int]:
+        return await self._served().prompts.of_count(request)
+
+    async def detokenize(self, request: DetokenizeRequest) -> str:
+        skip = request.skip_special_tokens
+        prompts = self._served().prompts
+        return prompts.text(prompts.checked(request.token_ids), skip_special_tokens=skip)
+
+    async def score(self, request: ScoreRequest) -> list[float]:
+        runtime = self._served()
+        adapter = runtime.adapters.find(request.model)
+        return await self._pooled(runtime.pooling.score(request.query, request.documents, request.request_id, adapter))
+
+    async def classify(self, request: ClassifyRequest) -> list[list[float]]:
+        runtime = self._served()
+        adapter = runtime.adapters.find(request.model)
+        return await self._pooled(runtime.pooling.classify(request.inputs, request.request_id, adapter))
+
+    async def _pooled(self, work: Awaitable[T]) -> T:
+        try:
+            return await work
+        except Exception as error:  # noqa: BLE001 — as above
+            raise translated(error) from None
 
     async def operate(self, request: OperateRequest) -> Any:
         """See `Operations`."""

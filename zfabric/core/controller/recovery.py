@@ -243,6 +243,9 @@ class Recovery:
         """Nobody has to wait for this attempt any more."""
         claimed = self._claimed(key)
         if claimed is not None:
+            if claimed.client is not None:
+                # The next attempt has the place that this one had before it was lost.
+                claimed.client.remember(loss.requests[key], self._timers.now_ns)
             self._endings.give_up(claimed, error)
         self._endings.abandon(self._carried(key, loss))
 
