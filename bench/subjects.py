@@ -12,6 +12,7 @@ from typing import Final
 from bench.stack import Part, Stack, free_port, own_python
 from bench.venvs import python_of
 from zfabric.transport.curve import create_keys
+from zfabric.transport.links import DEFAULT_TRANSPORT, TRANSPORT_VARIABLE
 
 #: The role whose CPU time is the price of having the system in between.
 HOP: Final = "hop"
@@ -26,7 +27,14 @@ key = "worker.key"
 """
 
 
-def fabric(rate: float = 0, *, ipc: bool = False, curve: bool = False, loop: str = "--uvloop") -> Stack:
+def fabric(
+    rate: float = 0,
+    *,
+    ipc: bool = False,
+    curve: bool = False,
+    loop: str = "--uvloop",
+    transport: str = DEFAULT_TRANSPORT,
+) -> Stack:
     """zfabric: controller, echo worker."""
     scratch = Path(tempfile.mkdtemp(prefix="zf-bench-"))
     target = f"ipc://{scratch}/c.sock" if ipc else f"tcp://127.0.0.1:{free_port()}"
@@ -35,14 +43,16 @@ def fabric(rate: float = 0, *, ipc: bool = False, curve: bool = False, loop: str
     worker += ["--slots", "20000", "--name", "bench"]
     if rate:
         worker += ["--tokens-per-second", str(rate), "--aligned"]
-    environment: dict[str, str] = {}
+    controller += ["--transport", transport]
+    worker += ["--transport", transport]
+    environment = {TRANSPORT_VARIABLE: transport}
     if curve:
         for name in ("controller", "client", "worker"):
             create_keys(scratch, name)
         (scratch / "keyring.toml").write_text(_KEYRING)
         controller += ["--key", f"{scratch}/controller.key_secret", "--keyring", f"{scratch}/keyring.toml"]
         worker += ["--key", f"{scratch}/worker.key_secret", "--controller-key", f"{scratch}/controller.key"]
-        environment = {
+        environment |= {
             "ZFABRIC_KEY": f"{scratch}/client.key_secret",
             "ZFABRIC_CONTROLLER_KEY": f"{scratch}/controller.key",
         }
@@ -63,6 +73,11 @@ def fabric_curve(rate: float = 0) -> Stack:
 def fabric_asyncio(rate: float = 0) -> Stack:
     """zfabric with daemons on asyncio's own loop."""
     return fabric(rate, loop="--no-uvloop")
+
+
+def fabric_libzmq(rate: float = 0) -> Stack:
+    """zfabric with libzmq at all three ends."""
+    return fabric(rate, transport="libzmq")
 
 
 def proxy() -> Stack:
@@ -216,6 +231,7 @@ SUBJECTS: Final[dict[str, Callable[[], Stack]]] = {
     "zfabric ipc": fabric_ipc,
     "zfabric curve": fabric_curve,
     "zfabric asyncio": fabric_asyncio,
+    "zfabric libzmq": fabric_libzmq,
     "zmq_proxy": proxy,
     "http": http,
     "vllm-router": vllm_router,

@@ -7,11 +7,9 @@ import contextlib
 import random
 import socket
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import zmq
 
 from tests.integration.test_loop_links import (
     BEATING,
@@ -438,29 +436,3 @@ async def test_handshakes_are_counted_by_source_and_bounded(
         rogues[1].wire.close()
         while made.link.counted()["handshakes"] != 1:
             await asyncio.sleep(0.001)
-
-
-async def test_the_bytes_of_both_drivers_are_the_same(run_directory: Path) -> None:
-    """A dealer's whole beginning, recorded from each driver: greeting, READY, a message of two frames, large and small."""
-    recorded = {}
-    for driver in ("libzmq", "loop"):
-        path = run_directory / driver
-        came: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-
-        async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, came: Any = came) -> None:
-            writer.write(GREETING + ROUTER_READY)
-            came.set_result(await reader.readexactly(64 + 43 + 2 + len(SUBMITTED) + 9 + 300 + 2 + len(BEATING)))
-            writer.close()
-
-        server = await asyncio.start_unix_server(take, path)
-        at = AtDealer()
-        link = open_dealer(f"ipc://{path}", at, random.Random(1), None, driver)
-        assert await at.next() == "up"
-        link.send_all([(SUBMITTED, bytes(300)), (BEATING, b"")])
-        recorded[driver] = await asyncio.wait_for(came, 10)
-        link.close()
-        server.close()
-        await server.wait_closed()
-    assert recorded["loop"] == recorded["libzmq"]
-    assert recorded["loop"].startswith(GREETING)
-    assert zmq.zmq_version_info() >= (4, 3, 5)
