@@ -592,14 +592,16 @@ def test_a_claim_in_vain_leaves_its_place_to_the_next_attempt() -> None:
     bench = Bench()
     worker, client = bench.worker(), bench.client(secret=SECRET)
     client.submit(5)
-    other = bench.worker("other", instance=2)
     worker.cut()
-    # Another attempt was refused meanwhile, so that the first one is claimed after all.
+    # Another attempt waits and ends, so that the first one is claimed after all.
+    client.submit(5, 1, resume_from=3)
+    client.cancel(5)
     client.claim((5, 0, 3))
-    bench.broker.drain(bench.now_ns)
     client.terminals()
     bench.sleep(CLAIM_MS + 100)
     assert client.codes() == {(5, 0): WorkerLostError.code}
+    other = bench.worker("other", instance=2)
+    bench.broker.drain(bench.now_ns)
     client.submit(5, 1, resume_from=3)
     assert [line.attempt for line in other.dispatched()] == [1]
 
