@@ -126,7 +126,7 @@ class Faults:
         if rng.random() < 0.5:
             worker.drain(limit_ms)
             return
-        worker.is_to_drain(limit_ms)
+        worker.is_queried_to_drain(limit_ms)
         for _ in range(2):
             client = rng.choice(self.clients)
             if client.alive:

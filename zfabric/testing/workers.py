@@ -43,6 +43,8 @@ class SimWorker:
         self.registered_ns = 0
         #: Until when a drain lets running requests finish.
         self.drain_until_ns = 0
+        #: The shortest limit of an operator's call to drain, which may come late, to the next process of this name.
+        self._queried_ms: int | None = None
         #: Its last HELLO, and when a session began of which the HELLO offered slots, and did not tell all that took them.
         self._hello: WorkerHello | None = None
         self._untold_ns: int | None = None
@@ -59,6 +61,7 @@ class SimWorker:
         self.alive = True
         self.died_ns = None
         self.drain_until_ns = 0
+        self._started_ns = self.world.now_ns
         self.loop = ProcessLoop(self.world, self)  # type: ignore[abstract]
         self.engines = [make_backend(self, spec) for spec in self.specs]
         config = WorkerConfig(endpoint=ENDPOINT, name=self.name, credentials=None, **asdict(self.habits))
@@ -76,8 +79,11 @@ class SimWorker:
         """It was drained. Nothing that could have finished in time was handed back."""
         now_ns = self.world.now_ns
         handed_back = self.dealer.handed_back if self.dealer is not None else 0
-        if handed_back and now_ns < self.drain_until_ns:
-            left_ms = (self.drain_until_ns - now_ns) // MILLISECOND
+        until_ns = self.drain_until_ns
+        if self._queried_ms is not None:
+            until_ns = min(until_ns, self._started_ns + self._queried_ms * MILLISECOND)
+        if handed_back and now_ns < until_ns:
+            left_ms = (until_ns - now_ns) // MILLISECOND
             raise Violation(
                 f"worker {self.name} handed {handed_back} requests back {left_ms} ms before its drain's limit"
             )
@@ -110,6 +116,11 @@ class SimWorker:
             self.is_to_drain(milliseconds)
             self.loop.create_task(self.service.drain(milliseconds))
             self.loop.call_later(0.02, lambda: self.loop.create_task(self.service.drain(milliseconds)))
+
+    def is_queried_to_drain(self, milliseconds: int) -> None:
+        """An operator asks the controller for it."""
+        self.is_to_drain(milliseconds)
+        self._queried_ms = min(self._queried_ms or milliseconds, milliseconds)
 
     def is_to_drain(self, milliseconds: int) -> None:
         """Somebody asks for it; of several limits the nearest holds."""
