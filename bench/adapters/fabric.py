@@ -15,8 +15,10 @@ class FabricAdapter:
         await self._client.status()
 
     async def ask(self, prompt: str, tokens: int, arrived: Arrived) -> None:
-        async for delta in self._client.stream("echo", prompt, max_new_tokens=tokens, temperature=0.0):
-            arrived(len(delta.token_ids))
+        # Whoever leaves the block gives the answer up, at once.
+        async with self._client.stream("echo", prompt, max_new_tokens=tokens, temperature=0.0) as stream:
+            async for delta in stream:
+                arrived(len(delta.token_ids))
 
     async def close(self) -> None:
         await self._client.close()
