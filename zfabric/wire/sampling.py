@@ -105,7 +105,8 @@ class SamplingOptions(Struct, array_like=True, frozen=True, kw_only=True):
         Raises:
             ParameterRangeError: Names the parameter, its value and its bounds.
         """
-        for name in self.changed():
+        changed = self.changed()
+        for name in changed:
             bounds = RANGES.get(name)
             value = getattr(self, name)
             if bounds is None:
@@ -119,7 +120,8 @@ class SamplingOptions(Struct, array_like=True, frozen=True, kw_only=True):
                 raise out_of_range(name, value, f"{low} … {high}")
             if value == 0 and name in POSITIVE:
                 raise out_of_range(name, value, "greater than 0" if low == 0 else "-1 or at least 1")
-        self._check_together()
+        if not _CHECKED_TOGETHER.isdisjoint(changed):
+            self._check_together()
 
     def _check_together(self) -> None:
         """What one parameter demands of another. Raises: ParameterRangeError."""
@@ -251,6 +253,8 @@ ITEMS_MAX: Final = {
     "guided_choice": SAMPLING_ITEMS_MAX,
     "logit_bias": LOGIT_BIAS_MAX,
 }
+#: Parameters that `SamplingOptions._check_together` looks at: without any of them there is nothing to find.
+_CHECKED_TOGETHER: Final = frozenset({"best_of", "logit_bias", "min_new_tokens", *ITEMS_MAX, *_GUIDES})
 #: Zero is within the bounds, but not allowed.
 POSITIVE: Final = frozenset({"top_p", "top_k", "typical_p"})
 _SAMPLING_FIELDS: Final = tuple(SamplingOptions.__struct_fields__)
