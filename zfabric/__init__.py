@@ -9,6 +9,7 @@ from zfabric.client.aio import AsyncClient
 from zfabric.client.blocking import BlockingStream
 from zfabric.client.many import BlockingBatch, CompletionBatch
 from zfabric.client.options import AnswerOptions, ChatMessage, EmbedOptions, GenerateOptions
+from zfabric.client.reader import AnswerReader, AnswerStream
 from zfabric.client.results import Choice, Completion, ToolCall
 from zfabric.client.stream import TokenStream
 from zfabric.client.sync import Client
@@ -68,6 +69,8 @@ from zfabric.worker.base import BaseModelWorker
 __all__ = [
     "AccessError",
     "AnswerOptions",
+    "AnswerReader",
+    "AnswerStream",
     "AsyncClient",
     "AuthenticationError",
     "BackendError",

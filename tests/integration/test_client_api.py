@@ -381,7 +381,9 @@ def test_both_clients_have_the_same_calls_with_an_example_each() -> None:
     for one, other in ((AsyncClient, Client), (TokenStream, BlockingStream), (CompletionBatch, BlockingBatch)):
         calls = {name for name in dir(one) if not name.startswith("_")}
         twins = {name for name in dir(other) if not name.startswith("_")}
-        assert {name.replace("aclose", "close") for name in calls} ^ twins <= {"open", "endpoint"}
+        assert {name.replace("aclose", "close") for name in calls} ^ twins <= {"open", "endpoint", "reader"}, (
+            "threads wait for one stream each"
+        )
         for name in calls & twins:
             first, second = getattr(one, name), getattr(other, name)
             if inspect.isfunction(first):

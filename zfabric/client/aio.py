@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast
+from typing import Unpack, cast
 
 from zfabric.client import values
 from zfabric.client.connection import Connection
 from zfabric.client.many import CompletionBatch, Feed, Prompt
-from zfabric.client.options import AnswerOptions, EmbedOptions, GenerateOptions, Messages, SharedOptions
+from zfabric.client.options import AnswerOptions, GenerateOptions, Messages
 from zfabric.client.queries import AsyncQueries
+from zfabric.client.reader import AnswerReader
 from zfabric.client.requests import (
-    classify_request,
-    count_request,
-    detokenize_request,
-    embed_request,
     generate_request,
     model_name,
-    operate_request,
-    score_request,
-    vectors,
 )
 from zfabric.client.results import Completion
 from zfabric.client.stream import TokenStream
-from zfabric.errors import ConfigurationError, ProtocolError, RequestError
+from zfabric.client.tasks import AsyncTasks
+from zfabric.errors import ConfigurationError, RequestError
 from zfabric.limits import DEADLINE_MAX_MS
 from zfabric.transport.curve import Credentials, default_credentials
 from zfabric.transport.endpoints import check_endpoint, default_endpoint
 from zfabric.transport.links import choose
-from zfabric.wire import codec
-from zfabric.wire.payloads import EmbedResult, Outcome
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-T = TypeVar("T")
 
 
-class AsyncClient(AsyncQueries):
+class AsyncClient(AsyncTasks, AsyncQueries):
     """A client of the fabric, for one event loop. Use as an async context manager.
 
     Every error of its calls is a FabricError: one of a wrong argument names it, and is raised before anything is sent.
@@ -137,6 +124,22 @@ class AsyncClient(AsyncQueries):
         stream._bind(lambda sink: self._connection.submit("generate", request, sink, model=name, **submit))
         return stream
 
+    def reader(self) -> AnswerReader:
+        """One reader for many streams: it takes all that has arrived in one call, which costs a fraction of a task a stream.
+
+        Raises:
+            ClosedError: The client is not open, or belongs to another loop or process.
+
+        Example:
+            >>> async with client.reader() as reader:
+            ...     for question in questions:
+            ...         reader.stream("smollm2", question, max_new_tokens=64)
+            ...     async for batch in reader:
+            ...         for stream, delta in batch:
+            ...             print(stream.request_id, delta.text if delta is not None else stream.finish_reason)
+        """
+        return AnswerReader(self._connection)
+
     async def generate(self, model: str, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> Completion:
         """Ask for text and wait for all of it; arguments as of `stream`. Cancelling the task cancels the request.
 
@@ -195,180 +198,6 @@ class AsyncClient(AsyncQueries):
         """
         return CompletionBatch(self._connection, Feed(model, prompts, concurrency, options))
 
-    async def embed(
-        self,
-        model: str,
-        inputs: str | Sequence[str] | Sequence[Sequence[int]],
-        **options: Unpack[EmbedOptions],
-    ) -> NDArray[np.float32]:
-        """Vectors of texts. Cancelling the task cancels the request.
-
-        Args:
-            inputs: Texts, or lists of token ids; one text is one row.
-            **options: See `EmbedOptions`.
-
-        Returns:
-            float32 array of shape (len(inputs), dimensions), a read-only view of the received buffer.
-
-        Raises:
-            FabricError: What ended the request.
-
-        Example:
-            >>> vectors = await client.embed("minilm", ["one text", "another"], truncate="cut", timeout=10)
-            >>> vectors.shape
-            (2, 384)
-        """
-        request, submit = embed_request(inputs, options)
-        answer, _ = await self._connection.call("embed", request, model=model_name(model), **submit)
-        return vectors(_result(answer.outcome, EmbedResult), len(request.inputs))
-
-    async def count_tokens(
-        self,
-        model: str,
-        prompt: str | None = None,
-        *,
-        messages: Messages | None = None,
-        timeout: float | None = None,
-    ) -> int:
-        """Tokens of a prompt, as `stream` would use them. Cancelling the task cancels the request.
-
-        Args:
-            timeout: Seconds; None is two minutes.
-
-        Raises:
-            FabricError: What ended the request; DeadlineExceededError when the time is over.
-
-        Example:
-            >>> await client.count_tokens("smollm2", "Once upon a time")
-            4
-        """
-        request, submit = count_request(prompt, messages, timeout)
-        answer, _ = await self._connection.call("count_tokens", request, model=model_name(model), **submit)
-        return _result(answer.outcome, int)
-
-    async def tokenize(
-        self,
-        model: str,
-        prompt: str | None = None,
-        *,
-        messages: Messages | None = None,
-        timeout: float | None = None,
-    ) -> list[int]:
-        """The tokens of a prompt, as `stream` would use them. Arguments and errors as of `count_tokens`.
-
-        Example:
-            >>> await client.tokenize("smollm2", "Once upon a time")
-            [6403, 3698, 253, 655]
-        """
-        request, submit = count_request(prompt, messages, timeout)
-        answer, _ = await self._connection.call("tokenize", request, model=model_name(model), **submit)
-        return _result(answer.outcome, list[int])
-
-    async def detokenize(
-        self, model: str, token_ids: Sequence[int], *, skip_special_tokens: bool = False, timeout: float | None = None
-    ) -> str:
-        """The text of tokens. Cancelling the task cancels the request.
-
-        Args:
-            timeout: Seconds; None is two minutes.
-
-        Raises:
-            FabricError: What ended the request; DeadlineExceededError when the time is over.
-
-        Example:
-            >>> await client.detokenize("smollm2", [6403, 3698])
-            'Once upon'
-        """
-        request, submit = detokenize_request(token_ids, skip_special_tokens, timeout)
-        answer, _ = await self._connection.call("detokenize", request, model=model_name(model), **submit)
-        return _result(answer.outcome, str)
-
-    async def score(
-        self, model: str, query: str, documents: str | Sequence[str], **options: Unpack[SharedOptions]
-    ) -> list[float]:
-        """How well each document fits a query: by a cross-encoder, or by the angle of vectors. Cancelling the task cancels
-        the request.
-
-        Returns:
-            A number for each document, in their order; the greatest fits best.
-
-        Raises:
-            FabricError: What ended the request.
-
-        Example:
-            >>> scores = await client.score("reranker", "What is a cat?", ["A pet.", "A stone."])
-        """
-        request, submit = score_request(query, documents, options)
-        answer, _ = await self._connection.call("score", request, model=model_name(model), **submit)
-        return _counted(_result(answer.outcome, list[float]), len(request.documents))
-
-    async def rerank(
-        self,
-        model: str,
-        query: str,
-        documents: str | Sequence[str],
-        *,
-        top_n: int | None = None,
-        **options: Unpack[SharedOptions],
-    ) -> list[tuple[int, float]]:
-        """The documents that fit a query best: `score`, sorted.
-
-        Args:
-            top_n: How many at most; None for all.
-
-        Returns:
-            (position in `documents`, score), the best one first.
-
-        Raises:
-            FabricError: As `score`.
-
-        Example:
-            >>> [(best, score), *rest] = await client.rerank("reranker", "What is a cat?", ["A pet.", "A stone."])
-        """
-        most = None if top_n is None else values.whole("top_n", top_n)
-        if most is not None and most < 1:
-            raise values.out_of_range("top_n", most, "at least 1")
-        scores = await self.score(model, query, documents, **options)
-        return sorted(enumerate(scores), key=lambda item: -item[1])[:most]
-
-    async def classify(
-        self, model: str, inputs: str | Sequence[str], **options: Unpack[SharedOptions]
-    ) -> list[list[float]]:
-        """The probability of each class, for each text. Cancelling the task cancels the request.
-
-        Raises:
-            FabricError: What ended the request.
-
-        Example:
-            >>> [[negative, positive]] = await client.classify("sentiment", "What a day!")
-        """
-        request, submit = classify_request(inputs, options)
-        answer, _ = await self._connection.call("classify", request, model=model_name(model), **submit)
-        return _counted(_result(answer.outcome, list[list[float]]), len(request.inputs))
-
-    async def operate(
-        self, worker: str, call: str, *, model: str = "", timeout: float | None = None, **arguments: Any
-    ) -> Any:
-        """An operator's call to one worker, such as loading an adapter. It is never sent twice.
-
-        Args:
-            worker, call: Whom to ask, and for what.
-            model: Whose engine, where the worker has several.
-            timeout: Seconds; None is two minutes.
-            **arguments: The call's own: lists, maps, texts, numbers and bytes.
-
-        Raises:
-            FabricError: What ended the call; DeadlineExceededError when the time is over.
-
-        Example:
-            >>> await client.operate("gpu-1", "load_lora", name="poet", path="/adapters/poet")
-        """
-        request, submit = operate_request(call, arguments, timeout)
-        answer, _ = await self._connection.call(
-            "operate", request, model=model_name(model, empty=True), worker=model_name(worker, "worker"), **submit
-        )
-        return _result(answer.outcome, object)
-
     def figures(self) -> dict[str, int]:
         """What this client counted: failovers, repeated chunks, reconnects …."""
         return self._connection.figures()
@@ -382,16 +211,3 @@ def chat_options(messages: Messages, options: AnswerOptions) -> GenerateOptions:
     if messages is None:
         raise values.wrong("messages", messages, "a list of maps")
     return cast(GenerateOptions, {**options, "messages": messages})
-
-
-def _counted(results: list[T], count: int) -> list[T]:
-    """Results, one for each input. Raises: ProtocolError if sizes do not fit."""
-    if len(results) != count:
-        raise ProtocolError(f"{len(results)} results came for {count} inputs", results=len(results), inputs=count)
-    return results
-
-
-def _result(outcome: Outcome | None, kind: type[T]) -> T:
-    if outcome is None:
-        raise ProtocolError("the worker's result is missing")
-    return codec.unpack_result(outcome.result, kind)

@@ -7,9 +7,10 @@ import contextlib
 import logging
 import random
 import secrets
+import weakref
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from msgspec import Raw
 
@@ -32,6 +33,12 @@ _log: Final = logging.getLogger("zfabric.client")
 _SECRET_BYTES: Final = 16
 
 
+class Waiting(Protocol):
+    """Somebody who may wait for what no request of theirs will end."""
+
+    def wake(self) -> None: ...
+
+
 class Connection:
     """What is under a client: its session, its socket, and the time that it waits for a controller.
 
@@ -41,6 +48,7 @@ class Connection:
 
     Attributes:
         session: The protocol's state.
+        closing: Whom to wake when the client is closed; not kept alive by this.
     """
 
     def __init__(
@@ -65,6 +73,7 @@ class Connection:
             secret=secrets.token_bytes(_SECRET_BYTES),
             on_fault=self._note,
         )
+        self.closing: weakref.WeakSet[Waiting] = weakref.WeakSet()
         self._home = process.here
         self._loop: asyncio.AbstractEventLoop | None = None
         self._link: DealerDriver | None = None
@@ -107,6 +116,8 @@ class Connection:
             return
         self.session.close()
         link.send_all(self._taken())
+        for waiting in list(self.closing):
+            waiting.wake()
         # One turn, so that tasks that wait for streams see their end before the client is gone.
         await asyncio.sleep(0)
         self._timer.cancel()

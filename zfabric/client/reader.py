@@ -1,0 +1,246 @@
+"""One reader of many answers, which takes all that has arrived in one call instead of one task switch a token."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from types import TracebackType
+from typing import Unpack
+
+from zfabric.client import process
+from zfabric.client.connection import Connection
+from zfabric.client.mailbox import Mailbox
+from zfabric.client.options import GenerateOptions
+from zfabric.client.reading import Reading
+from zfabric.client.requests import generate_request, model_name
+from zfabric.client.results import Completion
+from zfabric.errors import ClosedError, RequestError
+from zfabric.wire.payloads import Delta
+
+
+class _Inbox:
+    """Streams of one reader for which something waits. It does not know the reader, so that a dropped one is noticed.
+
+    Attributes:
+        open: Streams whose end was not read.
+        ready: Those for which something waits, in the order in which it came.
+        closed: Whether the reader was closed.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.open: set[AnswerStream] = set()
+        self.ready: list[AnswerStream] = []
+        self.closed = False
+        self._waiter: asyncio.Future[None] | None = None
+        connection.closing.add(self)
+
+    def add(self, stream: AnswerStream) -> None:
+        """Something came for a stream for which nothing waited."""
+        self.ready.append(stream)
+        self.wake()
+
+    def wake(self) -> None:
+        """Have whoever waits look again."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait(self) -> None:
+        """Until something is ready, or an end of all is possible. Raises: RequestError if another task waits."""
+        if self._waiter is not None:
+            raise RequestError("two tasks read the same reader")
+        self._waiter = self.connection.new_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def take(self) -> list[tuple[AnswerStream, Delta | None]]:
+        """All that waits."""
+        ready, self.ready = self.ready, []
+        taken: list[tuple[AnswerStream, Delta | None]] = []
+        for stream in ready:
+            stream._take(taken)
+        return taken
+
+    def cancel(self) -> None:
+        """Stop all streams, and forget what waits."""
+        self.closed = True
+        streams, self.open = self.open, set()
+        for stream in streams:
+            stream._stop()
+        self.ready.clear()
+        self.wake()
+
+
+class AnswerStream(Reading):
+    """One answer of an `AnswerReader`: what is known of it, as of a `TokenStream`; its deltas come from the reader."""
+
+    def __init__(self, inbox: _Inbox, model: str, choices: int) -> None:
+        self._inbox = inbox
+        self._marked = False
+        super().__init__(model, Mailbox(self._arrived, choices))
+
+    @property
+    def done(self) -> bool:
+        """Whether its end was read."""
+        return self._box.finished and self not in self._inbox.open
+
+    def completion(self) -> Completion:
+        """The whole answer, once its end was read.
+
+        Raises:
+            FabricError: What ended the request.
+            RequestError: It has not ended, or its end was not read.
+
+        Example:
+            >>> async for batch in reader:
+            ...     for stream, delta in batch:
+            ...         if delta is None:
+            ...             print(stream.completion().text)
+        """
+        if not self.done:
+            raise RequestError(f"the end of request {self.request_id} was not read")
+        return self._completion()
+
+    def cancel(self) -> None:
+        """Stop the request now. What had arrived is still read, and then its end: `completion` raises
+        RequestCancelledError. Nothing happens once it has ended."""
+        process.check(self._home)
+        if self._pending is not None and not self._box.finished:
+            self._inbox.connection.cancel(self._pending)
+
+    def _arrived(self) -> None:
+        if not self._marked:
+            self._marked = True
+            self._inbox.add(self)
+
+    def _take(self, taken: list[tuple[AnswerStream, Delta | None]]) -> None:
+        """Add what waits for this stream, and its end if it has come."""
+        self._marked = False
+        box, units = self._box, 0
+        while box.waiting:
+            taken.append((self, box.take()))
+            units += box.units_taken
+        if units and self._pending is not None:
+            self._inbox.connection.consumed(self._pending, units)
+        if box.finished and self in self._inbox.open:
+            self._inbox.open.remove(self)
+            taken.append((self, None))
+
+    def _stop(self) -> None:
+        if self._pending is not None and not self._box.finished:
+            self._inbox.connection.cancel(self._pending)
+        self._box.discard()
+
+
+class AnswerReader:
+    """Many answers, read by one task: an async iterator of all that arrived since the last look.
+
+    Each batch is a list of (stream, `Delta`), in the order in which the streams had something to say; None in place of a
+    delta is that stream's end, which comes exactly once, after its last delta. An error of one stream is that stream's end
+    alone: `AnswerStream.completion` raises it. Iteration ends when no stream is open; `read` waits for more.
+
+    What is in a batch counts as read, so its streams' engines go on. Closing the reader, leaving its ``async with``, or
+    dropping it cancels all of its streams. Cancelling one `anext` or `read` ends that wait alone, and nothing is lost.
+    After a fork the child gets ClosedError.
+
+    Example:
+        >>> async with client.reader() as reader:
+        ...     for question in questions:
+        ...         reader.stream("smollm2", question, max_new_tokens=64)
+        ...     async for batch in reader:
+        ...         for stream, delta in batch:
+        ...             if delta is not None:
+        ...                 print(stream.request_id, delta.text)
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._home = process.here
+        self._connection = connection
+        connection.check_open()
+        self._inbox = _Inbox(connection)
+
+    def stream(self, model: str, prompt: str | None = None, **options: Unpack[GenerateOptions]) -> AnswerStream:
+        """Ask for text; the request leaves at once, and this reader has its answer. Any time is right for it.
+
+        Args:
+            model, prompt, **options: As of `AsyncClient.stream`.
+
+        Raises:
+            FabricError: The request can never be sent; ClosedError, if the reader or the client was closed.
+
+        Example:
+            >>> stream = reader.stream("smollm2", "Once upon a time", seed=7)
+        """
+        if self._inbox.closed:
+            raise ClosedError("the reader was closed")
+        request, submit = generate_request(prompt, options)
+        name = model_name(model)
+        stream = AnswerStream(self._inbox, name, request.sampling.n)
+        stream._bind(lambda sink: self._connection.submit("generate", request, sink, model=name, **submit))
+        self._inbox.open.add(stream)
+        return stream
+
+    @property
+    def open(self) -> int:
+        """Streams whose end was not read."""
+        return len(self._inbox.open)
+
+    async def read(self) -> list[tuple[AnswerStream, Delta | None]]:
+        """All that has arrived; waits if that is nothing, also while no stream is open.
+
+        Raises:
+            ClosedError: The reader was closed, or the client was and all ends are read.
+            RequestError: Another task reads.
+
+        Example:
+            >>> while True:
+            ...     for stream, delta in await reader.read():
+            ...         deliver(stream, delta)
+        """
+        process.check(self._home)
+        self._connection.check_loop()
+        inbox = self._inbox
+        while True:
+            if inbox.closed:
+                raise ClosedError("the reader was closed")
+            if taken := inbox.take():
+                return taken
+            self._connection.check_open()
+            await inbox.wait()
+
+    def __aiter__(self) -> AnswerReader:
+        return self
+
+    async def __anext__(self) -> list[tuple[AnswerStream, Delta | None]]:
+        process.check(self._home)
+        if not self._inbox.open:
+            raise StopAsyncIteration
+        try:
+            return await self.read()
+        except ClosedError:
+            if self._inbox.closed:
+                raise StopAsyncIteration from None
+            raise
+
+    async def aclose(self) -> None:
+        """Stop all streams, and forget what was not read. Whoever waits in `read` gets ClosedError."""
+        process.check(self._home)
+        self._inbox.cancel()
+
+    async def __aenter__(self) -> AnswerReader:
+        process.check(self._home)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # A child that leaves its parent's block has nothing to close.
+        with contextlib.suppress(ClosedError):
+            await self.aclose()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            if self._home is process.here and self._inbox.open:
+                self._connection.soon(self._inbox.cancel)
