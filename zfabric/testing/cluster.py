@@ -318,7 +318,9 @@ class Cluster:
     def _check_migrated(self, record: Record) -> None:
         """Promise 4: an answer that can be continued does not end because a worker or a controller did."""
         pending, wish = record.pending, record.wish
-        if record.lost and wish.number in self.faults.kept and set(self.report.faults) <= _GENTLE:
+        # A controller that is full of clients lets a newcomer take the place of one that is away.
+        gentle = set(self.report.faults) <= _GENTLE and not self.crowded
+        if record.lost and wish.number in self.faults.kept and gentle:
             raise Violation(f"{record} ended with {record.error!r}, and everybody was there")
         if not record.lost or wish.resume == "never" or pending is None or not self.uniform:
             return
