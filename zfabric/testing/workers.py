@@ -41,12 +41,14 @@ class SimWorker:
         self.dealer: SimDealer | None = None
         self.engines: list[SimBackend] = []
         self.registered_ns = 0
+        #: When it goes on, or went on, after it was frozen: what moved before is told only then.
+        self.thawed_ns = 0
         #: Until when a drain lets running requests finish.
         self.drain_until_ns = 0
         #: The shortest limit of an operator's call to drain, which may come late, to the next process of this name.
         self._queried_ms: int | None = None
-        #: Its last HELLO, and when a session began of which the HELLO offered slots, and did not tell all that took them.
-        self._hello: WorkerHello | None = None
+        #: Its latest HELLOs, and when a session began of which a HELLO offered slots, and did not tell all that took them.
+        self._hellos: list[tuple[int, WorkerHello]] = []
         self._untold_ns: int | None = None
         #: Whether it changes its models while its next HELLO is on its way.
         self.changes_behind_hello = False
@@ -104,6 +106,7 @@ class SimWorker:
     def freeze(self, milliseconds: float) -> None:
         """SIGSTOP, and SIGCONT later. The kernel keeps the connection; what arrives waits."""
         if self.alive:
+            self.thawed_ns = max(self.thawed_ns, self.world.now_ns + int(milliseconds * 1e6))
             self.loop.freeze(self.world.now_ns + int(milliseconds * 1e6))
 
     @property
@@ -163,7 +166,9 @@ class SimWorker:
     def _sent(self, header: bytes) -> None:
         if header[0] != kinds.WORKER_HELLO:
             return
-        self._hello = codec.unpack_control(header)
+        now_ns = self.world.now_ns
+        self._hellos = [(at_ns, hello) for at_ns, hello in self._hellos if now_ns - at_ns < _TOLD_MS * MILLISECOND]
+        self._hellos.append((now_ns, codec.unpack_control(header)))
         if self.changes_behind_hello:
             self.changes_behind_hello = False
             self.reannounce()
@@ -180,8 +185,8 @@ class SimWorker:
     def _log(self, event: str, **fields: object) -> None:
         if event == "registered":
             self.registered_ns = self.world.now_ns
-            hello = self._hello
-            if hello is not None and hello.load.slots and _keys(self.session.carried()) - _keys(hello.carried):
+            carried = _keys(self.session.carried())
+            if any(hello.load.slots and carried - _keys(hello.carried) for _, hello in self._hellos):
                 self._untold_ns = self.world.now_ns
         elif event in ("bad_message", "fault"):
             self.world.broken = Violation(f"worker {self.name} logs {event}: {fields}")
@@ -210,7 +215,9 @@ class SimWorker:
             if engine.hung_ns is None or not engine.spec.reports:
                 continue
             for request_id, job in engine.jobs.items():
-                hung_ms = (now_ns - max(engine.hung_ns, job.begun_ns, self.registered_ns, since_ns)) // MILLISECOND
+                hung_ms = (
+                    now_ns - max(engine.hung_ns, job.begun_ns, self.registered_ns, self.thawed_ns, since_ns)
+                ) // MILLISECOND
                 # Operators' calls have time limits of their own.
                 if hung_ms > limit_ms and request_id in self.session.streams and job.operation != "operate":
                     raise Violation(
