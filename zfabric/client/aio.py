@@ -125,7 +125,7 @@ class AsyncClient(AsyncTasks, AsyncQueries):
         return stream
 
     def reader(self) -> AnswerReader:
-        """One reader for many streams: it takes all that has arrived in one call, which costs a fraction of a task a stream.
+        """One reader for many streams: it takes all that has arrived in one call, with one task switch for all of them.
 
         Raises:
             ClosedError: The client is not open, or belongs to another loop or process.
