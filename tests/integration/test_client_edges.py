@@ -480,6 +480,8 @@ async def test_an_asyncio_stream_is_of_no_use_in_a_forked_child(ipc: str) -> Non
         stream: TokenStream = client.stream("echo", "a b", max_new_tokens=40)
         await anext(stream)
         batch = client.generate_many("echo", ["a"] * 2, max_new_tokens=1)
+        reader = client.reader()
+        answer = reader.stream("echo", "a b", max_new_tokens=40)
 
         def run(call: Callable[[], Any]) -> None:
             """Without the parent's loop, whose selector the child shares."""
@@ -492,6 +494,8 @@ async def test_an_asyncio_stream_is_of_no_use_in_a_forked_child(ipc: str) -> Non
                 lambda: stream.__anext__(), stream.collect, stream.aclose, stream.cancel, stream.__aenter__,
                 lambda: stream.texts().__anext__(), lambda: batch.__anext__(), batch.aclose, client.status,
                 lambda: client.generate("echo", "x"), lambda: client.stream("echo", "x"), client.open,
+                reader.read, lambda: reader.__anext__(), reader.aclose, reader.__aenter__, answer.cancel, client.reader,
+                lambda: reader.stream("echo", "x"),
             ):  # fmt: skip
                 refused(lambda call=call: run(call))  # type: ignore[misc]
             with contextlib.suppress(StopIteration):

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from zfabric.client import process, values
+from zfabric.client.closing import AsyncClosing
 from zfabric.client.connection import Connection
 from zfabric.client.mailbox import Collector
 from zfabric.client.options import Messages
@@ -178,7 +179,7 @@ class _Batch:
                 self._connection.soon(self._running.cancel)
 
 
-class CompletionBatch(_Batch):
+class CompletionBatch(_Batch, AsyncClosing):
     """Results of `AsyncClient.generate_many`: an async iterator of (position, Completion or FabricError).
 
     Closing it, leaving its ``async with``, or dropping it cancels what runs. Cancelling one `anext` ends that wait alone.
@@ -209,16 +210,6 @@ class CompletionBatch(_Batch):
     async def aclose(self) -> None:
         """Stop what runs, and forget what was not read."""
         self._stop()
-
-    async def __aenter__(self) -> CompletionBatch:
-        process.check(self._home)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with contextlib.suppress(ClosedError):
-            await self.aclose()
 
 
 class BlockingBatch(_Batch, Iterator[Result]):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from types import TracebackType
 from typing import Unpack
 
 from zfabric.client import process
+from zfabric.client.closing import AsyncClosing
 from zfabric.client.connection import Connection
 from zfabric.client.mailbox import Mailbox
 from zfabric.client.options import GenerateOptions
@@ -134,7 +134,7 @@ class AnswerStream(Reading):
         self._box.discard()
 
 
-class AnswerReader:
+class AnswerReader(AsyncClosing):
     """Many answers, read by one task: an async iterator of all that arrived since the last look.
 
     Each batch is a list of (stream, `Delta`), in the order in which the streams had something to say; None in place of a
@@ -228,17 +228,6 @@ class AnswerReader:
         """Stop all streams, and forget what was not read. Whoever waits in `read` gets ClosedError."""
         process.check(self._home)
         self._inbox.cancel()
-
-    async def __aenter__(self) -> AnswerReader:
-        process.check(self._home)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # A child that leaves its parent's block has nothing to close.
-        with contextlib.suppress(ClosedError):
-            await self.aclose()
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Generator
-from types import TracebackType
 from typing import Any, Protocol
 
 from zfabric.client import process
+from zfabric.client.closing import AsyncClosing
 from zfabric.client.mailbox import Mailbox
 from zfabric.client.reading import Reading
 from zfabric.client.results import Completion
 from zfabric.core.client.pending import Pending
-from zfabric.errors import ClosedError, RequestError
+from zfabric.errors import RequestError
 from zfabric.wire.payloads import Delta
 
 
@@ -27,7 +27,7 @@ class StreamOwner(Protocol):
     def check_loop(self) -> asyncio.AbstractEventLoop: ...
 
 
-class TokenStream(Reading):
+class TokenStream(Reading, AsyncClosing):
     """An answer as it is made: an async iterator of `Delta`. Awaited, it is the whole answer.
 
     A reader that comes late gets what came meanwhile as one larger delta; nothing is dropped, and other streams do not
@@ -129,17 +129,6 @@ class TokenStream(Reading):
         """Stop the request, and forget what had arrived."""
         self.cancel()
         self._mailbox.discard()
-
-    async def __aenter__(self) -> TokenStream:
-        process.check(self._home)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # A child that leaves its parent's block has nothing to close.
-        with contextlib.suppress(ClosedError):
-            await self.aclose()
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
