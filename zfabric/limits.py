@@ -54,6 +54,10 @@ CONNECT_MS: Final = 3_500
 GREETING_MS: Final = 1_000
 #: Handshakes that fail in a row for no reason told, before the key is to blame: one may have met a controller that ended.
 HANDSHAKES_MAX: Final = 3
+#: Lines that a daemon logs of one event, and the time they are counted in: enough to see what a storm is about, and few enough
+#: to read. A hundred workers that are lost at once are ten lines and a number.
+LOG_LINES_MAX: Final = 10
+LOG_WINDOW_MS: Final = 10_000
 #: A failed handshake is logged at once, and the next ones of its reason together, after this time.
 HANDSHAKE_LOG_MS: Final = 10_000
 #: The longest time that libzmq's options take, but for rounding: 24 days.
@@ -197,6 +201,8 @@ ACCEPT_BURST: Final = 64
 BACKLOG: Final = 4_096
 #: Without a free file descriptor a listener waits so long before it tries again.
 ACCEPT_PAUSE_MS: Final = 500
+#: Events of a controller that wait for its log: a thousand workers that are lost in one turn are told, and no more is kept.
+JOURNAL_EVENTS_MAX: Final = 2_048
 #: Bad frames from one peer before it is ignored for the rest of its connection.
 BAD_FRAMES_MAX: Final = 64
 #: Messages handled before the loop gets its turn: about 1 ms of work.

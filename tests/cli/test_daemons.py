@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.fabric import Process, processes
+from zfabric import AsyncClient
 from zfabric.cli.logs import events, make_logger
 from zfabric.limits import COLLECTED_OBJECTS
 
@@ -177,3 +178,28 @@ def test_scripts_of_a_bare_checkout_say_what_to_do(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert f"make -C {tmp_path} venv" in done.stderr
+
+
+async def test_a_controller_tells_who_came_and_who_went(ipc: str, run_directory: Path) -> None:
+    async with processes(run_directory) as children:
+        controller = await Process.start(CONTROLLER, "--endpoint", ipc, directory=run_directory)
+        children.append(controller)
+        await controller.ready()
+        worker = await Process.start(
+            WORKER, "--backend", "echo", "--endpoint", ipc, "--name", "w", directory=run_directory
+        )
+        children.append(worker)
+        await worker.ready()
+        async with AsyncClient(ipc, label="the test") as client:
+            stream = client.stream("echo", "one two")
+            await stream
+        worker.kill(signal.SIGKILL)
+        await line_with(controller, "worker_lost")
+        lines = [line for line in logged(controller) if line["event"].startswith(("client_", "worker_"))]
+        told = [(line["event"], line["level"], line.get("worker") or line.get("client")) for line in lines]
+        assert told == [
+            ("worker_registered", "info", "w"),
+            ("client_registered", "info", "client the test"),
+            ("client_left", "info", "client the test"),
+            ("worker_lost", "warning", "w"),
+        ]

@@ -11,7 +11,11 @@ from tests.document import conversation, fields, tables
 from zfabric.wire.kinds import PROTOCOL_VERSION
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-PAGES: Final = (ROOT / "docs" / "protocol.md", *sorted((ROOT / "docs" / "protocol").glob("*.md")))
+PAGES: Final = (
+    ROOT / "docs" / "operating.md",
+    ROOT / "docs" / "protocol.md",
+    *sorted((ROOT / "docs" / "protocol").glob("*.md")),
+)
 
 _BLOCK: Final = re.compile(r"<!-- generated: (?P<name>[^>]+?) -->\n.*?<!-- end -->", re.DOTALL)
 
@@ -23,6 +27,7 @@ _MAKERS: Final[dict[str, Callable[[str], str]]] = {
     "errors": lambda _: tables.errors_table(),
     "bounds": lambda _: tables.bounds_table(),
     "timings": lambda _: tables.timings_table(),
+    "log-events": lambda _: tables.log_events_table(),
     "request-states": lambda _: tables.states_table(),
     "request-events": lambda _: tables.events_table(),
     "request-transitions": lambda _: tables.transitions_table(),

@@ -7,6 +7,7 @@ from typing import Final
 from tests.document.fields import meanings_of
 from tests.document.markdown import power, table
 from zfabric import errors, limits
+from zfabric.cli.log_events import EVENTS
 from zfabric.core.controller.request_state import TERMINAL_GIVEN, TRANSITIONS, RequestEvent, RequestState
 from zfabric.wire import kinds
 from zfabric.wire.kinds import Kind
@@ -114,3 +115,9 @@ def transitions_table() -> str:
         if following:
             rows.append([state.name, *(following[e].name if e in following else "" for e in RequestEvent)])
     return table(["in", *(event.name for event in RequestEvent)], rows)
+
+
+def log_events_table() -> str:
+    """What the daemons log."""
+    rows = [(f"`{name}`", it.level, it.of, it.meaning) for name, it in sorted(EVENTS.items())]
+    return table(("event", "level", "of", "meaning"), rows)

@@ -137,7 +137,9 @@ class Controller:
 
     def _bug(self, error: Exception, kind: int) -> None:
         """This program is at fault, and goes on."""
-        self._log("internal_error", error=f"{type(error).__name__}: {error}", kind=NAMES.get(kind, kind))
+        self._log(
+            "internal_error", error=f"{type(error).__name__}: {error}", kind=NAMES.get(kind, kind), exc_info=error
+        )
 
     def link_lost(self, peer: RoutingId) -> None:
         """A connection is gone."""
@@ -153,6 +155,8 @@ class Controller:
         now_ns = monotonic_ns()
         self._perform(link, broker, now_ns)
         self._timer.arm(broker.next_deadline_ns(), now_ns)
+        if broker.journal.pending:
+            self._tell(broker)
         if broker.scheduler.draining and not self._idle.is_set() and broker.drained(now_ns):
             self._idle.set()
 
@@ -162,6 +166,14 @@ class Controller:
             for to, header, body in broker.outbox.take():
                 if not link.send(to, header, body):
                     self._gone(link, broker, to, now_ns)
+
+    def _tell(self, broker: Broker) -> None:
+        """Pass on what happened to whoever reads it."""
+        dropped = broker.journal.dropped
+        for entry in broker.journal.take():
+            self._log(entry.event, **entry.fields)
+        if dropped:
+            self._log("events_dropped", count=dropped)
 
     def _gone(self, link: RouterDriver, broker: Broker, peer: RoutingId, now_ns: int) -> None:
         link.forget(peer)

@@ -188,6 +188,7 @@ class SimController:
                 if header[0] == kinds.WELCOME:
                     header = self._tell_bound(header)
                 link.to_peer(header, body)
+        broker.journal.take()
         self._alarm.arm(broker.next_deadline_ns())
 
     def _tell_bound(self, header: bytes) -> bytes:

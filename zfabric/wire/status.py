@@ -122,12 +122,14 @@ class FabricStatus(Struct, kw_only=True):
         cancelled: Requests that their client cancelled.
         expired: Requests whose deadline passed.
         recovered: Streams that went on after a lost connection.
-        workers_lost: Sessions of workers that ended.
-        clients_lost: Sessions of clients that ended.
+        workers_lost: Sessions of workers whose connection was lost, or that were silent for too long.
+        clients_lost: Sessions of clients whose connection was lost.
         bad_frames: Messages that were no use.
         policy_failures: Calls of an operator's own policy that failed.
         transport: Figures of the transport, by name (docs/transport.md).
         slow_readers: Clients and workers for which something waits, those with most of it.
+        workers_left: Workers that said goodbye.
+        clients_left: Clients that said goodbye.
     """
 
     version: str
@@ -157,3 +159,5 @@ class FabricStatus(Struct, kw_only=True):
     policy_failures: int = 0
     transport: dict[str, int] = {}
     slow_readers: list[SlowReader] = []
+    workers_left: int = 0
+    clients_left: int = 0

@@ -11,6 +11,7 @@ from msgspec import structs
 
 from zfabric.core.worker.session import Begin, Order, WorkerSession
 from zfabric.core.worker.soundness import sound_text
+from zfabric.core.worker.streams import client_name_of
 from zfabric.errors import BackendError, FabricError
 from zfabric.limits import STOP_MS
 from zfabric.transport.clock import monotonic_ns
@@ -202,7 +203,7 @@ class Runs:
             error if isinstance(error, FabricError) else BackendError(f"{type(error).__name__}: {sound_text(error)}")
         )
         if known is not error:
-            self._log("backend_error", request=request_id, error=known.message)
+            self._log("backend_error", request=client_name_of(request_id), error=known.message)
         self._session.fail(request_id, known, monotonic_ns())
         self._forget_stepped(request_id)
         self._changed()
@@ -230,12 +231,16 @@ class Runs:
             try:
                 run.backend.abort(request_id)
             except _FAILURES as error:
-                self._log("abort_failed", request=request_id, error=f"{type(error).__name__}: {sound_text(error)}")
+                self._log(
+                    "abort_failed",
+                    request=client_name_of(request_id),
+                    error=f"{type(error).__name__}: {sound_text(error)}",
+                )
         self._stopped(request_id)
 
     def _stop_is_late(self, request_id: str, run: _Run) -> None:
         backend = type(run.backend).__name__
-        self._log("stop_limit_reached", request=request_id, backend=backend, limit_s=STOP_MS / 1_000)
+        self._log("stop_limit_reached", request=client_name_of(request_id), backend=backend, limit_s=STOP_MS / 1_000)
         self._stopped(request_id)
 
     def _stopped(self, request_id: str) -> None:

@@ -21,6 +21,7 @@ from zfabric.core.worker.session import (
     WorkerSession,
 )
 from zfabric.core.worker.soundness import sound_text
+from zfabric.core.worker.streams import client_name_of
 from zfabric.errors import BackendError, ConfigurationError, FabricError, IncorrectKeyError, WorkerLostError
 from zfabric.limits import SLOTS_MAX
 from zfabric.transport.clock import monotonic_ns
@@ -248,7 +249,7 @@ class WorkerService:
         elif isinstance(order, Stop):
             self._runs.stop(order.request_id)
         elif isinstance(order, Spoiled):
-            self._log("backend_error", request=order.request_id, error=order.error.message)
+            self._log("backend_error", request=client_name_of(order.request_id), error=order.error.message)
         elif isinstance(order, Registered):
             self._was_registered = True
             self._log("registered", worker=self.config.name, models=self._served.names)

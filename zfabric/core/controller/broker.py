@@ -20,6 +20,7 @@ from zfabric.core.controller import queries
 from zfabric.core.controller.access import EVERYBODY, Grant
 from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.controller.engines import EngineWatch
+from zfabric.core.controller.journal import Journal
 from zfabric.core.controller.outbox import Outbox
 from zfabric.core.controller.peers import ClientPeer, WorkerPeer
 from zfabric.core.controller.recovery import Recovery
@@ -66,11 +67,12 @@ class Broker:
         self.timers = timers = Timers()
         timers.now_ns = now_ns
         self.outbox = outbox = Outbox()
+        self.journal = journal = Journal()
         self.routes = Routes()
         self.registry = registry = Registry(rng)
-        self.scheduler = scheduler = Scheduler(config, registry, timers, outbox, self.routes, rng)
+        self.scheduler = scheduler = Scheduler(config, registry, timers, outbox, self.routes, rng, journal)
         self.recovery = Recovery(config, registry, scheduler.endings, timers, outbox)
-        self.watch = EngineWatch(config, registry, scheduler.endings)
+        self.watch = EngineWatch(config, registry, scheduler.endings, journal)
         self.sessions = Sessions(
             config,
             registry,
@@ -79,6 +81,7 @@ class Broker:
             self.watch,
             timers,
             outbox,
+            journal,
             grant_of=lambda peer: self.grant_of(peer),
             build=build,
             epoch=self.epoch,
@@ -197,8 +200,15 @@ class Broker:
         return not any(client.requests or client.coming_back(since_ns) for client in self.registry.clients.values())
 
     def _recovered(self) -> None:
-        self.recovery.finish()
+        unclaimed = self.recovery.finish()
         self.scheduler.queues.recovered()
+        self.journal.note(
+            "recovered",
+            streams=self.recovery.matched,
+            unclaimed=unclaimed,
+            workers=len(self.registry.workers),
+            clients=len(self.registry.clients),
+        )
 
     # ── what cannot be used ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -207,10 +217,14 @@ class Broker:
         self.bad_frames += 1
         peer = self.sessions.peers.get(sender)
         if peer is None:
+            kind = _kind_name(header[0]) if header else "nothing"
+            self.journal.note("peer_refused", kind=kind, error=error.message, code=error.code)
             self.outbox.send(sender, codec.pack_refused(error))
             return
         count = self._faults[sender] = self._faults.get(sender, 0) + 1
         self._refuse(sender, header, error)
+        kind = _kind_name(header[0]) if header else "nothing"
+        self.journal.note("bad_message", peer=peer.shown, kind=kind, error=error.message, code=error.code, count=count)
         if count >= BAD_FRAMES_MAX:
             self.sessions.left(peer)
             self.outbox.send(sender, codec.pack_refused(_too_many(error)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.controller.endings import Endings
+from zfabric.core.controller.journal import Journal
 from zfabric.core.controller.peers import Engine, WorkerPeer, WorkerState
 from zfabric.core.controller.registry import Registry
 from zfabric.wire.messages import Load
@@ -12,16 +13,17 @@ from zfabric.wire.messages import Load
 class EngineWatch:
     """Takes load reports."""
 
-    def __init__(self, config: BrokerConfig, registry: Registry, endings: Endings) -> None:
+    def __init__(self, config: BrokerConfig, registry: Registry, endings: Endings, journal: Journal) -> None:
         self._config = config
         self._registry = registry
         self._endings = endings
+        self._journal = journal
 
     def report(self, worker: WorkerPeer, load: Load, now_ns: int) -> None:
         """A worker says how it is."""
         worker.load = load
         if load.draining:
-            worker.state = WorkerState.DRAINING
+            self._drains(worker, asked=False)
         # A worker that does not tell of its engines has one.
         counters = dict(enumerate(load.engines or [load.progress]))
         for index, engine in worker.engines.items():
@@ -30,8 +32,15 @@ class EngineWatch:
 
     def drain(self, worker: WorkerPeer) -> None:
         """A worker gets nothing new."""
-        worker.state = WorkerState.DRAINING
+        self._drains(worker, asked=True)
         self._registry.refresh(worker)
+
+    def _drains(self, worker: WorkerPeer, *, asked: bool) -> None:
+        if worker.state is not WorkerState.DRAINING:
+            worker.state = WorkerState.DRAINING
+            self._journal.note(
+                "worker_draining", worker=worker.name, by="operator" if asked else "worker", in_flight=worker.in_flight
+            )
 
     def _look(self, worker: WorkerPeer, engine: Engine, progress: int | None, now_ns: int) -> None:
         """An engine that has work hangs if its counter stands still for too long; one that tells none is not judged. It hangs
@@ -42,8 +51,10 @@ class EngineWatch:
             engine.moved_ns = now_ns
             if engine in worker.hung:
                 worker.hung.remove(engine)
+                self._journal.note("engine_moves", worker=worker.name)
             return
         silent_ms = (now_ns - engine.moved_ns) // 1_000_000
         if silent_ms >= self._config.stall_ms and engine not in worker.hung:
             worker.hung.append(engine)
+            self._journal.note("engine_stalled", worker=worker.name, silent_ms=silent_ms, requests=len(engine.live))
             self._endings.engine_stalled(worker, engine, silent_ms)

@@ -78,6 +78,11 @@ class ClientPeer:
         self.heard_ns = now_ns
         self.away = False
 
+    @property
+    def shown(self) -> str:
+        """What operators know it by."""
+        return f"client {self.label or self.number}"
+
     def remember(self, request: Request, now_ns: int) -> None:
         """An attempt ends, and another is to follow."""
         if request.model is not None:
@@ -137,6 +142,11 @@ class WorkerPeer:
         self.dispatched = self.filled = self.finished = self.failed = 0
         self.since_ns = self.heard_ns = now_ns
         self.lease: Timer | None = None
+
+    @property
+    def shown(self) -> str:
+        """What operators know it by."""
+        return f"worker {self.name}"
 
     @property
     def in_flight(self) -> int:

@@ -218,19 +218,28 @@ class Recovery:
 
     # ── together, or over ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def finish(self) -> None:
-        """The controller is new no longer: end what is alone, but for what a later loss still waits for."""
+    def finish(self) -> int:
+        """The controller is new no longer: end what is alone, but for what a later loss still waits for.
+
+        Returns:
+            Claims that found nobody, and carried requests that nobody claimed.
+        """
         self.active = False
+        alone_in_all = 0
         carriers, self._carriers = self._carriers, {}
         self._lines.clear()
         for client in self._registry.clients.values():
             for request in list(client.requests.values()):
                 if request.state is RequestState.CLAIMED and request.key not in self._losses:
                     self._endings.give_up(request, _nobody_has_it())
+                    alone_in_all += 1
         for key, workers in carriers.items():
             loss = self._losses.get(key)
             alone = [worker for worker in workers.values() if loss is None or worker.name != loss.worker]
-            self._endings.abandon(_recovered(key, alone))
+            stopped = _recovered(key, alone)
+            self._endings.abandon(stopped)
+            alone_in_all += len(stopped)
+        return alone_in_all
 
     def _loss_over(self, loss: _Loss) -> None:
         error = WorkerLostError(f"worker {loss.worker!r} did not come back with the request", worker=loss.worker)

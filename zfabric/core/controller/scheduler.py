@@ -40,6 +40,7 @@ from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.controller.dispatch import Chooser
 from zfabric.core.controller.endings import Endings, RequestCounters
 from zfabric.core.controller.hosting import Demand, Hosting, Model
+from zfabric.core.controller.journal import Journal
 from zfabric.core.controller.outbox import Outbox
 from zfabric.core.controller.peers import ClientPeer, Request, WorkerPeer
 from zfabric.core.controller.queues import Queues, cannot_continue, cannot_serve
@@ -81,11 +82,13 @@ class Scheduler:
         outbox: Outbox,
         routes: Routes,
         rng: random.Random,
+        journal: Journal,
     ) -> None:
         self._config = config
         self._registry = registry
         self._timers = timers
         self._outbox = outbox
+        self._journal = journal
         self._arrivals = itertools.count(1)
         self.chooser = Chooser(config.policy, rng)
         self.counters = RequestCounters()
@@ -121,6 +124,8 @@ class Scheduler:
                     self._check_room(model, envelope, len(body), place)
         except FabricError as error:
             self.counters.rejected += 1
+            if isinstance(error, QueueFullError):
+                self._journal.note("queue_full", model=envelope.model, client=client.label, error=error.message)
             self._outbox.end(client, envelope.request, envelope.attempt, error)
             return
         self.counters.submitted += 1

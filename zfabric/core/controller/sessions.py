@@ -16,6 +16,7 @@ from collections.abc import Callable
 from zfabric.core.controller.access import Grant
 from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.controller.engines import EngineWatch
+from zfabric.core.controller.journal import Journal
 from zfabric.core.controller.outbox import Outbox
 from zfabric.core.controller.peers import ClientPeer, Request, WorkerPeer, WorkerState
 from zfabric.core.controller.recovery import Recovery
@@ -57,6 +58,7 @@ class Sessions:
         watch: EngineWatch,
         timers: Timers,
         outbox: Outbox,
+        journal: Journal,
         *,
         grant_of: Callable[[RoutingId], Grant],
         build: str,
@@ -71,6 +73,7 @@ class Sessions:
         self._watch = watch
         self._timers = timers
         self._outbox = outbox
+        self._journal = journal
         self._grant_of = grant_of
         self._build = build
         self._epoch = epoch
@@ -80,6 +83,7 @@ class Sessions:
         self._away: dict[int, ClientPeer] = {}
         self.peers: dict[RoutingId, Peer] = {}
         self.workers_lost = self.clients_lost = 0
+        self.workers_left = self.clients_left = 0
 
     # ── clients ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -103,9 +107,12 @@ class Sessions:
         if client is None:
             self._make_room()
             client = self._registry.clients[hello.instance] = ClientPeer(number, hello, token, sender, grant, now_ns)
+            returned = False
         else:
             client.open_session(number, hello, token, sender, grant, now_ns)
             self._settle_later(client)
+            returned = True
+        self._journal.note("client_registered", client=client.shown, returned=returned, claims=len(hello.claims))
         self.peers[sender] = client
         self._welcome(sender, number, token)
         self._recovery.claim(client, hello.claims)
@@ -129,6 +136,7 @@ class Sessions:
     def client_lost(self, client: ClientPeer) -> None:
         """A client's connection is gone, and the client may be back."""
         self.clients_lost += 1
+        self._journal.note("client_lost", client=client.shown, in_flight=len(client.requests))
         self.peers.pop(client.routing_id, None)
         client.away = True
         self._scheduler.endings.client_away(client)
@@ -140,7 +148,8 @@ class Sessions:
 
     def client_left(self, client: ClientPeer) -> None:
         """A client is gone for good."""
-        self.clients_lost += 1
+        self.clients_left += 1
+        self._journal.note("client_left", client=client.shown, in_flight=len(client.requests))
         self.peers.pop(client.routing_id, None)
         self._forget(client)
 
@@ -177,6 +186,7 @@ class Sessions:
         if present is not None:
             if not isinstance(present, WorkerPeer) or (present.name, present.instance) != (hello.name, hello.instance):
                 raise ProtocolError("this connection has a session already")
+            self._note_change(present, hello)
             self._announce(present, hello, now_ns)
             return
         former = self._registry.workers.get(hello.name)
@@ -189,6 +199,14 @@ class Sessions:
         worker = WorkerPeer(hello, self._next_session(), self._make_token(), sender, now_ns)
         self.peers[sender] = worker
         self._welcome(sender, worker.session, worker.token)
+        self._journal.note(
+            "worker_registered",
+            worker=worker.name,
+            models=[info.name for info in hello.models],
+            slots=hello.load.slots,
+            speed=hello.speed,
+            carried=len(hello.carried),
+        )
         self._registry.announce(worker, hello.models)
         # Only a session's first HELLO tells of what came before it: one said twice must not touch what runs now.
         self._recovery.worker_back(worker, hello.carried)
@@ -215,18 +233,27 @@ class Sessions:
         self._watch.report(worker, hello.load, now_ns)
         self._scheduler.fill(worker, now_ns)
 
+    def _note_change(self, worker: WorkerPeer, hello: WorkerHello) -> None:
+        names = {info.name for info in hello.models}
+        gained, dropped = sorted(names - worker.hosts.keys()), sorted(worker.hosts.keys() - names)
+        if gained or dropped:
+            self._journal.note("models_announced", worker=worker.name, gained=gained, dropped=dropped)
+
     def worker_lost(self, worker: WorkerPeer, why: str) -> None:
         """A worker's connection is gone, or nothing was heard of it for too long. It may be back."""
         claim_ms = self._config.claim_ms
+        self.workers_lost += 1
+        self._journal.note("worker_lost", worker=worker.name, why=why, in_flight=worker.in_flight)
         requests = self._remove(worker, WorkerLostError(why, worker=worker.name, claim_ms=claim_ms))
         self._recovery.worker_lost(worker, requests)
 
     def worker_left(self, worker: WorkerPeer, why: str) -> None:
         """A worker is gone for good."""
+        self.workers_left += 1
+        self._journal.note("worker_left", worker=worker.name, in_flight=worker.in_flight)
         self._remove(worker, WorkerLostError(why, worker=worker.name))
 
     def _remove(self, worker: WorkerPeer, error: FabricError) -> list[Request]:
-        self.workers_lost += 1
         worker.state = WorkerState.GONE
         self._timers.cancel(worker.lease)
         self.peers.pop(worker.routing_id, None)

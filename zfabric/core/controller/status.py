@@ -7,7 +7,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from zfabric.core.controller.hosting import Model
-from zfabric.core.controller.peers import WorkerPeer, WorkerState
+from zfabric.core.controller.peers import ClientPeer, WorkerPeer, WorkerState
 from zfabric.core.controller.registry import Registry
 from zfabric.errors import ParameterRangeError, RequestError, UnknownModelError
 from zfabric.limits import DETAILS_MAX, MESSAGE_LENGTH_MAX, NAME_LENGTH_MAX, SLOW_READERS_MAX
@@ -142,6 +142,8 @@ def fabric_status(broker: Broker) -> FabricStatus:
         recovered=broker.recovery.matched,
         workers_lost=broker.sessions.workers_lost,
         clients_lost=broker.sessions.clients_lost,
+        workers_left=broker.sessions.workers_left,
+        clients_left=broker.sessions.clients_left,
         bad_frames=broker.bad_frames,
         policy_failures=broker.scheduler.chooser.failures,
         transport=broker.transport_figures(),
@@ -151,8 +153,7 @@ def fabric_status(broker: Broker) -> FabricStatus:
 
 def _slow_readers(broker: Broker) -> list[SlowReader]:
     """Sessions for which most waits, the largest first."""
-    clients = ((f"client {it.label or it.number}", it.routing_id) for it in broker.registry.clients.values())
-    workers = ((f"worker {name}", it.routing_id) for name, it in broker.registry.workers.items())
-    waiting = ((broker.buffered_of(peer), name) for name, peer in chain(clients, workers))
+    peers: chain[ClientPeer | WorkerPeer] = chain(broker.registry.clients.values(), broker.registry.workers.values())
+    waiting = ((broker.buffered_of(peer.routing_id), peer.shown) for peer in peers)
     rows = heapq.nlargest(SLOW_READERS_MAX, (row for row in waiting if row[0]))
     return [SlowReader(name=name, buffered_bytes=size) for size, name in rows]

@@ -359,6 +359,11 @@ def name_of(instance: int, request: int, attempt: int) -> str:
     return f"{instance:x}-{request:x}-{attempt}"
 
 
+def client_name_of(request_id: str) -> str:
+    """How the client of a request calls it (`stream.request_id`), from its name at the worker: what stands in logs."""
+    return request_id.split("-")[1] if request_id.count("-") == 2 else request_id
+
+
 def _as_fabric_error(error: Exception) -> FabricError:
     return error if isinstance(error, FabricError) else BackendError(f"{type(error).__name__}: {error}")
 

@@ -1,0 +1,102 @@
+"""Every event that the daemons log: how much it matters, whose it is, and what it means. docs/operating.md has it as a table.
+
+Levels are a contract. `error`: something of this process is broken, or a request or engine was lost by a fault here; somebody
+should look. `warning`: the fabric goes on, and a peer, the host or the load is not as it should be. `info`: what an operator
+wants to find in the log the next morning: who came, who went, what was asked for. `debug` has nothing of the fabric's own.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, NamedTuple
+
+Level = Literal["info", "warning", "error"]
+
+
+class LogEvent(NamedTuple):
+    """What is known of an event before it happens.
+
+    Attributes:
+        level: How much it matters.
+        of: Which daemons log it.
+        meaning: What happened, and where it is not evident, what to do.
+    """
+
+    level: Level
+    of: str
+    meaning: str
+
+
+_CONTROLLER: Final[dict[str, LogEvent]] = {
+    "listening": LogEvent("info", "controller", "It takes connections."),
+    "keys": LogEvent("info", "controller", "A keyring was read, with so many keys."),
+    "recovered": LogEvent("info", "controller", "The time after the start is over in which running streams are claimed: so many "
+                          "go on, so many found nobody."),
+    "client_registered": LogEvent("info", "controller", "A client has a session; `returned` says that it was here before and "
+                                  "had lost its connection."),
+    "client_lost": LogEvent("info", "controller", "A client's connection is gone. What it has in flight is kept for 1.5 s."),
+    "client_left": LogEvent("info", "controller", "A client said goodbye."),
+    "worker_registered": LogEvent("info", "controller", "A worker has a session, with these models."),
+    "models_announced": LogEvent("info", "controller", "A worker serves other models than before."),
+    "worker_draining": LogEvent("info", "controller", "A worker takes nothing new, since an operator or it itself wants so."),
+    "worker_left": LogEvent("info", "controller", "A worker said goodbye."),
+    "worker_lost": LogEvent("warning", "controller", "A worker's connection is gone, or it was silent for too long; `why` "
+                            "says which. Its requests go on elsewhere."),
+    "engine_stalled": LogEvent("warning", "controller", "An engine has work and made no step for `--stall-ms`. Its requests go "
+                               "on elsewhere."),
+    "engine_moves": LogEvent("info", "controller", "An engine that had stalled makes steps again."),
+    "peer_refused": LogEvent("warning", "controller", "Somebody without a session got none, or sent what needs one: another "
+                             "version, a name that is taken, a key that does not allow it."),
+    "bad_message": LogEvent("warning", "controller, worker", "A message made no sense. From one peer 64 are answered; then its "
+                            "session ends."),
+    "queue_full": LogEvent("warning", "controller", "A request was turned away: more wait than may. Add workers, or raise "
+                           "`--queue-depth-max`."),
+    "policy_failed": LogEvent("error", "controller", "An operator's own policy raised, or chose what is no candidate; "
+                              "`shortest_queue` chose instead."),
+    "internal_error": LogEvent("error", "controller", "A fault of this program, with its traceback. Whoever sent the message "
+                               "that led to it was told, and all else goes on. Please report it."),
+    "events_dropped": LogEvent("warning", "controller", "So many events came in one turn that some were not kept."),
+    "drained": LogEvent("info", "controller", "The drain is over; the process ends."),
+}  # fmt: skip
+
+_TRANSPORT: Final[dict[str, LogEvent]] = {
+    "file_limit_low": LogEvent(
+        "warning", "controller", "Fewer files may be open than a busy fabric needs: each peer costs one."
+    ),
+    "handshake_failed": LogEvent(
+        "warning", "controller", "Connections got no further than the handshake, for this reason."
+    ),
+    "accepting_paused": LogEvent(
+        "warning", "controller", "No file descriptor is free; nobody new is let in for a moment."
+    ),
+}
+
+_WORKER: Final[dict[str, LogEvent]] = {
+    "loading": LogEvent("info", "worker", "A backend loads its model."),
+    "connected": LogEvent("info", "worker", "There is a connection to a controller."),
+    "registered": LogEvent("info", "worker", "The controller knows it, with these models."),
+    "refused": LogEvent("warning", "worker", "The controller gives it no session, for this reason."),
+    "disconnected": LogEvent("warning", "worker", "The connection is gone. What runs goes on, and is told to the controller that "
+                             "comes next."),
+    "fault": LogEvent("warning", "worker", "The controller could not use a message of this worker."),
+    "backend_error": LogEvent("error", "worker", "A backend raised for a request, or handed over what is none."),
+    "bad_load_report": LogEvent("warning", "worker", "A backend tells figures of itself that are none."),
+    "announcement_refused": LogEvent("error", "worker", "A backend offers what cannot be announced; the former models stay."),
+    "engine_restarted": LogEvent("warning", "worker", "A turn of the engine broke; what it had goes on elsewhere, or here."),
+    "engine_died": LogEvent("error", "worker", "The engine is gone, and the process ends for a supervisor to start it anew."),
+    "stop_limit_reached": LogEvent("warning", "worker", "A backend did not stop a request in time; its slot counts as free."),
+    "abort_failed": LogEvent("error", "worker", "A backend raised while a request was to stop."),
+    "close_failed": LogEvent("error", "worker", "A backend raised while it was closed."),
+    "close_limit_reached": LogEvent("error", "worker", "A backend does not close; the process ends without it."),
+    "reloaded": LogEvent("info", "worker", "A backend read its files anew."),
+    "reload_failed": LogEvent("error", "worker", "A backend could not use its new files; the old ones hold."),
+    "drain_limit_reached": LogEvent("warning", "worker", "What still ran was handed back, and goes on at other workers."),
+}  # fmt: skip
+
+_ALL: Final[dict[str, LogEvent]] = {
+    "draining": LogEvent("info", "controller, worker", "It takes nothing new, and lets what runs end."),
+    "drain_failed": LogEvent("error", "controller, worker", "The drain itself broke; the process ends."),
+    "failed": LogEvent("error", "controller, worker", "The process ends with this error."),
+}
+
+#: By name.
+EVENTS: Final = _CONTROLLER | _TRANSPORT | _WORKER | _ALL
