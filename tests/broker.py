@@ -374,7 +374,7 @@ class Bench:
             assert client.requests == {}
         for model in self.broker.registry.models.values():
             assert len(model.queue) == 0
-        assert self.broker.scheduler.counters.queued_bytes == 0
+        assert self.broker.scheduler.figures.queued_bytes == 0
 
 
 def _header(message: Struct) -> bytes:

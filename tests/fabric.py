@@ -77,7 +77,7 @@ async def at_rest(controller: Controller) -> None:
             await asyncio.sleep(0.005)
     assert not broker.routes.table
     assert not any(model.queue for model in broker.registry.models.values())
-    assert broker.scheduler.counters.queued_bytes == 0
+    assert broker.scheduler.figures.queued_bytes == 0
 
 
 @contextlib.asynccontextmanager

@@ -201,6 +201,8 @@ ACCEPT_BURST: Final = 64
 BACKLOG: Final = 4_096
 #: Without a free file descriptor a listener waits so long before it tries again.
 ACCEPT_PAUSE_MS: Final = 500
+#: Models whose requests are counted apart; a label of a metric must not grow without end.
+MEASURED_MODELS_MAX: Final = 512
 #: Events of a controller that wait for its log: a thousand workers that are lost in one turn are told, and no more is kept.
 JOURNAL_EVENTS_MAX: Final = 2_048
 #: Bad frames from one peer before it is ignored for the rest of its connection.

@@ -287,5 +287,5 @@ def test_queues_keep_nothing_of_what_has_left(fabric: FakeFabric) -> None:
     queues = fabric.broker.scheduler.queues
     assert not queues._waiting
     assert not queues._asked
-    assert not fabric.broker.scheduler.counters.queued_bytes
+    assert not fabric.broker.scheduler.figures.queued_bytes
     assert not any(known.asked for known in fabric.broker.registry.models.values())

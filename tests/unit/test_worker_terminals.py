@@ -52,7 +52,7 @@ def test_a_terminal_said_twice_counts_once() -> None:
     a.end(11, (1, 0))
     a.end(11, (1, 0), (1, 0))
     assert first.codes() == {(1, 0): 0}
-    assert bench.broker.scheduler.counters.completed == 1
+    assert bench.broker.scheduler.figures.total("completed") == 1
     assert bench.broker.registry.workers["a"].in_flight == 1
 
 

@@ -52,8 +52,8 @@ def check_bounds(broker: Broker, outsiders: Container[int] = ()) -> None:
                 )
     if size > broker.config.queue_bytes_max:
         raise Violation(f"{size} bytes wait, limit is {broker.config.queue_bytes_max}")
-    if size != broker.scheduler.counters.queued_bytes:
-        raise Violation(f"{broker.scheduler.counters.queued_bytes} bytes are said to wait, {size} do")
+    if size != broker.scheduler.figures.queued_bytes:
+        raise Violation(f"{broker.scheduler.figures.queued_bytes} bytes are said to wait, {size} do")
 
 
 def check_liveness(broker: Broker, workers: Container[str]) -> None:
@@ -153,8 +153,8 @@ def check_rest(broker: Broker, workers: Iterable[str] | None = None, clients: Co
     waiting = [r for model in broker.registry.models.values() for r in model.queue.items() if r.instance not in clients]
     if waiting:
         raise Violation(f"{len(waiting)} requests wait at rest")
-    if not clients and broker.scheduler.counters.queued_bytes:
-        raise Violation(f"{broker.scheduler.counters.queued_bytes} bytes wait at rest")
+    if not clients and broker.scheduler.figures.queued_bytes:
+        raise Violation(f"{broker.scheduler.figures.queued_bytes} bytes wait at rest")
 
 
 def _check_worker_rest(worker: WorkerPeer, clients: Container[int], strangers: Container[int]) -> None:

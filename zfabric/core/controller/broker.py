@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections import Counter
 from collections.abc import Callable
 
 from zfabric.core.controller import queries
@@ -88,7 +89,8 @@ class Broker:
             make_token=make_token or (lambda: rng.randbytes(16)),
             first=rng.getrandbits(31),
         )
-        self.bad_frames = 0
+        #: Messages that were no use, by their kind.
+        self.bad_messages: Counter[str] = Counter()
         #: The driver's own figures, shown in the status.
         self.transport_figures: Callable[[], dict[str, int]] = dict
         #: Bytes that wait for a connection's reader.
@@ -189,6 +191,11 @@ class Broker:
             self.outbox.send(peer_id, codec.pack(Goodbye("the controller stops")))
 
     @property
+    def bad_frames(self) -> int:
+        """Messages that were no use."""
+        return self.bad_messages.total()
+
+    @property
     def in_flight(self) -> int:
         """Requests that have not had their terminal."""
         return sum(len(client.requests) for client in self.registry.clients.values())
@@ -214,16 +221,15 @@ class Broker:
 
     def _bad(self, sender: RoutingId, header: bytes, error: FabricError) -> None:
         """A message was no use: say so. Whoever sends such without end has no session any more, and is told that too."""
-        self.bad_frames += 1
+        kind = _label(header[0] if header else -1)
+        self.bad_messages[kind] += 1
         peer = self.sessions.peers.get(sender)
         if peer is None:
-            kind = _kind_name(header[0]) if header else "nothing"
             self.journal.note("peer_refused", kind=kind, error=error.message, code=error.code)
             self.outbox.send(sender, codec.pack_refused(error))
             return
         count = self._faults[sender] = self._faults.get(sender, 0) + 1
         self._refuse(sender, header, error)
-        kind = _kind_name(header[0]) if header else "nothing"
         self.journal.note("bad_message", peer=peer.shown, kind=kind, error=error.message, code=error.code, count=count)
         if count >= BAD_FRAMES_MAX:
             self.sessions.left(peer)
@@ -254,7 +260,7 @@ class Broker:
 
     def _from_nobody(self, sender: RoutingId, kind: int) -> None:
         if self._is_ignored(sender):
-            self.bad_frames += 1
+            self.bad_messages[_label(kind)] += 1
         elif kind != kinds.GOODBYE:
             self.outbox.send(sender, codec.pack_unknown_session())
 
@@ -322,3 +328,8 @@ def _too_many(last: FabricError | None) -> ProtocolError:
 
 def _kind_name(kind: int) -> str:
     return kinds.NAMES.get(kind, f"kind {kind}")
+
+
+def _label(kind: int) -> str:
+    """A kind in figures and logs, where what is none has one name."""
+    return kinds.NAMES.get(kind, "unknown")

@@ -10,10 +10,10 @@ Rule 4: what ends while its client is away is kept: by its worker, which has the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Final
 
 from zfabric.core.controller.batches import batches
+from zfabric.core.controller.figures import OTHER, Figures, Outcome
 from zfabric.core.controller.hosting import Hosting
 from zfabric.core.controller.outbox import Notice, Outbox
 from zfabric.core.controller.peers import ClientPeer, Engine, Request, WorkerPeer
@@ -38,20 +38,6 @@ _ATTEMPT_BYTES: Final = 16
 _NOBODY: Final = End(request=2**63 - 1, attempt=ATTEMPTS_MAX)
 
 
-@dataclass(slots=True)
-class RequestCounters:
-    """Totals since the start."""
-
-    submitted: int = 0
-    rejected: int = 0
-    dispatched: int = 0
-    completed: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    expired: int = 0
-    queued_bytes: int = 0
-
-
 class Endings:
     """Ends requests, whoever wants them ended.
 
@@ -65,7 +51,7 @@ class Endings:
         timers: Timers,
         outbox: Outbox,
         routes: Routes,
-        counters: RequestCounters,
+        figures: Figures,
         unqueue: Callable[[Request], None],
     ) -> None:
         self._registry = registry
@@ -73,7 +59,7 @@ class Endings:
         self._outbox = outbox
         self._routes = routes
         self._leave_queue = unqueue
-        self.counters = counters
+        self.figures = figures
 
     # ── places ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -198,13 +184,20 @@ class Endings:
         assert worker is not None
         if code == 0:
             worker.finished += 1
-            self.counters.completed += 1
+            self._count(request, "completed", now_ns)
         elif request.state is RequestState.RUNNING:
             worker.failed += 1
-            self.counters.failed += 1
+            self._count(request, "failed", now_ns)
         if host is not None and code == 0 and request.dispatched_ns:
             taken = now_ns - request.dispatched_ns
             host.latency_ns = taken if not host.latency_ns else 0.8 * host.latency_ns + 0.2 * taken
+
+    def _count(self, request: Request, outcome: Outcome, now_ns: int) -> None:
+        """An attempt has ended."""
+        figures = self.figures.of(request.model.name if request.model is not None else OTHER)
+        figures.outcomes[outcome] += 1
+        if outcome == "completed" and request.accepted_ns:
+            figures.whole_time.observe(now_ns - request.accepted_ns)
 
     # ── the client's side ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -217,7 +210,8 @@ class Endings:
                 continue
             if request.away:
                 self.read(request, client)
-            self.counters.cancelled += request.state is not RequestState.CANCELLING
+            if request.state is not RequestState.CANCELLING:
+                self._count(request, "cancelled", self._timers.now_ns)
             before, request.state = request.state, advance(request.state, RequestEvent.CANCELLED)
             if before in (RequestState.RUNNING, RequestState.FINISHED):
                 aborts.append(request)
@@ -277,7 +271,7 @@ class Endings:
 
     def deadline(self, request: Request) -> None:
         """The time is up: tell the client now, and have the worker stop."""
-        self.counters.expired += 1
+        self._count(request, "expired", self._timers.now_ns)
         before, request.state = request.state, advance(request.state, RequestEvent.DEADLINE)
         error = DeadlineExceededError(f"deadline passed while the request was {before.name.lower()}", state=before.name)
         if before in AT_WORKER:
@@ -301,6 +295,8 @@ class Endings:
     def give_up(self, request: Request, error: FabricError) -> None:
         """End a request that waits in vain."""
         before, request.state = request.state, advance(request.state, RequestEvent.GAVE_UP)
+        if before is RequestState.QUEUED:
+            self._count(request, "failed", self._timers.now_ns)
         self._end_waiting(request, before, error)
 
     def _unqueue(self, request: Request, before: RequestState) -> None:
@@ -340,7 +336,8 @@ class Endings:
             if before not in TERMINAL_GIVEN:
                 reason = RequestCancelledError("cancelled by the client") if cancelled else error
                 told.append((request.client, Notice(request.request, request.attempt, reason)))
-                self.counters.failed += not cancelled and before is not RequestState.FINISHED
+                if not cancelled and before is not RequestState.FINISHED:
+                    self._count(request, "failed", self._timers.now_ns)
             if before in _CARRIED:
                 carried.append(request)
             self.retire(request)

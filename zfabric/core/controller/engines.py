@@ -7,6 +7,7 @@ from zfabric.core.controller.endings import Endings
 from zfabric.core.controller.journal import Journal
 from zfabric.core.controller.peers import Engine, WorkerPeer, WorkerState
 from zfabric.core.controller.registry import Registry
+from zfabric.ids import milliseconds
 from zfabric.wire.messages import Load
 
 
@@ -18,9 +19,14 @@ class EngineWatch:
         self._registry = registry
         self._endings = endings
         self._journal = journal
+        #: Reports that came later than after two intervals.
+        self.late_beats = 0
 
     def report(self, worker: WorkerPeer, load: Load, now_ns: int) -> None:
         """A worker says how it is."""
+        if worker.reported_ns and now_ns - worker.reported_ns > 2 * milliseconds(self._config.beat_ms):
+            self.late_beats += 1
+        worker.reported_ns = now_ns
         worker.load = load
         if load.draining:
             self._drains(worker, asked=False)

@@ -116,8 +116,9 @@ class WorkerPeer:
     """
 
     __slots__ = (
-        "aside", "beats", "dispatched", "engines", "failed", "filled", "finished", "heard_ns", "hosts", "hung", "instance",
-        "lease", "line", "live", "load", "name", "open", "routes", "routing_id", "session", "since_ns", "speed", "state", "token",
+        "aside", "beats", "dispatched", "engines", "failed", "filled", "finished", "heard_ns", "hosts", "hung",
+        "instance", "lease", "line", "live", "load", "name", "open", "reported_ns", "routes", "routing_id", "session",
+        "since_ns", "speed", "state", "token",
     )  # fmt: skip
 
     def __init__(self, hello: WorkerHello, session: int, token: bytes, routing_id: RoutingId, now_ns: int) -> None:
@@ -141,6 +142,7 @@ class WorkerPeer:
         self.routes: dict[int, int] = {}
         self.dispatched = self.filled = self.finished = self.failed = 0
         self.since_ns = self.heard_ns = now_ns
+        self.reported_ns = 0
         self.lease: Timer | None = None
 
     @property
@@ -187,9 +189,9 @@ class Request:
     """
 
     __slots__ = (
-        "arrival", "asked", "attempt", "away", "body", "client", "deadline", "deadline_ns", "demand", "dispatched_ns", "engine",
-        "host", "instance", "lock", "model", "operation", "owner", "priority", "request", "resume_from", "size", "state",
-        "window", "worker",
+        "accepted_ns", "arrival", "asked", "attempt", "away", "body", "client", "deadline", "deadline_ns", "demand",
+        "dispatched_ns", "engine", "host", "instance", "lock", "model", "operation", "owner", "priority", "request",
+        "resume_from", "size", "state", "window", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -230,7 +232,7 @@ class Request:
         self.size = 0
         self.deadline: Timer | None = None
         self.deadline_ns: int | None = None
-        self.dispatched_ns = 0
+        self.accepted_ns = self.dispatched_ns = 0
 
     @property
     def key(self) -> Key:

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from zfabric.core.controller.config import BrokerConfig
-from zfabric.core.controller.endings import RequestCounters
+from zfabric.core.controller.figures import Figures
 from zfabric.core.controller.hosting import Demand, Hosting, Model, Supply
 from zfabric.core.controller.peers import Request, WorkerPeer
 from zfabric.core.controller.registry import Registry
@@ -40,14 +40,14 @@ class Queues:
         config: BrokerConfig,
         registry: Registry,
         timers: Timers,
-        counters: RequestCounters,
+        figures: Figures,
         give_up: Callable[[Request, FabricError], None],
         offer: Callable[[Request, Model], None],
     ) -> None:
         self._config = config
         self._registry = registry
         self._timers = timers
-        self._counters = counters
+        self._figures = figures
         self._give_up = give_up
         self._offer = offer
         #: Models for which requests wait, by name, the longest not served first; and by the names that were asked for.
@@ -64,7 +64,7 @@ class Queues:
         model.asked.setdefault(request.asked, {})[request] = None
         self._asked.setdefault(request.asked, {})[model] = None
         self._waiting[model.name] = model
-        self._counters.queued_bytes += request.size
+        self._figures.queued_bytes += request.size
         if not model.hosts:
             self._expect_host(model)
         supply = self._registry.supply(model, request.demand)
@@ -76,7 +76,7 @@ class Queues:
         model = request.model
         assert model is not None
         model.queue.remove(request)
-        self._counters.queued_bytes -= request.size
+        self._figures.queued_bytes -= request.size
         asked = model.asked[request.asked]
         del asked[request]
         if not asked:

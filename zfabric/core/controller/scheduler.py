@@ -38,7 +38,8 @@ from typing import NamedTuple
 
 from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.controller.dispatch import Chooser
-from zfabric.core.controller.endings import Endings, RequestCounters
+from zfabric.core.controller.endings import Endings
+from zfabric.core.controller.figures import OTHER, Decision, Figures
 from zfabric.core.controller.hosting import Demand, Hosting, Model
 from zfabric.core.controller.journal import Journal
 from zfabric.core.controller.outbox import Outbox
@@ -91,16 +92,16 @@ class Scheduler:
         self._journal = journal
         self._arrivals = itertools.count(1)
         self.chooser = Chooser(config.policy, rng)
-        self.counters = RequestCounters()
+        self.figures = Figures()
         self.queues = Queues(
             config,
             registry,
             timers,
-            self.counters,
+            self.figures,
             lambda request, error: self.endings.give_up(request, error),
             self._offer,
         )
-        self.endings = Endings(registry, timers, outbox, routes, self.counters, self.queues.remove)
+        self.endings = Endings(registry, timers, outbox, routes, self.figures, self.queues.remove)
         self.draining = False
 
     # ── in ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -123,18 +124,18 @@ class Scheduler:
                 if host is None:
                     self._check_room(model, envelope, len(body), place)
         except FabricError as error:
-            self.counters.rejected += 1
+            self.figures.of(model.name if model is not None else OTHER).outcomes["rejected"] += 1
             if isinstance(error, QueueFullError):
                 self._journal.note("queue_full", model=envelope.model, client=client.label, error=error.message)
             self._outbox.end(client, envelope.request, envelope.attempt, error)
             return
-        self.counters.submitted += 1
+        self.figures.submitted += 1
         request = self._accept(client, envelope, body, place, now_ns)
         if host is not None:
             worker, model = host.worker, host.model
         request.model = model
         if worker is not None:
-            self._send_to(request, worker, host, now_ns)
+            self._send_to(request, worker, host, now_ns, "asked" if envelope.worker else "chosen")
         else:
             assert model is not None
             self.queues.add(model, request)
@@ -239,10 +240,10 @@ class Scheduler:
                 model=model.name,
                 queued=queued,
             )
-        if self.counters.queued_bytes + size > self._config.queue_bytes_max:
+        if self.figures.queued_bytes + size > self._config.queue_bytes_max:
             raise QueueFullError(
-                f"queues hold {self.counters.queued_bytes} bytes, limit is {self._config.queue_bytes_max}",
-                queued_bytes=self.counters.queued_bytes,
+                f"queues hold {self.figures.queued_bytes} bytes, limit is {self._config.queue_bytes_max}",
+                queued_bytes=self.figures.queued_bytes,
             )
 
     def _accept(self, client: ClientPeer, envelope: Submit, body: bytes, place: _Place | None, now_ns: int) -> Request:
@@ -260,6 +261,7 @@ class Scheduler:
             arrival=place.arrival if place is not None else next(self._arrivals),
         )
         request.body, request.size = body, len(body)
+        request.accepted_ns = now_ns
         client.requests[request.request] = request
         if envelope.deadline_ms is not None:
             self.endings.expect(request, now_ns + milliseconds(envelope.deadline_ms))
@@ -276,7 +278,9 @@ class Scheduler:
         assert isinstance(host, Hosting)
         return host
 
-    def _send_to(self, request: Request, worker: WorkerPeer, host: Hosting | None, now_ns: int) -> None:
+    def _send_to(
+        self, request: Request, worker: WorkerPeer, host: Hosting | None, now_ns: int, decision: Decision
+    ) -> None:
         assert request.client is not None
         body, request.body = request.body, None
         assert body is not None
@@ -284,7 +288,7 @@ class Scheduler:
         request.dispatched_ns = now_ns
         self.endings.place(request, worker, host)
         worker.dispatched += 1
-        self.counters.dispatched += 1
+        self._count_dispatch(request, decision, now_ns)
         left_ms = None
         if request.deadline_ns is not None:
             left_ms = max(0, (request.deadline_ns - now_ns) // 1_000_000)
@@ -303,18 +307,27 @@ class Scheduler:
         )
         self._outbox.send(worker.routing_id, (codec.pack_envelope(envelope), body))
 
+    def _count_dispatch(self, request: Request, decision: Decision, now_ns: int) -> None:
+        self.figures.decisions[decision] += 1
+        if request.model is None:
+            return
+        figures = self.figures.of(request.model.name)
+        figures.queue_time.observe(now_ns - request.accepted_ns)
+        figures.failovers += request.attempt > 0
+        figures.resumptions += request.resume_from > 0
+
     def fill(self, worker: WorkerPeer, now_ns: int) -> None:
         """Give a worker with free slots what waits and suits it."""
         while (found := self.queues.take(worker)) is not None:
             request, host = found
-            self._send_to(request, worker, host, now_ns)
+            self._send_to(request, worker, host, now_ns, "queued")
 
     def _offer(self, request: Request, model: Model) -> None:
         """Have a model serve a request that waited for another."""
         request.model = model
         host = self._choose(model, request.demand, self._timers.now_ns)
         if host is not None:
-            self._send_to(request, host.worker, host, self._timers.now_ns)
+            self._send_to(request, host.worker, host, self._timers.now_ns, "moved")
         else:
             self.queues.add(model, request)
 

@@ -116,7 +116,7 @@ def worker_status(broker: Broker, worker: WorkerPeer) -> WorkerStatus:
 
 def fabric_status(broker: Broker) -> FabricStatus:
     """The controller in figures."""
-    counters = broker.scheduler.counters
+    figures = broker.scheduler.figures
     registry = broker.registry
     return FabricStatus(
         version=broker.build,
@@ -131,14 +131,14 @@ def fabric_status(broker: Broker) -> FabricStatus:
         models=sum(bool(model.hosts) for model in registry.models.values()),
         in_flight=sum(worker.in_flight for worker in registry.workers.values()),
         queued=sum(len(model.queue) for model in registry.models.values()),
-        queued_bytes=counters.queued_bytes,
-        submitted=counters.submitted,
-        rejected=counters.rejected,
-        dispatched=counters.dispatched,
-        completed=counters.completed,
-        failed=counters.failed,
-        cancelled=counters.cancelled,
-        expired=counters.expired,
+        queued_bytes=figures.queued_bytes,
+        submitted=figures.submitted,
+        rejected=figures.total("rejected"),
+        dispatched=figures.dispatched,
+        completed=figures.total("completed"),
+        failed=figures.total("failed"),
+        cancelled=figures.total("cancelled"),
+        expired=figures.total("expired"),
         recovered=broker.recovery.matched,
         workers_lost=broker.sessions.workers_lost,
         clients_lost=broker.sessions.clients_lost,

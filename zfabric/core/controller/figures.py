@@ -1,0 +1,79 @@
+"""What a controller counts: requests by model and outcome, how long they waited and took, and how they came to their worker.
+
+Whatever is counted here is counted once for a request, never for a token. Models that nobody serves get no figures of their
+own, so that nobody can fill this by asking for names.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+from zfabric.core.histogram import Histogram
+from zfabric.limits import MEASURED_MODELS_MAX
+
+Outcome = Literal["completed", "failed", "cancelled", "expired", "rejected"]
+#: How a request came to its worker: a policy chose at once, a worker with a free slot took it from a queue, it was moved from
+#: another model's queue, or its client named the worker.
+Decision = Literal["chosen", "queued", "moved", "asked"]
+
+OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
+DECISIONS: Final[tuple[Decision, ...]] = get_args(Decision)
+#: Stands for requests of models without figures of their own.
+OTHER: Final = "other"
+
+
+class ModelFigures:
+    """Those of one model.
+
+    Attributes:
+        outcomes: Attempts that ended, by how.
+        queue_time: From SUBMIT to the dispatch.
+        whole_time: From SUBMIT to the end, for those that completed.
+        failovers: Attempts beyond a request's first.
+        resumptions: Attempts that went on in the middle of an answer.
+    """
+
+    __slots__ = ("failovers", "outcomes", "queue_time", "resumptions", "whole_time")
+
+    def __init__(self) -> None:
+        self.outcomes: dict[Outcome, int] = dict.fromkeys(OUTCOMES, 0)
+        self.queue_time = Histogram()
+        self.whole_time = Histogram()
+        self.failovers = 0
+        self.resumptions = 0
+
+
+class Figures:
+    """Totals since the start.
+
+    Attributes:
+        submitted: Attempts accepted.
+        queued_bytes: Bytes of the bodies that wait now.
+        decisions: Dispatches by how they came about.
+        models: By model.
+    """
+
+    __slots__ = ("decisions", "models", "queued_bytes", "submitted")
+
+    def __init__(self) -> None:
+        self.submitted = 0
+        self.queued_bytes = 0
+        self.decisions: dict[Decision, int] = dict.fromkeys(DECISIONS, 0)
+        self.models: dict[str, ModelFigures] = {}
+
+    def of(self, model: str) -> ModelFigures:
+        """A model's figures."""
+        found = self.models.get(model)
+        if found is None:
+            name = model if len(self.models) < MEASURED_MODELS_MAX else OTHER
+            found = self.models.setdefault(name, ModelFigures())
+        return found
+
+    def total(self, outcome: Outcome) -> int:
+        """Attempts of all models that ended so."""
+        return sum([figures.outcomes[outcome] for figures in self.models.values()])
+
+    @property
+    def dispatched(self) -> int:
+        """Attempts given to workers."""
+        return sum(self.decisions.values())
