@@ -201,6 +201,10 @@ ACCEPT_BURST: Final = 64
 BACKLOG: Final = 4_096
 #: Without a free file descriptor a listener waits so long before it tries again.
 ACCEPT_PAUSE_MS: Final = 500
+#: How often a daemon with metrics looks how late its loop is.
+LAG_INTERVAL_MS: Final = 100
+#: How long a scrape of metrics may wait for the loop, and a connection for its request: less than what scrapers wait.
+SCRAPE_MS: Final = 5_000
 #: Models whose requests are counted apart; a label of a metric must not grow without end.
 MEASURED_MODELS_MAX: Final = 512
 #: Events of a controller that wait for its log: a thousand workers that are lost in one turn are told, and no more is kept.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tests.document import conversation, fields, tables
+from tests.document import conversation, fields, metrics, tables
 from zfabric.wire.kinds import PROTOCOL_VERSION
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -27,6 +27,7 @@ _MAKERS: Final[dict[str, Callable[[str], str]]] = {
     "errors": lambda _: tables.errors_table(),
     "bounds": lambda _: tables.bounds_table(),
     "timings": lambda _: tables.timings_table(),
+    "metrics": lambda _: metrics.table_of_all(),
     "log-events": lambda _: tables.log_events_table(),
     "request-states": lambda _: tables.states_table(),
     "request-events": lambda _: tables.events_table(),

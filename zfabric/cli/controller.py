@@ -14,6 +14,7 @@ from zfabric import limits
 from zfabric.cli.app import make_app, run_app
 from zfabric.cli.daemon import on_signals, ready, run
 from zfabric.cli.logs import LogFormat, LogLevel, events, make_logger
+from zfabric.cli.metrics import metrics_at
 from zfabric.cli.settings import CONFIG_VARIABLE
 from zfabric.controller.config import ControllerConfig
 from zfabric.controller.service import Controller
@@ -62,6 +63,7 @@ def build(arguments: list[str]) -> cyclopts.App:
         client_requests_max: int = limits.CLIENT_REQUESTS_MAX,
         transport: str | None = None,
         drain_ms: int = limits.DRAIN_MS,
+        metrics: str | None = None,
         log_level: LogLevel = "info",
         log_format: LogFormat = "auto",
         uvloop: bool = True,
@@ -86,6 +88,7 @@ def build(arguments: list[str]) -> cyclopts.App:
             client_requests_max: Requests in flight per client.
             transport: The driver of the sockets, loop or libzmq; $ZFABRIC_TRANSPORT, else loop, by default.
             drain_ms: How long a drain waits for running requests.
+            metrics: Serve OpenMetrics at this PORT (of loopback) or HOST:PORT, under /metrics.
             log_level: debug, info, warning or error.
             log_format: console, json, or auto (by terminal).
             uvloop: Use uvloop where it is installed.
@@ -112,7 +115,7 @@ def build(arguments: list[str]) -> cyclopts.App:
             drain_ms=drain_ms,
             broker=broker,
         )
-        return run(serve(settings, log_level, log_format), use_uvloop=uvloop)
+        return run(serve(settings, log_level, log_format, metrics), use_uvloop=uvloop)
 
     return app
 
@@ -137,7 +140,7 @@ def _policy(name: str) -> str:
     return name
 
 
-async def serve(settings: ControllerConfig, level: LogLevel, form: LogFormat) -> int:
+async def serve(settings: ControllerConfig, level: LogLevel, form: LogFormat, metrics: str | None = None) -> int:
     """Run until drained."""
     own_the_process()
     log = make_logger("controller", level, form)
@@ -150,8 +153,9 @@ async def serve(settings: ControllerConfig, level: LogLevel, form: LogFormat) ->
             stopped.set()
 
         on_signals(drain)
-        ready(endpoint=",".join(controller.endpoints))
-        await stopped.wait()
+        with metrics_at(metrics, "controller", controller) as url:
+            ready(endpoint=",".join(controller.endpoints), **url)
+            await stopped.wait()
     return 0
 
 

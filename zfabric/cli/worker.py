@@ -18,6 +18,7 @@ from zfabric.backends.registry import BACKENDS, backend_class
 from zfabric.cli.app import make_app, run_app
 from zfabric.cli.daemon import leave, on_hangup, on_signals, ready, run
 from zfabric.cli.logs import LogFormat, LogLevel, events, make_logger
+from zfabric.cli.metrics import metrics_at
 from zfabric.cli.settings import CONFIG_VARIABLE, config_file, read_section
 from zfabric.errors import ConfigurationError
 from zfabric.transport.curve import credentials_of
@@ -71,6 +72,7 @@ class WorkerSettings:
         transport: The driver of the socket, loop or libzmq; $ZFABRIC_TRANSPORT, else loop, by default.
         drain_ms: How long a drain lets running requests finish.
         close_ms: How long after that an engine may take to end, or a model that is still loading to finish.
+        metrics: Serve OpenMetrics at this PORT (of loopback) or HOST:PORT, under /metrics.
         key: This worker's secret key file, for a controller with keys; $ZFABRIC_KEY by default.
         controller_key: The controller's public key file; $ZFABRIC_CONTROLLER_KEY by default.
         log_level: debug, info, warning or error.
@@ -89,6 +91,7 @@ class WorkerSettings:
     transport: str | None = None
     drain_ms: int = limits.DRAIN_MS
     close_ms: int = 10_000
+    metrics: str | None = None
     key: Path | None = None
     controller_key: Path | None = None
     log_level: LogLevel = "info"
@@ -219,10 +222,11 @@ def build(arguments: list[str]) -> cyclopts.App:
 async def serve(settings: WorkerSettings, makers: Sequence[Callable[[], BaseModelWorker]]) -> int:
     """Run until drained."""
     log = make_logger("worker", settings.log_level, settings.log_format).bind(worker=settings.name)
+    served: dict[str, str] = {}
 
     def on_ready(models: list[ModelInfo]) -> None:
         names = ",".join(name for info in models for name in (info.name, *info.aliases))
-        ready(worker=settings.name, models=names)
+        ready(worker=settings.name, models=names, **served)
 
     service = WorkerService([make() for make in makers], settings.worker_config(), log=events(log), on_ready=on_ready)
 
@@ -235,10 +239,12 @@ async def serve(settings: WorkerSettings, makers: Sequence[Callable[[], BaseMode
 
     on_signals(drain)
     on_hangup(service.reload)
-    try:
-        await service.run()
-    except ImportError as error:
-        raise ConfigurationError(_missing(settings.backend, error), backend=settings.backend) from error
+    with metrics_at(settings.metrics, "worker", service) as url:
+        served.update(url)
+        try:
+            await service.run()
+        except ImportError as error:
+            raise ConfigurationError(_missing(settings.backend, error), backend=settings.backend) from error
     return 0
 
 

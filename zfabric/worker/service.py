@@ -28,7 +28,7 @@ from zfabric.transport.clock import monotonic_ns
 from zfabric.transport.links import DealerDriver, open_dealer
 from zfabric.transport.loop_timer import LoopTimer
 from zfabric.version import __version__
-from zfabric.wire.messages import ModelInfo
+from zfabric.wire.messages import Load, ModelInfo
 from zfabric.wire.payloads import Delta
 from zfabric.worker.base import BaseModelWorker
 from zfabric.worker.config import WorkerConfig
@@ -88,6 +88,16 @@ class WorkerService:
         self._draining: asyncio.Task[None] | None = None
         self._drain_asked: asyncio.Task[None] | None = None
         self._was_registered = False
+
+    @property
+    def load(self) -> Load | None:
+        """What the last beat told; None while models are loaded, and at the end."""
+        return self._session.load if self._link is not None else None
+
+    @property
+    def units(self) -> int:
+        """Deltas that its backends made. Not before `load` tells something."""
+        return self._runs.units
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

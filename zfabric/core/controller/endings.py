@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from zfabric.core.controller.batches import batches
-from zfabric.core.controller.figures import OTHER, Figures, Outcome
+from zfabric.core.controller.figures import Figures, Outcome
 from zfabric.core.controller.hosting import Hosting
 from zfabric.core.controller.outbox import Notice, Outbox
 from zfabric.core.controller.peers import ClientPeer, Engine, Request, WorkerPeer
@@ -194,7 +194,7 @@ class Endings:
 
     def _count(self, request: Request, outcome: Outcome, now_ns: int) -> None:
         """An attempt has ended."""
-        figures = self.figures.of(request.model.name if request.model is not None else OTHER)
+        figures = self.figures.of_model(request.model)
         figures.outcomes[outcome] += 1
         if outcome == "completed" and request.accepted_ns:
             figures.whole_time.observe(now_ns - request.accepted_ns)

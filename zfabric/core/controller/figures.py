@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final, Literal, get_args
 
+from zfabric.core.controller.hosting import Model
 from zfabric.core.histogram import Histogram
 from zfabric.limits import MEASURED_MODELS_MAX
 
@@ -60,6 +61,11 @@ class Figures:
         self.queued_bytes = 0
         self.decisions: dict[Decision, int] = dict.fromkeys(DECISIONS, 0)
         self.models: dict[str, ModelFigures] = {}
+
+    def of_model(self, model: Model | None) -> ModelFigures:
+        """The figures of a model. One that nobody has served yet has none of its own."""
+        served = model is not None and (model.hosts or model.name in self.models)
+        return self.of(model.name if model is not None and served else OTHER)
 
     def of(self, model: str) -> ModelFigures:
         """A model's figures."""

@@ -39,7 +39,7 @@ from typing import NamedTuple
 from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.controller.dispatch import Chooser
 from zfabric.core.controller.endings import Endings
-from zfabric.core.controller.figures import OTHER, Decision, Figures
+from zfabric.core.controller.figures import Decision, Figures
 from zfabric.core.controller.hosting import Demand, Hosting, Model
 from zfabric.core.controller.journal import Journal
 from zfabric.core.controller.outbox import Outbox
@@ -124,7 +124,7 @@ class Scheduler:
                 if host is None:
                     self._check_room(model, envelope, len(body), place)
         except FabricError as error:
-            self.figures.of(model.name if model is not None else OTHER).outcomes["rejected"] += 1
+            self.figures.of_model(model).outcomes["rejected"] += 1
             if isinstance(error, QueueFullError):
                 self._journal.note("queue_full", model=envelope.model, client=client.label, error=error.message)
             self._outbox.end(client, envelope.request, envelope.attempt, error)
@@ -311,7 +311,7 @@ class Scheduler:
         self.figures.decisions[decision] += 1
         if request.model is None:
             return
-        figures = self.figures.of(request.model.name)
+        figures = self.figures.of_model(request.model)
         figures.queue_time.observe(now_ns - request.accepted_ns)
         figures.failovers += request.attempt > 0
         figures.resumptions += request.resume_from > 0
