@@ -189,6 +189,13 @@ DROPPED_FRAMES_MAX: Final = 4_096
 SOCKET_QUEUE_MESSAGES: Final = 4_096
 #: Frames of one message. Messages have one or two; a few more are a mistake, more than that an attack on memory.
 MESSAGE_FRAMES_MAX: Final = 8
+#: Room that is made for a large body of which less has come, for a peer with a session and for one without: a prompt of a million
+#: characters is read without its place ever moving, and a stranger who announces much holds no more than one read. Beyond
+#: that, room grows with what has come.
+BODY_AHEAD_BYTES: Final = 1024 * 1024 + 4_096
+STRANGER_BODY_AHEAD_BYTES: Final = 64 * 1024
+#: What is missing of a body is read to where it stays if it is so much or more: for less the change costs more than a copy.
+BODY_READ_BYTES: Final = 64 * 1024
 #: A command of ZMTP: READY with its metadata is the largest that means anything.
 COMMAND_BYTES_MAX: Final = 4_096
 #: Connections whose handshake is not over, of one address (or, on ipc, one user), and of all. A thousand workers of one

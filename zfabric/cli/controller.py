@@ -21,7 +21,7 @@ from zfabric.controller.service import Controller
 from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.controller.dispatch import POLICIES, register_policy
 from zfabric.errors import ConfigurationError
-from zfabric.transport.context import own_the_process
+from zfabric.transport.context import keep_memory, own_the_process
 from zfabric.transport.endpoints import default_endpoint
 
 HELP = """Broker between clients and workers: one ROUTER socket, a registry of workers, and a queue per model.
@@ -143,6 +143,7 @@ def _policy(name: str) -> str:
 async def serve(settings: ControllerConfig, level: LogLevel, form: LogFormat, metrics: str | None = None) -> int:
     """Run until drained."""
     own_the_process()
+    keep_memory()
     log = make_logger("controller", level, form)
     stopped = asyncio.Event()
     async with Controller(settings, log=events(log)) as controller:

@@ -280,8 +280,7 @@ class LoopDealer:
             parts.append(encode(header, MORE))
             if plain and len(body) > _JOINED_BYTES_MAX:
                 parts.append(head(len(body)))
-                peer.write(b"".join(parts))
-                peer.write(body)
+                peer.write_large(b"".join(parts), body)
                 parts.clear()
             else:
                 parts.append(encode(body))

@@ -15,18 +15,19 @@ from zfabric.zmtp.metadata import DEALER, ROUTER
 from zfabric.zmtp.null import Null
 
 
-def _bounds(frame_bytes: int) -> Bounds:
+def _bounds(frame_bytes: int, ahead_bytes: int) -> Bounds:
     return Bounds(
         frame_bytes=frame_bytes,
         message_frames=limits.MESSAGE_FRAMES_MAX,
         message_bytes=frame_bytes + limits.CONTROL_BODY_BYTES_MAX,
         command_bytes=limits.COMMAND_BYTES_MAX,
+        ahead_bytes=ahead_bytes,
     )
 
 
 #: What a peer may send that has a session, and one that has none: a HELLO is the largest that it has to say.
-SESSION_BOUNDS: Final = _bounds(limits.FRAME_BYTES_MAX)
-STRANGER_BOUNDS: Final = _bounds(limits.CONTROL_BODY_BYTES_MAX)
+SESSION_BOUNDS: Final = _bounds(limits.FRAME_BYTES_MAX, limits.BODY_AHEAD_BYTES)
+STRANGER_BOUNDS: Final = _bounds(limits.CONTROL_BODY_BYTES_MAX, limits.STRANGER_BODY_AHEAD_BYTES)
 
 
 def _octets(key: bytes, what: str) -> bytes:

@@ -188,9 +188,9 @@ class Peer(Wire):
             out.append(connection.encode(body))
             return
         out.append(head(len(body)))
-        self.flush()
         self._large = min(self._large + len(body), limits.QUEUE_BYTES_MAX)
-        super().write(body)
+        self._out = []
+        self.write_large(b"".join(out), body)
 
     def write(self, data: bytes) -> None:
         """ZMTP's own answers, behind what waits already: with keys the order is the nonces'."""

@@ -10,6 +10,7 @@ from typing import ClassVar, Final, cast
 
 from zfabric import limits
 from zfabric.transport import paths
+from zfabric.transport.loop_bodies import BodyReader
 from zfabric.zmtp.connection import Connection, Message, Ping, Pong, Ready
 from zfabric.zmtp.faults import ZmtpError
 
@@ -39,6 +40,8 @@ class Wire(asyncio.Protocol):
         self.error: ZmtpError | None = None
         self._loop = loop
         self._transport: asyncio.Transport | None = None
+        self._bodies: BodyReader | None = None
+        self._joins = False
         self._unread: deque[bytes] = deque()
         self._working = False
         self._heard = True
@@ -74,6 +77,8 @@ class Wire(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = made = cast(asyncio.Transport, transport)
+        # What a transport inherits of `writelines` joins its parts; before 3.12 asyncio's own has no other.
+        self._joins = type(made).writelines is asyncio.WriteTransport.writelines
         made.set_write_buffer_limits(high=self.full_bytes)
         with contextlib.suppress(OSError, AttributeError):
             wire = made.get_extra_info("socket")
@@ -122,6 +127,26 @@ class Wire(asyncio.Protocol):
         except ZmtpError as error:
             self._fail(error)
         self.worked()
+        if connection.reader.missing >= limits.BODY_READ_BYTES and not self._working:
+            self._read_body()
+
+    def _read_body(self) -> None:
+        """What is missing of a large body is read to where it stays, until it is whole."""
+        if self.ended or self._transport is None or self._transport.is_closing():
+            return
+        if self._bodies is None:
+            self._bodies = BodyReader(self)
+        self._transport.set_protocol(self._bodies)
+
+    def body_read(self, count: int) -> None:
+        """So much of a large body was read to where it stays."""
+        self._heard = True
+        reader = self.connection.reader
+        reader.fill(count)
+        if not reader.missing and self._transport is not None and not self.ended:
+            # The transport lets go of what it was lent when this returns; until then the body could only be copied.
+            self._go_on_later()
+            self._transport.set_protocol(self)
 
     def _go_on_later(self) -> None:
         self._working = True
@@ -191,6 +216,17 @@ class Wire(asyncio.Protocol):
         """Send bytes that are ZMTP already."""
         if self._transport is not None and not self.ended:
             self._transport.write(data)
+
+    def write_large(self, before: bytes, body: bytes) -> None:
+        """Send bytes that are ZMTP already, and a body behind them that is not to be copied."""
+        if self._transport is None or self.ended:
+            return
+        if self._joins:
+            self._transport.write(before)
+            # A transport that keeps the rest of it would copy a slice of bytes.
+            self._transport.write(memoryview(body))
+        else:
+            self._transport.writelines((before, body))
 
     def call_full(self, size: int) -> None:
         """From now on a buffer is called full that holds more than this."""

@@ -11,16 +11,16 @@ F5  A message is all of its frames up to the first without MORE. Commands may st
 F6  Sizes and numbers that are announced are checked before a body is kept: a command's size, a frame's size, and the
     frames and bytes of a message.                                                 [not in the RFC, which has no limits]
 
-Cost: a body that arrives in pieces is copied once, into the object that is handed out. A small frame that is cut by
-the end of a read is put before the next read.
+Cost: a body that arrives in pieces is read into the object that is handed out, or copied there once (bodies.py). A small
+frame that is cut by the end of a read is put before the next read.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Final, NamedTuple
 
+from zfabric.zmtp.bodies import Body
 from zfabric.zmtp.faults import FramingError, OversizeError
 
 MORE: Final = 1
@@ -45,12 +45,14 @@ class Bounds:
         message_frames: Frames of one message.
         message_bytes: Bodies of one message's frames together.
         command_bytes: Of one command.
+        ahead_bytes: Room that is made for a body of which less has come (rule B2 of bodies.py).
     """
 
     frame_bytes: int
     message_frames: int
     message_bytes: int
     command_bytes: int
+    ahead_bytes: int = 64 * 1024
 
 
 class Frame(NamedTuple):
@@ -83,14 +85,15 @@ class FrameReader:
         bounds: What is announced beyond them is an error. May be replaced between two frames.
     """
 
-    __slots__ = ("_body", "_bytes", "_flags", "_frames", "_missing", "bounds", "data", "position")
+    __slots__ = ("_body", "_bytes", "_flags", "_frames", "bounds", "data", "missing", "position")
 
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
         self.data = b""
         self.position = 0
-        self._body: BytesIO | None = None
-        self._missing = 0
+        #: Of a large body that has begun, octets that have not come; they may be read into `space` instead of being fed.
+        self.missing = 0
+        self._body: Body | None = None
         self._flags = 0
         self._frames = 0
         self._bytes = 0
@@ -132,13 +135,24 @@ class FrameReader:
         self.position = position
         return found
 
+    def space(self) -> memoryview:
+        """While octets are `missing`: where to read them."""
+        assert self._body is not None
+        return self._body.space()
+
+    def fill(self, count: int) -> None:
+        """So many octets were read into `space`."""
+        assert self._body is not None
+        self._body.fill(count)
+        self.missing -= count
+
     def feed(self, data: bytes) -> None:
         """Take what was read. `next` must have returned None before."""
-        if self._missing:
-            taken = min(self._missing, len(data))
+        if self.missing:
+            taken = min(self.missing, len(data))
             assert self._body is not None
             self._body.write(data if taken == len(data) else memoryview(data)[:taken])
-            self._missing -= taken
+            self.missing -= taken
             self.data, self.position = data, taken
         elif self.position < len(self.data):
             self.data, self.position = self.data[self.position :] + data, 0
@@ -177,27 +191,27 @@ class FrameReader:
         end = start + size
         if end > len(data):
             if size > _SMALL:
-                self._begin_body(flags, start, end)
+                self._begin_body(flags, start, size)
             return None
         self.position = end
         if flags & MORE or self._frames:
             self._count(flags, size)
         return Frame(flags & ~LONG, data[start:end])
 
-    def _begin_body(self, flags: int, start: int, end: int) -> None:
-        """A large frame has begun: from here on each piece is copied once, to where it stays."""
-        # CPython hands out the buffer of a BytesIO itself if nobody else has it: `getvalue` does not copy.
-        self._body = BytesIO()
-        self._body.write(memoryview(self.data)[start:])
-        self._missing = end - len(self.data)
+    def _begin_body(self, flags: int, start: int, size: int) -> None:
+        """A large frame has begun: from here on each piece goes to where it stays."""
+        self._body = Body(size, self.bounds.ahead_bytes)
+        if start < len(self.data):
+            self._body.write(memoryview(self.data)[start:])
+        self.missing = self._body.missing
         self._flags = flags
         self.data, self.position = b"", 0
 
     def _finish_body(self) -> Frame | None:
-        if self._missing:
+        if self.missing:
             return None
         assert self._body is not None
-        body = self._body.getvalue()
+        body = self._body.take()
         self._body = None
         self._count(self._flags, len(body))
         return Frame(self._flags & ~LONG, body)
