@@ -8,6 +8,7 @@ import os
 import random
 import resource
 import socket
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -16,11 +17,11 @@ import zmq
 import zmq.asyncio
 
 from tests.unit.test_zmtp import GREETING
-from zfabric import limits
+from zfabric import AsyncClient, limits
 from zfabric.errors import ConfigurationError, EndpointInUseError, FabricError
 from zfabric.ids import RoutingId
 from zfabric.transport.curve import ControllerKeys, Credentials, KeyPair
-from zfabric.transport.loop_addresses import peer_uid
+from zfabric.transport.ipc import check_listener, peer_uid
 from zfabric.transport.loop_dealer import LoopDealer
 from zfabric.transport.loop_router import LoopRouter
 from zfabric.transport.paths import is_dead
@@ -468,11 +469,92 @@ async def test_a_unix_socket_is_for_its_own_user_and_root(ipc: str, uid: int, mo
         writer.close()
 
 
-async def test_the_system_tells_the_uid_of_a_unix_peer() -> None:
+def test_the_system_tells_the_uid_of_a_unix_peer() -> None:
     one, two = socket.socketpair()
-    assert peer_uid(one) == os.geteuid()
-    one.close()
-    two.close()
+    with one, two:
+        assert peer_uid(one) == os.geteuid()
+        check_listener(one, "/c")
+
+
+@pytest.mark.parametrize("uid", [None, 0, os.geteuid(), 54_321])
+async def test_a_dealer_speaks_to_its_own_user_and_root(
+    ipc: str, uid: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says nothing to anybody else, but why; where no kernel tells, the directory has to do."""
+    monkeypatch.setattr("zfabric.transport.ipc.peer_uid", lambda connected: uid)
+    path, end = ipc.removeprefix("ipc://"), AtDealer()
+    heard: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def listening(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.put_nowait(await reader.read(1))
+        writer.close()
+
+    server = await asyncio.start_unix_server(listening, path)
+    link = LoopDealer(ipc, end, random.Random(1))
+    if uid == 54_321:
+        assert await end.next() is ConfigurationError
+        own = os.geteuid()
+        assert link.trouble.startswith(
+            f"uid 54321 listens at {path}, neither this user (uid {own}) nor root: start the"
+        )
+        assert await asyncio.wait_for(heard.get(), 10) == b""
+    else:
+        assert await asyncio.wait_for(heard.get(), 10) == GREETING[:1]
+    link.close()
+    server.close()
+    await server.wait_closed()
+
+
+#: Binds as root, and listens as somebody else, whose socket it is to the kernel. Says what it hears.
+IMPOSTOR = """
+import os, socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+os.setuid(54321)
+listener.listen()
+print("ready", flush=True)
+print(listener.accept()[0].recv(100), flush=True)
+"""
+
+
+@contextlib.asynccontextmanager
+async def impostor(endpoint: str) -> AsyncIterator[asyncio.StreamReader]:
+    """Another user who listens where a controller should. What it prints is there to be read."""
+    path = endpoint.removeprefix("ipc://")
+    pipe = asyncio.subprocess.PIPE
+    child = await asyncio.create_subprocess_exec(sys.executable, "-c", IMPOSTOR, path, stdout=pipe)
+    assert child.stdout is not None
+    try:
+        assert await child.stdout.readline() == b"ready\n"
+        yield child.stdout
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can let another user listen in its directory")
+
+
+@as_root
+async def test_another_user_who_listens_in_ones_own_directory_is_told_apart(ipc: str) -> None:
+    async with impostor(ipc) as heard:
+        end = AtDealer()
+        link = LoopDealer(ipc, end, random.Random(1))
+        assert await end.next() is ConfigurationError
+        assert link.trouble.startswith("uid 54321 listens at ")
+        assert not link.connected
+        link.close()
+        assert await asyncio.wait_for(heard.readline(), 10) == b"b''\n"
+
+
+@as_root
+async def test_a_client_is_told_who_listens_in_place_of_its_controller(ipc: str) -> None:
+    async with impostor(ipc), AsyncClient(ipc, transport="loop") as client:
+        with pytest.raises(ConfigurationError, match="uid 54321 listens at") as told:
+            await client.status()
+    assert told.value.details["listener"] == 54_321
+    assert not told.value.retryable
 
 
 async def test_a_peers_time_to_live_is_kept(ipc: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,17 +1,20 @@
-"""Unix sockets: whose directory they lie in, and who holds one.
+"""Unix sockets: whose directory they lie in, who holds one, and who is at the other end.
 
 Whoever may write to a socket's directory can put a socket of his own there, and gets what was meant for another. So a
 controller keeps its socket in a directory for its user alone, and clients and workers look before each attempt to
-connect. libzmq does not tell who is at the other end of a connection; the directory does.
+connect. libzmq does not tell who is at the other end of a connection; the directory does. The event loop's links ask the kernel
+as well.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import stat
+import struct
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 from zfabric.errors import ConfigurationError, EndpointInUseError
 
@@ -19,6 +22,10 @@ try:
     import fcntl
 except ImportError:  # Windows, where endpoints of this kind are refused
     fcntl = None  # type: ignore[assignment]
+
+
+#: What the kernel tells of a peer: process, user, group (unix(7), SO_PEERCRED).
+_CREDENTIALS: Final = struct.Struct("3i")
 
 
 class IpcLock:
@@ -116,6 +123,35 @@ def check_ipc_owner(path: Path) -> bool:
     if not stat.S_ISSOCK(entry.st_mode):
         raise ConfigurationError(f"{path} is there and is no socket", path=str(path))
     return True
+
+
+def peer_uid(connected: socket.socket) -> int | None:
+    """The user at the other end of a Unix socket, None where the system does not tell.
+
+    Of who connected it is the user at that time, of who listens it is the user who called listen (unix(7)).
+    """
+    option = getattr(socket, "SO_PEERCRED", None)
+    if option is None:
+        return None
+    _, uid, _ = _CREDENTIALS.unpack(connected.getsockopt(socket.SOL_SOCKET, option, _CREDENTIALS.size))
+    return int(uid)
+
+
+def check_listener(connected: socket.socket, path: str) -> None:
+    """Make sure that this user or root listens at a path: whose directory it lies in may have changed since it was looked at,
+    and root may have let somebody else listen. Ask before anything is said.
+
+    Raises:
+        ConfigurationError: Somebody else listens there.
+    """
+    uid, own = peer_uid(connected), os.geteuid()
+    if uid not in (None, 0, own):
+        raise ConfigurationError(
+            f"uid {uid} listens at {path}, neither this user (uid {own}) nor root: start the controller as uid {own}, or "
+            "connect to the endpoint of a controller that this user runs; between users use tcp and keys",
+            path=path,
+            listener=uid,
+        )
 
 
 def _check_owner(path: Path, status: os.stat_result) -> None:

@@ -118,8 +118,8 @@ class DealerReceiver(Protocol):
         """The connection is gone; the link tries again by itself, for ever."""
 
     def link_denied(self, error: FabricError) -> None:
-        """No connection can be made before somebody changes something: keys that do not match, or an ipc directory of
-        somebody else. The link goes on trying, and tells of each try that failed so."""
+        """No connection can be made before somebody changes something: keys that do not match, or an ipc directory
+        or listener of somebody else. The link goes on trying, and tells of each try that failed so."""
 
     def link_message(self, header: bytes, body: bytes) -> None:
         """A message came. One that lacks its body, or has more frames than its kind, has an empty body: it does not decode,

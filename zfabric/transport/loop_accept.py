@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Final
 
 from zfabric import limits
+from zfabric.transport.ipc import peer_uid
 from zfabric.transport.links import Log
-from zfabric.transport.loop_addresses import peer_uid
 from zfabric.transport.loop_wire import Wire
 
 #: What means that this process, or the host, has no room for another connection now.

@@ -1,4 +1,4 @@
-"""Listening sockets for the event loop, and the users behind ipc peers."""
+"""Listening sockets for the event loop."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import socket
-import struct
 from collections.abc import Sequence
 from typing import Final
 
@@ -16,7 +15,6 @@ from zfabric.transport.addresses import listening_hosts
 from zfabric.transport.endpoints import Endpoint, parse_endpoint, tcp_endpoint
 from zfabric.transport.ipc import IpcLock
 
-_CREDENTIALS: Final = struct.Struct("3i")
 #: How often another free port is looked for that a second address family has free too.
 _PORT_TRIES: Final = 16
 
@@ -116,12 +114,3 @@ def _bind_all(addresses: Sequence[tuple[int, tuple[object, ...]]], port: int) ->
     if not listeners:
         raise missing or OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
     return listeners
-
-
-def peer_uid(connected: socket.socket) -> int | None:
-    """The user at the other end of a Unix socket, None where the system does not tell."""
-    option = getattr(socket, "SO_PEERCRED", None)
-    if option is None:
-        return None
-    _, uid, _ = _CREDENTIALS.unpack(connected.getsockopt(socket.SOL_SOCKET, option, _CREDENTIALS.size))
-    return int(uid)

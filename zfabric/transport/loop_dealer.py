@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from zfabric.transport.addresses import dialed_hosts
 from zfabric.transport.curve import Credentials
 from zfabric.transport.endpoints import Endpoint, parse_endpoint, tcp_endpoint
 from zfabric.transport.greeting import exchange_mechanisms
-from zfabric.transport.ipc import check_ipc_owner
+from zfabric.transport.ipc import check_ipc_owner, check_listener
 from zfabric.transport.links import DealerReceiver
 from zfabric.transport.loop_mechanisms import DealerConnections
 from zfabric.transport.loop_wire import Wire
@@ -178,7 +179,7 @@ class LoopDealer:
         try:
             async with asyncio.timeout(limits.HANDSHAKE_MS / 1_000):
                 if where.is_ipc:
-                    await self._loop.create_unix_connection(lambda: peer, where.path)
+                    await self._connect_ipc(peer, where.path)
                 else:
                     await self._loop.create_connection(lambda: peer, where.host, where.port)
         except (OSError, TimeoutError) as error:
@@ -186,6 +187,18 @@ class LoopDealer:
             self._broken = 0
             return None
         return peer
+
+    async def _connect_ipc(self, peer: _Peer, path: str) -> None:
+        """Connect, and look who listens before anything is said. Raises: ConfigurationError."""
+        connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connected.setblocking(False)
+            await self._loop.sock_connect(connected, path)
+            check_listener(connected, path)
+            await self._loop.create_unix_connection(lambda: peer, sock=connected)
+        except BaseException:
+            connected.close()
+            raise
 
     # ── handshakes that failed ──────────────────────────────────────────────────────────────────────────────────────
 
