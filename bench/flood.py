@@ -16,6 +16,7 @@ from typing import Any
 import zmq
 
 from zfabric.wire import codec, kinds
+from zfabric.wire.chunks import columns_of
 from zfabric.wire.flow import Credit, CreditLine
 from zfabric.wire.messages import ClientHello, Load, ModelInfo, Submit, WorkerHello
 from zfabric.wire.payloads import Chunk, GenerateRequest
@@ -101,7 +102,7 @@ class Sender:
 
     def flood(self, count: int, tokens: int) -> float:
         """Send so many messages over all routes in turn, and wait for the last acknowledgement. Returns seconds."""
-        chunks = [[Chunk(request, 0, 0, 0, " token", [7])] * tokens for _, _, request in self._routes]
+        chunks = [columns_of([Chunk(request, 0, 0, 0, " token", [7])] * tokens) for _, _, request in self._routes]
         messages = [
             [*frames[:-1], frames[-1] + codec.encode(chunk)]
             for (_, frames, _), chunk in zip(self._routes, chunks, strict=True)

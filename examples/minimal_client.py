@@ -16,7 +16,7 @@ import msgpack
 import zmq
 
 CHUNKS, ENDS, SUBMIT, HELLO, WELCOME, CREDIT, FAULT = 0x01, 0x10, 0x11, 0x20, 0x22, 0x29, 0x2E
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 WINDOW = 1_024
 
 
@@ -60,11 +60,13 @@ def main() -> int:
             return 1
         else:
             continue
-        # Elements beyond those that one knows are ignored.
-        # A chunk is [request, attempt, index, offset, text, token_ids, extra].
-        for owner, _attempt, _index, offset, text, token_ids, extra, *_ in chunks:
+        # Elements beyond those that one knows are ignored. Chunks are columns: [requests, offsets, texts, tokens,
+        # attempts, indexes, extras]. One token stands for itself; extras are pairs of a chunk's number and its extra.
+        requests, offsets, texts, tokens, _attempts, _indexes, extras, *_ = chunks or [[], [], [], [], [], [], []]
+        units_of = {number: extra[0] for number, extra in extras}
+        for number, (owner, offset, text, new) in enumerate(zip(requests, offsets, texts, tokens, strict=True)):
             if owner == request and offset == units:
-                units += extra[0] if extra and extra[0] else len(token_ids) or 1
+                units += units_of.get(number) or (1 if isinstance(new, int) else len(new) or 1)
                 print(text, end="", flush=True)
         # The envelope of ENDS is [instance, [[request, attempt, code], …]], one outcome for each in the body.
         if header[0] == ENDS:

@@ -14,6 +14,7 @@ from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.controller.peers import ClientPeer, Request, WorkerPeer
 from zfabric.ids import RoutingId
 from zfabric.wire import codec, kinds
+from zfabric.wire.chunks import EndsBody, columns_of
 from zfabric.wire.flow import Abort, Cancel
 from zfabric.wire.flow import Grant as Granted
 from zfabric.wire.messages import (
@@ -33,7 +34,7 @@ from zfabric.wire.messages import (
     Welcome,
     WorkerHello,
 )
-from zfabric.wire.payloads import Chunk, EndsBody, Outcome
+from zfabric.wire.payloads import Chunk, Outcome
 from zfabric.wire.questions import Answer, Fault, Query
 
 T = TypeVar("T")
@@ -111,7 +112,14 @@ class FakeClient(Peer):
     ) -> FakeClient:
         self.instance, self.secret = instance, secret
         self.send(
-            ClientHello(version=1, build="", instance=instance, secret=secret, token=token, claims=list(claims or ()))
+            ClientHello(
+                version=kinds.PROTOCOL_VERSION,
+                build="",
+                instance=instance,
+                secret=secret,
+                token=token,
+                claims=list(claims or ()),
+            )
         )
         return self
 
@@ -160,7 +168,7 @@ class FakeClient(Peer):
             if kind == kinds.CHUNKS:
                 chunks = message
             elif kind == kinds.ENDS:
-                chunks = codec.unpack_ends_body(body).chunks
+                chunks = codec.unpack_ends_body(body).chunks.rows()
             found += [chunk.text for chunk in chunks]
         self.inbox = [entry for entry in self.inbox if entry[0] != kinds.CHUNKS]
         return found
@@ -189,7 +197,7 @@ class FakeWorker(Peer):
         # Nobody is held to a lease that a test does not mean.
         fields = {"load": Load(slots=slots), "beats": False, **fields}
         hello = WorkerHello(
-            version=1,
+            version=kinds.PROTOCOL_VERSION,
             build="",
             name=name,
             instance=instance,
@@ -233,7 +241,7 @@ class FakeWorker(Peer):
         """End attempts, with chunks of any stream: (request, attempt, text)."""
         chunks = [Chunk(request, attempt, 0, 0, text, [1]) for request, attempt, text in texts or ()]
         ends = [End(request=request, attempt=attempt, code=code) for request, attempt in attempts]
-        body = EndsBody(chunks=chunks, outcomes=[Outcome() for _ in ends])
+        body = EndsBody(chunks=columns_of(chunks), outcomes=[Outcome() for _ in ends])
         envelope = Ends(instance=instance, ends=ends, client=client)
         self.send(codec.pack_envelope(envelope), codec.encode(body))
 
@@ -387,7 +395,7 @@ def decoded(header: bytes) -> Any:
     """What a message says; None where there is nothing in it."""
     kind = header[0]
     if kind == kinds.CHUNKS:
-        return codec.unpack_chunks(header)
+        return codec.unpack_chunks(header).rows()
     if kind in kinds.WITH_BODY:
         return codec.unpack_envelope(header)
     return codec.unpack_control(header) if len(header) > 1 else None

@@ -12,10 +12,11 @@ from zfabric.core.controller.peers import Request
 from zfabric.errors import BY_CODE, FabricError
 from zfabric.ids import RoutingId, milliseconds
 from zfabric.wire import codec, kinds
+from zfabric.wire.chunks import EndsBody
 from zfabric.wire.fields import Operation
 from zfabric.wire.flow import Cancel
 from zfabric.wire.messages import ClientHello, Dispatch, End, Ends, Goodbye, Load, ModelInfo, Submit, WorkerHello
-from zfabric.wire.payloads import EndsBody, Outcome
+from zfabric.wire.payloads import Outcome
 from zfabric.wire.questions import Query
 
 ALL = ("generate", "embed", "count_tokens", "resume")
@@ -55,7 +56,9 @@ class FakeFabric:
     def client(self, name: str) -> str:
         """A client says HELLO."""
         self._connect(name)
-        self._receive(name, codec.pack(ClientHello(version=1, build="", instance=self.instances[name])))
+        self._receive(
+            name, codec.pack(ClientHello(version=kinds.PROTOCOL_VERSION, build="", instance=self.instances[name]))
+        )
         return name
 
     def worker(
@@ -72,7 +75,7 @@ class FakeFabric:
             self._connect(name)
             self.dispatches[name] = []
         hello = WorkerHello(
-            version=1,
+            version=kinds.PROTOCOL_VERSION,
             build="",
             name=name,
             instance=self.instances[name],

@@ -128,6 +128,12 @@ class Announced:
     def emit(self, step: Any) -> None:
         raise AssertionError(step)
 
+    def emit_columns(self, *step: Any) -> None:
+        raise AssertionError(step)
+
+    def emit_columns_threadsafe(self, *step: Any) -> None:
+        raise AssertionError(step)
+
     def fail(self, request_id: str, error: Any) -> None:
         raise AssertionError(error)
 

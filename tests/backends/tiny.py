@@ -134,6 +134,22 @@ class Answers:
             self.deltas.setdefault(request_id, []).append(delta)
         self._changed.set()
 
+    def emit_columns(
+        self,
+        request_ids: Sequence[str],
+        token_ids: Sequence[int],
+        texts: Sequence[str],
+        others: Iterable[tuple[str, Delta]] = (),
+    ) -> None:
+        plain = [
+            (request_id, Delta(text=text, token_ids=[token]))
+            for request_id, token, text in zip(request_ids, token_ids, texts, strict=True)
+        ]
+        self.emit([*plain, *others])
+
+    def emit_columns_threadsafe(self, *step: object) -> None:
+        raise AssertionError(step)
+
     def fail(self, request_id: str, error: FabricError) -> None:
         self.errors[request_id] = error
         self._changed.set()

@@ -18,9 +18,10 @@ from zfabric.core.worker.session import Begin, WorkerSession
 from zfabric.errors import FabricError
 from zfabric.ids import RoutingId
 from zfabric.wire import codec, kinds
+from zfabric.wire.chunks import Chunks, EndsBody
 from zfabric.wire.fields import Operation
 from zfabric.wire.messages import ModelInfo
-from zfabric.wire.payloads import AnyRequest, Chunk, CountRequest, Delta, EndsBody, Outcome, TextRequest, Usage
+from zfabric.wire.payloads import AnyRequest, ChunkExtra, CountRequest, Delta, Outcome, TextRequest, Usage
 from zfabric.wire.sampling import SamplingOptions
 
 _CLIENT: Final = RoutingId(b"\0\0\0\0\x01")
@@ -28,7 +29,7 @@ _WORKER: Final = RoutingId(b"\0\0\0\0\x02")
 _NAMES: Final = {_CLIENT: "client", _WORKER: "worker"}
 _REQUESTS: Final = {"generate": TextRequest, "count_tokens": CountRequest}
 #: What CHUNKS hold after the session's number.
-_CHUNKS_TYPE: Final = list[Chunk]
+_CHUNKS_TYPE: Final = Chunks
 
 
 class Message(NamedTuple):
@@ -43,7 +44,7 @@ class Message(NamedTuple):
 class _Reader:
     """Takes whatever comes."""
 
-    def arrived(self, chunk: Chunk) -> None:
+    def arrived(self, index: int, text: str, token_ids: list[int], extra: ChunkExtra | None) -> None:
         """Nothing is done with it."""
 
     def ended(self, error: FabricError | None, outcome: Outcome | None) -> None:

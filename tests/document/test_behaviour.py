@@ -17,6 +17,7 @@ from zfabric.core.worker.session import Begin, DrainAsked, WorkerSession
 from zfabric.errors import ProtocolError, WorkerLostError
 from zfabric.ids import milliseconds
 from zfabric.wire import codec, kinds
+from zfabric.wire.chunks import EndsBody
 from zfabric.wire.flow import Abort, Cancel, Credit, CreditLine, Grant
 from zfabric.wire.messages import (
     Beat,
@@ -33,7 +34,7 @@ from zfabric.wire.messages import (
     Welcome,
     WorkerHello,
 )
-from zfabric.wire.payloads import Chunk, Delta, EndsBody, Outcome, TextRequest
+from zfabric.wire.payloads import Chunk, ChunkExtra, Delta, Outcome, TextRequest
 from zfabric.wire.questions import Answer, Query
 
 _PAGE = (ROOT / "docs" / "protocol" / "behaviour.md").read_text()
@@ -159,7 +160,7 @@ _FROM_CONTROLLER: dict[str, codec.Frames] = {
 class _Nobody:
     """Reads answers of all kinds, and does nothing with them."""
 
-    def arrived(self, chunk: Chunk) -> None: ...
+    def arrived(self, index: int, text: str, token_ids: list[int], extra: ChunkExtra | None) -> None: ...
 
     def ended(self, *_: object) -> None: ...
 

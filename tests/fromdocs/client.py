@@ -296,20 +296,24 @@ class Client:
             else:
                 self._over(1.0)
 
-    def _chunks(self, chunks: list[Any]) -> None:
-        for array in chunks:
-            chunk = named("Chunk", array)
-            answer = self.answers.get(chunk["request"])
-            if answer is None or chunk["attempt"] != answer.attempt or chunk["offset"] < answer.next:
+    def _chunks(self, array: list[Any]) -> None:
+        chunks = named("Chunks", array)
+        extras = dict(chunks["extras"])
+        for number, request in enumerate(chunks["requests"]):
+            attempt, index = (chunks[column][number] if chunks[column] else 0 for column in ("attempts", "indexes"))
+            offset, text, tokens = (chunks[column][number] for column in ("offsets", "texts", "tokens"))
+            token_ids = tokens if isinstance(tokens, list) else [tokens]
+            answer = self.answers.get(request)
+            if answer is None or attempt != answer.attempt or offset < answer.next:
                 continue
-            if chunk["offset"] > answer.next:
+            if offset > answer.next:
                 self._send(message("CANCEL", struct("Cancel", requests=[answer.number])))
                 self._fail(answer, Failed(50304, "units were lost", {}))
                 continue
-            extra = named("ChunkExtra", chunk["extra"] or [])
-            answer.next += extra["units"] or len(chunk["token_ids"]) or 1
-            answer.texts[chunk["index"]] = answer.texts.get(chunk["index"], "") + chunk["text"]
-            answer.token_ids += chunk["token_ids"]
+            extra = named("ChunkExtra", extras.get(number, []))
+            answer.next += extra["units"] or len(token_ids) or 1
+            answer.texts[index] = answer.texts.get(index, "") + text
+            answer.token_ids += token_ids
             answer.chunks += 1
             answer.barren = 0
             if extra["worker"]:

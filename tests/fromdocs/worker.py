@@ -37,8 +37,8 @@ class Stream:
     finished_at: float = 0.0
     name: tuple[int, int, int] = field(default=(0, 0, 0))
 
-    def chunk(self, until: int, worker: str) -> list[Any]:
-        """What is made from `sent` on, as one chunk."""
+    def chunk(self, until: int, worker: str) -> dict[str, Any]:
+        """What is made from `sent` on, as an entry of each column."""
         tokens = list(range(self.sent, until))
         last = until == self.limit
         extra = None
@@ -48,18 +48,27 @@ class Stream:
                 worker=worker if self.sent == self.first else None,
                 finish_reason="length" if last else None,
             )
-        made = struct(
-            "Chunk",
-            request=self.dispatch["request"],
-            attempt=self.dispatch["attempt"],
-            index=0,
-            offset=self.sent,
-            text="".join(f"{token} " for token in tokens),
-            token_ids=tokens,
-            extra=extra,
-        )
+        made = {
+            "requests": self.dispatch["request"],
+            "offsets": self.sent,
+            "texts": "".join(f"{token} " for token in tokens),
+            "tokens": tokens[0] if len(tokens) == 1 else tokens,
+            "attempts": self.dispatch["attempt"],
+            "extras": extra,
+        }
         self.sent = until
         return made
+
+
+def columns(chunks: list[dict[str, Any]]) -> list[Any]:
+    """Chunks as columns."""
+    made: dict[str, list[Any]] = {
+        name: [chunk[name] for chunk in chunks] for name in ("requests", "offsets", "texts", "tokens")
+    }
+    if any(chunk["attempts"] for chunk in chunks):
+        made["attempts"] = [chunk["attempts"] for chunk in chunks]
+    made["extras"] = [[number, chunk["extras"]] for number, chunk in enumerate(chunks) if chunk["extras"] is not None]
+    return struct("Chunks", **made)
 
 
 class Worker:
@@ -227,7 +236,7 @@ class Worker:
 
     def _flush(self) -> None:
         """What a step has made: one message of chunks for each client, and one of terminals."""
-        chunks: dict[int, list[Any]] = {}
+        chunks: dict[int, list[dict[str, Any]]] = {}
         ended: dict[tuple[int, int], list[Stream]] = {}
         for stream in self._streams.values():
             if stream.client is None or stream.told:
@@ -239,7 +248,7 @@ class Worker:
                 made = stream.chunk(min(stream.made, stream.window), self.name)
                 chunks.setdefault(stream.client, []).append(made)
         for client, lines in chunks.items():
-            self._connection.send(message("CHUNKS") + client.to_bytes(4, "big") + packed(lines))
+            self._connection.send(message("CHUNKS") + client.to_bytes(4, "big") + packed(columns(lines)))
         for (instance, client), streams in ended.items():
             self._end(instance, client, streams)
 
@@ -261,7 +270,7 @@ class Worker:
             for stream in streams
         ]
         envelope = message("ENDS", struct("Ends", instance=instance, ends=ends, client=client))
-        self._connection.send(envelope, packed(struct("EndsBody", chunks=chunks, outcomes=outcomes)))
+        self._connection.send(envelope, packed(struct("EndsBody", chunks=columns(chunks), outcomes=outcomes)))
 
     def _tell(self, instance: int, request: int, attempt: int, code: int, text: str) -> None:
         """A terminal of which nothing else is known."""

@@ -67,10 +67,10 @@ class BareWorker:
     def send_all(self, messages: Iterable[codec.Frames]) -> None:
         for header, body in messages:
             if header[0] == kinds.CHUNKS:
-                self.chunks += codec.unpack_chunks(header)
+                self.chunks += codec.unpack_chunks(header).rows()
             elif header[0] == kinds.ENDS:
                 content = codec.unpack_ends_body(body)
-                self.chunks += content.chunks
+                self.chunks += content.chunks.rows()
                 for end, outcome in zip(codec.unpack_envelope(header).ends, content.outcomes, strict=True):
                     assert end.request not in self.ends, "a second terminal"
                     self.ends[end.request] = (end, outcome)
@@ -83,8 +83,8 @@ class BareWorker:
             self.hellos.append(message)
             if len(self.hellos) == 1:
                 welcome = Welcome(
-                    version=1, build="", epoch=1, session=1, token=b"t", beat_ms=self.beat_ms, lease_ms=3_000,
-                    frame_bytes_max=FRAME_BYTES_MAX,
+                    version=kinds.PROTOCOL_VERSION, build="", epoch=1, session=1, token=b"t", beat_ms=self.beat_ms,
+                    lease_ms=3_000, frame_bytes_max=FRAME_BYTES_MAX,
                 )  # fmt: skip
                 asyncio.get_running_loop().call_soon(self.say, codec.pack(welcome))
         elif isinstance(message, Load):

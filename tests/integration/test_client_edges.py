@@ -39,8 +39,9 @@ from zfabric.backends.echo import EchoOptions
 from zfabric.client import connection as connection_module
 from zfabric.limits import BAD_FRAMES_MAX, NAME_LENGTH_MAX
 from zfabric.wire import codec, kinds
+from zfabric.wire.chunks import EndsBody
 from zfabric.wire.messages import End, Ends, Goodbye, Submit, Welcome
-from zfabric.wire.payloads import Chunk, EndsBody, Outcome
+from zfabric.wire.payloads import Chunk, Outcome
 from zfabric.wire.questions import Answer
 
 SLOW = EchoOptions(tokens_per_second=200)
@@ -86,7 +87,7 @@ async def test_a_wrong_call_before_the_welcome_is_the_callers_alone(ipc: str, na
         async with fabric(ipc, recovery_ms=5_000) as made:
             await made.add_worker("w0")
             assert (await neighbour).text == "a b "
-            assert (await question).protocol == 1
+            assert (await question).protocol == kinds.PROTOCOL_VERSION
             with pytest.raises(FabricError, match=name):
                 await wrong_calls(client)[name]()
             row: Any = np.array([[5, 6], [7, 8]])[1]
@@ -220,7 +221,7 @@ class FakeController:
                 await self.say(
                     codec.pack(
                         Welcome(
-                            version=1, build="", epoch=1, session=self.session, token=b"t", beat_ms=1_000,
+                            version=kinds.PROTOCOL_VERSION, build="", epoch=1, session=self.session, token=b"t", beat_ms=1_000,
                             lease_ms=3_000, frame_bytes_max=2**26,
                         )
                     )

@@ -55,10 +55,10 @@ def a_lost_terminal(patch: pytest.MonkeyPatch) -> None:
 @fault("with credit for", quiet=True, fault_ms=3_000)
 def an_off_by_one_in_credit(patch: pytest.MonkeyPatch) -> None:
     def make(original: Any) -> Any:
-        def take(self: Any, worker: str) -> Any:
+        def take(self: Any, columns: Any, worker: str) -> Any:
             self.window += 1
             try:
-                return original(self, worker)
+                return original(self, columns, worker)
             finally:
                 self.window -= 1
 

@@ -196,11 +196,10 @@ def what_is_cancelled_before_it_began(patch: pytest.MonkeyPatch) -> None:
 @fault("with credit for more", quiet=True)
 def a_delta_beyond_the_window_waits_for_the_end(patch: pytest.MonkeyPatch) -> None:
     def make(original: Any) -> Any:
-        def take(self: Any, worker: str) -> Any:
-            delta = self.deltas[self.sent] if self.sent < len(self.deltas) else None
-            if delta is not None and not self.finished and self.next + delta.units > self.window:
-                return []
-            return original(self, worker)
+        def take(self: Any, columns: Any, worker: str) -> Any:
+            kept = self.deltas[self.sent] if self.sent < len(self.deltas) else None
+            if kept is None or self.finished or self.next + backlog.units_of(kept) <= self.window:
+                original(self, columns, worker)
 
         return take
 

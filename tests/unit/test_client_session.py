@@ -45,10 +45,10 @@ class Reader:
         self.ends: list[FabricError | None] = []
         self.outcome: Outcome | None = None
 
-    def arrived(self, chunk: Chunk) -> None:
-        if chunk.text == "burn":
+    def arrived(self, index: int, text: str, token_ids: list[int], extra: ChunkExtra | None) -> None:
+        if text == "burn":
             raise ValueError("this sink burns")
-        self.chunks.append(chunk)
+        self.chunks.append(Chunk(0, 0, index, 0, text, token_ids, extra))
 
     def ended(self, error: FabricError | None, outcome: Outcome | None) -> None:
         self.ends.append(error)
@@ -141,7 +141,7 @@ class Wire:
 
     def ends(self, ends: list[End], outcomes: Any, chunks: Any = ()) -> None:
         header = codec.pack_envelope(Ends(instance=7, ends=ends))
-        self.hear((header, codec.encode([list(chunks), outcomes])))
+        self.hear((header, codec.encode([chunks, outcomes])))
 
 
 def lost(**details: Any) -> WorkerLostError:
@@ -627,22 +627,57 @@ def test_words_of_a_former_connection_open_no_session() -> None:
 
 
 def test_a_chunk_that_does_not_decode_ends_its_stream_alone() -> None:
-    fine: list[Any] = [0, 0, 0, 0, "a", [1], None]
     for wrong in (
-        [0, 0, 0, 0, 5, [1], None],
-        [0, 0, 0, 0, "a", ["x"], None],
-        [0, 0, 0, 0, "a", [1], ["many"]],
-        [0, 0],
+        {"texts": [5, "a"]},
+        {"tokens": [["x"], [1]]},
+        {"tokens": [None, 1]},
+        {"offsets": ["0", 0]},
+        {"indexes": [[], 0]},
+        {"extras": [[0, ["many"]]]},
     ):
         wire = Wire()
         wire.up()
         bad, bad_reader = wire.submit()
         good, good_reader = wire.submit()
-        fine[0], wrong[0] = good.number, bad.number
-        wire.hear((codec.chunks_route(3) + msgpack.packb([wrong, fine]), b""))
+        wire.hear((codec.chunks_route(3) + columns([bad.number, good.number], **wrong), b""))
         assert isinstance(bad_reader.error, ProtocolError)
         assert (good_reader.text, good_reader.ends) == ("a", [])
         assert wire.said_of("Cancel")[0].requests == [bad.number]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"texts": ["a"]},
+        {"offsets": []},
+        {"attempts": [0]},
+        {"extras": [[2, []]]},
+        {"extras": [[-1, []]]},
+        {"extras": [[0]]},
+        {"requests": 5},
+    ],
+)
+def test_columns_that_do_not_belong_together_are_nobodys(wrong: dict[str, Any]) -> None:
+    """Nobody can say whose entries these are. The next chunk shows that they are missing, and their streams go on elsewhere."""
+    wire = Wire()
+    wire.up()
+    one, reader = wire.submit()
+    other, _ = wire.submit()
+    with pytest.raises(ProtocolError):
+        wire.hear((codec.chunks_route(3) + columns([one.number, other.number], **wrong), b""))
+    assert (reader.text, reader.ends) == ("", [])
+    wire.hear(codec.pack_chunks(3, [Chunk(one.number, 0, 0, 1, "b", [2])]))
+    assert wire.session.counters.gaps == 1
+
+
+def columns(numbers: list[int], **wrong: Any) -> bytes:
+    """Chunks of these requests, one token each, with other values for some columns."""
+    many = len(numbers)
+    known = {
+        "requests": numbers, "offsets": [0] * many, "texts": ["a"] * many, "tokens": [1] * many, "attempts": [], "indexes": [],
+        "extras": [],
+    }  # fmt: skip
+    return bytes(msgpack.packb(list({**known, **wrong}.values())))
 
 
 def test_an_outcome_that_does_not_decode_ends_its_request_alone() -> None:
@@ -651,8 +686,7 @@ def test_an_outcome_that_does_not_decode_ends_its_request_alone() -> None:
     bad, bad_reader = wire.submit()
     good, good_reader = wire.submit()
     ends = [End(request=pending.number, attempt=0, code=0) for pending in (bad, good)]
-    chunk = [good.number, 0, 0, 0, "a", [1], None]
-    wire.ends(ends, [[0, None, "", {"a": [1]}], [1]], [chunk])
+    wire.ends(ends, [[0, None, "", {"a": [1]}], [1]], Raw(columns([good.number])))
     assert isinstance(bad_reader.error, ProtocolError)
     assert (good_reader.text, good_reader.error) == ("a", None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Callable
@@ -18,6 +19,11 @@ def chunk(index: int, token: int, **extra: object) -> Chunk:
     made = Chunk(1, 0, index, 0, f"{index}.{token} ", [token])
     made.extra = ChunkExtra(**extra) if extra else None  # type: ignore[arg-type]
     return made
+
+
+def parts(one: Chunk) -> tuple[int, str, list[int], ChunkExtra | None]:
+    """A chunk as sinks get it: lists of their own."""
+    return one.index, one.text, list(one.token_ids), copy.deepcopy(one.extra)
 
 
 def entry(token: int) -> TokenLogprobs:
@@ -40,7 +46,7 @@ def nothing() -> None:
 def read_late(chunks: list[Chunk], choices: int) -> None:
     mailbox = Mailbox(nothing, choices)
     for one in chunks:
-        mailbox.arrived(one)
+        mailbox.arrived(*parts(one))
     while mailbox.waiting:
         mailbox.take()
 
@@ -48,14 +54,14 @@ def read_late(chunks: list[Chunk], choices: int) -> None:
 def read_each(chunks: list[Chunk], choices: int) -> None:
     mailbox = SharedMailbox(choices)
     for one in chunks:
-        mailbox.arrived(one)
+        mailbox.arrived(*parts(one))
         mailbox.take()
 
 
 def collect(chunks: list[Chunk], choices: int) -> None:
     collector = Collector(choices, nothing, lambda units: None)
     for one in chunks:
-        collector.arrived(one)
+        collector.arrived(*parts(one))
 
 
 @pytest.mark.parametrize("read", [read_late, read_each, collect])
@@ -80,10 +86,10 @@ def test_every_choice_is_whole_however_late_it_is_read(late: bool) -> None:
     mailbox = Mailbox(nothing, 3)
     taken = []
     for one in answer(20, 3, logprobs=True):
-        mailbox.arrived(one)
+        mailbox.arrived(*parts(one))
         if not late:
             taken.append(mailbox.take())
-    mailbox.arrived(chunk(1, 20, finish_reason="stop"))
+    mailbox.arrived(*parts(chunk(1, 20, finish_reason="stop")))
     while mailbox.waiting:
         taken.append(mailbox.take())
     for choice in mailbox.choices:
@@ -99,7 +105,7 @@ def test_every_choice_is_whole_however_late_it_is_read(late: bool) -> None:
 def test_what_a_reader_does_to_its_deltas_is_its_own() -> None:
     mailbox = Mailbox(nothing)
     for token in range(3):
-        mailbox.arrived(chunk(0, token, logprobs=[entry(token)]))
+        mailbox.arrived(*parts(chunk(0, token, logprobs=[entry(token)])))
     delta = mailbox.take()
     assert delta.logprobs is not None
     delta.token_ids.clear()
@@ -112,21 +118,21 @@ def test_what_a_reader_does_to_its_deltas_is_its_own() -> None:
 def test_a_choice_that_nobody_asked_for_is_refused(index: int) -> None:
     for sink in (Mailbox(nothing, 2), Collector(2, nothing, lambda units: None)):
         with pytest.raises(ProtocolError, match="of choice"):
-            sink.arrived(chunk(index, 1))
+            sink.arrived(*parts(chunk(index, 1)))
 
 
 def test_a_collector_tells_the_units_that_chunks_have() -> None:
     told: list[int] = []
     collector = Collector(1, nothing, told.append)
-    collector.arrived(Chunk(1, 0, 0, 0, "abc", [], ChunkExtra(units=3)))
-    collector.arrived(Chunk(1, 0, 0, 3, "a", []))
-    collector.arrived(Chunk(1, 0, 0, 4, "ab", [1, 2]))
+    collector.arrived(*parts(Chunk(1, 0, 0, 0, "abc", [], ChunkExtra(units=3))))
+    collector.arrived(*parts(Chunk(1, 0, 0, 3, "a", [])))
+    collector.arrived(*parts(Chunk(1, 0, 0, 4, "ab", [1, 2])))
     assert told == [3, 1, 2]
 
 
 def test_an_answer_that_was_closed_is_no_completion() -> None:
     mailbox = Mailbox(nothing)
-    mailbox.arrived(chunk(0, 1))
+    mailbox.arrived(*parts(chunk(0, 1)))
     mailbox.ended(None, Outcome(usage=Usage(1, 1)))
     mailbox.discard()
     with pytest.raises(RequestCancelledError):
@@ -139,8 +145,8 @@ def test_an_answer_that_was_closed_is_no_completion() -> None:
 
 def test_a_completion_is_plain_values() -> None:
     collector = Collector(2, nothing, lambda units: None)
-    collector.arrived(chunk(0, 5, worker="w", logprobs=[entry(5)], prompt_logprobs=[None, entry(1)]))
-    collector.arrived(chunk(1, 6, finish_reason="length"))
+    collector.arrived(*parts(chunk(0, 5, worker="w", logprobs=[entry(5)], prompt_logprobs=[None, entry(1)])))
+    collector.arrived(*parts(chunk(1, 6, finish_reason="length")))
     collector.ended(None, Outcome(usage=Usage(3, 2, 1)))
     found = collector.completion("ab", "m").to_dict()
     logprob = {"token_id": 5, "logprob": -0.5, "text": "x", "rank": 1}

@@ -48,7 +48,7 @@ def test_a_reader_gets_all_of_it_however_it_was_merged(window: int) -> None:
     side.grant(1, 0, 1_000)
     box = Mailbox(lambda: None)
     for chunk in side.heard().chunks:
-        box.arrived(chunk)
+        box.arrived(chunk.index, chunk.text, chunk.token_ids, chunk.extra)
     box.ended(None, Outcome())
     seen = [box.take() for _ in iter(lambda: bool(box.waiting), False)]
     choice = box.completion("r", "m").choices[0]
@@ -80,7 +80,7 @@ def test_an_answer_that_is_drawn_again_goes_on_where_its_reader_stands(units: in
     for position, delta in enumerate(fresh()[:units]):
         extra = ChunkExtra(reasoning=delta.reasoning, tool_calls=delta.tool_calls)
         chunk = Chunk(pending.number, 0, 0, position, delta.text, delta.token_ids, extra)
-        reader.arrived(chunk)
+        reader.arrived(chunk.index, chunk.text, chunk.token_ids, chunk.extra)
         wire.chunk(pending, delta.text, delta.token_ids, reasoning=delta.reasoning, tool_calls=delta.tool_calls)
     wire.end(pending, WorkerLostError("gone"))
     ((_, again),) = wire.said_of("Submit")
@@ -92,7 +92,7 @@ def test_an_answer_that_is_drawn_again_goes_on_where_its_reader_stands(units: in
             extra = ChunkExtra(
                 reasoning=delta.reasoning, tool_calls=delta.tool_calls, finish_reason=delta.finish_reason
             )
-            reader.arrived(Chunk(pending.number, 1, 0, position, delta.text, delta.token_ids, extra))
+            reader.arrived(0, delta.text, delta.token_ids, extra)
             position += len(delta.token_ids)
     (choice,) = reader.choices
     assert (choice.reasoning, choice.text, choice.token_ids) == ("I call.", "Look: ", [1, 2, 3, 4, 5, 6, 7])
@@ -136,7 +136,7 @@ def test_what_cannot_be_sent_ends_its_own_stream() -> None:
 
 def test_a_piece_of_a_call_that_nothing_began_ends_its_stream() -> None:
     box = Mailbox(lambda: None)
-    box.arrived(Chunk(1, 0, 0, 0, "", [1], ChunkExtra(tool_calls=[call(1, "{}", "f")])))
+    box.arrived(0, "", [1], ChunkExtra(tool_calls=[call(1, "{}", "f")]))
     with pytest.raises(ProtocolError, match="call 1"):
         box.take()
 

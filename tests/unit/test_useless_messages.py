@@ -246,9 +246,9 @@ def test_a_client_that_says_hello_again_is_welcome_again_and_nothing_else_happen
 @pytest.mark.parametrize(
     "act",
     [
-        lambda bench, client, worker: client.send(ClientHello(version=1, build="", instance=99)),
+        lambda bench, client, worker: client.send(ClientHello(version=kinds.PROTOCOL_VERSION, build="", instance=99)),
         lambda bench, client, worker: client.send(hello_of("w2", 1)),
-        lambda bench, client, worker: worker.send(ClientHello(version=1, build="", instance=99)),
+        lambda bench, client, worker: worker.send(ClientHello(version=kinds.PROTOCOL_VERSION, build="", instance=99)),
         lambda bench, client, worker: worker.send(hello_of("w2", 1)),
         lambda bench, client, worker: worker.send(hello_of("w", 2)),
         lambda bench, client, worker: client.send(Load(slots=9)),
@@ -271,7 +271,9 @@ def test_a_session_is_what_its_first_hello_said(act: Callable[[Bench, FakeClient
 
 def hello_of(name: str, instance: int) -> WorkerHello:
     load = Load(slots=1)
-    return WorkerHello(version=1, build="", name=name, instance=instance, models=[model_of("m")], load=load)
+    return WorkerHello(
+        version=kinds.PROTOCOL_VERSION, build="", name=name, instance=instance, models=[model_of("m")], load=load
+    )
 
 
 # ── sizes ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -495,7 +495,7 @@ def test_a_reader_whose_answer_is_gone_does_not_wait_for_it() -> None:
 
 def _welcome(beat_ms: int) -> Welcome:
     return Welcome(
-        version=1, build="", epoch=1, session=1, token=b"t", beat_ms=beat_ms, lease_ms=3_000,
+        version=kinds.PROTOCOL_VERSION, build="", epoch=1, session=1, token=b"t", beat_ms=beat_ms, lease_ms=3_000,
         frame_bytes_max=limits.FRAME_BYTES_MAX,
     )  # fmt: skip
 

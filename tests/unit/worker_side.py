@@ -38,7 +38,7 @@ class WorkerSide:
     def welcome(self) -> None:
         self.session.outbox.clear()
         message = Welcome(
-            version=1, build="", epoch=1, session=1, token=b"t", beat_ms=1_000, lease_ms=3_000,
+            version=kinds.PROTOCOL_VERSION, build="", epoch=1, session=1, token=b"t", beat_ms=1_000, lease_ms=3_000,
             frame_bytes_max=self.frame_bytes_max,
         )  # fmt: skip
         self.session.receive(*codec.pack(message), 0)
@@ -87,13 +87,13 @@ class WorkerSide:
         for header, body in frames:
             if header[0] == kinds.CHUNKS:
                 heard.frames.append((header, body))
-                heard.chunks.extend(codec.unpack_chunks(header))
+                heard.chunks.extend(codec.unpack_chunks(header).rows())
             elif header[0] == kinds.ENDS:
                 heard.frames.append((header, body))
                 content = codec.unpack_ends_body(body)
                 envelope = codec.unpack_envelope(header)
                 assert len(envelope.ends) == len(content.outcomes)
-                heard.chunks.extend(content.chunks)
+                heard.chunks.extend(content.chunks.rows())
                 heard.ends.extend(envelope.ends)
                 heard.outcomes.extend(content.outcomes)
         assert all(len(part) <= self.frame_bytes_max for frame in heard.frames for part in frame)

@@ -59,21 +59,22 @@ class _Stream:
         self.stop_at = frozenset(request.sampling.stop_token_ids)
         self.due = due
 
-    def step(self) -> Delta:
+    def step(self) -> int | Delta:
+        """The next token, or the delta that ends the answer."""
         position = self.position
+        token = position % self.prompt_tokens
+        if position + 1 < self.limit and not self.stop_at:
+            self.position = position + 1
+            return token
         if position >= self.limit or self.resumed_after in self.stop_at:
             # The reader of an answer that another worker began has all of it but its end.
             return self._ending("stop" if self.resumed_after in self.stop_at else "length", "", [])
-        token = position % self.prompt_tokens
         self.position = position + 1
-        reason: FinishReason | None = None
         if token in self.stop_at:
-            reason = "stop"
-        elif self.position >= self.limit:
-            reason = "length"
-        if reason is None:
-            return Delta(text=self.tokens[token], token_ids=[token])
-        return self._ending(reason, "" if reason == "stop" else self.tokens[token], [token])
+            return self._ending("stop", "", [token])
+        if self.position >= self.limit:
+            return self._ending("length", self.tokens[token], [token])
+        return token
 
     def _ending(self, reason: FinishReason, text: str, token_ids: list[int]) -> Delta:
         usage = Usage(prompt_tokens=self.prompt_tokens, completion_tokens=self.position)
@@ -198,19 +199,28 @@ class EchoWorker(BaseModelWorker):
             self._come_back(soonest, now)
 
     def _step(self, now: float, interval: float) -> None:
-        step: list[tuple[str, Delta]] = []
-        for request_id, stream in list(self._streams.items()):
-            if stream.due > now:
-                continue
-            delta = stream.step()
-            # Catch up by at most one interval, so that a late loop does not turn into a burst.
-            stream.due = max(stream.due + interval, now)
-            step.append((request_id, delta))
-            if delta.finish_reason is not None:
-                del self._streams[request_id]
-        if step:
+        names: list[str] = []
+        token_ids: list[int] = []
+        texts: list[str] = []
+        endings: list[tuple[str, Delta]] = []
+        for request_id, stream in self._streams.items():
+            if self._timed:
+                if stream.due > now:
+                    continue
+                # Catch up by at most one interval, so that a late loop does not turn into a burst.
+                stream.due = max(stream.due + interval, now)
+            made = stream.step()
+            if isinstance(made, int):
+                names.append(request_id)
+                token_ids.append(made)
+                texts.append(stream.tokens[made])
+            else:
+                endings.append((request_id, made))
+        for request_id, _ in endings:
+            del self._streams[request_id]
+        if names or endings:
             self._steps_taken += 1
-            self.steps.emit(step)
+            self.steps.emit_columns(names, token_ids, texts, endings)
 
 
 def _vector(text: str | list[int], dimensions: int) -> bytes:

@@ -15,7 +15,7 @@ from zfabric.client.reading import Reading
 from zfabric.client.results import Completion
 from zfabric.errors import ClosedError, FabricError
 from zfabric.limits import WINDOW_UNITS
-from zfabric.wire.payloads import Chunk, Delta, Outcome
+from zfabric.wire.payloads import ChunkExtra, Delta, Outcome
 
 #: Consumed units are told to the loop's thread in portions: each portion wakes it.
 _CREDIT_PORTION: Final = WINDOW_UNITS // 8
@@ -145,9 +145,9 @@ class SharedMailbox(Mailbox):
         self.changed = threading.Condition(threading.Lock())
         super().__init__(self.changed.notify_all, choices)
 
-    def arrived(self, chunk: Chunk) -> None:
+    def arrived(self, index: int, text: str, token_ids: list[int], extra: ChunkExtra | None) -> None:
         with self.changed:
-            super().arrived(chunk)
+            super().arrived(index, text, token_ids, extra)
 
     def ended(self, error: FabricError | None, outcome: Outcome | None) -> None:
         with self.changed:

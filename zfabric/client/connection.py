@@ -8,7 +8,7 @@ import logging
 import random
 import secrets
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any, Final, Protocol
 
@@ -190,8 +190,13 @@ class Connection:
 
     def consumed(self, pending: Pending, units: int) -> None:
         """A reader took units."""
+        self.consumed_all(((pending, units),))
+
+    def consumed_all(self, read: Iterable[tuple[Pending, int]]) -> None:
+        """A reader took units of each of these."""
         session = self.session
-        session.consumed(pending, units)
+        for pending, units in read:
+            session.consumed(pending, units)
         if session.flush_due:
             self._schedule_flush()
 

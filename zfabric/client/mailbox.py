@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import TypeVar
 
 from zfabric.client.results import Choice, Completion
 from zfabric.errors import FabricError, ProtocolError, RequestCancelledError
-from zfabric.wire.payloads import Chunk, ChunkExtra, Delta, Outcome, TokenLogprobs, Usage
-from zfabric.wire.tool_calls import ToolCallDelta, joined_calls
+from zfabric.wire.payloads import ChunkExtra, Delta, Outcome, TokenLogprobs, Usage
+from zfabric.wire.tool_calls import joined_calls
+
+T = TypeVar("T")
 
 
 class Answer:
@@ -38,26 +41,27 @@ class Answer:
         """Known once the answer is whole."""
         return self.outcome.usage if self.outcome is not None else None
 
-    def enter(self, chunk: Chunk) -> None:
+    def enter(self, index: int, text: str, token_ids: list[int], extra: ChunkExtra | None) -> None:
         """Add a chunk to its choice."""
-        choice = self.choices[chunk.index]
-        choice.extend(chunk.text, chunk.token_ids)
-        if chunk.extra is not None:
-            self._enter_extra(choice, chunk.extra)
+        choice = self.choices[index]
+        choice.extend(text, token_ids)
+        if extra is not None:
+            if extra.worker is not None:
+                self.worker = extra.worker
+            self._enter_parts(choice, extra)
 
-    def _enter_extra(self, choice: Choice, extra: ChunkExtra) -> None:
-        if extra.worker is not None:
-            self.worker = extra.worker
-        if extra.finish_reason is not None:
-            choice.finish_reason = extra.finish_reason
-        if extra.logprobs is not None:
+    def _enter_parts(self, choice: Choice, parts: ChunkExtra | Delta) -> None:
+        """Add what a chunk or a delta has beside text and tokens."""
+        if parts.finish_reason is not None:
+            choice.finish_reason = parts.finish_reason
+        if parts.logprobs is not None:
             if choice.logprobs is None:
                 choice.logprobs = []
-            choice.logprobs += extra.logprobs
-        if extra.reasoning or extra.tool_calls:
-            choice.extend_parts(extra.reasoning, extra.tool_calls or ())
-        if extra.prompt_logprobs is not None:
-            self.prompt_logprobs = extra.prompt_logprobs
+            choice.logprobs += parts.logprobs
+        if parts.reasoning or parts.tool_calls:
+            choice.extend_parts(parts.reasoning, parts.tool_calls or ())
+        if parts.prompt_logprobs is not None:
+            self.prompt_logprobs = parts.prompt_logprobs
 
     def ended(self, error: FabricError | None, outcome: Outcome | None) -> None:
         """The terminal."""
@@ -91,11 +95,11 @@ class Collector(Answer):
         self._done = done
         self._consumed = consumed
 
-    def arrived(self, chunk: Chunk) -> None:
-        if chunk.index:
-            _check_index(chunk, len(self.choices))
-        self.enter(chunk)
-        self._consumed(_units(chunk))
+    def arrived(self, index: int, text: str, token_ids: list[int], extra: ChunkExtra | None) -> None:
+        if index:
+            _check_index(index, len(self.choices))
+        self.enter(index, text, token_ids, extra)
+        self._consumed(_units(token_ids, extra))
 
     def ended(self, error: FabricError | None, outcome: Outcome | None) -> None:
         super().ended(error, outcome)
@@ -103,87 +107,119 @@ class Collector(Answer):
 
 
 class Mailbox(Answer):
-    """The sink of one request, for one reader: one slot whose content grows, so a late reader gets merged deltas.
+    """The sink of one request, for one reader. What waits is deltas, the last of which grows, so a late reader gets merged ones.
 
     Args:
-        wake: Called after anything arrived; the reader's own way of being woken.
+        wake: Called when something waits that did not, and at the end; the reader's own way of being woken.
     """
 
-    __slots__ = ("units_taken", "waiting", "wake")
+    __slots__ = ("_grown", "_reasoning", "_rich", "_texts", "_units", "units_taken", "waiting", "wake")
 
     def __init__(self, wake: Callable[[], None], choices: int = 1) -> None:
         super().__init__(choices)
         self.wake = wake
-        self.waiting: deque[Chunk] = deque()
+        #: What waits, and how many units each of it is.
+        self.waiting: deque[Delta] = deque()
+        self._units: deque[int] = deque()
+        #: Whether the last that waits has grown; its texts are joined when it is taken, or another begins.
+        self._grown = False
+        #: Whether any delta had more than text and tokens.
+        self._rich = False
+        self._texts: list[str] = []
+        self._reasoning: list[str] = []
         self.units_taken = 0
 
-    def arrived(self, chunk: Chunk) -> None:
-        if chunk.index:
-            _check_index(chunk, len(self.choices))
-        self.waiting.append(chunk)
-        if chunk.extra is not None and chunk.extra.worker is not None:
-            self.worker = chunk.extra.worker
-        self.wake()
+    def arrived(self, index: int, text: str, token_ids: list[int], extra: ChunkExtra | None) -> None:
+        if index:
+            _check_index(index, len(self.choices))
+        waiting = self.waiting
+        if not waiting or waiting[-1].index != index:
+            if self._grown:
+                self._join()
+            delta = Delta(text=text, token_ids=token_ids, index=index)
+            if extra is not None:
+                self._add_extra(delta, extra)
+            waiting.append(delta)
+            self._units.append(_units(token_ids, extra))
+            if len(waiting) == 1:
+                self.wake()
+        else:
+            self._grow(waiting[-1], text, token_ids, extra)
+
+    def _grow(self, delta: Delta, text: str, token_ids: list[int], extra: ChunkExtra | None) -> None:
+        """Add a chunk to the delta that waits already."""
+        if not self._grown:
+            self._grown = True
+            self._texts, self._reasoning = [delta.text], [delta.reasoning]
+        self._texts.append(text)
+        delta.token_ids += token_ids
+        self._units[-1] += _units(token_ids, extra)
+        if extra is not None:
+            self._reasoning.append(extra.reasoning)
+            self._add_extra(delta, extra)
+
+    def _add_extra(self, delta: Delta, extra: ChunkExtra) -> None:
+        if extra.worker is not None:
+            self.worker = extra.worker
+        if extra.plain:
+            return
+        self._rich = True
+        delta.finish_reason = extra.finish_reason or delta.finish_reason
+        delta.prompt_logprobs = extra.prompt_logprobs or delta.prompt_logprobs
+        delta.reasoning = delta.reasoning or extra.reasoning
+        if extra.logprobs:
+            delta.logprobs = _extended(delta.logprobs, extra.logprobs)
+        if extra.tool_calls:
+            delta.tool_calls = _extended(delta.tool_calls, extra.tool_calls)
+
+    def _join(self) -> None:
+        """Write the parts of the last delta that waits into it."""
+        delta = self.waiting[-1]
+        delta.text, delta.reasoning = "".join(self._texts), "".join(self._reasoning)
+        if delta.tool_calls:
+            delta.tool_calls = joined_calls(delta.tool_calls)
+        self._grown = False
+        self._texts, self._reasoning = [], []
 
     def ended(self, error: FabricError | None, outcome: Outcome | None) -> None:
         super().ended(error, outcome)
         self.wake()
 
     def take(self) -> Delta:
-        """What waits for the next choice, up to the next chunk of another, as one delta. Call only if something waits."""
+        """The next delta, entered in the answer. Call only if something waits."""
         waiting = self.waiting
-        first = waiting.popleft()
-        if first.extra is None and not (waiting and waiting[0].index == first.index):
-            # The usual case, a step's one token, without what only runs and a choice's ends need.
-            self.units_taken = len(first.token_ids) or 1
-            self.choices[first.index].extend(first.text, first.token_ids)
-            return Delta(text=first.text, token_ids=first.token_ids, index=first.index)
-        run = [first]
-        while waiting and waiting[0].index == first.index:
-            run.append(waiting.popleft())
-        return self._delta(run)
-
-    def _delta(self, run: list[Chunk]) -> Delta:
-        """One delta of a run of chunks of one choice, entered in the answer."""
-        first = run[0]
-        if len(run) == 1:
-            delta = Delta(text=first.text, token_ids=first.token_ids, index=first.index)
-        else:
-            text = "".join([chunk.text for chunk in run])
-            delta = Delta(text=text, token_ids=[t for chunk in run for t in chunk.token_ids], index=first.index)
-        choice = self.choices[first.index]
+        if self._grown and len(waiting) == 1:
+            self._join()
+        delta = waiting.popleft()
+        self.units_taken = self._units.popleft()
+        choice = self.choices[delta.index]
         choice.extend(delta.text, delta.token_ids)
-        logprobs: list[TokenLogprobs] = []
-        reasoning: list[str] = []
-        calls: list[ToolCallDelta] = []
-        for chunk in run:
-            extra = chunk.extra
-            if extra is None:
-                continue
-            self._enter_extra(choice, extra)
-            logprobs += extra.logprobs or ()
-            reasoning.append(extra.reasoning)
-            calls += extra.tool_calls or ()
-            delta.finish_reason = extra.finish_reason or delta.finish_reason
-            delta.prompt_logprobs = extra.prompt_logprobs or delta.prompt_logprobs
-        delta.logprobs = logprobs or None
-        delta.reasoning, delta.tool_calls = "".join(reasoning), joined_calls(calls)
-        self.units_taken = sum([_units(chunk) for chunk in run])
+        if self._rich:
+            self._enter_parts(choice, delta)
         return delta
 
     def discard(self) -> None:
         """Forget what has arrived and was not read; reading on finds the end."""
         self.closed = self.closed or bool(self.waiting) or not self.finished
         self.waiting.clear()
+        self._units.clear()
+        self._grown = False
         if isinstance(self.error, RequestCancelledError):
             self.error = None
 
 
-def _units(chunk: Chunk) -> int:
-    extra = chunk.extra
-    return (len(chunk.token_ids) or 1) if extra is None or extra.units is None else extra.units
+def _units(token_ids: list[int], extra: ChunkExtra | None) -> int:
+    return (len(token_ids) or 1) if extra is None or extra.units is None else extra.units
 
 
-def _check_index(chunk: Chunk, choices: int) -> None:
-    if not 0 <= chunk.index < choices:
-        raise ProtocolError(f"a chunk is of choice {chunk.index}, of {choices}", index=chunk.index, choices=choices)
+def _extended(so_far: list[T] | None, more: list[T]) -> list[T]:
+    """A list with more in it: the former one, so that a late reader's costs no more than it is long."""
+    if so_far is None:
+        return more
+    so_far += more
+    return so_far
+
+
+def _check_index(index: int, choices: int) -> None:
+    if not 0 <= index < choices:
+        raise ProtocolError(f"a chunk is of choice {index}, of {choices}", index=index, choices=choices)

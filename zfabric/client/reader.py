@@ -14,6 +14,7 @@ from zfabric.client.options import GenerateOptions
 from zfabric.client.reading import Reading
 from zfabric.client.requests import generate_request, model_name
 from zfabric.client.results import Completion
+from zfabric.core.client.pending import Pending
 from zfabric.errors import ClosedError, RequestError
 from zfabric.wire.payloads import Delta
 
@@ -59,8 +60,10 @@ class _Inbox:
         """All that waits."""
         ready, self.ready = self.ready, []
         taken: list[tuple[AnswerStream, Delta | None]] = []
+        read: list[tuple[Pending, int]] = []
         for stream in ready:
-            stream._take(taken)
+            stream._take(taken, read)
+        self.connection.consumed_all(read)
         return taken
 
     def cancel(self) -> None:
@@ -115,15 +118,15 @@ class AnswerStream(Reading):
             self._marked = True
             self._inbox.add(self)
 
-    def _take(self, taken: list[tuple[AnswerStream, Delta | None]]) -> None:
-        """Add what waits for this stream, and its end if it has come."""
+    def _take(self, taken: list[tuple[AnswerStream, Delta | None]], read: list[tuple[Pending, int]]) -> None:
+        """Add what waits for this stream, and its end if it has come; and how many units that is."""
         self._marked = False
         box, units = self._box, 0
         while box.waiting:
             taken.append((self, box.take()))
             units += box.units_taken
         if units and self._pending is not None:
-            self._inbox.connection.consumed(self._pending, units)
+            read.append((self._pending, units))
         if box.finished and self in self._inbox.open:
             self._inbox.open.remove(self)
             taken.append((self, None))

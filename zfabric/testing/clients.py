@@ -14,7 +14,7 @@ from zfabric.testing.network import Link, Network
 from zfabric.testing.records import Record, Violation, Wish, values_of
 from zfabric.testing.world import Alarm, World
 from zfabric.wire import codec
-from zfabric.wire.payloads import Chunk, EmbedResult, Outcome
+from zfabric.wire.payloads import ChunkExtra, EmbedResult, Outcome
 
 
 class SimSink:
@@ -25,9 +25,9 @@ class SimSink:
         self.record = record
         self._read_delay_ms = record.wish.read_delay_ms
 
-    def arrived(self, chunk: Chunk) -> None:
-        self.record.tokens(chunk.text, chunk.token_ids)
-        pending, units = self.record.pending, len(chunk.token_ids) or 1
+    def arrived(self, index: int, text: str, token_ids: list[int], extra: ChunkExtra | None) -> None:
+        self.record.tokens(text, token_ids)
+        pending, units = self.record.pending, len(token_ids) or 1
         if pending is None:
             return
         if self._read_delay_ms:

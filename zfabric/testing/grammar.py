@@ -12,6 +12,7 @@ from typing import Final
 
 from zfabric.testing.catalogue import ALL, NAMES
 from zfabric.wire import codec, kinds
+from zfabric.wire.chunks import EndsBody
 from zfabric.wire.fields import Operation
 from zfabric.wire.flow import Abort, Cancel, Credit, CreditLine
 from zfabric.wire.messages import (
@@ -30,7 +31,7 @@ from zfabric.wire.messages import (
     Submit,
     WorkerHello,
 )
-from zfabric.wire.payloads import Chunk, CountRequest, EmbedRequest, EndsBody, GenerateRequest, Outcome
+from zfabric.wire.payloads import Chunk, CountRequest, EmbedRequest, GenerateRequest, Outcome
 from zfabric.wire.questions import Query
 from zfabric.wire.sampling import SamplingParams
 

@@ -6,6 +6,7 @@ in the parser, and that is the sender's fault as well.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
@@ -13,7 +14,7 @@ from msgspec import Struct
 
 from zfabric.errors import FabricError, ProtocolError, VersionMismatchError
 from zfabric.limits import ATTEMPTS_MAX, CONTROL_BODY_BYTES_MAX, HEADER_BYTES_MAX, MESSAGE_LENGTH_MAX
-from zfabric.wire import flow, kinds, messages, payloads, questions, tasks
+from zfabric.wire import chunks, flow, kinds, messages, payloads, questions, tasks
 
 T = TypeVar("T")
 
@@ -53,8 +54,8 @@ _KIND_OF: Final[dict[type[Struct], int]] = {
 _HEADER_OF: Final = {kind: bytes([kind]) for kind in kinds.NAMES}
 _envelope_decoders: Final = {kind: msgspec.msgpack.Decoder(t) for kind, t in _ENVELOPES.items()}
 _body_decoders: Final = {kind: msgspec.msgpack.Decoder(t) for kind, t in _BODIES.items()}
-_chunks_decoder: Final = msgspec.msgpack.Decoder(list[payloads.Chunk])
-_ends_decoder: Final = msgspec.msgpack.Decoder(payloads.EndsBody)
+_chunks_decoder: Final = msgspec.msgpack.Decoder(chunks.Chunks)
+_ends_decoder: Final = msgspec.msgpack.Decoder(chunks.EndsBody)
 _request_decoders: Final[dict[str, msgspec.msgpack.Decoder[Any]]] = {
     "generate": msgspec.msgpack.Decoder(payloads.TextRequest),
     "embed": msgspec.msgpack.Decoder(payloads.EmbedRequest),
@@ -92,9 +93,9 @@ def chunks_route(client: int) -> bytes:
     return b"\x01" + client.to_bytes(4, "big")
 
 
-def pack_chunks(client: int, chunks: list[payloads.Chunk]) -> Frames:
+def pack_chunks(client: int, rows: Iterable[payloads.Chunk]) -> Frames:
     """CHUNKS for one client."""
-    return chunks_route(client) + encode(chunks), EMPTY
+    return chunks_route(client) + encode(chunks.columns_of(rows)), EMPTY
 
 
 def pack(message: Struct) -> Frames:
@@ -222,14 +223,18 @@ def unpack_hello(header: bytes) -> Any:
     return hello
 
 
-def unpack_chunks(header: bytes) -> list[payloads.Chunk]:
+def unpack_chunks(header: bytes) -> chunks.Chunks:
     """The content of CHUNKS. Raises: ProtocolError."""
-    return _decode(_chunks_decoder, memoryview(header)[ROUTE_BYTES:], kinds.CHUNKS)
+    columns = _decode(_chunks_decoder, memoryview(header)[ROUTE_BYTES:], kinds.CHUNKS)
+    columns.check()
+    return columns
 
 
-def unpack_ends_body(body: bytes) -> payloads.EndsBody:
+def unpack_ends_body(body: bytes) -> chunks.EndsBody:
     """Body of ENDS. Raises: ProtocolError."""
-    return _decode(_ends_decoder, body, kinds.ENDS)
+    content = _decode(_ends_decoder, body, kinds.ENDS)
+    content.chunks.check()
+    return content
 
 
 def unpack_request(operation: str, body: bytes) -> payloads.AnyRequest:

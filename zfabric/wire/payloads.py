@@ -132,6 +132,17 @@ class ChunkExtra(Struct, array_like=True, kw_only=True, gc=False):
     tool_calls: list[ToolCallDelta] | None = None
 
     @property
+    def plain(self) -> bool:
+        """Whether it says nothing that belongs to the answer itself."""
+        return (
+            self.finish_reason is None
+            and self.logprobs is None
+            and self.prompt_logprobs is None
+            and not self.reasoning
+            and not self.tool_calls
+        )
+
+    @property
     def characters(self) -> int:
         """Length of what an answer has beside its text, as a continuation counts it: `resume_characters`."""
         calls = self.tool_calls or ()
@@ -139,7 +150,8 @@ class ChunkExtra(Struct, array_like=True, kw_only=True, gc=False):
 
 
 class Chunk(Struct, array_like=True, gc=False):
-    """A run of one stream on the wire: units [offset, offset + units) of attempt `attempt` of `request`.
+    """A run of one stream: units [offset, offset + units) of attempt `attempt` of `request`. On the wire many of them are
+    columns (`wire.chunks`).
 
     Attributes:
         request: Whose answer it is.
@@ -177,18 +189,6 @@ class Outcome(Struct, array_like=True, kw_only=True):
     message: str = ""
     details: dict[str, Detail] = {}
     result: Raw = NIL
-
-
-class EndsBody(Struct, array_like=True, kw_only=True):
-    """Body of ENDS.
-
-    Attributes:
-        chunks: The last chunks of a step, of these and other streams of the client.
-        outcomes: One for each end of the envelope, in its order.
-    """
-
-    chunks: list[Chunk] = []
-    outcomes: list[Outcome] = []
 
 
 class TextRequest(Struct, array_like=True, kw_only=True):

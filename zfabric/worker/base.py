@@ -65,11 +65,40 @@ class StepSink(Protocol):
         """All deltas of one engine step, as (request_id, delta). The last of a request sets `finish_reason`
         on each of its choices and `usage` on the very last one. Deltas of requests that ended are dropped."""
 
+    def emit_columns(
+        self,
+        request_ids: Sequence[str],
+        token_ids: Sequence[int],
+        texts: Sequence[str],
+        others: Iterable[tuple[str, Delta]] = (),
+    ) -> None:
+        """All of one engine step, without an object for each token.
+
+        Args:
+            request_ids, token_ids, texts: Entry i of each is one token of the first choice of a request, and its text.
+            others: What of this step has more, such as a request's last delta; as of `emit`.
+
+        Raises:
+            BackendError: The columns have different lengths.
+
+        Example:
+            >>> self.steps.emit_columns(running, tokens.tolist(), texts, [(request_id, Delta(finish_reason="stop"))])
+        """
+
     def fail(self, request_id: str, error: FabricError) -> None:
         """End a request with an error."""
 
     def emit_threadsafe(self, step: Iterable[tuple[str, Delta]]) -> None:
         """As `emit`, from any thread. Returns at once; steps keep their order. Ignored once the worker has ended."""
+
+    def emit_columns_threadsafe(
+        self,
+        request_ids: Sequence[str],
+        token_ids: Sequence[int],
+        texts: Sequence[str],
+        others: Iterable[tuple[str, Delta]] = (),
+    ) -> None:
+        """As `emit_columns`, from any thread, in order with `emit_threadsafe`. The columns must not be changed afterwards."""
 
     def fail_threadsafe(self, request_id: str, error: FabricError) -> None:
         """As `fail`, from any thread, in order with `emit_threadsafe`."""

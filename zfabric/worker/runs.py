@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final
 
 from msgspec import structs
 
+from zfabric.core.worker.orders import Columns, client_name_of
 from zfabric.core.worker.session import Begin, Order, WorkerSession
 from zfabric.core.worker.soundness import sound_text
-from zfabric.core.worker.streams import client_name_of
 from zfabric.errors import BackendError, FabricError
 from zfabric.limits import STOP_MS
 from zfabric.transport.clock import monotonic_ns
@@ -185,17 +185,28 @@ class Runs:
 
     def emit(self, step: list[tuple[str, Delta]]) -> None:
         """Deltas of an engine; they leave with the next flush."""
-        streams = self._session.streams
-        before = len(streams)
+        before = len(self._session.streams)
         self.units += len(step)
         orders = self._session.emit(step, monotonic_ns())
+        if orders or len(self._session.streams) != before:
+            self._after_step(orders, [request_id for request_id, _ in step])
+
+    def emit_columns(self, step: Columns) -> None:
+        """As `emit`, of a step's plain tokens."""
+        before = len(self._session.streams)
+        self.units += len(step.request_ids)
+        orders = self._session.emit_columns(step, monotonic_ns())
+        if orders or len(self._session.streams) != before:
+            self._after_step(orders, step.request_ids)
+
+    def _after_step(self, orders: Sequence[Order], request_ids: Iterable[str]) -> None:
+        """Some of a step's requests have ended with it, or are to stop."""
         if orders:
             self._obey(orders)
-        if len(streams) != before:
-            for request_id, _ in step:
-                if request_id not in streams:
-                    self._forget_stepped(request_id)
-            self._changed()
+        for request_id in request_ids:
+            if request_id not in self._session.streams:
+                self._forget_stepped(request_id)
+        self._changed()
 
     def fail(self, request_id: str, error: BaseException) -> None:
         """A backend gives up on a request, or raised for it."""

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
+from zfabric.core.worker.orders import Columns, client_name_of
 from zfabric.core.worker.session import (
     Begin,
     DrainAsked,
@@ -21,7 +22,6 @@ from zfabric.core.worker.session import (
     WorkerSession,
 )
 from zfabric.core.worker.soundness import sound_text
-from zfabric.core.worker.streams import client_name_of
 from zfabric.errors import BackendError, ConfigurationError, FabricError, IncorrectKeyError, WorkerLostError
 from zfabric.limits import SLOTS_MAX
 from zfabric.transport.clock import monotonic_ns
@@ -280,6 +280,14 @@ class WorkerService:
     def emit_step(self, step: Iterable[tuple[str, Delta]]) -> None:
         """Take a step of an engine that hands over all of its requests at once: it leaves now."""
         self._runs.emit(list(step))
+        self._flush()
+
+    def emit_columns(self, step: Columns, others: Iterable[tuple[str, Delta]]) -> None:
+        """As `emit_step`, most of the step as columns."""
+        self._runs.emit_columns(step)
+        rest = list(others)
+        if rest:
+            self._runs.emit(rest)
         self._flush()
 
     def fail(self, request_id: str, error: BaseException) -> None:

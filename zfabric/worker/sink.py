@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
-from zfabric.errors import FabricError
+from zfabric.core.worker.orders import Columns
+from zfabric.errors import BackendError, FabricError
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import Delta
 from zfabric.worker.base import BaseModelWorker
@@ -16,6 +17,7 @@ class Receiver(Protocol):
     """What a service does with it."""
 
     def emit_step(self, step: Iterable[tuple[str, Delta]]) -> None: ...
+    def emit_columns(self, step: Columns, others: Iterable[tuple[str, Delta]]) -> None: ...
     def fail(self, request_id: str, error: BaseException) -> None: ...
     def models_changed(self, backend: BaseModelWorker, models: Sequence[ModelInfo]) -> None: ...
     def log(self, event: str, **fields: object) -> None: ...
@@ -41,11 +43,29 @@ class BackendSink:
     def emit(self, step: Iterable[tuple[str, Delta]]) -> None:
         self._receiver.emit_step(step)
 
+    def emit_columns(
+        self,
+        request_ids: Sequence[str],
+        token_ids: Sequence[int],
+        texts: Sequence[str],
+        others: Iterable[tuple[str, Delta]] = (),
+    ) -> None:
+        self._receiver.emit_columns(_columns(request_ids, token_ids, texts), others)
+
     def fail(self, request_id: str, error: BaseException) -> None:
         self._receiver.fail(request_id, error)
 
     def emit_threadsafe(self, step: Iterable[tuple[str, Delta]]) -> None:
         self._post(self._receiver.emit_step, list(step))
+
+    def emit_columns_threadsafe(
+        self,
+        request_ids: Sequence[str],
+        token_ids: Sequence[int],
+        texts: Sequence[str],
+        others: Iterable[tuple[str, Delta]] = (),
+    ) -> None:
+        self._post(self._receiver.emit_columns, _columns(request_ids, token_ids, texts), list(others))
 
     def fail_threadsafe(self, request_id: str, error: BaseException) -> None:
         self._post(self._receiver.fail, request_id, error)
@@ -66,3 +86,11 @@ class BackendSink:
         except RuntimeError:
             if not self._loop.is_closed():
                 raise
+
+
+def _columns(request_ids: Sequence[str], token_ids: Sequence[int], texts: Sequence[str]) -> Columns:
+    """A step. Raises: BackendError: The columns have different lengths."""
+    if not len(request_ids) == len(token_ids) == len(texts):
+        lengths = f"{len(request_ids)}, {len(token_ids)} and {len(texts)}"
+        raise BackendError(f"columns of a step have {lengths} entries, they must be of one length")
+    return Columns(request_ids, token_ids, texts)

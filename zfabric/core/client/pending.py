@@ -12,7 +12,7 @@ from zfabric.core.timers import Timer
 from zfabric.errors import FabricError
 from zfabric.wire.fields import Operation
 from zfabric.wire.messages import Claim
-from zfabric.wire.payloads import Chunk, Outcome
+from zfabric.wire.payloads import ChunkExtra, Outcome
 
 #: Whether a stream that broke off may go on at another worker: "exact" only where the text is the same as without the
 #: break, "any" also where tokens are drawn anew from there, "never" not at all.
@@ -22,8 +22,9 @@ Resume = Literal["exact", "any", "never"]
 class Sink(Protocol):
     """Who reads one request's answer."""
 
-    def arrived(self, chunk: Chunk) -> None:
-        """The next chunk, in order, without gap or repeat. If it raises, the request ends with what it raised."""
+    def arrived(self, index: int, text: str, token_ids: list[int], extra: ChunkExtra | None) -> None:
+        """The next chunk, in order, without gap or repeat: its choice, text and tokens, and what few chunks have. The list is the
+        sink's own. If it raises, the request ends with what it raised."""
 
     def ended(self, error: FabricError | None, outcome: Outcome | None) -> None:
         """The one terminal. Nothing comes after it."""

@@ -37,10 +37,11 @@ from zfabric.errors import (
 )
 from zfabric.ids import milliseconds
 from zfabric.wire import codec
+from zfabric.wire.chunks import Chunks
 from zfabric.wire.fields import Operation
 from zfabric.wire.flow import Cancel, Credit, CreditLine
 from zfabric.wire.messages import Claims, Submit, Welcome
-from zfabric.wire.payloads import AnyRequest, Chunk, Outcome, TextRequest
+from zfabric.wire.payloads import AnyRequest, ChunkExtra, Outcome, TextRequest
 from zfabric.wire.pieces import Broken, ends_of
 
 T = TypeVar("T")
@@ -287,24 +288,24 @@ class ClientRequests:
 
     # ── from workers ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _chunks(self, chunks: list[Chunk], now_ns: int) -> None:
+    def _chunks(self, columns: Chunks, now_ns: int) -> None:
         """This is the only loop over chunks. What must be done for every chunk is done here."""
         requests = self.requests
-        for chunk in chunks:
-            pending = requests.get(chunk.request)
-            if pending is None or chunk.attempt != pending.attempt:
+        for number, attempt, index, offset, text, tokens, extra in columns.entries():
+            pending = requests.get(number)
+            if pending is None or attempt != pending.attempt:
                 self.counters.stale_chunks += 1
                 continue
-            if chunk.offset != pending.next:
-                self._out_of_order(pending, chunk, now_ns)
+            if offset != pending.next:
+                self._out_of_order(pending, offset, now_ns)
                 continue
             try:
-                tokens = chunk.token_ids
-                pending.next += (len(tokens) or 1) if chunk.extra is None else _units(pending, chunk)
-                pending.characters += len(chunk.text)
-                pending.token_ids += tokens
+                token_ids = tokens if isinstance(tokens, list) else [tokens]
+                pending.next = offset + ((len(token_ids) or 1) if extra is None else _units(pending, token_ids, extra))
+                pending.characters += len(text)
+                pending.token_ids += token_ids
                 pending.barren = 0
-                pending.sink.arrived(chunk)
+                pending.sink.arrived(index, text, token_ids, extra)
             except Exception as failure:  # noqa: BLE001 — one stream's trouble must not touch its neighbours
                 self._break(pending, failure)
 
@@ -314,8 +315,8 @@ class ClientRequests:
             if pending is not None and part.attempt == pending.attempt:
                 self._break(pending, part.error)
 
-    def _out_of_order(self, pending: Pending, chunk: Chunk, now_ns: int) -> None:
-        if chunk.offset < pending.next:
+    def _out_of_order(self, pending: Pending, offset: int, now_ns: int) -> None:
+        if offset < pending.next:
             self.counters.repeated_chunks += 1
             return
         self.counters.gaps += 1
@@ -323,7 +324,7 @@ class ClientRequests:
             # Before the next attempt, which it would end as well.
             self.outbox.append(codec.pack(Cancel([pending.number])))
         error = ConnectionLostError(
-            f"units {pending.next} to {chunk.offset} were lost on the way", next=pending.next, offset=chunk.offset
+            f"units {pending.next} to {offset} were lost on the way", next=pending.next, offset=offset
         )
         self._fail(pending, error, now_ns)
 
@@ -363,16 +364,14 @@ class ClientRequests:
         return True
 
 
-def _units(pending: Pending, chunk: Chunk) -> int:
+def _units(pending: Pending, token_ids: list[int], extra: ChunkExtra) -> int:
     """How far a chunk with rare parts goes; notes what they say of its attempt. Raises: ProtocolError."""
-    extra = chunk.extra
-    assert extra is not None
     if extra.worker is not None:
         pending.exact = extra.exact
     if extra.reasoning or extra.tool_calls:
         pending.characters += extra.characters
     if extra.units is None:
-        return len(chunk.token_ids) or 1
+        return len(token_ids) or 1
     if not 0 < extra.units <= _UNITS_MAX - pending.next:
         raise ProtocolError(f"a chunk says that it has {extra.units} units", units=extra.units)
     return extra.units

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from zfabric.core.worker.soundness import all_integers, check_ending, check_logprobs, check_parts, make_plain
 from zfabric.errors import BackendError
+from zfabric.wire.chunks import Chunks
 from zfabric.wire.fields import Operation
 from zfabric.wire.payloads import Chunk, ChunkExtra, Delta, Outcome, Usage
 from zfabric.wire.tool_calls import joined_calls
 
+#: What is kept of a delta: all of it, or, where it is one token of the first choice and nothing else, its text and that token.
+Kept = Delta | tuple[str, int]
 #: Rough size of one kept delta, and of one log-probability, for the bound on finished answers: objects, not wire bytes.
 _DELTA_BYTES = 200
 _LOGPROB_BYTES = 150
@@ -62,7 +65,7 @@ class Backlog:
         #: Whether any delta was more than text and tokens, and whether log-probabilities were looked at.
         self.rare = self.scored = False
         #: Deltas kept; `first` is the offset of deltas[0], `next` of deltas[sent], `end` after the last.
-        self.deltas: list[Delta] = []
+        self.deltas: list[Kept] = []
         self.first = self.next = self.end = resume_from
         self.sent = 0
         #: Units that are deltas without a token.
@@ -89,9 +92,10 @@ class Backlog:
     @property
     def bytes_kept(self) -> int:
         """About what keeping it costs."""
-        deltas = self.deltas
-        size = _DELTA_BYTES * (len(deltas) + 4) + sum([len(delta.text) for delta in deltas])
-        size += 8 * sum([len(delta.token_ids) for delta in deltas])
+        size = _DELTA_BYTES * (len(self.deltas) + 4)
+        size += sum([len(kept[0]) + 8 for kept in self.deltas if isinstance(kept, tuple)])
+        deltas = [kept for kept in self.deltas if not isinstance(kept, tuple)]
+        size += sum([len(delta.text) + 8 * len(delta.token_ids) for delta in deltas])
         if self.rare:
             size += sum([len(delta.reasoning) for delta in deltas])
             size += sum([_DELTA_BYTES + len(call.arguments) for delta in deltas for call in delta.tool_calls or ()])
@@ -119,6 +123,7 @@ class Backlog:
         tokens = len(token_ids)
         if (tokens == 1 and token_ids[0].__class__ is not int) or (tokens > 1 and not all_integers(token_ids)):
             make_plain(delta)
+            token_ids = delta.token_ids
         if (
             not tokens
             or delta.finish_reason is not None
@@ -128,7 +133,11 @@ class Backlog:
             or delta.tool_calls
         ):
             self._add_rare(delta)
-        self.deltas.append(delta)
+            self.deltas.append(delta)
+        elif tokens == 1 and delta.index == 0:
+            self.deltas.append((delta.text, token_ids[0]))
+        else:
+            self.deltas.append(delta)
         self.end += tokens or 1
 
     def _admits(self, delta: Delta) -> bool:
@@ -170,10 +179,15 @@ class Backlog:
 
     def acknowledge(self, units: int) -> None:
         """The reader has everything before `units`: forget it."""
-        drop = 0
-        while drop < self.sent and self.first + self.deltas[drop].units <= units:
-            self.first += self.deltas[drop].units
+        deltas, first, drop = self.deltas, self.first, 0
+        while drop < self.sent:
+            kept = deltas[drop]
+            following = first + units_of(kept)
+            if following > units:
+                break
+            first = following
             drop += 1
+        self.first = first
         if drop:
             del self.deltas[:drop]
             self.sent -= drop
@@ -188,7 +202,7 @@ class Backlog:
     def truncate(self, units: int) -> None:
         """Forget everything from `units` on: it cannot be sent. What was sent before stays for a reader that lacks it."""
         position = self._position(units)
-        self.bare -= sum([not delta.token_ids for delta in self.deltas[position:]])
+        self.bare -= sum([not whole(kept).token_ids for kept in self.deltas[position:]])
         del self.deltas[position:]
         self.sent = min(self.sent, position)
         self.next, self.end = min(self.next, units), units
@@ -203,7 +217,7 @@ class Backlog:
         """Where in `deltas` this offset is; a delta that it falls into is split there."""
         offset, position = self.first, 0
         while offset < units:
-            size = self.deltas[position].units
+            size = units_of(self.deltas[position])
             if offset + size > units:
                 self._split(position, units - offset)
                 size = units - offset
@@ -216,59 +230,61 @@ class Backlog:
 
         Text, reasoning and calls go with the last part: who goes on elsewhere from the first one has no text beyond its tokens.
         """
-        whole = self.deltas[position]
-        scores = whole.logprobs
-        apart = scores is not None and len(scores) == len(whole.token_ids)
+        delta = whole(self.deltas[position])
+        scores = delta.logprobs
+        apart = scores is not None and len(scores) == len(delta.token_ids)
         head = Delta(
-            token_ids=whole.token_ids[:tokens],
-            index=whole.index,
+            token_ids=delta.token_ids[:tokens],
+            index=delta.index,
             logprobs=scores[:tokens] if scores is not None and apart else None,
-            prompt_logprobs=whole.prompt_logprobs,
+            prompt_logprobs=delta.prompt_logprobs,
         )
         rest = Delta(
-            text=whole.text,
-            token_ids=whole.token_ids[tokens:],
-            index=whole.index,
+            text=delta.text,
+            token_ids=delta.token_ids[tokens:],
+            index=delta.index,
             logprobs=scores[tokens:] if scores is not None and apart else scores,
-            finish_reason=whole.finish_reason,
-            usage=whole.usage,
-            reasoning=whole.reasoning,
-            tool_calls=whole.tool_calls,
+            finish_reason=delta.finish_reason,
+            usage=delta.usage,
+            reasoning=delta.reasoning,
+            tool_calls=delta.tool_calls,
         )
         self.deltas[position : position + 1] = [head, rest]
 
     # ── out ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def take(self, worker: str) -> list[Chunk]:
-        """Chunks of what may be sent now: all that is left once finished, else what the window allows."""
+    def take(self, columns: Chunks, worker: str) -> None:
+        """Add chunks of what may be sent now: all that is left once finished, else what the window allows."""
         deltas, sent = self.deltas, self.sent
         if len(deltas) - sent == 1:
-            delta, offset = deltas[sent], self.next
-            token_ids = delta.token_ids
-            following = offset + (len(token_ids) or 1)
-            if following <= self.window or self.outcome is not None:
-                # The usual case, a step's one delta.
-                self.sent, self.next = sent + 1, following
-                if self.rare or offset == self.resumed:
-                    return [self._chunk([delta], offset, worker)]
-                return [Chunk(self.request, self.attempt, delta.index, offset, delta.text, token_ids)]
-        return self._take_run(worker)
+            kept, offset = deltas[sent], self.next
+            allowed = offset < self.window or self.outcome is not None
+            if isinstance(kept, tuple) and allowed and not self.attempt and offset != self.resumed:
+                # The usual case, a step's one token.
+                self.sent, self.next = sent + 1, offset + 1
+                columns.requests.append(self.request)
+                columns.offsets.append(offset)
+                columns.texts.append(kept[0])
+                columns.tokens.append(kept[1])
+                return
+        for chunk in self.chunks(worker):
+            columns.add(chunk)
 
-    def _take_run(self, worker: str) -> list[Chunk]:
+    def chunks(self, worker: str) -> list[Chunk]:
         """As `take`, for any number of deltas, and a window that ends within one."""
         chunks: list[Chunk] = []
         limit = None if self.finished else self.window
         run: list[Delta] = []
         offset = self.next
         while self.sent < len(self.deltas):
-            delta = self.deltas[self.sent]
+            delta = whole(self.deltas[self.sent])
             units = len(delta.token_ids) or 1
             if limit is not None and self.next + units > limit:
                 if self.next >= limit:
                     break
                 units = limit - self.next
                 self._split(self.sent, units)
-                delta = self.deltas[self.sent]
+                delta = whole(self.deltas[self.sent])
             if run and run[-1].index != delta.index:
                 chunks.append(self._chunk(run, offset, worker))
                 run, offset = [], self.next
@@ -291,8 +307,8 @@ class Backlog:
         begin, between, end = (self._position(at) for at in (chunk.offset, middle, chunk.offset + units))
         self.sent = self._position(self.next)
         return [
-            self._chunk(self.deltas[begin:between], chunk.offset, worker),
-            self._chunk(self.deltas[between:end], middle, worker),
+            self._chunk([whole(kept) for kept in self.deltas[begin:between]], chunk.offset, worker),
+            self._chunk([whole(kept) for kept in self.deltas[between:end]], middle, worker),
         ]
 
     def _chunk(self, run: list[Delta], offset: int, worker: str) -> Chunk:
@@ -322,3 +338,13 @@ class Backlog:
                 tool_calls=calls,
             )
         return Chunk(self.request, self.attempt, first.index, offset, text, token_ids, extra)
+
+
+def whole(kept: Kept) -> Delta:
+    """What is kept of a delta as the delta that it was."""
+    return Delta(text=kept[0], token_ids=[kept[1]]) if isinstance(kept, tuple) else kept
+
+
+def units_of(kept: Kept) -> int:
+    """How far it moves the stream's offset."""
+    return 1 if isinstance(kept, tuple) else kept.units

@@ -8,7 +8,7 @@ and a stream of which something cannot be sent at all is named, so that it ends 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from msgspec import Raw, structs
 
@@ -17,16 +17,19 @@ from zfabric.core.worker.backlog import Backlog
 from zfabric.core.worker.soundness import outcome_of
 from zfabric.errors import BackendError, FabricError, TooLargeError
 from zfabric.wire import codec
+from zfabric.wire.chunks import Chunks, EndsBody, columns_of
 from zfabric.wire.messages import Carried, CarriedMore, End, Ends, WorkerHello
-from zfabric.wire.payloads import Chunk, EndsBody
+from zfabric.wire.payloads import Chunk
 from zfabric.wire.plain import ENCODING_ERRORS, encode_plain
 
 T = TypeVar("T")
 #: What a list and an envelope take besides what is in them.
 _FRAMING_BYTES: Final = 64
+#: What an extra takes among columns beside what it takes in a chunk of its own: a pair, and the chunk's number.
+_POSITION_BYTES: Final = 8
 
 
-def pack_whole(client: int, chunks: list[Chunk], finished: Sequence[Backlog] | None) -> codec.Frames:
+def pack_whole(client: int, chunks: Chunks, finished: Sequence[Backlog] | None) -> codec.Frames:
     """Everything of one client as one message: CHUNKS, or ENDS if some of its streams have finished.
 
     Raises:
@@ -40,6 +43,13 @@ def pack_whole(client: int, chunks: list[Chunk], finished: Sequence[Backlog] | N
     outcomes = [stream.outcome for stream in finished if stream.outcome is not None]
     envelope = Ends(instance=finished[0].instance, ends=lines, client=client)
     return codec.pack_envelope(envelope), encode_plain(EndsBody(chunks=chunks, outcomes=outcomes))
+
+
+class _Piece(NamedTuple):
+    """A chunk, and what it takes in a message at most."""
+
+    chunk: Chunk
+    size: int
 
 
 class Packing:
@@ -60,12 +70,12 @@ class Packing:
         self._room = max(frame_bytes_max, limits.HEADER_BYTES_MAX) - _FRAMING_BYTES
         self._goal = min(self._room, limits.FRAME_BYTES_GOAL - _FRAMING_BYTES)
 
-    def add(self, streams: Sequence[Backlog], chunks: list[Chunk], finished: Sequence[Backlog]) -> None:
+    def add(self, streams: Sequence[Backlog], chunks: Chunks, finished: Sequence[Backlog]) -> None:
         """Take everything apart, and fill messages with it."""
         by_attempt = {(stream.request, stream.attempt): stream for stream in streams}
-        pieces: list[bytes] = []
+        pieces: list[_Piece] = []
         doomed: set[int] = set()
-        for chunk in chunks:
+        for chunk in chunks.rows():
             stream = by_attempt[chunk.request, chunk.attempt]
             if id(stream) in doomed:
                 continue
@@ -75,34 +85,33 @@ class Packing:
                 doomed.add(id(stream))
                 stream.truncate(chunk.offset)
                 self.spoiled.append((stream, error))
-        for group in grouped(pieces, len, self._goal):
-            content = codec.encode([Raw(piece) for piece in group])
+        for group in grouped(pieces, lambda piece: piece.size, self._goal):
+            content = encode_plain(columns_of([piece.chunk for piece in group]))
             self.messages.append((codec.chunks_route(self._client) + content, codec.EMPTY))
         for stream, why in self.spoiled:
             if stream.finished:
                 stream.code, stream.outcome = outcome_of(why)
         self._add_ends(finished)
 
-    def _pieces(self, stream: Backlog, chunk: Chunk) -> list[bytes]:
-        """A chunk, encoded, in as many parts as it takes.
+    def _pieces(self, stream: Backlog, chunk: Chunk) -> list[_Piece]:
+        """A chunk, in as many parts as it takes, each of which can be encoded.
 
         Raises:
             BackendError: It cannot be encoded.
             TooLargeError: A single unit is larger than the receiver takes.
         """
         try:
-            piece = encode_plain(chunk)
+            size = len(encode_plain(chunk)) + _POSITION_BYTES
         except ENCODING_ERRORS as error:
             raise BackendError(f"what the backend made cannot be sent: {error}") from None
-        size = len(piece)
         if size <= self._goal:
-            return [piece]
+            return [_Piece(chunk, size)]
         parts = stream.halves(chunk, self._worker)
         if len(parts) > 1:
             return [piece for part in parts for piece in self._pieces(stream, part)]
         if size > self._room:
             raise _too_large("a part of the answer", size, self._room)
-        return [piece]
+        return [_Piece(chunk, size)]
 
     def _add_ends(self, finished: Sequence[Backlog]) -> None:
         ends: list[tuple[End, bytes]] = []
@@ -111,7 +120,7 @@ class Packing:
             ends.append((End(request=stream.request, attempt=stream.attempt, code=stream.code or 0), outcome))
         for group in grouped(ends, lambda end: len(end[1]), self._goal):
             envelope = Ends(instance=finished[0].instance, ends=[end for end, _ in group], client=self._client)
-            body = codec.encode([[], [Raw(outcome) for _, outcome in group]])
+            body = codec.encode([Chunks(), [Raw(outcome) for _, outcome in group]])
             self.messages.append((codec.pack_envelope(envelope), body))
 
     def _outcome(self, stream: Backlog) -> bytes:

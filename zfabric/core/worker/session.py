@@ -16,8 +16,9 @@ import msgspec
 
 from zfabric import limits
 from zfabric.core.timers import Timer, Timers
+from zfabric.core.worker.orders import Begin, Spoiled, Stop
 from zfabric.core.worker.packing import key_of, pack_carried, pack_hello
-from zfabric.core.worker.streams import Begin, Spoiled, Stop, WorkerStreams
+from zfabric.core.worker.streams import WorkerStreams
 from zfabric.errors import ConfigurationError, FabricError, ProtocolError, WorkerDrainingError, from_wire
 from zfabric.ids import milliseconds
 from zfabric.wire import codec, kinds

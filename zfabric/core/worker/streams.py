@@ -13,39 +13,17 @@ from typing import NamedTuple
 from zfabric import limits
 from zfabric.core.worker.backlog import Backlog
 from zfabric.core.worker.kept import KeptAnswers
+from zfabric.core.worker.orders import Begin, Columns, Spoiled, Stop, StreamOrder, name_of
 from zfabric.core.worker.packing import Packing, pack_whole
 from zfabric.core.worker.soundness import encoded_result, outcome_of
 from zfabric.errors import BackendError, FabricError, RequestCancelledError, WorkerDrainingError, WorkerLostError
 from zfabric.wire import codec
 from zfabric.wire.bounds import check_request
+from zfabric.wire.chunks import Chunks, EndsBody
 from zfabric.wire.flow import Abort, CreditLine, Grant
 from zfabric.wire.messages import Carried, Dispatch, End, Ends
-from zfabric.wire.payloads import AnyRequest, Chunk, Delta, EndsBody, Outcome, TextRequest
+from zfabric.wire.payloads import Delta, Outcome, TextRequest
 from zfabric.wire.plain import ENCODING_ERRORS
-
-
-class Begin(NamedTuple):
-    """Start this request."""
-
-    request_id: str
-    operation: str
-    request: AnyRequest
-
-
-class Stop(NamedTuple):
-    """Stop this request; nothing more is wanted of it. Say `stopped` when its engine has."""
-
-    request_id: str
-
-
-class Spoiled(NamedTuple):
-    """What the backend made of a request cannot be sent, so it ends with this error. The operator wants to know."""
-
-    request_id: str
-    error: FabricError
-
-
-StreamOrder = Begin | Stop | Spoiled
 
 
 class _Stopping(NamedTuple):
@@ -206,19 +184,37 @@ class WorkerStreams:
         Returns:
             What the driver has to do: a delta that is none ends its own request.
         """
-        streams, dirty = self.streams, self._dirty
+        streams = self.streams
         for request_id, delta in step:
+            stream = streams.get(request_id)
+            if stream is not None:
+                self._add(stream, delta, now_ns)
+        return self._taken_orders() if self._orders else ()
+
+    def _add(self, stream: Backlog, delta: Delta, now_ns: int) -> None:
+        """Take a delta of a running stream, which may be its last."""
+        try:
+            stream.add(delta)
+        except Exception as error:  # noqa: BLE001 — whatever a backend handed over is that request's error
+            self._spoil(stream, _as_fabric_error(error))
+            return
+        self._dirty[stream.request_id] = stream
+        if stream.open_choices <= 0:
+            self._finish(stream, 0, Outcome(usage=stream.usage(delta.usage, 0)), now_ns)
+
+    def emit_columns(self, step: Columns, now_ns: int) -> Sequence[StreamOrder]:
+        """A step's plain tokens. Returns: as `emit`."""
+        streams, dirty = self.streams, self._dirty
+        for request_id, token, text in zip(*step, strict=True):
             stream = streams.get(request_id)
             if stream is None:
                 continue
-            try:
-                stream.add(delta)
-            except Exception as error:  # noqa: BLE001 — whatever a backend handed over is that request's error
-                self._spoil(stream, _as_fabric_error(error))
+            if stream.careful or token.__class__ is not int or text.__class__ is not str:
+                self._add(stream, Delta(text=text, token_ids=[token]), now_ns)
                 continue
+            stream.deltas.append((text, token))
+            stream.end += 1
             dirty[request_id] = stream
-            if stream.open_choices <= 0:
-                self._finish(stream, 0, Outcome(usage=stream.usage(delta.usage, 0)), now_ns)
         return self._taken_orders() if self._orders else ()
 
     def succeed(self, request_id: str, result: object, now_ns: int) -> Sequence[StreamOrder]:
@@ -310,7 +306,7 @@ class WorkerStreams:
             return self._taken_orders()
         dirty, self._dirty = self._dirty, {}
         interval, name = self._stream_interval, self.name
-        chunks: dict[int, list[Chunk]] = {}
+        chunks: dict[int, Chunks] = {}
         ends: dict[int, list[Backlog]] = {}
         for stream in dirty.values():
             client = stream.client
@@ -320,18 +316,18 @@ class WorkerStreams:
                 ends.setdefault(client, []).append(stream)
             elif stream.end - stream.next < interval and stream.next != stream.resumed:
                 continue
-            taken = stream.take(name)
-            lines = chunks.get(client)
-            if lines is None:
-                # A terminal needs its list even where nothing is left to send before it.
-                if taken or stream.outcome is not None:
-                    chunks[client] = taken
-            else:
-                lines += taken
-        for client, lines in chunks.items():
+            columns = chunks.get(client)
+            if columns is None:
+                columns = chunks[client] = Chunks()
+            stream.take(columns, name)
+        for client, columns in chunks.items():
             finished = ends.get(client)
+            if not columns.requests and finished is None:
+                # Its streams wait for credit.
+                continue
+            columns.complete()
             try:
-                frames = pack_whole(client, lines, finished)
+                frames = pack_whole(client, columns, finished)
                 whole = len(frames[0]) + len(frames[1]) <= self._frame_goal
             except ENCODING_ERRORS:
                 whole = False
@@ -339,12 +335,12 @@ class WorkerStreams:
                 self.outbox.append(frames)
             else:
                 present = [stream for stream in dirty.values() if stream.client == client]
-                self._flush_in_parts(client, present, lines, finished or [])
+                self._flush_in_parts(client, present, columns, finished or [])
         return self._taken_orders() if self._orders else ()
 
-    def _flush_in_parts(self, client: int, present: list[Backlog], lines: list[Chunk], finished: list[Backlog]) -> None:
+    def _flush_in_parts(self, client: int, present: list[Backlog], columns: Chunks, finished: list[Backlog]) -> None:
         packing = Packing(client, self.name, self._frame_bytes_max)
-        packing.add(present, lines, finished)
+        packing.add(present, columns, finished)
         self.outbox += packing.messages
         for stream, error in packing.spoiled:
             self._spoil(stream, error)
@@ -352,16 +348,6 @@ class WorkerStreams:
     def _taken_orders(self) -> Sequence[StreamOrder]:
         taken, self._orders = self._orders, []
         return taken
-
-
-def name_of(instance: int, request: int, attempt: int) -> str:
-    """How one attempt is called at its worker, in its logs, and by its backend."""
-    return f"{instance:x}-{request:x}-{attempt}"
-
-
-def client_name_of(request_id: str) -> str:
-    """How the client of a request calls it (`stream.request_id`), from its name at the worker: what stands in logs."""
-    return request_id.split("-")[1] if request_id.count("-") == 2 else request_id
 
 
 def _as_fabric_error(error: Exception) -> FabricError:
