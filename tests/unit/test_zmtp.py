@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -185,6 +186,82 @@ def test_bounds_may_change_between_messages() -> None:
     assert events(connection, head(10) + bytes(10)) == [[bytes(10)]]
     connection.set_bounds(BOUNDS)
     assert events(connection, head(11) + bytes(11)) == [[bytes(11)]]
+
+
+@pytest.mark.parametrize(
+    ("data", "whole", "rest"),
+    [
+        (b"\x00\x01a\x00\x00\x00\x02bc", [[b"a"], [b""], [b"bc"]], b""),
+        (b"\x01\x01a\x00\x01b" + head(300, MORE) + bytes(300) + head(400) + bytes(400), [[b"a", b"b"]], None),
+        (b"\x02" + bytes(7) + b"\x01a", [[b"a"]], b""),
+        (b"\x00\x01a\x01\x01b\x01\x01c\x00\x01d", [[b"a"]], b"\x01\x01b\x01\x01c\x00\x01d"),
+        (b"\x00\x01a\x01\x01b\x00", [[b"a"]], b"\x01\x01b\x00"),
+        (b"\x00\x01a\x01\x01b", [[b"a"]], b"\x01\x01b"),
+        (b"\x00\x01a\x00\x02b", [[b"a"]], b"\x00\x02b"),
+        (b"\x00\x01a\x04\x05\x04PING", [[b"a"]], b"\x04\x05\x04PING"),
+        (b"\x00\x01a\x80\x01", [[b"a"]], b"\x80\x01"),
+        (b"\x01\x01a\x08\x01b", [], b"\x01\x01a\x08\x01b"),
+        (b"\x02" + bytes(7), [], b"\x02" + bytes(7)),
+    ],
+)
+def test_messages_that_lie_whole_in_a_read_are_taken_as_next_takes_them(
+    data: bytes, whole: list[list[bytes]], rest: bytes | None
+) -> None:
+    if rest is None:
+        whole, rest = [*whole, [bytes(300), bytes(400)]], b""
+    reader = FrameReader(BOUNDS)
+    reader.feed(data)
+    assert reader.take_whole(100) == whole
+    assert reader.data[reader.position :] == rest
+    connection = ready()
+    connection.feed(data)
+    assert [connection.next_event() for _ in whole] == whole
+
+
+@pytest.mark.parametrize(
+    "data", [head(101) + bytes(101), head(100, MORE) + bytes(100) + head(51) + bytes(51), head(101, MORE) + bytes(200)]
+)
+def test_messages_beyond_the_bounds_are_left_to_next_which_refuses_them(data: bytes) -> None:
+    bounds = Bounds(frame_bytes=100, message_frames=10, message_bytes=150, command_bytes=100)
+    for given in (bounds, Bounds(100, 1, 300, 100)):
+        reader = FrameReader(given)
+        reader.feed(data)
+        assert reader.take_whole(1) == []
+        assert reader.position == 0
+        with pytest.raises(OversizeError):
+            events(ready(given), data)
+
+
+def test_so_many_messages_are_taken_at_once_and_none_in_the_middle_of_one() -> None:
+    reader = FrameReader(BOUNDS)
+    reader.feed(b"\x00\x01a" * 5 + b"\x01\x01b\x01\x01c\x00\x01d")
+    assert reader.take_whole(2) == [[b"a"]] * 2
+    assert reader.take_whole(100) == [[b"a"]] * 3
+    assert reader.next() == (MORE, b"b")
+    assert reader.take_whole(100) == []
+    assert [reader.next(), reader.next(), reader.next()] == [(MORE, b"c"), (0, b"d"), None]
+
+
+def test_a_small_message_of_two_frames_costs_two_calls() -> None:
+    """Of Python functions, where cutting it frame by frame costs more than ten."""
+    reader = FrameReader(BOUNDS)
+    reader.feed(b"\x01\x06header\x00\x04body")
+    called: list[str] = []
+    sys.setprofile(lambda frame, event, _: called.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        found = reader.take_whole(1)
+    finally:
+        sys.setprofile(None)
+    assert found == [[b"header", b"body"]]
+    assert called == ["take_whole", "_take_second"]
+
+
+def test_a_message_of_two_frames_is_encoded_as_both_are() -> None:
+    connection = ready()
+    for one in (0, 1, 255, 256, 70_000):
+        for two in (0, 255, 256, 70_000):
+            first, second = b"a" * one, b"b" * two
+            assert connection.encode_pair(first, second) == head(one, MORE) + first + head(two) + second
 
 
 def test_a_relay_may_move_over_whole_frames() -> None:

@@ -50,7 +50,6 @@ class Peer(Wire):
         self.key = b""
         self._router = router
         self._source = source
-        self._plain = connection.mechanism.plain
         self._in_session = False
         self._out: list[bytes] = []
         self._large = 0
@@ -64,14 +63,15 @@ class Peer(Wire):
         self.name = self._router.admit(self)
 
     def take_many(self, count_max: int) -> int:
-        """Pass on chunks that lie whole in what was read: those that follow one another to one reader, as one slice.
+        """Pass on chunks that lie whole in what was read, those that follow one another to one reader as one slice; and take the
+        message that is behind them.
 
         This is the loop over most messages, so it is written out: each call in it would be a tenth of a message's cost.
         """
         reader = self.connection.reader
         data, position = reader.data, reader.position
         size = len(data)
-        if size - position < ROUTE_BYTES + 2 or not self._plain or not reader.between_messages:
+        if size - position < ROUTE_BYTES + 2 or not reader.between_messages:
             return 0
         router, name = self._router, self.name
         target: Peer | None = None
@@ -109,8 +109,8 @@ class Peer(Wire):
             # What was read is one reader's from end to end, more often than not.
             target.pass_on(data if begin == 0 and position == size else data[begin:position])
         reader.position = position
-        # To pass a chunk on is so much less than to handle a message that a whole read of them is one.
-        return 0
+        # To pass a chunk on is so much less than to handle a message that a whole read of them is none.
+        return super().take_many(1) if position < size else 0
 
     def message(self, frames: Message) -> None:
         router, header = self._router, frames[0]
@@ -183,11 +183,10 @@ class Peer(Wire):
         if header[0] not in WITH_BODY:
             out.append(connection.encode(header))
             return
-        out.append(connection.encode(header, MORE))
         if len(body) <= _JOINED_BYTES_MAX or not self._plain:
-            out.append(connection.encode(body))
+            out.append(connection.encode_pair(header, body))
             return
-        out.append(head(len(body)))
+        out += connection.encode(header, MORE), head(len(body))
         self._large = min(self._large + len(body), limits.QUEUE_BYTES_MAX)
         self._out = []
         self.write_large(b"".join(out), body)

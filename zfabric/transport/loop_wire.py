@@ -33,6 +33,7 @@ class Wire(asyncio.Protocol):
 
     def __init__(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
         self.connection = connection
+        self._plain = connection.mechanism.plain
         #: Whether the transport's buffer is full.
         self.full = False
         self.ended = False
@@ -64,8 +65,11 @@ class Wire(asyncio.Protocol):
         """A message came."""
 
     def take_many(self, count_max: int) -> int:
-        """Before each event: a chance to take many messages at once. Returns how many of the burst they are."""
-        return 0
+        """Take messages that lie whole in what was read, without keys. Returns how many of the burst they are."""
+        messages = self.connection.reader.take_whole(count_max)
+        for frames in messages:
+            self.message(frames)
+        return len(messages)
 
     def worked(self) -> None:
         """What was there has been handled."""
@@ -93,7 +97,7 @@ class Wire(asyncio.Protocol):
         if self._working:
             self._unread.append(data)
             return
-        self.connection.feed(data)
+        self.connection.reader.feed(data)
         self._work()
 
     def _work(self) -> None:
@@ -102,13 +106,20 @@ class Wire(asyncio.Protocol):
             return
         self._working = False
         connection = self.connection
+        reader = connection.reader
         try:
             left = limits.BURST_MESSAGES_MAX
             while left > 0:
                 if connection.ready:
-                    left -= self.take_many(left)
-                    if self.ended or (connection.reader.drained and not self._unread):
+                    taken = self.take_many(left) if self._plain else 0
+                    # Nothing is left to be looked at: what most reads come to.
+                    if reader.position == len(reader.data) and reader.body is None and not self._unread:
                         break
+                    if self.ended:
+                        break
+                    left -= taken
+                    if taken:
+                        continue
                 left -= 1
                 event = connection.next_event()
                 if type(event) is list:
@@ -117,7 +128,7 @@ class Wire(asyncio.Protocol):
                     self._answer()
                     if not self._unread:
                         break
-                    connection.feed(self._unread.popleft())
+                    reader.feed(self._unread.popleft())
                 else:
                     self._note(event)
                 if self.ended:
@@ -127,7 +138,7 @@ class Wire(asyncio.Protocol):
         except ZmtpError as error:
             self._fail(error)
         self.worked()
-        if connection.reader.missing >= limits.BODY_READ_BYTES and not self._working:
+        if reader.missing >= limits.BODY_READ_BYTES and not self._working:
             self._read_body()
 
     def _read_body(self) -> None:

@@ -1,4 +1,4 @@
-"""libsodium's boxes as CURVE uses them, through PyNaCl; the only importer of it.
+"""libsodium's boxes as CURVE uses them in handshakes, through PyNaCl, which only this and traffic.py import.
 
 Loaded when a connection with keys is made, not before: nobody else needs the library.
 """

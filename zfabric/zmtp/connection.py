@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from zfabric.zmtp.faults import FramingError, GreetingError, HandshakeError, OversizeError, ZmtpError
-from zfabric.zmtp.frames import COMMAND, LAST_HEADS, MORE, MORE_HEADS, Bounds, Frame, FrameReader, command, head
+from zfabric.zmtp.frames import COMMAND, LAST_HEADS, MORE, MORE_HEADS, Bounds, FrameReader, command, head
 
 GREETING_BYTES: Final = 64
 #: G2. The eight octets mean nothing; these are the ones that libzmq sends.
@@ -100,7 +100,18 @@ class Connection:
         bounds: What the peer may announce.
     """
 
-    __slots__ = ("_error", "_frames", "_minor", "_output", "bounds", "greeted", "mechanism", "reader", "ready")
+    __slots__ = (
+        "_error",
+        "_frames",
+        "_minor",
+        "_output",
+        "_plain",
+        "bounds",
+        "greeted",
+        "mechanism",
+        "reader",
+        "ready",
+    )
 
     def __init__(self, mechanism: Mechanism, bounds: Bounds) -> None:
         self.mechanism = mechanism
@@ -111,6 +122,7 @@ class Connection:
         self.reader = FrameReader(replace(bounds, frame_bytes=0))
         #: Whether the peer has said that it speaks ZMTP, with the same mechanism.
         self.greeted = False
+        self._plain = mechanism.plain
         self._minor = 1
         self._frames: list[bytes] = []
         self._error: ZmtpError | None = None
@@ -194,10 +206,7 @@ class Connection:
         self.reader.bounds = bounds
 
     def _next_message(self) -> Event | None:
-        reader, opened = self.reader, not self.mechanism.plain
-        while (frame := reader.next()) is not None:
-            if opened:
-                frame = self._open(frame)
+        while (frame := self.reader.next() if self._plain else self._next_opened()) is not None:
             flags, body = frame
             if flags & COMMAND:
                 event = self._command(body)
@@ -213,18 +222,26 @@ class Connection:
             self._frames.append(body)
         return None
 
-    def _open(self, frame: Frame) -> Frame:
-        """T5, and F6 for what was inside."""
-        if frame.flags & MORE:
+    def _next_opened(self) -> tuple[int, bytes] | None:
+        """T5, and F6 for what is inside."""
+        whole = self.reader.take_whole(1)
+        frame = (MORE if len(whole[0]) > 1 else 0, whole[0][0]) if whole else self.reader.next()
+        if frame is None:
+            return None
+        if frame[0] & MORE:
             raise FramingError("a MESSAGE has the MORE flag")
-        inner, body = self.mechanism.open(frame.body)
+        inner, body = self.mechanism.open(frame[1])
+        if self._frames and not inner & COMMAND:
+            self._check_message(body)
+        return inner, body
+
+    def _check_message(self, body: bytes) -> None:
+        """F6, for a frame that is not the first of its message."""
         bounds, frames = self.bounds, self._frames
-        if not inner & COMMAND:
-            if len(frames) >= bounds.message_frames:
-                raise OversizeError(f"message of more than {bounds.message_frames} frames", limit=bounds.message_frames)
-            if sum(map(len, frames)) + len(body) > bounds.message_bytes:
-                raise OversizeError(f"message of more than {bounds.message_bytes} bytes", limit=bounds.message_bytes)
-        return Frame(inner, body)
+        if len(frames) >= bounds.message_frames:
+            raise OversizeError(f"message of more than {bounds.message_frames} frames", limit=bounds.message_frames)
+        if sum(map(len, frames)) + len(body) > bounds.message_bytes:
+            raise OversizeError(f"message of more than {bounds.message_bytes} bytes", limit=bounds.message_bytes)
 
     def _command(self, body: bytes) -> Event | None:
         name, data = _split(body)
@@ -252,20 +269,27 @@ class Connection:
 
     def encode_command(self, name: bytes, data: bytes) -> bytes:
         """A command as the peer expects it after the handshake."""
-        if self.mechanism.plain:
+        if self._plain:
             return command(name, data)
         box = self.mechanism.seal(COMMAND, bytes((len(name),)) + name + data)
         return head(len(box)) + box
 
     def encode(self, body: bytes, more: int = 0) -> bytes:
         """One frame of a message, ready to be sent; `more` is MORE if others follow."""
-        if not self.mechanism.plain:
+        if not self._plain:
             body = self.mechanism.seal(more, body)
             more = 0
         size = len(body)
         if size < 256:
             return (MORE_HEADS if more else LAST_HEADS)[size] + body
         return head(size, more) + body
+
+    def encode_pair(self, first: bytes, second: bytes) -> bytes:
+        """A message of two frames, ready to be sent."""
+        one, two = len(first), len(second)
+        if self._plain and one < 256 and two < 256:
+            return b"".join((MORE_HEADS[one], first, LAST_HEADS[two], second))
+        return self.encode(first, MORE) + self.encode(second)
 
 
 def _split(body: bytes) -> tuple[bytes, bytes]:

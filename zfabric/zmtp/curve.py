@@ -33,6 +33,7 @@ from zfabric.zmtp.boxes import shared_key as shared
 from zfabric.zmtp.faults import DeniedError, FramingError, HandshakeError
 from zfabric.zmtp.frames import COMMAND, MORE, command
 from zfabric.zmtp.metadata import check_peer, error_command, error_reason, own_properties, parse_properties
+from zfabric.zmtp.traffic import Opener, Sealer
 
 _VERSION: Final = b"\x01\x00"
 _PADDING: Final = bytes(72)
@@ -51,6 +52,9 @@ _MESSAGE_HEAD_BYTES: Final = len(_MESSAGE) + 8
 OVERHEAD_BYTES: Final = _MESSAGE_HEAD_BYTES + MAC_BYTES + 1
 #: libzmq's bit for a command inside of a MESSAGE (C9).
 _INNER_COMMAND: Final = 2
+#: By a frame's flags, the inner flags as they are sent, and the other way round.
+_SENT: Final = {0: b"\0", MORE: b"\1", COMMAND: b"\2"}
+_HEARD: Final = {0: 0, MORE: MORE, _INNER_COMMAND: COMMAND}
 #: RFC 27's status for "not allowed", which libzmq's clients understand.
 _DENIED: Final = b"400"
 
@@ -69,9 +73,17 @@ class _Boxes:
         self._random = random
         self._sent = 0
         self._received = 0
-        self._sends = sends
-        self._receives = receives
+        self._prefixes = sends, receives
         self._key = b""
+        self._sealer: Sealer | None = None
+        self._opener: Opener | None = None
+
+    def _begin_traffic(self) -> None:
+        """The handshake is over."""
+        sends, receives = self._prefixes
+        self._sealer = Sealer(self._key, sends, _MESSAGE)
+        self._opener = Opener(self._key, receives)
+        self.ready = True
 
     def _next_nonce(self) -> bytes:
         """C7. The first is 1, as libzmq's."""
@@ -88,9 +100,9 @@ class _Boxes:
 
     def seal(self, flags: int, body: bytes) -> bytes:
         """The MESSAGE that carries a frame."""
-        inner = (flags & MORE) | (_INNER_COMMAND if flags & COMMAND else 0)
-        nonce = self._next_nonce()
-        return _MESSAGE + nonce + seal(self._key, self._sends + nonce, bytes((inner,)) + body)
+        assert self._sealer is not None
+        self._sent = number = self._sent + 1  # C7
+        return self._sealer.seal(number.to_bytes(8, "big"), _SENT[flags] + body)
 
     def open(self, body: bytes) -> tuple[int, bytes]:
         """The frame that a MESSAGE carries: flags and body.
@@ -101,12 +113,13 @@ class _Boxes:
         """
         if len(body) < OVERHEAD_BYTES or not body.startswith(_MESSAGE):
             raise FramingError("a frame that is no MESSAGE comes after the handshake")
+        assert self._opener is not None
         nonce = self._check_nonce(body[len(_MESSAGE) : _MESSAGE_HEAD_BYTES])
-        text = open_box(self._key, self._receives + nonce, body[_MESSAGE_HEAD_BYTES:], "MESSAGE")
-        inner = text[0]
-        if inner not in (0, MORE, _INNER_COMMAND):  # C9; F3 holds inside as well
+        inner, text = self._opener.open(nonce, body, _MESSAGE_HEAD_BYTES)
+        flags = _HEARD.get(inner)
+        if flags is None:  # C9; F3 holds inside as well
             raise FramingError(f"a MESSAGE has flags 0x{inner:02x}", flags=inner)
-        return (COMMAND if inner & _INNER_COMMAND else inner), text[1:]
+        return flags, text
 
 
 class CurveClient(_Boxes):
@@ -174,7 +187,7 @@ class CurveClient(_Boxes):
         text = open_box(self._key, b"CurveZMQREADY---" + nonce, data[8:], "READY")
         check_peer(self._socket_type, parse_properties(text))
         self.peer_key = self._server
-        self.ready = True
+        self._begin_traffic()
 
 
 class CurveServer(_Boxes):
@@ -250,7 +263,7 @@ class CurveServer(_Boxes):
             raise DeniedError("the peer's key is not known here", reply=error_command(_DENIED))
         check_peer(self._socket_type, parse_properties(properties))
         self.peer_key = key
-        self.ready = True
+        self._begin_traffic()
         nonce = self._next_nonce()
         return command(
             b"READY", nonce + seal(self._key, b"CurveZMQREADY---" + nonce, own_properties(self._socket_type))

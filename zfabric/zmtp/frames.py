@@ -18,6 +18,7 @@ frame that is cut by the end of a read is put before the next read.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from struct import Struct
 from typing import Final, NamedTuple
 
 from zfabric.zmtp.bodies import Body
@@ -26,11 +27,13 @@ from zfabric.zmtp.faults import FramingError, OversizeError
 MORE: Final = 1
 LONG: Final = 2
 COMMAND: Final = 4
+_LONG_MORE: Final = LONG | MORE
 _RESERVED: Final = 0xF8
 #: A frame up to this size that is not whole yet waits in its raw form, and is read again from its start.
 _SMALL: Final = 4_096
 _LONG_HEAD: Final = 9
 
+_long_head: Final = Struct(">BQ").pack
 #: Heads of short frames, by size.
 LAST_HEADS: Final = tuple(bytes((0, size)) for size in range(256))
 MORE_HEADS: Final = tuple(bytes((MORE, size)) for size in range(256))
@@ -43,7 +46,7 @@ class Bounds:
     Attributes:
         frame_bytes: Of one frame's body.
         message_frames: Frames of one message.
-        message_bytes: Bodies of one message's frames together.
+        message_bytes: Bodies of one message's frames together; no less than one may have.
         command_bytes: Of one command.
         ahead_bytes: Room that is made for a body of which less has come (rule B2 of bodies.py).
     """
@@ -53,6 +56,9 @@ class Bounds:
     message_bytes: int
     command_bytes: int
     ahead_bytes: int = 64 * 1024
+
+    def __post_init__(self) -> None:
+        assert self.message_bytes >= self.frame_bytes
 
 
 class Frame(NamedTuple):
@@ -66,7 +72,7 @@ def head(size: int, flags: int = 0) -> bytes:
     """What stands before a body of `size` bytes."""
     if size < 256:
         return bytes((flags, size))
-    return bytes((flags | LONG,)) + size.to_bytes(8, "big")
+    return _long_head(flags | LONG, size)
 
 
 def command(name: bytes, data: bytes = b"") -> bytes:
@@ -85,7 +91,7 @@ class FrameReader:
         bounds: What is announced beyond them is an error. May be replaced between two frames.
     """
 
-    __slots__ = ("_body", "_bytes", "_flags", "_frames", "bounds", "data", "missing", "position")
+    __slots__ = ("_bytes", "_flags", "_frames", "body", "bounds", "data", "missing", "position")
 
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
@@ -93,7 +99,8 @@ class FrameReader:
         self.position = 0
         #: Of a large body that has begun, octets that have not come; they may be read into `space` instead of being fed.
         self.missing = 0
-        self._body: Body | None = None
+        #: The large body that has begun, whole or not.
+        self.body: Body | None = None
         self._flags = 0
         self._frames = 0
         self._bytes = 0
@@ -101,57 +108,78 @@ class FrameReader:
     @property
     def between_messages(self) -> bool:
         """Whether the next byte in `data` is the first of a message or a command."""
-        return not self._frames and self._body is None
+        return not self._frames and self.body is None
 
-    @property
-    def drained(self) -> bool:
-        """Whether `next` has nothing to look at before more is fed."""
-        return self._body is None and self.position == len(self.data)
+    def take_whole(self, count_max: int) -> list[list[bytes]]:
+        """Messages of one or two frames that lie whole in what was read, up to the first that is anything else.
 
-    def take_singles(self, count_max: int) -> list[bytes]:
-        """Messages of one frame that lie whole in what was read, up to the first that is anything else.
-
-        It is `next` for the most usual case, written out: a reader of many small messages lives on it.
+        It is `next` for the most usual case, written out: a message costs one look at each of its heads. What it leaves
+        alone, be it cut, larger than the bounds allow or wrong, is `next`'s.
         """
-        found: list[bytes] = []
-        if self._frames or self._body is not None:
+        found: list[list[bytes]] = []
+        if self._frames or self.body is not None:
             return found
-        data, position, longest = self.data, self.position, self.bounds.frame_bytes
+        data, at, longest = self.data, self.position, self.bounds.frame_bytes
         read = len(data)
-        while read - position >= 2 and len(found) < count_max:
-            flags = data[position]
-            if flags == 0:
-                start = position + 2
-                end = start + data[position + 1]
-            elif flags == LONG and read - position >= _LONG_HEAD:
-                start = position + _LONG_HEAD
-                end = start + int.from_bytes(data[position + 1 : start], "big")
+        while read - at >= 2 and len(found) < count_max:
+            flags = data[at]
+            if flags <= MORE:
+                start = at + 2
+                end = start + data[at + 1]
+            elif flags <= _LONG_MORE and read - at >= _LONG_HEAD:
+                start = at + _LONG_HEAD
+                end = start + int.from_bytes(data[at + 1 : start], "big")
             else:
                 break
             if end > read or end - start > longest:
                 break
-            found.append(data[start:end])
-            position = end
-        self.position = position
+            if flags & MORE:
+                second = self._take_second(end, end - start)
+                if second is None:
+                    break
+                begin, last = second
+                found.append([data[start:end], data[begin:last]])
+                at = last
+            else:
+                found.append([data[start:end]])
+                at = end
+        self.position = at
         return found
+
+    def _take_second(self, at: int, size: int) -> tuple[int, int] | None:
+        """Where the second frame of a message begins and ends whose first has so many octets; None if it is not the last."""
+        data, bounds = self.data, self.bounds
+        left = len(data) - at
+        if left < 2 or bounds.message_frames < 2:
+            return None
+        if not data[at]:
+            start = at + 2
+            end = start + data[at + 1]
+        elif data[at] == LONG and left >= _LONG_HEAD:
+            start = at + _LONG_HEAD
+            end = start + int.from_bytes(data[at + 1 : start], "big")
+        else:
+            return None
+        fits = end - start <= bounds.frame_bytes and size + end - start <= bounds.message_bytes
+        return (start, end) if fits and end <= len(data) else None
 
     def space(self) -> memoryview:
         """While octets are `missing`: where to read them."""
-        assert self._body is not None
-        return self._body.space()
+        assert self.body is not None
+        return self.body.space()
 
     def fill(self, count: int) -> None:
         """So many octets were read into `space`."""
-        assert self._body is not None
-        self._body.fill(count)
+        assert self.body is not None
+        self.body.fill(count)
         self.missing -= count
 
     def feed(self, data: bytes) -> None:
         """Take what was read. `next` must have returned None before."""
         if self.missing:
             taken = min(self.missing, len(data))
-            assert self._body is not None
-            self._body.write(data if taken == len(data) else memoryview(data)[:taken])
+            assert self.body is not None
+            self.body.write(data if taken == len(data) else memoryview(data)[:taken])
             self.missing -= taken
             self.data, self.position = data, taken
         elif self.position < len(self.data):
@@ -166,7 +194,7 @@ class FrameReader:
             FramingError: By F2 or F3.
             OversizeError: By F6.
         """
-        if self._body is not None:
+        if self.body is not None:
             return self._finish_body()
         data, position = self.data, self.position
         left = len(data) - position
@@ -200,19 +228,19 @@ class FrameReader:
 
     def _begin_body(self, flags: int, start: int, size: int) -> None:
         """A large frame has begun: from here on each piece goes to where it stays."""
-        self._body = Body(size, self.bounds.ahead_bytes)
+        self.body = Body(size, self.bounds.ahead_bytes)
         if start < len(self.data):
-            self._body.write(memoryview(self.data)[start:])
-        self.missing = self._body.missing
+            self.body.write(memoryview(self.data)[start:])
+        self.missing = self.body.missing
         self._flags = flags
         self.data, self.position = b"", 0
 
     def _finish_body(self) -> Frame | None:
         if self.missing:
             return None
-        assert self._body is not None
-        body = self._body.take()
-        self._body = None
+        assert self.body is not None
+        body = self.body.take()
+        self.body = None
         self._count(self._flags, len(body))
         return Frame(self._flags & ~LONG, body)
 
