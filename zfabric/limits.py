@@ -218,6 +218,11 @@ MEASURED_MODELS_MAX: Final = 512
 JOURNAL_EVENTS_MAX: Final = 2_048
 #: Bad frames from one peer before it is ignored for the rest of its connection.
 BAD_FRAMES_MAX: Final = 64
+#: Reads of chunks that come within so many microseconds of one another are taken for one look at many connections, of which so
+#: many at most are written together: a thousand workers' tokens for one client are a few writes then, and none of them waits
+#: longer than a few hundred microseconds. Tokens that come alone come at larger distances.
+READS_TOGETHER_US: Final = 30
+READS_TOGETHER_MAX: Final = 32
 #: Messages handled before the loop gets its turn: about 1 ms of work.
 BURST_MESSAGES_MAX: Final = 256
 #: Answers a worker keeps after their terminal, so that a client whose controller just died can still get them. The time

@@ -606,3 +606,69 @@ async def test_a_peer_that_has_said_no_hello_has_less_room(ipc: str) -> None:
         assert await asyncio.wait_for(other_reader.read(), 10) == b""
         writer.close()
         other.close()
+
+
+class Written(asyncio.Transport):
+    """Notes each write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+
+    def write(self, data: Any) -> None:
+        self.writes.append(bytes(data))
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+async def test_reads_of_chunks_that_follow_closely_are_written_together(
+    ipc: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that comes alone is written before anything else is looked at."""
+    now = [1_000_000_000]
+    monkeypatch.setattr("zfabric.transport.loop_router.monotonic_ns", lambda: now[0])
+    async with router_at(ipc) as (link, at):
+        names, writers = [], []
+        for _ in range(2):
+            reader, writer = await asyncio.open_unix_connection(ipc.removeprefix("ipc://"))
+            await shake_hands(reader, writer)
+            writer.write(bytes([0, len(HELLO)]) + HELLO)
+            names.append((await at.next())[0])
+            writers.append(writer)
+        written = Written()
+        target, sender = (link.peers[name] for name in names)
+        kept, target._transport = target._transport, written
+        header = bytes([CHUNKS]) + b"\0\0\0\x09"
+        link.routes = {names[1] + header: Route(names[0])}
+
+        def chunk(number: int) -> bytes:
+            text = header + b"%d" % number
+            return bytes([0, len(text)]) + text
+
+        sender.data_received(chunk(0))
+        assert written.writes == [chunk(0)]
+        for number in (1, 2, 3):
+            now[0] += limits.READS_TOGETHER_US * 1_000
+            sender.data_received(chunk(number))
+        assert written.writes == [chunk(0)]
+        await asyncio.sleep(0)
+        assert written.writes == [chunk(0), chunk(1) + chunk(2) + chunk(3)]
+        now[0] += limits.READS_TOGETHER_US * 1_000 + 1
+        sender.data_received(chunk(4))
+        assert written.writes[2:] == [chunk(4)]
+        # However many connections there are, the first does not wait for all of them.
+        for number in range(limits.READS_TOGETHER_MAX + 2):
+            sender.data_received(chunk(number))
+        assert written.writes[3:] == [b"".join(map(chunk, range(limits.READS_TOGETHER_MAX + 1)))]
+        await asyncio.sleep(0)
+        assert written.writes[4:] == [chunk(limits.READS_TOGETHER_MAX + 1)]
+        target._transport = kept
+        for writer in writers:
+            writer.close()

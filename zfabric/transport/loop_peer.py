@@ -144,7 +144,7 @@ class Peer(Wire):
             self._handed_over = False
             self._router.settle()
         else:
-            self._router.flush()
+            self._router.passed_on()
 
     def lost(self) -> None:
         router = self._router

@@ -71,6 +71,8 @@ class LoopRouter:
         self._log = log
         self._last = 0
         self._flush_due = False
+        self._passed_ns = 0
+        self._unflushed = 0
         self._working = False
         self._ticker = self._loop.call_later(limits.ZMTP_PING_MS / 1_000, self._tick)
         try:
@@ -169,9 +171,8 @@ class LoopRouter:
             self.forget(to)
             return False
         peer.put(header, body)
-        if not self._working and not self._flush_due:
-            self._flush_due = True
-            self._loop.call_soon(self._flush_now)
+        if not self._working:
+            self._flush_later()
         return True
 
     def take_waiting(self, then: Callable[[], None]) -> None:
@@ -195,9 +196,31 @@ class LoopRouter:
             self.receiver.link_idle()
         self.flush()
 
+    def passed_on(self) -> None:
+        """A read that led to nothing but chunks has been handled. One that comes alone is written at once. Where reads follow one
+        another closely, what they brought for one reader is written together when the loop has looked at all connections, or
+        at so many."""
+        self._working = False
+        if not self.dirty:
+            return
+        now_ns = monotonic_ns()
+        alone = now_ns - self._passed_ns > limits.READS_TOGETHER_US * 1_000
+        self._passed_ns = now_ns
+        if alone or self._unflushed >= limits.READS_TOGETHER_MAX:
+            self.flush()
+            return
+        self._unflushed += 1
+        self._flush_later()
+
+    def _flush_later(self) -> None:
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush_now)
+
     def flush(self) -> None:
         """Write what is due, a joined write a peer."""
         self._working = False
+        self._unflushed = 0
         while self.dirty:
             dirty, self.dirty = self.dirty, []
             for peer in dirty:
