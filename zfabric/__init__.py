@@ -64,7 +64,7 @@ from zfabric.wire.payloads import (
 )
 from zfabric.wire.sampling import SamplingParams
 from zfabric.wire.tool_calls import ToolCallDelta
-from zfabric.worker.base import BaseModelWorker
+from zfabric.worker.base import BaseModelWorker, StepwiseModelWorker
 
 __all__ = [
     "AccessError",
@@ -115,6 +115,7 @@ __all__ = [
     "RequestCancelledError",
     "RequestError",
     "SamplingParams",
+    "StepwiseModelWorker",
     "TokenLogprobs",
     "TokenStream",
     "TooLargeError",

@@ -125,7 +125,7 @@ async def test_an_answer_with_calls_is_taken_up_in_the_next_turn(tmp_path: Path)
 
 async def test_images_go_out_through_the_fabric(tmp_path: Path) -> None:
     async with faulty(answer(EVENTS, chat_event("seen"), chat_event(finish="stop"), b"data: [DONE]\n\n")) as server:
-        options = HuggingfaceApiOptions(models=write_models(tmp_path / "models.json", server.url))
+        options = HuggingfaceApiOptions(models=write_models(tmp_path / "models.json", server.url, multimodal=True))
         async with serving(HuggingfaceApiWorker(options)) as client:
             parts = [{"type": "text", "text": "What?"}, {"type": "image", "image": b"\x89PNG\r\n\x1a\nx"}]
             completion = await client.chat("m", [{"role": "user", "content": parts}])

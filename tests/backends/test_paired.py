@@ -114,7 +114,7 @@ async def test_a_continuation_says_the_rest(served: Served) -> None:
 async def test_what_it_cannot_do_is_refused(served: Served) -> None:
     worker, answers = served
     (info,) = worker._models()
-    assert "prompt_logprobs" not in info.parameters
+    assert "prompt_logprobs" not in (info.parameters or ())
     assert {"generate", "embed", "resume"} <= set(info.capabilities)
     worker.begin(ask("long", "x" * 300))
     worker.begin(ask("fits", "x" * 200, max_new_tokens=2, ignore_eos=True, echo=True))

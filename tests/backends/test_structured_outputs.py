@@ -139,7 +139,7 @@ async def test_without_the_library_guides_are_refused_by_name(
     worker.begin(ask("a", guided_regex="x"))
     await answers.until("a")
     await worker.close()
-    assert not set(info.parameters) & structured_outputs.GUIDED
+    assert not set(info.parameters or ()) & structured_outputs.GUIDED
     assert isinstance(answers.errors["a"], UnsupportedParameterError)
     assert answers.errors["a"].details["parameter"] == "guided_regex"
 

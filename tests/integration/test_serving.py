@@ -44,8 +44,13 @@ async def test_the_readme_s_backend_does_what_its_reader_tries() -> None:
         assert (whole.text, whole.finish_reason) == ("two one ", "stop")
         chat = await client.generate("reverser", messages=[{"role": "user", "content": "hello there"}])
         assert chat.text == "there hello "
-        parts = [{"type": "text", "text": "from parts"}, {"type": "image", "image": b"x"}]
+        parts: list[Any] = [{"type": "text", "text": "from parts"}]
         assert (await client.generate("reverser", messages=[{"role": "user", "content": parts}])).text == "parts from "
+        seen = [*parts, {"type": "image", "image": b"x"}]
+        with pytest.raises(UnsupportedOperationError, match="part of type 'image'"):
+            await client.generate("reverser", messages=[{"role": "user", "content": seen}])
+        with pytest.raises(UnsupportedOperationError, match="does not support embed"):
+            await client.embed("reverser", ["one"])
         assert (await client.generate("reverser", "   ")).text == ""
         with pytest.raises(UnsupportedParameterError, match="top_k"):
             await client.generate("reverser", "one", top_k=3)

@@ -13,7 +13,17 @@ import numpy as np
 import pytest
 
 from tests.integration.bare_worker import abort, bare_worker, dispatch
-from zfabric import BaseModelWorker, Delta, EmbedRequest, EmbedResult, GenerateRequest, ModelInfo, SamplingParams, Usage
+from zfabric import (
+    BaseModelWorker,
+    Delta,
+    EmbedRequest,
+    EmbedResult,
+    GenerateRequest,
+    ModelInfo,
+    SamplingParams,
+    StepwiseModelWorker,
+    Usage,
+)
 from zfabric.backends.echo import EchoOptions, EchoWorker
 from zfabric.errors import (
     BackendError,
@@ -22,6 +32,7 @@ from zfabric.errors import (
     RequestCancelledError,
     RequestError,
     UnknownModelError,
+    UnsupportedOperationError,
     UnsupportedParameterError,
 )
 from zfabric.wire import codec
@@ -343,7 +354,7 @@ async def test_an_abort_or_a_close_that_raises_is_logged(monkeypatch: pytest.Mon
     assert other.closed
 
 
-class Threaded(BaseModelWorker):
+class Threaded(StepwiseModelWorker):
     """Steps in a thread of its own."""
 
     parameters = frozenset({"max_new_tokens"})
@@ -504,11 +515,12 @@ async def test_echo_takes_what_it_can_split_and_keeps_stepping(monkeypatch: pyte
         for number in range(len(huge)):
             assert (await worker.end_of(number))[0].code == ContextOverflowError.code
         one_word = TextRequest(prompt="y" * 5_000, sampling=WHOLE)
-        parts: list[dict[str, Any]] = [{"type": "image", "image": bytes(30_000_000)}, {"type": "text", "text": "c d"}]
-        picture = GenerateRequest(
-            messages=[{"role": "user", "content": parts}], sampling=SamplingParams(max_new_tokens=3)
-        )
-        worker.say(dispatch(10, one_word), dispatch(11, picture), dispatch(12, running))
+        parts: list[dict[str, Any]] = [{"type": "text", "text": "c d"}]
+        chat = GenerateRequest(messages=[{"role": "user", "content": parts}], sampling=SamplingParams(max_new_tokens=3))
+        pictures: list[dict[str, Any]] = [{"type": "image", "image": bytes(30_000_000)}, *parts]
+        picture = GenerateRequest(messages=[{"role": "user", "content": pictures}])
+        worker.say(dispatch(10, one_word), dispatch(11, chat), dispatch(12, running), dispatch(15, picture))
+        assert (await worker.end_of(15))[0].code == UnsupportedOperationError.code
         for number, text in ((10, "y" * 5_000 + " "), (11, "c d c "), (12, "a b ")):
             assert (await worker.end_of(number))[0].code == 0
             assert worker.text(number) == text
@@ -543,6 +555,9 @@ async def test_echo_ends_an_answer_of_which_only_the_end_was_lost(
 
 async def test_a_count_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     class Counts(Backend):
+        async def load(self) -> ModelInfo:
+            return ModelInfo(name=self.name, capabilities=["count_tokens"])
+
         async def count_tokens(self, request: CountRequest) -> int:
             counts: dict[str, Any] = {"one": np.int64(1), "half": 0.5}
             return counts[request.plain_text()]  # type: ignore[no-any-return]

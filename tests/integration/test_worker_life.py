@@ -12,7 +12,15 @@ import pytest
 
 from tests.fabric import Process, fabric, processes, words
 from tests.integration.bare_worker import abort, bare_worker, dispatch
-from zfabric import AsyncClient, BaseModelWorker, Delta, GenerateRequest, ModelInfo, SamplingParams
+from zfabric import (
+    AsyncClient,
+    BaseModelWorker,
+    Delta,
+    GenerateRequest,
+    ModelInfo,
+    SamplingParams,
+    StepwiseModelWorker,
+)
 from zfabric.backends.echo import EchoOptions, EchoWorker
 from zfabric.errors import (
     ConfigurationError,
@@ -235,7 +243,7 @@ async def test_a_worker_that_cannot_say_hello_says_why_and_exits(ipc: str, run_d
 # ── engines ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Hanging(BaseModelWorker):
+class Hanging(StepwiseModelWorker):
     """Steps once, and then no more, while its process goes on."""
 
     parameters = frozenset({"max_new_tokens", "temperature"})

@@ -161,7 +161,7 @@ def test_public_names_are_pinned() -> None:
     names = """AnswerOptions AnswerReader AnswerStream AsyncClient BaseModelWorker BlockingBatch BlockingStream ChatMessage
         Choice Client Completion CompletionBatch CountRequest Credentials Delta EmbedOptions
         EmbedRequest EmbedResult GenerateOptions GenerateRequest
-        Logprob ModelInfo SamplingParams TokenLogprobs TokenStream ToolCall ToolCallDelta Usage __version__"""
+        Logprob ModelInfo SamplingParams StepwiseModelWorker TokenLogprobs TokenStream ToolCall ToolCallDelta Usage __version__"""
     tree = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, FabricError)}
     assert {"FabricError", "WorkerLostError", "ClosedError"} <= tree
     assert set(zfabric.__all__) == set(names.split()) | tree

@@ -18,7 +18,7 @@ from zfabric.errors import ParameterRangeError
 from zfabric.limits import ECHO_TOKEN_LENGTH_MAX, ECHO_WORDS_MAX
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import CountRequest, Delta, EmbedRequest, EmbedResult, FinishReason, GenerateRequest, Usage
-from zfabric.worker.base import BaseModelWorker, EngineLoad
+from zfabric.worker.base import EngineLoad, StepwiseModelWorker
 
 #: Vectors made before the event loop gets its turn.
 _ROWS_AT_ONCE: Final = 256
@@ -81,7 +81,7 @@ class _Stream:
         return Delta(text=text, token_ids=token_ids, finish_reason=reason, usage=usage)
 
 
-class EchoWorker(BaseModelWorker):
+class EchoWorker(StepwiseModelWorker):
     """Says the prompt's words again, one token a step, all streams in one step.
 
     Token ids are positions in the prompt. `max_new_tokens=None` says the prompt once.

@@ -23,7 +23,7 @@ from zfabric.wire.payloads import (
     TextRequest,
     Usage,
 )
-from zfabric.worker.base import BaseModelWorker, EngineLoad
+from zfabric.worker.base import BaseModelWorker, EngineLoad, StepwiseModelWorker
 
 #: An operation that is no generation takes so long, in milliseconds, at least and at most.
 _UNARY_MS: Final = (1.0, 60.0)
@@ -211,7 +211,7 @@ class SimBackend(BaseModelWorker):
             await asyncio.sleep(_HUNG_S)
 
 
-class SteppedBackend(SimBackend):
+class SteppedBackend(SimBackend, StepwiseModelWorker):
     """One token a step for each of its requests, all handed over in one call."""
 
     def __init__(self, host: Host, spec: EngineSpec) -> None:

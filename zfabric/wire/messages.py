@@ -184,7 +184,8 @@ class ModelInfo(Struct, array_like=True, kw_only=True):
         context_length: Tokens of prompt and answer together; 0 if unknown.
         capabilities: Of "generate", "embed", "count_tokens", "tokenize", "detokenize", "score", "classify", "chat" (messages
             are understood), "multimodal" (images in messages), and "resume" (goes on exactly from prompt + tokens so far).
-        parameters: Sampling parameters that are honoured.
+        parameters: Parameters that are honoured: of the sampling, and "tools" and "response_format". None where that is not
+            known: then none is refused. Empty for a model that honours none beside `max_new_tokens`.
         defaults: The model's own values of parameters, which hold where a request leaves them unset.
         dimensions: Length of an embedding; 0 if it makes none.
         slots: Concurrent requests of this model, 0 for as many as the worker has.
@@ -196,7 +197,7 @@ class ModelInfo(Struct, array_like=True, kw_only=True):
     aliases: Annotated[list[Name], Meta(max_length=64)] = []
     context_length: Annotated[int, Meta(ge=0)] = 0
     capabilities: Annotated[list[Name], Meta(max_length=32)] = []
-    parameters: Annotated[list[Name], Meta(max_length=64)] = []
+    parameters: Annotated[list[Name], Meta(max_length=64)] | None = None
     dimensions: Annotated[int, Meta(ge=0)] = 0
     slots: Annotated[int, Meta(ge=0, le=SLOTS_MAX)] = 0
     details: dict[str, FiniteDetail] = {}

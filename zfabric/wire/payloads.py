@@ -6,7 +6,7 @@ sees exactly what the client's caller wrote. On the wire each is a MessagePack a
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from msgspec import Raw, Struct
 
@@ -22,6 +22,9 @@ from zfabric.wire.tasks import ClassifyRequest, DetokenizeRequest, ScoreRequest
 from zfabric.wire.tool_calls import ToolCallDelta
 
 FinishReason = Literal["stop", "length", "abort", "tool_calls"]
+
+#: Fields of a request for text that are parameters like those of its sampling: a model announces whether it honours them.
+OPTIONS: Final = ("tools", "response_format")
 
 #: A chat message, as tokenizer chat templates take it: {"role": …, "content": str | parts, …}.
 Message = dict[str, Any]

@@ -19,7 +19,7 @@ class ModelStatus(Struct, kw_only=True):
         queued: Requests that wait for one of them.
         context_length: Tokens of prompt and answer together, the least of all workers; 0 if unknown.
         capabilities: As announced.
-        parameters: Sampling parameters that are honoured.
+        parameters: Parameters that are honoured; None where that is not known.
         dimensions: Length of an embedding; 0 if it makes none.
         details: As announced.
         defaults: Its own values of sampling parameters, which hold where a request leaves them unset.
@@ -33,7 +33,7 @@ class ModelStatus(Struct, kw_only=True):
     queued: int = 0
     context_length: int = 0
     capabilities: list[str] = []
-    parameters: list[str] = []
+    parameters: list[str] | None = None
     dimensions: int = 0
     details: dict[str, Detail] = {}
     defaults: dict[str, float] = {}

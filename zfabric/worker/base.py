@@ -1,12 +1,13 @@
-"""`BaseModelWorker`: all that a backend has to be.
+"""`BaseModelWorker` and `StepwiseModelWorker`: all that a backend has to be.
 
 A backend knows no sockets, no registration and no beats. There are two ways to write one:
 
-* **one request at a time**: implement `generate` as an async generator of `Delta`. Deltas that several requests yield in
-  the same turn of the event loop leave as one message per client, so this is fast enough for most engines.
-* **one step at a time**: an engine that steps many requests at once overrides `begin` and `abort`, and hands all
-  deltas of a step to `self.steps.emit(...)` in one call; an engine that steps in a thread of its own calls
-  `self.steps.emit_threadsafe(...)` there.
+* **one request at a time**: a `BaseModelWorker` implements `generate` as an async generator of `Delta`. Deltas that
+  several requests yield in the same turn of the event loop leave as one message per client, so this is fast enough for
+  most engines.
+* **one step at a time**: an engine that steps many requests at once is a `StepwiseModelWorker`. It implements `begin` and
+  `abort`, and hands all deltas of a step to `self.steps.emit(...)` in one call; an engine that steps in a thread of its
+  own calls `self.steps.emit_threadsafe(...)` there.
 
 Whatever a backend raises, or hands over that is not what it has to be, ends the one request that it is about with a
 BackendError, and is logged. Nobody else notices.
@@ -16,15 +17,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Final, Protocol, get_args
+
+from msgspec import structs
 
 from zfabric.errors import FabricError, UnsupportedOperationError
 from zfabric.limits import SLOTS_DEFAULT
+from zfabric.wire.fields import Operation
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import CountRequest, Delta, EmbedRequest, EmbedResult, GenerateRequest, OperateRequest
 from zfabric.wire.tasks import ClassifyRequest, DetokenizeRequest, ScoreRequest
 
-__all__ = ["BaseModelWorker", "EngineLoad", "StepSink"]
+__all__ = ["OPERATIONS", "BaseModelWorker", "EngineLoad", "StepSink", "StepwiseModelWorker"]
+
+#: What a client can ask of a model. Each is a method of the same name.
+OPERATIONS: Final = frozenset(get_args(Operation)) - {"operate"}
 
 
 class EngineLoad:
@@ -58,8 +65,8 @@ class EngineLoad:
 
 
 class StepSink(Protocol):
-    """Where a step-wise engine hands over what it made. All but the calls that say otherwise belong on the event loop's
-    thread."""
+    """The service that runs a backend, as that sees it: where a `StepwiseModelWorker` hands over what it made, and where any
+    backend tells of itself. All but the calls that say otherwise belong on the event loop's thread."""
 
     def emit(self, step: Iterable[tuple[str, Delta]]) -> None:
         """All deltas of one engine step, as (request_id, delta). The last of a request sets `finish_reason`
@@ -119,11 +126,27 @@ class StepSink(Protocol):
 
 
 class BaseModelWorker(ABC):
-    """Base of all workers.
+    """Base of all backends: one request at a time.
+
+    .. code-block:: python
+
+        class Shouting(BaseModelWorker):
+            parameters = frozenset({"temperature"})
+
+            async def load(self):
+                return ModelInfo(name="shouting")
+
+            async def generate(self, request):
+                yield Delta(text=request.plain_text().upper(), finish_reason="stop")
+
+    What a model does not announce is refused by name before its backend is asked: operations, chat messages and images by
+    `ModelInfo.capabilities`, parameters by `ModelInfo.parameters`.
 
     Class attributes:
-        parameters: Sampling parameters the backend honours. A request that sets another away from its default is
-            refused by name before it reaches the backend. `ModelInfo.parameters` narrows this per model.
+        parameters: Names of the parameters that the backend honours: of `SamplingParams`, and "tools" and "response_format".
+            `max_new_tokens` is always one of them, so an empty set is a backend that bounds its answers and does nothing
+            else. None, the default, says nothing of it: then every parameter is handed over. `ModelInfo.parameters`
+            says it per model.
         slots: Concurrent requests by default (`--slots` overrides it).
 
     Instance attributes:
@@ -133,14 +156,15 @@ class BaseModelWorker(ABC):
     `from_arguments(argv, settings)` that parses what is left by itself, or else without arguments.
     """
 
-    parameters: ClassVar[frozenset[str]] = frozenset()
+    parameters: ClassVar[frozenset[str] | None] = None
     slots: int = SLOTS_DEFAULT
     steps: StepSink
 
     @abstractmethod
     async def load(self) -> ModelInfo | Sequence[ModelInfo]:
         """Load the engine and say what it serves. Called once; long work belongs in a thread, so that signals and
-        logs go on. Raises whatever makes loading impossible; the worker process then ends with it."""
+        logs go on. A model without `capabilities` has the operations that the class implements. Raises whatever makes
+        loading impossible; the worker process then ends with it."""
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
         """Deltas of the answer, in order.
@@ -201,21 +225,58 @@ class BaseModelWorker(ABC):
     async def close(self) -> None:
         """Free the engine. Called once, also after a failed `load`."""
 
-    # ── step-wise engines ───────────────────────────────────────────────────────────────────────────────────────────
+    # ── what it can ─────────────────────────────────────────────────────────────────────────────────────────────────
 
+    @classmethod
+    def implemented(cls) -> frozenset[str]:
+        """Operations that this class can be asked for: the methods that it overrides."""
+        return frozenset(name for name in OPERATIONS if getattr(cls, name) is not getattr(BaseModelWorker, name))
+
+    def announcement(self, info: ModelInfo) -> ModelInfo:
+        """What is announced of a model that `load` or `steps.models_changed` named, in full. A class that does part of the
+        work for others that derive from it adds here what it does."""
+        parameters = self.parameters if info.parameters is None else info.parameters
+        return structs.replace(
+            info,
+            capabilities=list(info.capabilities or sorted(self.implemented())),
+            parameters=None if parameters is None else sorted({*parameters, "max_new_tokens"}),
+        )
+
+
+class StepwiseModelWorker(BaseModelWorker):
+    """Base of backends whose engine steps many requests at once: all deltas of a step leave in one call.
+
+    .. code-block:: python
+
+        class Engine(StepwiseModelWorker):
+            async def load(self):
+                self.engine = MyEngine(on_step=self.on_step)
+                return ModelInfo(name="mine")
+
+            def begin(self, request):
+                self.engine.add(request.request_id, request.plain_text(), request.sampling)
+
+            def abort(self, request_id):
+                self.engine.remove(request_id)
+
+            def on_step(self, made):  # in the engine's own thread
+                self.steps.emit_threadsafe((name, Delta(text=text, token_ids=[token])) for name, token, text in made)
+
+    Everything but text is asked for one request at a time, as of any backend; `generate` is not called.
+    """
+
+    @abstractmethod
     def begin(self, request: GenerateRequest) -> None:
         """Start a request whose deltas will come through `steps.emit`. Must not block."""
-        raise NotImplementedError
 
+    @abstractmethod
     def abort(self, request_id: str) -> None:
         """Stop a request begun before; no more is wanted of it. Must not block. Unknown names are ignored.
 
         Its slot counts as free when this returns: a request that is begun later must find room, at the latest when the
         engine's running step is over.
         """
-        raise NotImplementedError
 
     @classmethod
-    def is_stepwise(cls) -> bool:
-        """Whether this backend overrides `begin`."""
-        return cls.begin is not BaseModelWorker.begin
+    def implemented(cls) -> frozenset[str]:
+        return super().implemented() | {"generate"}

@@ -26,7 +26,8 @@ from zfabric.wire.payloads import (
     Usage,
 )
 from zfabric.wire.plain import plain_integer
-from zfabric.worker.base import BaseModelWorker
+from zfabric.worker.base import BaseModelWorker, StepwiseModelWorker
+from zfabric.worker.capabilities import check_options, check_request
 from zfabric.worker.served import Served, ServedModels
 
 #: What a backend may raise for a request. A cancellation that nobody here asked for is a failure like any other.
@@ -93,6 +94,7 @@ class Runs:
             else:
                 known = served.find(request.model)
                 backend = known.backend
+                check_request(request, order.operation, known.label, known.capabilities)
                 if isinstance(request, TextRequest):
                     request = self._prepared(request, known)
                     work = partial(self._generate, request, backend)
@@ -100,7 +102,7 @@ class Runs:
                     # An operation is called as the method that does it.
                     work = partial(self._unary, order.operation, request, getattr(backend, order.operation))
             run = self._runs[request_id] = _Run(backend)
-            if isinstance(request, GenerateRequest) and backend.is_stepwise():
+            if isinstance(request, GenerateRequest) and isinstance(backend, StepwiseModelWorker):
                 backend.begin(request)
                 return
         except _FAILURES as error:
@@ -117,13 +119,13 @@ class Runs:
             UnsupportedParameterError: A parameter is not honoured.
         """
         sampling = request.sampling.resolved(served.defaults)
-        seeded = "seed" in served.parameters
-        if sampling.greedy and not seeded:
+        if sampling.greedy and not served.seeded:
             # It makes no difference, and comes with answers that another worker began.
             sampling = structs.replace(sampling, seed=None)
             request.sampling = structs.replace(request.sampling, seed=None)
         request.sampling.require(served.parameters, served.label)
-        if request.drawn_seed is not None and sampling.seed is None and not sampling.greedy and seeded:
+        check_options(request, served.label, served.parameters)
+        if request.drawn_seed is not None and sampling.seed is None and not sampling.greedy and served.seeded:
             sampling = structs.replace(sampling, seed=request.drawn_seed)
         if sampling.reproducible:
             self._session.mark_exact(request.request_id)
@@ -237,7 +239,7 @@ class Runs:
             if run.limit is None:
                 run.limit = self._loop.call_later(STOP_MS / 1_000, self._stop_is_late, request_id, run)
             return
-        if run is not None:
+        if run is not None and isinstance(run.backend, StepwiseModelWorker):
             del self._runs[request_id]
             try:
                 run.backend.abort(request_id)

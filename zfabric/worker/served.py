@@ -10,14 +10,26 @@ from msgspec import structs
 from zfabric.errors import ConfigurationError, RequestError, UnknownModelError
 from zfabric.wire.messages import ModelInfo
 from zfabric.worker.base import BaseModelWorker
+from zfabric.worker.capabilities import PARAMETERS, check_announcement
 
 
 class Served(NamedTuple):
-    """A name's backend, what errors call the model, the sampling parameters that it knows, and its own values of some."""
+    """Who serves a name, and what it can do.
+
+    Attributes:
+        backend: Whose model it is.
+        label: What errors call the model.
+        capabilities: As announced.
+        parameters: That may be handed over; all of them where the model does not tell.
+        seeded: Whether it draws by the seed that it is given.
+        defaults: Its own values of parameters.
+    """
 
     backend: BaseModelWorker
     label: str
+    capabilities: frozenset[str]
     parameters: frozenset[str]
+    seeded: bool
     defaults: Mapping[str, float]
 
 
@@ -30,7 +42,8 @@ class ServedModels:
         models: What each of them serves, in the same order.
 
     Raises:
-        ConfigurationError: Two models have the same name, or what a backend names is no model.
+        ConfigurationError: Two models have the same name, what a backend names is no model, or it cannot do what it
+            announces.
     """
 
     def __init__(self, worker: str, backends: Sequence[BaseModelWorker], models: Sequence[Sequence[ModelInfo]]) -> None:
@@ -55,13 +68,18 @@ class ServedModels:
         kind = type(backend).__name__
         if not isinstance(info, ModelInfo):
             raise ConfigurationError(f"{kind} names {type(info).__name__} as a model, it must be a ModelInfo")
-        parameters = list(info.parameters or sorted(backend.parameters))
-        served = Served(backend, f"model {info.name!r}", frozenset(parameters), dict(info.defaults))
+        info = backend.announcement(info)
+        check_announcement(backend, info)
+        capabilities = frozenset(info.capabilities)
+        parameters = PARAMETERS if info.parameters is None else frozenset(info.parameters)
+        # A model that tells nothing of its parameters, and goes on with answers of others, must be able to draw them again.
+        seeded = "seed" in parameters and (info.parameters is not None or "resume" in capabilities)
+        served = Served(backend, f"model {info.name!r}", capabilities, parameters, seeded, dict(info.defaults))
         for name in (info.name, *info.aliases):
             if name in self._route:
                 raise ConfigurationError(f"two models of this worker are named {name!r}", model=name)
             self._route[name] = served
-        self.announced.append(structs.replace(info, parameters=parameters, engine=engine))
+        self.announced.append(structs.replace(info, engine=engine))
 
     @property
     def names(self) -> list[str]:

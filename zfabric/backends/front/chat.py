@@ -12,14 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from zfabric.errors import RequestError, UnsupportedOperationError
+from zfabric.wire.parts import IMAGES
 from zfabric.wire.payloads import Message
 
 #: Kinds of parts that are text, and the key that holds it.
 _TEXTS: Final = {
     "text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal", "thinking": "thinking",
 }  # fmt: skip
-#: Kinds of parts that are images.
-IMAGES: Final = frozenset({"image", "image_url", "input_image"})
 #: Texts that no template holds.
 _MARKS: Final = ("zQ4first7x", "zQ4second7x")
 _Render = Callable[[list[Message]], str]

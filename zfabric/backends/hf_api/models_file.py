@@ -41,6 +41,7 @@ class Upstream:
         batch_size, parallel: Inputs per embedding call, and such calls at the same time.
         tokenizer: Directory of the model's tokenizer.
         server_stops: Whether stop strings are sent to the server as well; they are applied here in any case.
+        multimodal: Whether the model takes images; only then are messages with some sent to it.
         parameters: Narrows the parameters that the dialect honours; None for all of them.
     """
 
@@ -64,6 +65,7 @@ class Upstream:
     parallel: int = 4
     tokenizer: str | None = None
     server_stops: bool = True
+    multimodal: bool = False
     parameters: tuple[str, ...] | None = None
 
     @property

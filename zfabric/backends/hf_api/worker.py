@@ -26,7 +26,16 @@ from zfabric.errors import (
     UnsupportedOperationError,
 )
 from zfabric.wire.messages import ModelInfo
-from zfabric.wire.payloads import CountRequest, Delta, EmbedRequest, EmbedResult, GenerateRequest, Message, Usage
+from zfabric.wire.payloads import (
+    OPTIONS,
+    CountRequest,
+    Delta,
+    EmbedRequest,
+    EmbedResult,
+    GenerateRequest,
+    Message,
+    Usage,
+)
 from zfabric.wire.sampling import ALL_PARAMETERS
 from zfabric.wire.tasks import DetokenizeRequest
 from zfabric.worker.base import BaseModelWorker, EngineLoad
@@ -133,13 +142,14 @@ class HuggingfaceApiWorker(BaseModelWorker):
             templated = upstream.protocol == "completions" and tokenizer is not None and tokenizer.has_template
             capabilities += ["chat"] * (upstream.protocol == "chat" or templated)
             capabilities += ["resume"] * tells_tokens(upstream)
+            capabilities += ["multimodal"] * upstream.multimodal
         capabilities += ["count_tokens", "tokenize", "detokenize"] if tokenizer is not None else []
         return ModelInfo(
             name=upstream.name,
             aliases=list(upstream.aliases),
             context_length=upstream.context_length,
             capabilities=capabilities,
-            parameters=sorted(parameters_of(upstream)),
+            parameters=sorted({*parameters_of(upstream), *OPTIONS}),
             dimensions=upstream.dimensions,
             slots=upstream.slots,
             details={"engine": "hf-api", "protocol": upstream.protocol, "server": upstream.server},

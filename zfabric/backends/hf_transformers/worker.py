@@ -16,7 +16,7 @@ from zfabric.errors import EngineStalledError, FabricError, UnsupportedOperation
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import CountRequest, Delta, EmbedRequest, EmbedResult, GenerateRequest, OperateRequest
 from zfabric.wire.tasks import DetokenizeRequest
-from zfabric.worker.base import BaseModelWorker, EngineLoad
+from zfabric.worker.base import EngineLoad, StepwiseModelWorker
 
 if TYPE_CHECKING:
     from zfabric.backends.hf_transformers.assembly import Assembled
@@ -31,7 +31,7 @@ _SWITCH_INTERVAL_S: Final = 0.0005
 _WATCH_INTERVAL_S: Final = 1.0
 
 
-class ModelWorker(BaseModelWorker):
+class ModelWorker(StepwiseModelWorker):
     """Serves one model: text from causal language models, vectors from encoders and from those as well."""
 
     parameters = frozenset(
@@ -39,7 +39,7 @@ class ModelWorker(BaseModelWorker):
             "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
             "frequency_penalty", "max_new_tokens", "min_new_tokens", "stop", "stop_token_ids", "ignore_eos", "seed", "n",
             "best_of", "use_beam_search", "logprobs", "prompt_logprobs", "echo", "logit_bias", "bad_words", "truncate_prompt",
-            "skip_special_tokens", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+            "skip_special_tokens", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "response_format", "tools",
         }
     )  # fmt: skip
     Options = TransformersOptions
@@ -114,12 +114,13 @@ class ModelWorker(BaseModelWorker):
         ]  # fmt: skip
 
     def _honoured(self, loaded: Loaded) -> list[str]:
-        """Sampling parameters that this model can honour; a request with another is refused by name."""
+        """Parameters that this model can honour; a request with another is refused by name."""
         from zfabric.backends.hf_transformers import structured_outputs
 
         if not loaded.generates:
             return []
-        missing = set() if structured_outputs.guidable(loaded.tokenizer) else set(structured_outputs.GUIDED)
+        guided = {*structured_outputs.GUIDED, "response_format"}
+        missing = set() if structured_outputs.guidable(loaded.tokenizer) else guided
         if loaded.kind == "paired":
             # The encoder reads the prompt; nothing predicts it.
             missing.add("prompt_logprobs")

@@ -20,6 +20,7 @@ from zfabric.backends.vllm_engine.runtime import Runtime
 from zfabric.errors import BackendError, Detail, FabricError, WorkerDrainingError
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import (
+    OPTIONS,
     CountRequest,
     Delta,
     EmbedRequest,
@@ -30,7 +31,7 @@ from zfabric.wire.payloads import (
     Usage,
 )
 from zfabric.wire.tasks import ClassifyRequest, DetokenizeRequest, ScoreRequest
-from zfabric.worker.base import BaseModelWorker, EngineLoad
+from zfabric.worker.base import EngineLoad, StepwiseModelWorker
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ T = TypeVar("T")
 _IMAGE_TRIES: Final = 3
 
 
-class VLLMWorker(BaseModelWorker):
+class VLLMWorker(StepwiseModelWorker):
     """Serves one model, and LoRA adapters of it, with vLLM. All outputs of an engine step leave as one.
 
     Args:
@@ -111,7 +112,7 @@ class VLLMWorker(BaseModelWorker):
                 aliases=list(aliases),
                 context_length=runtime.context_length,
                 capabilities=capabilities,
-                parameters=sorted(sampling.supported(runtime.engine)) if runtime.generates else [],
+                parameters=sorted({*sampling.supported(runtime.engine), *OPTIONS}) if runtime.generates else [],
                 defaults=dict(runtime.defaults.parameters),
                 dimensions=int(configuration.get_hidden_size()) if runtime.pooling.embeds else 0,
                 details={**details, **more},

@@ -77,7 +77,7 @@ def model_status(registry: Registry, model: Model) -> ModelStatus:
         queued=len(model.queue),
         context_length=min(host.info.context_length for host in hosts),
         capabilities=list(info.capabilities),
-        parameters=list(info.parameters),
+        parameters=None if info.parameters is None else list(info.parameters),
         dimensions=info.dimensions,
         defaults=dict(info.defaults),
         details={
