@@ -20,7 +20,7 @@ from bench.record import Report, write
 from bench.runner import Bench, Scenario, run
 
 #: In the order of a run.
-NAMES: Final = ("relay", "one_token", "streams", "paced", "scale", "balance", "faults", "curve", "engines")
+NAMES: Final = ("relay", "one_token", "streams", "many", "paced", "scale", "balance", "faults", "curve", "engines")
 RESULTS: Final = Path(__file__).parent / "results"
 
 HELP = """Measure zfabric beside what could be used instead.

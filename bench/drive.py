@@ -38,6 +38,8 @@ Result = dict[str, Any]
 
 
 def _prompt(job: Job) -> str:
+    if "words" in job:
+        return "word " * int(job["words"])
     size = int(job.get("prompt_bytes", 0))
     # Words of 31 letters: the longest prompts hold no more words than an echo splits.
     return f"{'w' * 31} " * (size // 32) if size else "the quick brown fox jumps over the lazy dog"

@@ -34,6 +34,7 @@ def fabric(
     curve: bool = False,
     loop: str = "--uvloop",
     transport: str = DEFAULT_TRANSPORT,
+    adapter: str = "fabric",
 ) -> Stack:
     """zfabric: controller, echo worker."""
     scratch = Path(tempfile.mkdtemp(prefix="zf-bench-"))
@@ -57,7 +58,7 @@ def fabric(
             "ZFABRIC_CONTROLLER_KEY": f"{scratch}/controller.key",
         }
     parts = [Part(HOP, tuple(controller)), Part(WORKER, tuple(worker))]
-    return Stack(parts, "fabric", target, own_python(), environment, scratch)
+    return Stack(parts, adapter, target, own_python(), environment, scratch)
 
 
 def fabric_ipc(rate: float = 0) -> Stack:
@@ -78,6 +79,11 @@ def fabric_asyncio(rate: float = 0) -> Stack:
 def fabric_libzmq(rate: float = 0) -> Stack:
     """zfabric with libzmq at all three ends."""
     return fabric(rate, transport="libzmq")
+
+
+def fabric_reader(rate: float = 0) -> Stack:
+    """zfabric with all streams of its client read by one task."""
+    return fabric(rate, adapter="fabric_reader")
 
 
 def proxy() -> Stack:
@@ -232,6 +238,7 @@ SUBJECTS: Final[dict[str, Callable[[], Stack]]] = {
     "zfabric curve": fabric_curve,
     "zfabric asyncio": fabric_asyncio,
     "zfabric libzmq": fabric_libzmq,
+    "zfabric reader": fabric_reader,
     "zmq_proxy": proxy,
     "http": http,
     "vllm-router": vllm_router,

@@ -19,7 +19,7 @@ _RATE_GOALS = {64: 1_000_000, 256: 1_000_000}
 
 async def run(bench: Bench, report: Report) -> None:
     """Each lane asks for an answer, and again; the engine has no compute and hands over a token a step."""
-    stacks = await bench.stacks(report, [*COMPARED, "zfabric asyncio", "zfabric libzmq"])
+    stacks = await bench.stacks(report, [*COMPARED, "zfabric reader", "zfabric asyncio", "zfabric libzmq"])
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name in stacks}
     rows: dict[str, list[str]] = {name: [name] for name in stacks}
     costs: list[list[str]] = []
@@ -49,9 +49,12 @@ async def run(bench: Bench, report: Report) -> None:
                     )
         for name in stacks.keys() - found.keys():
             rows[name].append("failed")
+        goal = _RATE_GOALS.get(count)
         if own:
-            goal = _RATE_GOALS.get(count)
             report.metric(f"tokens_per_second_at_{count}", own, "1/s", "higher", goal=goal, reference="this machine")
+        if read := [outcome.rate * tokens for outcome in found.get("zfabric reader", [])]:
+            name = f"reader.tokens_per_second_at_{count}"
+            report.metric(name, read, "1/s", "higher", goal=goal, reference="this machine")
     columns = ["system", *(f"{count:,} streams" for count in _STREAMS)]
     report.tables.append(Table("Tokens a second", columns, list(rows.values())))
     columns = ["system", "hop", "worker", "client", "bytes on the wire"]
