@@ -167,7 +167,7 @@ async def test_garbage_stops_nobody(run_directory: Path) -> None:
         ):  # fmt: skip
             dealer.send_multipart(frames)
         # The same from a peer that has a session.
-        dealer.send(bytes([kinds.CLIENT_HELLO]) + b"\x93\x01\xa1x\x05")
+        dealer.send(bytes([kinds.CLIENT_HELLO]) + b"\x93%c\xa1x\x05" % kinds.PROTOCOL_VERSION)
         for _ in range(BAD_FRAMES_MAX * 2):
             dealer.send(bytes([kinds.CANCEL]) + os.urandom(8))
             dealer.send_multipart([bytes([kinds.ENDS]), b""])
