@@ -223,6 +223,9 @@ BAD_FRAMES_MAX: Final = 64
 #: longer than a few hundred microseconds. Tokens that come alone come at larger distances.
 READS_TOGETHER_US: Final = 30
 READS_TOGETHER_MAX: Final = 32
+#: A loop that looks for work instead of sleeping does so for this long at most: a host that has nothing to do for longer gains
+#: nothing by looking on, since one wake-up in ten milliseconds is cheap.
+SPIN_US_MAX: Final = 10_000
 #: Messages handled before the loop gets its turn: about 1 ms of work.
 BURST_MESSAGES_MAX: Final = 256
 #: Answers a worker keeps after their terminal, so that a client whose controller just died can still get them. The time

@@ -203,3 +203,29 @@ async def test_a_controller_tells_who_came_and_who_went(ipc: str, run_directory:
             ("client_left", "info", "client the test"),
             ("worker_lost", "warning", "w"),
         ]
+
+
+async def test_daemons_that_look_instead_of_sleeping_serve_and_end_as_others_do(
+    ipc: str, run_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZFABRIC_SPIN_US", "100")
+    async with processes(run_directory) as children:
+        for module, *more in ((CONTROLLER, "--spin-us", "50"), (WORKER, "--name", "w")):
+            child = await Process.start(module, "--endpoint", ipc, *more, directory=run_directory)
+            children.append(child)
+            await child.ready()
+        async with AsyncClient(ipc, spin_us=100) as client:
+            assert (await client.generate("echo", "hello", max_new_tokens=3)).text == "hello hello hello "
+        for child in reversed(children):
+            child.kill(signal.SIGTERM)
+            assert await child.ended() == 0
+
+
+async def test_a_daemon_says_what_it_may_be_told_to_spin(ipc: str, run_directory: Path) -> None:
+    async with processes(run_directory) as children:
+        for module, wrong in ((CONTROLLER, ("10001",)), (WORKER, ("50", "--transport", "libzmq"))):
+            child = await Process.start(module, "--endpoint", ipc, "--spin-us", *wrong, directory=run_directory)
+            children.append(child)
+            assert await child.ended() == 2
+            told = child.log.read_text()
+            assert "0 … 10000" in told if module is CONTROLLER else "use transport loop, or 0" in told

@@ -10,7 +10,7 @@ import resource
 import socket
 import sys
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import zmq
@@ -672,3 +672,53 @@ async def test_reads_of_chunks_that_follow_closely_are_written_together(
         target._transport = kept
         for writer in writers:
             writer.close()
+
+
+class Spun:
+    """Counts work in a spinner's place."""
+
+    made: ClassVar[list[Spun]] = []
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, spin_us: int) -> None:
+        self.spin_us, self.count, self.closed = spin_us, 0, False
+        self.made.append(self)
+
+    def worked(self) -> None:
+        self.count += 1
+
+    def close(self) -> None:
+        self.closed = True
+
+
+async def test_links_spin_after_what_they_read_and_a_dealer_after_what_it_sends(
+    ipc: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Spun, "made", [])
+    for module in ("loop_router", "loop_dealer"):
+        monkeypatch.setattr(f"zfabric.transport.{module}.Spinner", Spun)
+    at, end = AtRouter(), AtDealer()
+    router = LoopRouter((ipc,), {}, at, spin_us=70)
+    dealer = LoopDealer(ipc, end, random.Random(1), spin_us=80)
+    at_router, at_dealer = Spun.made
+    assert (at_router.spin_us, at_dealer.spin_us) == (70, 80)
+    assert await end.next() == "up"
+    heard, answered = at_router.count, at_dealer.count
+    dealer.send_all([(HELLO, b"")])
+    assert at_dealer.count == answered + 1
+    name = (await at.next())[0]
+    assert at_router.count > heard
+    router.send(name, BEATING)
+    assert await end.next() == (BEATING, b"")
+    assert at_dealer.count > answered + 1
+    dealer.close()
+    await router.close()
+    assert at_router.closed
+    assert at_dealer.closed
+
+
+async def test_links_have_no_spinner_unless_they_are_told_to(ipc: str) -> None:
+    async with router_at(ipc) as (router, _):
+        dealer = LoopDealer(ipc, AtDealer(), random.Random(1))
+        assert router.spinner is None
+        assert dealer.spinner is None
+        dealer.close()

@@ -34,6 +34,8 @@ For other hosts: `zfabric-controller --endpoint tcp://0.0.0.0:9000 --public --en
 
 Another policy: `zfabric-controller --policy power_of_two`, or your own: `--policy mypackage.policies:cheapest`
 
+On a core of its own, for the lowest latency: `taskset -c 3 zfabric-controller --spin-us 200`
+
 With keys: `zfabric-controller --endpoint tcp://0.0.0.0:9000 --public --key c.key_secret --keyring keyring.toml`
 
 Settings come from flags, then ZFABRIC_CONTROLLER_… variables, then the [controller] table of a TOML file.
@@ -62,6 +64,7 @@ def build(arguments: list[str]) -> cyclopts.App:
         queue_bytes_max: int = limits.QUEUE_BYTES_MAX,
         client_requests_max: int = limits.CLIENT_REQUESTS_MAX,
         transport: str | None = None,
+        spin_us: int | None = None,
         drain_ms: int = limits.DRAIN_MS,
         metrics: str | None = None,
         log_level: LogLevel = "info",
@@ -87,6 +90,8 @@ def build(arguments: list[str]) -> cyclopts.App:
             queue_bytes_max: Bytes of all waiting requests.
             client_requests_max: Requests in flight per client.
             transport: The driver of the sockets, loop or libzmq; $ZFABRIC_TRANSPORT, else loop, by default.
+            spin_us: Busy polling, where a core is given to it: look for messages for so many microseconds after work before
+                sleeping; $ZFABRIC_SPIN_US, else not at all, by default.
             drain_ms: How long a drain waits for running requests.
             metrics: Serve OpenMetrics at this PORT (of loopback) or HOST:PORT, under /metrics.
             log_level: debug, info, warning or error.
@@ -112,6 +117,7 @@ def build(arguments: list[str]) -> cyclopts.App:
             key=key,
             keyring=keyring,
             transport=transport,
+            spin_us=spin_us,
             drain_ms=drain_ms,
             broker=broker,
         )

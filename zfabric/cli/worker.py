@@ -70,6 +70,8 @@ class WorkerSettings:
         stream_interval: Tokens gathered into one delta after the first.
         beats: Send beats. --no-beats registers a static worker, which is never removed for silence.
         transport: The driver of the socket, loop or libzmq; $ZFABRIC_TRANSPORT, else loop, by default.
+        spin_us: Busy polling, where a core is given to it: look for messages for so many microseconds after work before sleeping;
+            $ZFABRIC_SPIN_US, else not at all, by default. Not for an engine that computes in this process.
         drain_ms: How long a drain lets running requests finish.
         close_ms: How long after that an engine may take to end, or a model that is still loading to finish.
         metrics: Serve OpenMetrics at this PORT (of loopback) or HOST:PORT, under /metrics.
@@ -89,6 +91,7 @@ class WorkerSettings:
     stream_interval: int = 1
     beats: bool = True
     transport: str | None = None
+    spin_us: int | None = None
     drain_ms: int = limits.DRAIN_MS
     close_ms: int = 10_000
     metrics: str | None = None

@@ -23,7 +23,7 @@ from zfabric.errors import ConfigurationError, RequestError
 from zfabric.limits import DEADLINE_MAX_MS
 from zfabric.transport.curve import Credentials, default_credentials
 from zfabric.transport.endpoints import check_endpoint, default_endpoint
-from zfabric.transport.links import choose
+from zfabric.transport.links import choose, choose_spin
 
 
 class AsyncClient(AsyncTasks, AsyncQueries):
@@ -40,6 +40,8 @@ class AsyncClient(AsyncTasks, AsyncQueries):
         label: Shown to operators.
         credentials: Keys for a controller that wants them; $ZFABRIC_KEY and $ZFABRIC_CONTROLLER_KEY by default.
         transport: The driver of the socket, "loop" or "libzmq"; $ZFABRIC_TRANSPORT by default, else loop.
+        spin_us: Busy polling: look for answers for so many microseconds after each message before the loop sleeps, for a
+            program that has a core to itself; $ZFABRIC_SPIN_US by default, else not at all.
 
     Raises:
         ConfigurationError: One of them cannot work.
@@ -58,6 +60,7 @@ class AsyncClient(AsyncTasks, AsyncQueries):
         label: str = "",
         credentials: Credentials | None = None,
         transport: str | None = None,
+        spin_us: int | None = None,
     ) -> None:
         try:
             timeout_ms = values.whole("connect_timeout_ms", connect_timeout_ms)
@@ -77,6 +80,7 @@ class AsyncClient(AsyncTasks, AsyncQueries):
             label=taken_label,
             credentials=credentials or default_credentials(),
             transport=choose(transport),
+            spin_us=choose_spin(spin_us, transport),
         )
 
     async def __aenter__(self) -> AsyncClient:

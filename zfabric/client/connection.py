@@ -44,7 +44,7 @@ class Connection:
 
     Args:
         endpoint: The controller's, checked.
-        connect_timeout_ms, label, credentials, transport: As of `AsyncClient`.
+        connect_timeout_ms, label, credentials, transport, spin_us: As of `AsyncClient`.
 
     Attributes:
         session: The protocol's state.
@@ -59,9 +59,11 @@ class Connection:
         label: str,
         credentials: Credentials | None,
         transport: str | None = None,
+        spin_us: int | None = None,
     ) -> None:
         self.endpoint = endpoint
         self._transport = transport
+        self._spin_us = spin_us
         self._credentials = credentials
         self._connect_timeout_ms = connect_timeout_ms
         self._rng = random.Random(secrets.randbits(64))
@@ -98,7 +100,7 @@ class Connection:
         self._loop = _running_loop()
         self._timer = LoopTimer(self._loop, self._tick)
         try:
-            self._link = open_dealer(self.endpoint, self, self._rng, self._credentials, self._transport)
+            self._link = open_dealer(self.endpoint, self, self._rng, self._credentials, self._transport, self._spin_us)
         except FabricError:
             raise
         except Exception as error:

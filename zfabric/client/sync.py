@@ -32,7 +32,8 @@ class Client:
     interrupt (Ctrl-C) while a call waits ends the call's request.
 
     Args:
-        endpoint, connect_timeout_ms, label, credentials, transport: As of `AsyncClient`.
+        endpoint, connect_timeout_ms, label, credentials, transport, spin_us: As of `AsyncClient`; with the last its own
+            thread holds the interpreter more often than it would.
 
     Raises:
         ConfigurationError: One of them cannot work.
@@ -50,9 +51,15 @@ class Client:
         label: str = "",
         credentials: Credentials | None = None,
         transport: str | None = None,
+        spin_us: int | None = None,
     ) -> None:
         self._client = AsyncClient(
-            endpoint, connect_timeout_ms=connect_timeout_ms, label=label, credentials=credentials, transport=transport
+            endpoint,
+            connect_timeout_ms=connect_timeout_ms,
+            label=label,
+            credentials=credentials,
+            transport=transport,
+            spin_us=spin_us,
         )
         self._thread = LoopThread(self._client.open, self._client.close)
 

@@ -9,7 +9,7 @@ from zfabric import limits
 from zfabric.core.controller.config import BrokerConfig
 from zfabric.errors import ConfigurationError
 from zfabric.transport.endpoints import check_endpoint, default_endpoint, is_local
-from zfabric.transport.links import choose
+from zfabric.transport.links import choose, choose_spin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,8 @@ class ControllerConfig:
         key: The controller's secret key file; with it every connection is encrypted and has to prove a known key.
         keyring: File of the known keys and what they may do (`KeyRing.load`); goes with `key`.
         transport: The driver of its sockets, `loop` or `libzmq`; None is $ZFABRIC_TRANSPORT, else the default.
+        spin_us: Busy polling: look for messages for so many microseconds after work before sleeping; None is
+            $ZFABRIC_SPIN_US, else not at all.
         drain_ms: How long a drain waits for running requests.
         broker: Policy, timings and bounds of the broker.
     """
@@ -31,6 +33,7 @@ class ControllerConfig:
     key: Path | None = None
     keyring: Path | None = None
     transport: str | None = None
+    spin_us: int | None = None
     drain_ms: int = limits.DRAIN_MS
     broker: BrokerConfig = field(default_factory=BrokerConfig)
 
@@ -44,6 +47,7 @@ class ControllerConfig:
         if (self.key is None) != (self.keyring is None):
             raise ConfigurationError("key and keyring go together, only one of them is given")
         choose(self.transport)
+        choose_spin(self.spin_us, self.transport)
         for endpoint in self.endpoints:
             check_endpoint(endpoint, listens=True)
             if not self.public and not is_local(endpoint):

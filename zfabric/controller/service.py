@@ -14,7 +14,7 @@ from zfabric.errors import ConfigurationError
 from zfabric.ids import RoutingId
 from zfabric.transport.clock import monotonic_ns
 from zfabric.transport.curve import ControllerKeys, load_secret
-from zfabric.transport.links import Log, RouterDriver, open_router, silent
+from zfabric.transport.links import Log, RouterDriver, Routes, open_router, silent
 from zfabric.transport.loop_timer import LoopTimer
 from zfabric.version import __version__
 from zfabric.wire.kinds import NAMES
@@ -75,13 +75,19 @@ class Controller:
         """The socket; with keys configured it knows who each peer is, and tells the broker."""
         config, routes = self.config, broker.routes.table
         if config.key is None or config.keyring is None:
-            return open_router(config.endpoints, routes, self, transport=config.transport, log=self._log)
+            return self._open_router(routes, None)
         ring = KeyRing.load(config.keyring)
         keys = ControllerKeys(load_secret(config.key), ring.allows)
-        link = open_router(config.endpoints, routes, self, keys=keys, transport=config.transport, log=self._log)
+        link = self._open_router(routes, keys)
         broker.grant_of = lambda peer: ring.grant(link.key_of(peer))
         self._log("keys", known=len(ring), file=str(config.keyring))
         return link
+
+    def _open_router(self, routes: Routes, keys: ControllerKeys | None) -> RouterDriver:
+        config = self.config
+        return open_router(
+            config.endpoints, routes, self, keys=keys, transport=config.transport, spin_us=config.spin_us, log=self._log
+        )
 
     async def __aexit__(self, *_: object) -> None:
         link, self._link = self._link, None

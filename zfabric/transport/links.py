@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Final, Literal, Protocol, get_args
 
+from zfabric import limits
 from zfabric.errors import ConfigurationError, FabricError
 from zfabric.ids import RoutingId
 from zfabric.transport.curve import ControllerKeys, Credentials
@@ -21,6 +22,8 @@ TRANSPORTS: Final[tuple[Transport, ...]] = get_args(Transport)
 DEFAULT_TRANSPORT: Final[Transport] = "loop"
 #: Chooses the driver where nothing else does.
 TRANSPORT_VARIABLE: Final = "ZFABRIC_TRANSPORT"
+#: For how many microseconds links look for more after work, where nothing else says so.
+SPIN_VARIABLE: Final = "ZFABRIC_SPIN_US"
 
 #: log(event, **fields), as structlog's loggers take it.
 Log = Callable[..., Any]
@@ -166,6 +169,36 @@ def choose(transport: str | None) -> Transport:
     return chosen
 
 
+def choose_spin(spin_us: int | None, transport: str | None) -> int:
+    """For how many microseconds after work the link's loop looks for more before it sleeps: what is asked for, else
+    $ZFABRIC_SPIN_US, else 0, which is not at all.
+
+    Args:
+        spin_us: 0 … `limits.SPIN_US_MAX`.
+        transport: As of `choose`; libzmq has a thread of its own, which sleeps when it wants to.
+
+    Raises:
+        ConfigurationError: It is no such number, or the driver cannot do it.
+    """
+    given: object = os.environ.get(SPIN_VARIABLE) or 0 if spin_us is None else spin_us
+    name = "spin_us" if spin_us is not None else SPIN_VARIABLE
+    try:
+        found = int(given) if isinstance(given, (int, str)) and not isinstance(given, bool) else -1
+    except ValueError:
+        found = -1
+    if not 0 <= found <= limits.SPIN_US_MAX:
+        raise ConfigurationError(
+            f"{name} is {given!r}, it must be a whole number of microseconds, 0 … {limits.SPIN_US_MAX}",
+            spin_us=str(given),
+        )
+    if found and choose(transport) != "loop":
+        raise ConfigurationError(
+            f"{name} is {found}, and transport {choose(transport)} cannot do that; use transport loop, or 0",
+            spin_us=found,
+        )
+    return found
+
+
 def open_router(
     endpoints: tuple[str, ...],
     routes: Routes,
@@ -173,6 +206,7 @@ def open_router(
     *,
     keys: ControllerKeys | None = None,
     transport: str | None = None,
+    spin_us: int | None = None,
     log: Log = silent,
 ) -> RouterDriver:
     """Listen, on the running loop.
@@ -183,16 +217,18 @@ def open_router(
         receiver: Told what comes.
         keys: Encrypt, and let only known keys in; None lets everybody in.
         transport: The driver; see `choose`.
+        spin_us: Busy polling; see `choose_spin`.
         log: Called with an event's name and fields when something is wrong with the listeners.
 
     Raises:
         EndpointInUseError: Another controller has an endpoint.
         ConfigurationError: An endpoint cannot be bound, or there is no such driver.
     """
+    spin = choose_spin(spin_us, transport)
     if choose(transport) == "loop":
         from zfabric.transport.loop_router import LoopRouter
 
-        return LoopRouter(endpoints, routes, receiver, keys, log)
+        return LoopRouter(endpoints, routes, receiver, keys, log, spin_us=spin)
     from zfabric.transport.pump import PumpedRouter
 
     return PumpedRouter(endpoints, routes, receiver, keys, log)
@@ -204,6 +240,7 @@ def open_dealer(
     rng: random.Random,
     credentials: Credentials | None = None,
     transport: str | None = None,
+    spin_us: int | None = None,
 ) -> DealerDriver:
     """Connect, on the running loop.
 
@@ -213,14 +250,16 @@ def open_dealer(
         rng: Chance, for the jitter of reconnects.
         credentials: Keys for a controller that wants them.
         transport: The driver; see `choose`.
+        spin_us: Busy polling; see `choose_spin`.
 
     Raises:
         ConfigurationError: The endpoint is none, or there is no such driver.
     """
+    spin = choose_spin(spin_us, transport)
     if choose(transport) == "loop":
         from zfabric.transport.loop_dealer import LoopDealer
 
-        return LoopDealer(endpoint, receiver, rng, credentials)
+        return LoopDealer(endpoint, receiver, rng, credentials, spin_us=spin)
     from zfabric.transport.dealer import DealerLink
 
     return DealerLink(endpoint, receiver, rng, credentials)

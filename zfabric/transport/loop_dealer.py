@@ -19,6 +19,7 @@ from zfabric.transport.links import DealerReceiver
 from zfabric.transport.loop_mechanisms import DealerConnections
 from zfabric.transport.loop_wire import Wire
 from zfabric.transport.refusals import NO_KEYS_HERE, NO_KEYS_THERE, OTHER_KEY, UNKNOWN_KEY, Refusal, refused
+from zfabric.transport.spin import Spinner
 from zfabric.wire.codec import EMPTY
 from zfabric.wire.kinds import WITH_BODY
 from zfabric.zmtp.connection import Connection, Message, Ready
@@ -35,7 +36,7 @@ class _Peer(Wire):
     def __init__(
         self, link: LoopDealer, connection: Connection, where: Endpoint, loop: asyncio.AbstractEventLoop
     ) -> None:
-        super().__init__(connection, loop)
+        super().__init__(connection, loop, link.spinner)
         self._link = link
         self.over = loop.create_future()
         #: The address that it is a connection to.
@@ -75,6 +76,7 @@ class LoopDealer:
         receiver: Told what comes.
         rng: Chance, for the jitter of reconnects.
         credentials: Keys for a controller that wants them.
+        spin_us: Look for answers for so long after each read and send before the loop sleeps; 0 is not at all.
 
     Raises:
         ConfigurationError: The endpoint or a key is none, or an ipc socket's directory is somebody else's.
@@ -86,6 +88,8 @@ class LoopDealer:
         receiver: DealerReceiver,
         rng: random.Random,
         credentials: Credentials | None = None,
+        *,
+        spin_us: int = 0,
     ) -> None:
         self.endpoint = endpoint
         #: Why the last try to connect failed, in words; "" if it did not.
@@ -102,6 +106,7 @@ class LoopDealer:
         self._broken = 0
         self._connections = DealerConnections(credentials)
         self._loop = asyncio.get_running_loop()
+        self.spinner = Spinner(self._loop, spin_us) if spin_us else None
         #: The connection once its handshake is over, and the one that is tried or used.
         self._peer: _Peer | None = None
         self._current: _Peer | None = None
@@ -278,6 +283,8 @@ class LoopDealer:
         peer = self._peer
         if peer is None:
             return
+        if self.spinner is not None:
+            self.spinner.worked()
         connection, plain = peer.connection, peer.connection.mechanism.plain
         parts: list[bytes] = []
         for header, body in messages:
@@ -297,6 +304,8 @@ class LoopDealer:
         if self._closed:
             return
         self._closed = True
+        if self.spinner is not None:
+            self.spinner.close()
         self._ticker.cancel()
         self._peer = None
         if self._current is not None:

@@ -23,6 +23,7 @@ from zfabric.transport.loop_addresses import listen
 from zfabric.transport.loop_mechanisms import RouterConnections
 from zfabric.transport.loop_peer import Peer
 from zfabric.transport.monitor import Happened
+from zfabric.transport.spin import Spinner
 from zfabric.wire.codec import EMPTY
 from zfabric.zmtp import z85
 
@@ -36,6 +37,7 @@ class LoopRouter:
         receiver: Told what comes.
         keys: Encrypt, and let only known keys in; None lets everybody in.
         log: Called when something is wrong with the listeners.
+        spin_us: Look for more for so long after each read before the loop sleeps; 0 is not at all.
 
     Raises:
         EndpointInUseError: Somebody has an endpoint.
@@ -51,6 +53,8 @@ class LoopRouter:
         receiver: RouterReceiver,
         keys: ControllerKeys | None = None,
         log: Log = silent,
+        *,
+        spin_us: int = 0,
     ) -> None:
         self.file_limit = file_limit()
         self.is_known: Callable[[RoutingId], bool] = lambda _: True
@@ -63,6 +67,7 @@ class LoopRouter:
         self.malformed = self.unroutable = self.overflowed = self.protocol_errors = 0
         self.closed = False
         self._loop = asyncio.get_running_loop()
+        self.spinner = Spinner(self._loop, spin_us) if spin_us else None
         self._connections = RouterConnections(keys)
         self._failures = FailedHandshakes(has_keys=keys is not None)
         self._all: set[Peer] = set()
@@ -253,6 +258,8 @@ class LoopRouter:
         if self.closed:
             return
         self.closed = True
+        if self.spinner is not None:
+            self.spinner.close()
         self.flush()
         self._ticker.cancel()
         self._close_listeners()

@@ -11,6 +11,7 @@ from typing import ClassVar, Final, cast
 from zfabric import limits
 from zfabric.transport import paths
 from zfabric.transport.loop_bodies import BodyReader
+from zfabric.transport.spin import Spinner
 from zfabric.zmtp.connection import Connection, Message, Ping, Pong, Ready
 from zfabric.zmtp.faults import ZmtpError
 
@@ -26,12 +27,13 @@ class Wire(asyncio.Protocol):
     Args:
         connection: New.
         loop: The running loop.
+        spinner: Told of each read, if there is one.
     """
 
     #: What a buffer holds that is called full, to begin with.
     full_bytes: ClassVar[int] = FULL_BYTES
 
-    def __init__(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, connection: Connection, loop: asyncio.AbstractEventLoop, spinner: Spinner | None = None) -> None:
         self.connection = connection
         self._plain = connection.mechanism.plain
         #: Whether the transport's buffer is full.
@@ -40,6 +42,7 @@ class Wire(asyncio.Protocol):
         #: Why, if the peer broke the protocol or refuses us.
         self.error: ZmtpError | None = None
         self._loop = loop
+        self._spinner = spinner
         self._transport: asyncio.Transport | None = None
         self._bodies: BodyReader | None = None
         self._joins = False
@@ -94,6 +97,8 @@ class Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard = True
+        if self._spinner is not None:
+            self._spinner.worked()
         if self._working:
             self._unread.append(data)
             return
@@ -152,6 +157,8 @@ class Wire(asyncio.Protocol):
     def body_read(self, count: int) -> None:
         """So much of a large body was read to where it stays."""
         self._heard = True
+        if self._spinner is not None:
+            self._spinner.worked()
         reader = self.connection.reader
         reader.fill(count)
         if not reader.missing and self._transport is not None and not self.ended:

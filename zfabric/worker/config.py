@@ -10,7 +10,7 @@ from zfabric import limits
 from zfabric.errors import ConfigurationError
 from zfabric.transport.curve import Credentials, default_credentials
 from zfabric.transport.endpoints import check_endpoint, default_endpoint
-from zfabric.transport.links import choose
+from zfabric.transport.links import choose, choose_spin
 
 
 def default_name() -> str:
@@ -31,6 +31,8 @@ class WorkerConfig:
         beats: False registers a static worker, which is never removed for silence.
         credentials: Keys for a controller that wants them.
         transport: The driver of its socket, `loop` or `libzmq`; None is $ZFABRIC_TRANSPORT, else the default.
+        spin_us: Busy polling: look for messages for so many microseconds after work before sleeping; None is
+            $ZFABRIC_SPIN_US, else not at all.
         drain_ms: How long a drain lets running requests finish before it hands them back.
     """
 
@@ -42,11 +44,13 @@ class WorkerConfig:
     beats: bool = True
     credentials: Credentials | None = field(default_factory=default_credentials)
     transport: str | None = None
+    spin_us: int | None = None
     drain_ms: int = limits.DRAIN_MS
 
     def __post_init__(self) -> None:
         check_endpoint(self.endpoint)
         choose(self.transport)
+        choose_spin(self.spin_us, self.transport)
         if not 1 <= len(self.name) <= limits.NAME_LENGTH_MAX:
             raise ConfigurationError(f"name has {len(self.name)} characters, 1 … {limits.NAME_LENGTH_MAX} are allowed")
         if self.slots is not None and not 1 <= self.slots <= limits.SLOTS_MAX:

@@ -124,7 +124,7 @@ class WorkerService:
         try:
             await self._load()
             config = self.config
-            self._link = open_dealer(config.endpoint, self, rng, config.credentials, config.transport)
+            self._link = open_dealer(config.endpoint, self, rng, config.credentials, config.transport, config.spin_us)
             await self._stopping.wait()
         finally:
             await self._close()
