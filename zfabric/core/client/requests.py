@@ -94,6 +94,9 @@ class ClientRequests:
     ) -> Pending:
         """Accept a request. It leaves now, or when the controller is there.
 
+        Args:
+            request: One that its `validate` has nothing against; its worker looks again.
+
         Raises:
             FabricError: It can never be sent: closed, too many in flight, out of range, not encodable, or too large.
         """
@@ -103,7 +106,6 @@ class ClientRequests:
             raise QuotaExceededError(
                 f"{len(self.requests)} requests are in flight, limit is {limits.CLIENT_REQUESTS_MAX}"
             )
-        request.validate()
         _check_range("deadline_ms", deadline_ms, 0, limits.DEADLINE_MAX_MS)
         _check_range("priority", priority, -limits.PRIORITY_MAX, limits.PRIORITY_MAX)
         _check_range("length of model", len(model), 0 if worker else 1, limits.NAME_LENGTH_MAX)
