@@ -91,6 +91,28 @@ DEADLINE_GUARD_MS: Final = 1_000
 CONGESTED_RETRY_MS: Final = 5
 CONGESTED_RETRY_MAX_MS: Final = 500
 
+# ── The gateway ─────────────────────────────────────────────────────────────────────────────────────────────────────
+#: A stream of events that has nothing to say says so after this time: proxies close what is silent for 30 s or more.
+KEEP_ALIVE_MS: Final = 15_000
+#: Connections that are kept between requests: longer than the 60 s for which common load balancers keep theirs, who would
+#: else send a request down a connection that is just being closed.
+HTTP_IDLE_MS: Final = 75_000
+#: Of a body that is being sent something has to come in this time.
+BODY_PAUSE_MS: Final = 30_000
+#: When to come back after an overload or an outage, in seconds: a controller is found again within one.
+RETRY_AFTER_S: Final = 1
+#: Who asks whether the gateway is ready waits a second or so, by the defaults of Kubernetes.
+READY_TIMEOUT_MS: Final = 800
+#: A body: REQUEST_TEXT_BYTES_MAX as JSON, of which images are most and take no escapes.
+GATEWAY_BODY_BYTES_MAX: Final = 32 * 1024 * 1024
+#: A limit on bodies below this refuses usual chats.
+GATEWAY_BODY_BYTES_MIN: Final = 1_024
+#: Bytes that wait for a caller who does not read them; then its answer ends. Some 40,000 tokens, each an event.
+UNSENT_BYTES_MAX: Final = 8 * 1024 * 1024
+#: A process that a supervisor keeps going is started again after this time, and after twice the time if it ends soon again.
+RESTART_MIN_MS: Final = 250
+RESTART_MAX_MS: Final = 30_000
+
 # ── Sizes ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 #: libzmq disconnects a peer whose frame is larger, so senders check before. 64 MiB holds images and embedding batches.
 FRAME_BYTES_MAX: Final = 64 * 1024 * 1024

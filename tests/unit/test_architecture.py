@@ -28,12 +28,15 @@ ALLOWED: dict[str, set[str]] = {
     "client": {"core", "transport", "wire", "errors", "limits", "ids", "version"},
     "worker": {"core", "transport", "wire", "errors", "limits", "ids", "version"},
     "backends": {"worker", "wire", "errors", "limits"},
+    # A program that uses the client library, as any other could: it sees nothing of the fabric below that.
+    "gateway": {"client", "wire", "errors", "limits"},
     "models": {"errors"},
     "monitoring": {"controller", "worker", "core", "errors", "limits"},
     # `serving` runs a backend in a test's own process, which takes all parties; it imports them when it is called.
     "testing": {"controller", "client", "worker", "core", "transport", "wire", "errors", "limits", "ids"},
     "cli": {
         "monitoring",
+        "gateway",
         "controller",
         "client",
         "worker",
@@ -57,6 +60,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "controller": {"zmq"},
     "backends": {"zmq"},
     "testing": {"zmq"},
+    "gateway": {"zmq"},
 }
 
 
@@ -141,6 +145,7 @@ def test_importing_is_light() -> None:
         "cyclopts",
         "structlog",
         "prometheus_client",
+        "uvicorn",
     }
 
 

@@ -33,7 +33,7 @@ from zfabric.version import __version__
 _HINTS: Final[dict[type[FabricError], str]] = {
     AccessError: "$ZFABRIC_KEY and $ZFABRIC_CONTROLLER_KEY name the keys; the controller's keyring says what each may",
     ConnectionLostError: "is a controller running there? start one with: zfabric-controller",
-    EndpointInUseError: "stop the other controller, or choose another --endpoint",
+    EndpointInUseError: "stop who listens there, or choose another --endpoint or --port",
     NameTakenError: "choose another --name, or wait until the other worker is gone",
     NoWorkerError: "zfabric workers lists who is registered; start one with: zfabric-worker",
     OverloadError: "try again later, or start another worker",

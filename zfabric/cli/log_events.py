@@ -27,7 +27,7 @@ class LogEvent(NamedTuple):
 
 
 _CONTROLLER: Final[dict[str, LogEvent]] = {
-    "listening": LogEvent("info", "controller", "It takes connections."),
+    "listening": LogEvent("info", "controller, gateway", "It takes connections."),
     "keys": LogEvent("info", "controller", "A keyring was read, with so many keys."),
     "recovered": LogEvent("info", "controller", "The time after the start is over in which running streams are claimed: so many "
                           "go on, so many found nobody."),
@@ -52,10 +52,10 @@ _CONTROLLER: Final[dict[str, LogEvent]] = {
                            "`--queue-depth-max`."),
     "policy_failed": LogEvent("error", "controller", "An operator's own policy raised, or chose what is no candidate; "
                               "`shortest_queue` chose instead."),
-    "internal_error": LogEvent("error", "controller", "A fault of this program, with its traceback. Whoever sent the message "
-                               "that led to it was told, and all else goes on. Please report it."),
+    "internal_error": LogEvent("error", "controller, gateway", "A fault of this program, with its traceback. Whoever sent the "
+                               "message that led to it was told, and all else goes on. Please report it."),
     "events_dropped": LogEvent("warning", "controller", "So many events came in one turn that some were not kept."),
-    "drained": LogEvent("info", "controller", "The drain is over; the process ends."),
+    "drained": LogEvent("info", "controller, gateway", "The drain is over; the process ends."),
 }  # fmt: skip
 
 _TRANSPORT: Final[dict[str, LogEvent]] = {
@@ -92,11 +92,17 @@ _WORKER: Final[dict[str, LogEvent]] = {
     "drain_limit_reached": LogEvent("warning", "worker", "What still ran was handed back, and goes on at other workers."),
 }  # fmt: skip
 
+_GATEWAY: Final[dict[str, LogEvent]] = {
+    "request_failed": LogEvent("warning", "gateway", "An HTTP request ended in a status of 500 or more; `request` is the "
+                               "X-Request-Id that its caller knows."),
+    "child_ended": LogEvent("warning", "gateway, serve", "A process that this one started ended, and is started anew."),
+}  # fmt: skip
+
 _ALL: Final[dict[str, LogEvent]] = {
-    "draining": LogEvent("info", "controller, worker", "It takes nothing new, and lets what runs end."),
-    "drain_failed": LogEvent("error", "controller, worker", "The drain itself broke; the process ends."),
-    "failed": LogEvent("error", "controller, worker", "The process ends with this error."),
+    "draining": LogEvent("info", "controller, worker, gateway", "It takes nothing new, and lets what runs end."),
+    "drain_failed": LogEvent("error", "controller, worker, gateway", "The drain itself broke; the process ends."),
+    "failed": LogEvent("error", "controller, worker, gateway", "The process ends with this error."),
 }
 
 #: By name.
-EVENTS: Final = _CONTROLLER | _TRANSPORT | _WORKER | _ALL
+EVENTS: Final = _CONTROLLER | _TRANSPORT | _WORKER | _GATEWAY | _ALL

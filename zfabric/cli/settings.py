@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 CONFIG_VARIABLE: Final = "ZFABRIC_CONFIG"
 #: The tables of the file. One file may hold the settings of everything on a host.
-SECTIONS: Final = ("client", "controller", "worker")
+SECTIONS: Final = ("client", "controller", "gateway", "worker")
 
 
 def config_file(arguments: Sequence[str], section: str) -> Path | None:

@@ -1,0 +1,229 @@
+"""zfabric-gateway: flags → GatewayConfig → Gateway, or several of them at one port."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import cyclopts
+
+from zfabric import limits
+from zfabric.cli.app import make_app, run_app
+from zfabric.cli.daemon import on_signals, ready, run
+from zfabric.cli.logs import LogFormat, LogLevel, events, make_logger
+from zfabric.cli.settings import CONFIG_VARIABLE
+from zfabric.cli.supervise import Child, Supervisor
+from zfabric.client.aio import AsyncClient
+from zfabric.errors import ConfigurationError, EndpointInUseError
+from zfabric.transport.curve import credentials_of
+from zfabric.transport.endpoints import check_endpoint, default_endpoint
+
+if TYPE_CHECKING:
+    from zfabric.gateway.config import GatewayConfig
+
+HELP = """The OpenAI API over HTTP, for programs that speak it: a client of the fabric as any other.
+
+**Examples**
+
+On one host nothing has to be given: `zfabric-gateway`
+
+`curl http://127.0.0.1:8000/v1/chat/completions -d '{"model": "smollm2", "messages": [{"role": "user", "content": "Hi"}]}'`
+
+For other hosts, with keys and TLS: `zfabric-gateway --host 0.0.0.0 --api-keys keys.toml --tls-cert c.pem --tls-key k.pem`
+
+More callers than one core can serve: `zfabric-gateway --workers 4`
+
+Settings come from flags, then ZFABRIC_GATEWAY_… variables, then the [gateway] table of a TOML file.
+SIGTERM drains: nothing new is taken, what runs may finish within --drain-ms, and the exit code is 0.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """How the gateway is a client of the fabric."""
+
+    endpoint: str
+    key: Path | None
+    controller_key: Path | None
+    transport: str | None
+
+    def connect(self, identity: Path | None) -> AsyncClient:
+        """A client that shows this secret key file, or the gateway's own. Raises: ConfigurationError."""
+        credentials = credentials_of(identity or self.key, self.controller_key)
+        return AsyncClient(self.endpoint, label="gateway", credentials=credentials, transport=self.transport)
+
+
+def build(arguments: list[str]) -> cyclopts.App:
+    """The command's parser."""
+    app = make_app("zfabric-gateway", HELP, "gateway", arguments)
+
+    @app.default
+    def gateway(
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        endpoint: str | None = None,
+        key: Path | None = None,
+        controller_key: Path | None = None,
+        api_keys: Path | None = None,
+        workers: int = 1,
+        cors_origin: Annotated[tuple[str, ...], cyclopts.Parameter(consume_multiple=False)] = (),
+        body_limit: int = limits.GATEWAY_BODY_BYTES_MAX,
+        tls_cert: Path | None = None,
+        tls_key: Path | None = None,
+        transport: str | None = None,
+        drain_ms: int = limits.DRAIN_MS,
+        log_level: LogLevel = "info",
+        log_format: LogFormat = "auto",
+        uvloop: bool = True,
+        shared_port: Annotated[bool, cyclopts.Parameter(show=False)] = False,
+        config: Annotated[Path | None, cyclopts.Parameter(env_var=CONFIG_VARIABLE)] = None,
+    ) -> int:
+        """Run a gateway.
+
+        Args:
+            host: Where to listen: a name or an address of this host; 0.0.0.0 and :: are all.
+            port: Where to listen; 0 is a free one.
+            endpoint: The controller's; $ZFABRIC_ENDPOINT, else this host's default.
+            key: The gateway's secret key file, for a controller with keys; $ZFABRIC_KEY by default.
+            controller_key: The controller's public key file; $ZFABRIC_CONTROLLER_KEY by default.
+            api_keys: TOML file of the keys that may call; without it everybody may who can connect.
+            workers: Processes that share the port, each with a connection to the controller of its own.
+            cors_origin: A web page's origin that may call from a browser, or *; repeat for several.
+            body_limit: Bytes of a request at most.
+            tls_cert: PEM file with the certificate chain, for HTTPS; goes with --tls-key.
+            tls_key: PEM file with the certificate's key.
+            transport: The driver of the socket, loop or libzmq; $ZFABRIC_TRANSPORT, else loop, by default.
+            drain_ms: How long a drain waits for running requests.
+            log_level: debug, info, warning or error.
+            log_format: console, json, or auto (by terminal).
+            uvloop: Use uvloop where it is installed.
+            config: TOML file.
+        """
+        if workers < 1:
+            raise ConfigurationError(f"workers is {workers}, it must be at least 1", parameter="workers")
+        parts = _parts()
+        settings = parts.GatewayConfig(
+            host=host, port=port, keys=parts.read_keys(api_keys) if api_keys is not None else None,
+            cors_origins=cors_origin, body_limit=body_limit, tls_cert=tls_cert, tls_key=tls_key, drain_ms=drain_ms,
+            shared=shared_port,
+        )  # fmt: skip
+        link = Link(
+            endpoint=check_endpoint(endpoint or default_endpoint()), key=key, controller_key=controller_key,
+            transport=transport,
+        )  # fmt: skip
+        if workers == 1:
+            return run(serve(settings, link, log_level, log_format), use_uvloop=uvloop)
+        same = _flags(
+            host=host, endpoint=link.endpoint, key=key, controller_key=controller_key, api_keys=api_keys,
+            cors_origin=cors_origin, body_limit=body_limit, tls_cert=tls_cert, tls_key=tls_key, transport=transport,
+            drain_ms=drain_ms, log_level=log_level, log_format=log_format, config=config,
+        )  # fmt: skip
+        same += ["--uvloop" if uvloop else "--no-uvloop"]
+        return run(serve_several(settings, same, workers, log_level, log_format), use_uvloop=uvloop)
+
+    return app
+
+
+def _parts() -> _Parts:
+    """The gateway's package. Raises: ConfigurationError: What it needs is not installed."""
+    try:
+        importlib.import_module("zfabric.gateway.server")
+    except ImportError as error:
+        raise ConfigurationError(f"the gateway needs {error.name}: pip install 'zfabric[gateway]'") from None
+    return _Parts()
+
+
+class _Parts:
+    """What is imported only when a gateway is started, since its server is an extra."""
+
+    def __init__(self) -> None:
+        from zfabric.gateway.config import GatewayConfig
+        from zfabric.gateway.keys import read_keys
+        from zfabric.gateway.server import Gateway
+
+        self.GatewayConfig, self.read_keys, self.Gateway = GatewayConfig, read_keys, Gateway
+
+
+def _flags(**settings: object) -> list[str]:
+    """Settings as another process of this command takes them."""
+    flags: list[str] = []
+    for name, value in settings.items():
+        for one in value if isinstance(value, tuple) else () if value is None else (value,):
+            flags += [f"--{name.replace('_', '-')}", str(one)]
+    return flags
+
+
+async def serve(settings: GatewayConfig, link: Link, level: LogLevel, form: LogFormat) -> int:
+    """Run until drained."""
+    log = make_logger("gateway", level, form)
+    stopped = asyncio.Event()
+    async with _parts().Gateway(settings, link.connect, events(log)) as gateway:
+
+        async def drain() -> None:
+            await gateway.drain()
+            log.info("drained")
+            stopped.set()
+
+        on_signals(drain)
+        ready(url=gateway.url)
+        await stopped.wait()
+    return 0
+
+
+async def serve_several(
+    settings: GatewayConfig, same: Sequence[str], workers: int, level: LogLevel, form: LogFormat
+) -> int:
+    """Run processes that share a port until drained."""
+    log = make_logger("gateway", level, form)
+    stopped = asyncio.Event()
+    supervisor = Supervisor(events(log), settings.drain_ms / 1_000 + limits.RESTART_MAX_MS / 1_000)
+    with _reserved(settings.host, settings.port) as place:
+        port = place.getsockname()[1]
+        flags = [*same, "--port", str(port), "--workers", "1", "--shared-port"]
+        on_signals(lambda: _stop(supervisor, stopped))
+        try:
+            told = await asyncio.gather(
+                *(supervisor.add(Child(f"gateway-{n}", "zfabric.cli.gateway", flags)) for n in range(workers))
+            )
+        except BaseException:
+            await supervisor.stop()
+            raise
+        ready(url=told[0]["url"], workers=workers)
+        await stopped.wait()
+    return 0
+
+
+async def _stop(supervisor: Supervisor, stopped: asyncio.Event) -> None:
+    await supervisor.stop()
+    stopped.set()
+
+
+def _reserved(host: str, port: int) -> socket.socket:
+    """A port that this user's processes may share. It takes no connections itself. Raises: EndpointInUseError."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        # Other processes of this user that share the port would share its callers, unseen.
+        with socket.socket(family, socket.SOCK_STREAM) as alone:
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            alone.bind(address)
+        made = socket.socket(family, socket.SOCK_STREAM)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        made.bind(address)
+    except OSError as error:
+        raise EndpointInUseError(f"{host}:{port} cannot be listened at: {error}", endpoint=f"{host}:{port}") from None
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    return run_app(build, arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,78 @@
+"""One client of the fabric, and the one task that reads all of its streams."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from zfabric.client.aio import AsyncClient
+from zfabric.client.reader import AnswerReader, AnswerStream
+from zfabric.errors import BackendError, ClosedError, FabricError
+from zfabric.wire.payloads import Delta
+
+
+class Sink(Protocol):
+    """Who is told what arrives, in the task that reads: it must not wait."""
+
+    def arrived(self, stream: AnswerStream, delta: Delta) -> None: ...
+    def ended(self, stream: AnswerStream) -> None: ...
+    def broke(self, error: FabricError) -> None: ...
+
+
+class FabricClient:
+    """A client, for all requests of one identity.
+
+    Args:
+        client: Not open yet.
+        log: Called with an event and its fields.
+    """
+
+    def __init__(self, client: AsyncClient, log: Callable[..., Any]) -> None:
+        self.client = client
+        self._log = log
+        self._sinks: dict[AnswerStream, Sink] = {}
+        self._reader: AnswerReader | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def open(self) -> None:
+        """Start connecting and reading. Raises: FabricError, as `AsyncClient.open`."""
+        self.client.open()
+        self._reader = self.client.reader()
+        self._task = asyncio.create_task(self._read(self._reader), name="gateway-reader")
+
+    async def close(self) -> None:
+        """End all requests."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self.client.close()
+
+    def stream(self, sink: Sink, model: str, prompt: str | None, options: dict[str, Any]) -> AnswerStream:
+        """Ask for text; `sink` is told of it. Raises: FabricError: The request can never be sent."""
+        if self._reader is None:
+            raise ClosedError("the client of the fabric is not open")
+        stream = self._reader.stream(model, prompt, **options)
+        self._sinks[stream] = sink
+        return stream
+
+    async def _read(self, reader: AnswerReader) -> None:
+        sinks = self._sinks
+        while True:
+            for stream, delta in await reader.read():
+                sink = sinks.get(stream)
+                if sink is None:
+                    continue
+                try:
+                    if delta is not None:
+                        sink.arrived(stream, delta)
+                        continue
+                    del sinks[stream]
+                    sink.ended(stream)
+                except Exception as error:  # noqa: BLE001 — one caller's answer must not end all others'
+                    self._log("internal_error", error=repr(error), request=stream.request_id)
+                    sinks.pop(stream, None)
+                    with contextlib.suppress(FabricError):
+                        stream.cancel()
+                    sink.broke(BackendError(f"the gateway failed: {type(error).__name__}: {error}"))

@@ -1,0 +1,53 @@
+"""Parts of answers that several APIs have: counts of tokens, and log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from zfabric.client.results import Completion
+from zfabric.wire.payloads import Logprob, TokenLogprobs
+
+
+def usage_object(completions: Iterable[Completion]) -> dict[str, Any]:
+    """Counts of all requests together, as OpenAI's API has them."""
+    counts = [completion.usage for completion in completions]
+    prompt = sum(count.prompt_tokens for count in counts)
+    completion = sum(count.completion_tokens for count in counts)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": sum(count.cached_tokens for count in counts)},
+    }
+
+
+def chat_logprobs(entries: Sequence[TokenLogprobs], top: int) -> dict[str, Any]:
+    """Log-probabilities as chats have them: https://platform.openai.com/docs/api-reference/chat/object."""
+    return {
+        "content": [
+            {**_entry(entry.token), "top_logprobs": [_entry(other) for other in entry.top[:top]]} for entry in entries
+        ],
+        "refusal": None,
+    }
+
+
+def _entry(logprob: Logprob) -> dict[str, Any]:
+    return {"token": logprob.text, "logprob": logprob.logprob, "bytes": list(logprob.text.encode())}
+
+
+def old_logprobs(entries: Sequence[TokenLogprobs | None], offset: int) -> dict[str, Any]:
+    """Log-probabilities as /v1/completions has them: https://platform.openai.com/docs/api-reference/completions/object.
+
+    Args:
+        offset: Characters of the text before the first entry.
+    """
+    said: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    for entry in entries:
+        said["text_offset"].append(offset)
+        text = entry.token.text if entry is not None else ""
+        said["tokens"].append(text)
+        said["token_logprobs"].append(entry.token.logprob if entry is not None else None)
+        said["top_logprobs"].append({one.text: one.logprob for one in entry.top} if entry is not None else None)
+        offset += len(text)
+    return said
