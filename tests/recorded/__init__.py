@@ -2,7 +2,7 @@
 
 `python -m tests.recorded` records them anew from the installed libzmq: our core speaks to its sockets, with chance that is
 drawn from a seed, so that encrypted conversations can be replayed as well. `test_replayed` holds them against the core and
-against both drivers.
+against the drivers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""The wire's bytes are pinned: what libzmq said is understood, and what it was answered is said again, to the byte."""
+"""The wire's bytes are pinned: what libzmq said is understood, and what it was answered is said again, to the byte.
+
+Conversations with keys are replayed on the event loop's driver alone, whose chance can be drawn from the seed that they were
+recorded with. libzmq draws the keys and nonces of a connection by itself, from the system, and can be given no others: it says
+other bytes each time, and can open no box of a recording.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,9 @@ import contextlib
 import json
 import random
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -16,8 +22,11 @@ import pytest
 
 from tests.integration.test_loop_links import AtDealer, AtRouter
 from tests.recorded import FILE, ROLES, SAID, Conversation, Role, Side
+from zfabric import limits
+from zfabric.transport.curve import ControllerKeys, Credentials, KeyPair
 from zfabric.transport.links import TRANSPORTS, Transport, open_dealer, open_router
 from zfabric.wire.codec import EMPTY
+from zfabric.zmtp import boxes, z85
 from zfabric.zmtp.connection import Ready
 
 CONVERSATIONS = msgspec.convert(json.loads(FILE.read_text())["conversations"], dict[str, Conversation])
@@ -76,7 +85,7 @@ async def play(conversation: Conversation, reader: asyncio.StreamReader, writer:
     # libzmq asks who may connect before it says READY, and takes no message until then.
     answered = await reader.readexactly(len(handshake))
     # As in life: a router says nothing before a dealer has said what it is.
-    if conversation is recorded("dealer"):
+    if conversation in (recorded("dealer"), recorded("dealer", True)):
         answered += await reader.readexactly(len(sent))
         writer.write(bytes.fromhex(conversation.received))
         return answered
@@ -94,10 +103,41 @@ def _message(frames: list[bytes]) -> tuple[bytes, bytes]:
     return frames[0], frames[1] if len(frames) > 1 else EMPTY
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_both_drivers_of_a_dealer_reproduce_the_recording(transport: Transport) -> None:
-    conversation, at, over = recorded("dealer"), AtDealer(), asyncio.Event()
+#: With keys, see above.
+DRIVERS = pytest.mark.parametrize(
+    ("transport", "guarded"),
+    [*((name, False) for name in TRANSPORTS), ("loop", True)],
+    ids=[*(f"{name} null" for name in TRANSPORTS), "loop curve"],
+)
+
+
+@pytest.fixture
+def chance(monkeypatch: pytest.MonkeyPatch) -> Callable[[Role], Side]:
+    """Has the drivers draw what was drawn when a conversation was recorded; and no PING comes in between."""
+    monkeypatch.setattr(limits, "ZMTP_PING_MS", 60_000)
+
+    def drawn(role: Role) -> Side:
+        rng = random.Random(f"{role} True")
+        for _ in range(2):
+            boxes.key_pair(rng.randbytes)
+        monkeypatch.setattr("zfabric.transport.loop_mechanisms.os", SimpleNamespace(urandom=rng.randbytes))
+        return Side(role, True)
+
+    return drawn
+
+
+def _pair(keys: tuple[bytes, bytes]) -> KeyPair:
+    return KeyPair(*map(z85.encode, keys))
+
+
+@DRIVERS
+async def test_drivers_of_a_dealer_reproduce_the_recording(
+    transport: Transport, guarded: bool, chance: Callable[[Role], Side]
+) -> None:
+    conversation, at, over = recorded("dealer", guarded), AtDealer(), asyncio.Event()
     came: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    side = chance("dealer")
+    credentials = Credentials(_pair(side.own), z85.encode(side.theirs[0])) if guarded else None
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         came.set_result(await play(conversation, reader, writer))
@@ -108,7 +148,7 @@ async def test_both_drivers_of_a_dealer_reproduce_the_recording(transport: Trans
 
     async with a_path() as path:
         server = await asyncio.start_unix_server(serve, path)
-        link = open_dealer(f"ipc://{path}", at, random.Random(1), None, transport)
+        link = open_dealer(f"ipc://{path}", at, random.Random(1), credentials, transport)
         assert await at.next() == "up"
         link.send_all([_message(frames) for frames in SAID["dealer"]])
         assert await asyncio.wait_for(came, 10) == b"".join(_expected(conversation))
@@ -119,13 +159,22 @@ async def test_both_drivers_of_a_dealer_reproduce_the_recording(transport: Trans
         await server.wait_closed()
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_both_drivers_of_a_router_reproduce_the_recording(transport: Transport) -> None:
-    conversation, at = recorded("router"), AtRouter()
+@DRIVERS
+async def test_drivers_of_a_router_reproduce_the_recording(
+    transport: Transport, guarded: bool, chance: Callable[[Role], Side]
+) -> None:
+    conversation, at = recorded("router", guarded), AtRouter()
+    side, asked = chance("router"), []
+
+    def allows(key: bytes) -> bool:
+        asked.append(key)
+        return True
+
+    keys = ControllerKeys(_pair(side.own), allows) if guarded else None
     routes: dict[bytes, Any] = {}
     async with a_path() as path:
         path.parent.chmod(0o700)
-        link = open_router((f"ipc://{path}",), routes, at, transport=transport)
+        link = open_router((f"ipc://{path}",), routes, at, keys=keys, transport=transport)
         reader, writer = await asyncio.open_unix_connection(path)
         playing = asyncio.create_task(play(conversation, reader, writer))
         for frames in SAID["dealer"]:
@@ -134,5 +183,6 @@ async def test_both_drivers_of_a_router_reproduce_the_recording(transport: Trans
         for frames in SAID["router"]:
             assert link.send(name, *_message(frames))
         assert await asyncio.wait_for(playing, 10) == b"".join(_expected(conversation))
+        assert asked == ([z85.encode(side.theirs[0])] if guarded else [])
         writer.close()
         await link.close()
