@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +19,13 @@ from bench.html import page
 from bench.machine import environment
 from bench.record import Report, write
 from bench.runner import Bench, Scenario, run
+from bench.subjects import beside
+from zfabric.transport.links import TRANSPORT_VARIABLE, Transport
 
 #: In the order of a run.
 NAMES: Final = ("relay", "one_token", "streams", "many", "paced", "scale", "balance", "faults", "curve", "engines")
+#: The default first: noise differs from run to run, so drivers are compared within one.
+TRANSPORTS_COMPARED: Final[tuple[Transport, ...]] = ("loop", "libzmq")
 RESULTS: Final = Path(__file__).parent / "results"
 
 HELP = """Measure zfabric beside what could be used instead.
@@ -30,6 +35,9 @@ HELP = """Measure zfabric beside what could be used instead.
 `python -m bench` runs all scenarios quickly; `python -m bench --full` takes longer and adds the real engines
 
 `python -m bench --scenario streams --system zfabric --system vllm-router`
+
+`python -m bench --transport libzmq` runs zfabric on libzmq's driver, in all scenarios; `--transport libzmq --transport loop` puts
+the loop's beside it where drivers are compared, which is in one-token and streams
 
 `python -m bench --scenario balance --trace mooncake.jsonl`
 
@@ -54,6 +62,7 @@ def benchmark(
     scenario: Annotated[tuple[str, ...], cyclopts.Parameter(consume_multiple=False)] = (),
     system: Annotated[tuple[str, ...], cyclopts.Parameter(consume_multiple=False)] = (),
     trace: Annotated[tuple[str, ...], cyclopts.Parameter(consume_multiple=False)] = (),
+    transport: Annotated[tuple[Transport, ...], cyclopts.Parameter(consume_multiple=False)] = TRANSPORTS_COMPARED,
     output: Path = RESULTS,
 ) -> int:
     """Run scenarios and write their results.
@@ -64,6 +73,7 @@ def benchmark(
         scenario: Only these; repeat for several.
         system: Only these systems; repeat for several.
         trace: Arrivals for balance: Mooncake, Azure or BurstGPT files; repeat for several.
+        transport: The driver of zfabric's sockets, loop or libzmq; what is repeated is measured beside the first.
         output: Directory of the results.
     """
     if list_:
@@ -72,14 +82,17 @@ def benchmark(
         return 0
     picked = scenarios(scenario or NAMES)
     profile = "full" if full else "quick"
-    stamp = environment(profile)
+    # Whatever is started, and however, is on the first.
+    os.environ[TRANSPORT_VARIABLE] = transport[0]
+    stamp = {**environment(profile), "transport": list(transport)}
     began = time.perf_counter()
     with console.status("starting") as status:
 
         def say(text: str) -> None:
             status.update(f"{time.perf_counter() - began:4.0f} s  {text}")
 
-        reports = asyncio.run(run(picked, Bench(not full, say, frozenset(system), traces=trace)))
+        others = tuple(dict.fromkeys(beside(name) for name in transport if name != transport[0]))
+        reports = asyncio.run(run(picked, Bench(not full, say, frozenset(system), traces=trace, beside=others)))
     name = stamp["started"].replace(":", "").replace("+0000", "Z").replace("-", "")
     write(output / f"{name}-{profile}.json", stamp, reports)
     (output / f"{name}-{profile}.html").write_text(page(stamp, reports), encoding="utf-8")

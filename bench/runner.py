@@ -38,12 +38,14 @@ class Bench:
         say: Shows progress.
         only: Systems to take, all by default.
         traces: Files of arrivals; the shipped one by default.
+        beside: zfabric on the drivers that the run is not on, for scenarios that compare them.
     """
 
     quick: bool
     say: Say
     only: frozenset[str] = frozenset()
     traces: Sequence[str] = ()
+    beside: Sequence[str] = ()
     _stacks: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
     _running: dict[str, Stack] = field(default_factory=dict)
     _missing: dict[str, str] = field(default_factory=dict)

@@ -6,13 +6,14 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from bench.stack import Part, Stack, free_port, own_python
 from bench.venvs import python_of
 from zfabric.transport.curve import create_keys
-from zfabric.transport.links import DEFAULT_TRANSPORT, TRANSPORT_VARIABLE
+from zfabric.transport.links import TRANSPORT_VARIABLE, TRANSPORTS, Transport, choose
 
 #: The role whose CPU time is the price of having the system in between.
 HOP: Final = "hop"
@@ -33,10 +34,11 @@ def fabric(
     ipc: bool = False,
     curve: bool = False,
     loop: str = "--uvloop",
-    transport: str = DEFAULT_TRANSPORT,
+    transport: Transport | None = None,
     adapter: str = "fabric",
 ) -> Stack:
-    """zfabric: controller, echo worker."""
+    """zfabric: controller, echo worker. Its driver is the run's if none is named."""
+    driver = choose(transport)
     scratch = Path(tempfile.mkdtemp(prefix="zf-bench-"))
     target = f"ipc://{scratch}/c.sock" if ipc else f"tcp://127.0.0.1:{free_port()}"
     controller = [sys.executable, "-m", "zfabric.cli.controller", "--endpoint", target, "--recovery-ms", "0", loop]
@@ -44,9 +46,9 @@ def fabric(
     worker += ["--slots", "20000", "--name", "bench"]
     if rate:
         worker += ["--tokens-per-second", str(rate), "--aligned"]
-    controller += ["--transport", transport]
-    worker += ["--transport", transport]
-    environment = {TRANSPORT_VARIABLE: transport}
+    controller += ["--transport", driver]
+    worker += ["--transport", driver]
+    environment: dict[str, str] = {TRANSPORT_VARIABLE: driver}
     if curve:
         for name in ("controller", "client", "worker"):
             create_keys(scratch, name)
@@ -76,9 +78,9 @@ def fabric_asyncio(rate: float = 0) -> Stack:
     return fabric(rate, loop="--no-uvloop")
 
 
-def fabric_libzmq(rate: float = 0) -> Stack:
-    """zfabric with libzmq at all three ends."""
-    return fabric(rate, transport="libzmq")
+def beside(transport: Transport) -> str:
+    """The subject that is zfabric with this driver at all three ends, in a run on another."""
+    return f"zfabric {transport}"
 
 
 def fabric_reader(rate: float = 0) -> Stack:
@@ -237,7 +239,7 @@ SUBJECTS: Final[dict[str, Callable[[], Stack]]] = {
     "zfabric ipc": fabric_ipc,
     "zfabric curve": fabric_curve,
     "zfabric asyncio": fabric_asyncio,
-    "zfabric libzmq": fabric_libzmq,
+    **{beside(transport): partial(fabric, transport=transport) for transport in TRANSPORTS},
     "zfabric reader": fabric_reader,
     "zmq_proxy": proxy,
     "http": http,

@@ -6,7 +6,8 @@
 - ``gaps``: time between two tokens of running streams, undisturbed, and while prompts of 2,000 tokens arrive.
 - ``answers``: how late the event loop's timers are while the model computes (a beat is such a timer), and how long a
   status report, a cancel and the handing over of a step take on it.
-- ``fabric``: the same through a controller and a worker as processes, see `bench.engines.transformers_fabric`.
+- ``fabric``: the same through a controller and a worker as processes, see `bench.engines.transformers_fabric`;
+  and ``drivers``, with several of ``--transport``, the same on each of them, in turns.
 
 All but the last in one process, as a worker has it; times in milliseconds. The tiny model is random, so it shows the cost
 of the engine alone; SmolLM2-135M-Instruct shows what a real one leaves of that. Greedy, ends ignored. Rates are medians of
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -42,6 +44,7 @@ from tests.backends.tiny import Answers, save_llama
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.models.wheels import prepare
+from zfabric.transport.links import TRANSPORTS, Transport, choose
 from zfabric.wire.payloads import Delta, GenerateRequest
 from zfabric.wire.sampling import SamplingParams
 
@@ -58,6 +61,8 @@ LONG_PROMPTS = 2
 PAIRS = {"tiny": 5, "smollm2": 2}
 ROUNDS = {"tiny": 7, "smollm2": 2}
 FABRIC_TOKENS = {"tiny": 3_000, "smollm2": 64}
+DRIVER_ROUNDS = {"tiny": 5, "smollm2": 3}
+DRIVER_TOKENS = {"tiny": 1_000, "smollm2": 64}
 
 
 class Timed(Answers):
@@ -163,7 +168,7 @@ async def through_fabric(
     arguments += ["--compile"] if given.compile else []
     counts = {1: ANSWER_TOKENS[name], STREAMS: ANSWER_TOKENS[name], MANY: MANY_TOKENS[name]}
     runs: dict[tuple[str, int], list[Run]] = {}
-    async with transformers_fabric.served(directory, *arguments) as client:
+    async with transformers_fabric.served(directory, *arguments, transport=given.transport[0]) as client:
         await transformers_fabric.together(client, prompt, 8, STREAMS)
         for number in range(PAIRS[name]):
             say(f"{name}, through the fabric and alone, round {number + 1}")
@@ -175,8 +180,35 @@ async def through_fabric(
         await worker.close()
         say(f"{name}, answers through the fabric")
         times = await transformers_fabric.measure(client, FABRIC_TOKENS[name], prompt)
-    (rate,) = times.pop("tokens_per_s")
-    return {"tokens_per_s": round(rate, 1), **{kind: summary(seconds) for kind, seconds in times.items()}}, runs
+    return _told(times), runs
+
+
+def _told(times: dict[str, list[float]]) -> dict[str, Any]:
+    """What was measured through the fabric, in milliseconds."""
+    rates = times.pop("tokens_per_s")
+    return {
+        "tokens_per_s": round(statistics.median(rates), 1),
+        **{kind: summary(seconds) for kind, seconds in times.items()},
+    }
+
+
+async def drivers(name: str, directory: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """Answers of a worker by driver: a fabric of each, in turns, since what disturbs one is to disturb all."""
+    arguments = ["--dtype", given.dtype, "--device", "cpu", "--threads", str(given.threads)]
+    times: dict[Transport, dict[str, list[float]]] = {transport: {} for transport in given.transport}
+    async with contextlib.AsyncExitStack() as stack:
+        clients = {}
+        for transport in times:
+            served = transformers_fabric.served(directory, *arguments, transport=transport)
+            clients[transport] = await stack.enter_async_context(served)
+            await transformers_fabric.together(clients[transport], prompt, 8, STREAMS)
+        for number in range(DRIVER_ROUNDS[name]):
+            for transport, client in clients.items():
+                say(f"{name}, answers on {transport}, round {number + 1}")
+                found = await transformers_fabric.measure(client, DRIVER_TOKENS[name], prompt)
+                for kind, seconds in found.items():
+                    times[transport].setdefault(kind, []).extend(seconds)
+    return {transport: _told(found) for transport, found in times.items()}
 
 
 def say(text: str) -> None:
@@ -295,6 +327,8 @@ async def measure(name: str, directory: Path, given: argparse.Namespace) -> dict
     }
     found["fabric_ms"], runs = await through_fabric(name, directory, worker, answers, given)
     found["results"] = results(runs)
+    if len(given.transport) > 1:
+        found["drivers_ms"] = await drivers(name, directory, given)
     return found
 
 
@@ -304,6 +338,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", nargs="+", choices=sorted(ANSWER_TOKENS), default=sorted(ANSWER_TOKENS))
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument(
+        "--transport", nargs="+", choices=TRANSPORTS, default=[choose(None)], help="drivers; the first is the fabric's"
+    )
     parser.add_argument("--compile", action="store_true", help="the worker's own flag")
     parser.add_argument("--vllm", action="store_true", help="put vLLM's engine beside it, which has to be installed")
     given = parser.parse_args(arguments)

@@ -5,6 +5,8 @@ Eight streams decode, and two prompts of 2,000 tokens arrive one after the other
 - ``status``: from a call to this worker (`list_adapters`) to its answer;
 - ``cancel``: from a cancel to the answer of a call sent right behind it, by which time the worker has obeyed it.
 
+``gaps`` are the times between two deltas of a stream, of all streams of eight.
+
 ``worker_timers`` is by how much timers of the worker's own event loop are late; a beat is such a timer.
 """
 
@@ -23,6 +25,7 @@ from bench.engines.runs import Run
 from tests.fabric import Process, processes
 from zfabric import AsyncClient
 from zfabric.backends.hf_transformers.worker import ModelWorker
+from zfabric.transport.links import Transport
 from zfabric.wire.payloads import OperateRequest
 
 STREAMS = 8
@@ -64,14 +67,15 @@ class ProbedWorker(ModelWorker):
 
 
 @contextlib.asynccontextmanager
-async def served(model: Path, *arguments: str) -> AsyncIterator[AsyncClient]:
-    """A client of a controller with one worker."""
+async def served(model: Path, *arguments: str, transport: Transport) -> AsyncIterator[AsyncClient]:
+    """A client of a controller with one worker, all three on one driver."""
     with tempfile.TemporaryDirectory(prefix="zf-") as name:
         endpoint = f"ipc://{name}/c.sock"
         async with processes(Path(name)) as children:
 
             async def start(module: str, *more: str) -> None:
-                child = await Process.start(module, "--endpoint", endpoint, *more, directory=Path(name))
+                common = ("--endpoint", endpoint, "--transport", transport)
+                child = await Process.start(module, *common, *more, directory=Path(name))
                 children.append(child)
                 await child.ready()
 
@@ -81,19 +85,27 @@ async def served(model: Path, *arguments: str) -> AsyncIterator[AsyncClient]:
                 "zfabric.cli.worker", "--name", WORKER, "--backend", backend, "--model", str(model),
                 "--model-names", WORKER, "--context-length", "4096", *arguments,
             )  # fmt: skip
-            async with AsyncClient(endpoint) as client:
+            async with AsyncClient(endpoint, transport=transport) as client:
                 yield client
 
 
 async def _consumed(
-    client: AsyncClient, tokens: list[int], count: int, begun: asyncio.Event | None = None
+    client: AsyncClient,
+    tokens: list[int],
+    count: int,
+    begun: asyncio.Event | None = None,
+    gaps: list[float] | None = None,
 ) -> tuple[int, float]:
-    """How many tokens came, and when the first did."""
-    seen, first = 0, 0.0
+    """How many tokens came, and when the first did; and the times between two deltas."""
+    seen, first, last = 0, 0.0, 0.0
     options: dict[str, Any] = {"max_new_tokens": count, "temperature": 0, "ignore_eos": True}
     async for delta in client.stream(WORKER, prompt_token_ids=tokens, **options):
+        now = time.perf_counter()
         seen += len(delta.token_ids)
-        first = first or time.perf_counter()
+        first = first or now
+        if gaps is not None and last:
+            gaps.append(now - last)
+        last = now
         if begun is not None:
             begun.set()
     return seen, first
@@ -137,9 +149,9 @@ async def measure(client: AsyncClient, count: int, prompt: Prompt) -> dict[str, 
     found: dict[str, list[float]] = {"status_idle": [await _status(client) for _ in range(IDLE_CALLS)]}
     firsts = [asyncio.Event() for _ in range(STREAMS)]
     began = time.perf_counter()
-    streams = asyncio.gather(
-        *(_consumed(client, prompt(seed, PROMPT_TOKENS), count, first) for seed, first in enumerate(firsts))
-    )
+    gaps = found["gaps"] = []
+    asked = (_consumed(client, prompt(seed, PROMPT_TOKENS), count, first, gaps) for seed, first in enumerate(firsts))
+    streams = asyncio.gather(*asked)
     for first in firsts:
         await first.wait()
     await client.operate(WORKER, "lateness")

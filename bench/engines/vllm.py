@@ -22,13 +22,15 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from bench.engines.runs import Run, results
 from bench.engines.vllm_shared import shared_engine
+from zfabric.transport.links import TRANSPORTS, Transport, choose
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -53,19 +55,19 @@ async def measure(stream: Any, streams: int, prompt_tokens: int, new_tokens: int
 
 
 @contextlib.asynccontextmanager
-async def fabric(engine: list[str], place: dict[str, Any], directory: Path) -> AsyncIterator[Any]:
-    """Controller and worker as processes; the client is here."""
+async def fabric(engine: list[str], place: dict[str, Any], directory: Path, transport: Transport) -> AsyncIterator[Any]:
+    """Controller and worker as processes, on one driver; the client is here."""
     from zfabric import AsyncClient
 
-    endpoint = f"ipc://{directory}/c.sock"
+    endpoint = f"ipc://{directory}/{transport}.sock"
+    common = ("--endpoint", endpoint, "--transport", transport)
     async with (
-        process("zfabric.cli.controller", "--endpoint", endpoint, ready=b"ready"),
+        process("zfabric.cli.controller", *common, ready=b"ready"),
         process(
             "bench.engines.vllm_shared",
             json.dumps(place),
             "zfabric.cli.worker",
-            "--endpoint",
-            endpoint,
+            *common,
             "--backend",
             "vllm",
             "--model-names",
@@ -73,7 +75,7 @@ async def fabric(engine: list[str], place: dict[str, Any], directory: Path) -> A
             *engine,
             ready=b"ready",
         ),
-        AsyncClient(endpoint) as client,
+        AsyncClient(endpoint, transport=transport) as client,
     ):
 
         async def stream(prompt: list[int], new_tokens: int) -> float:
@@ -201,7 +203,10 @@ async def compare(arguments: argparse.Namespace, model: Path) -> dict[str, Any]:
         "--model", str(model), "--dtype", arguments.dtype, "--max-model-len", "512", "--max-num-seqs", "64",
         "--enforce-eager", "--distributed-executor-backend", "uni", "--no-enable-prefix-caching",
     ]  # fmt: skip
-    makers = {"fabric": fabric, "bare": bare, "openai": openai}
+    first, *others = arguments.transport
+    makers: dict[str, Callable[..., contextlib.AbstractAsyncContextManager[Any]]]
+    makers = {"fabric": partial(fabric, transport=first), "bare": bare, "openai": openai}
+    makers |= {f"fabric {transport}": partial(fabric, transport=transport) for transport in others}
     runs: dict[tuple[str, int], list[Run]] = {}
     chance = random.Random(0)
     async with contextlib.AsyncExitStack() as stack:
@@ -275,6 +280,7 @@ def main() -> int:
     parser.add_argument("--prompt-tokens", type=int, default=32)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--pin", action="store_true")
+    parser.add_argument("--transport", nargs="+", choices=TRANSPORTS, default=[choose(None)])
     arguments = parser.parse_args()
     arguments.load = os.getloadavg()[0]
     for name, value in ENVIRONMENT.items():

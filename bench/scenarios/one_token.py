@@ -20,7 +20,7 @@ Samples = dict[str, list[float]]
 
 async def run(bench: Bench, report: Report) -> None:
     """At rest one request after another; under load random arrivals, timed from when they were due."""
-    stacks = await bench.stacks(report, [*COMPARED, "zfabric ipc", "zfabric libzmq", "zmq_proxy"])
+    stacks = await bench.stacks(report, [*COMPARED, "zfabric ipc", *bench.beside, "zmq_proxy"])
     rest = await bench.in_turn(report, stacks, "closed", seconds=bench.seconds(0.5), requests=20_000)
     medians = {name: [percentile(outcome.samples, 50) for outcome in found] for name, found in rest.items()}
     loaded, alike = await _under_load(bench, report, stacks)

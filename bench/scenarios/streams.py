@@ -19,7 +19,7 @@ _RATE_GOALS = {64: 1_000_000, 256: 1_000_000}
 
 async def run(bench: Bench, report: Report) -> None:
     """Each lane asks for an answer, and again; the engine has no compute and hands over a token a step."""
-    stacks = await bench.stacks(report, [*COMPARED, "zfabric reader", "zfabric asyncio", "zfabric libzmq"])
+    stacks = await bench.stacks(report, [*COMPARED, "zfabric reader", "zfabric asyncio", *bench.beside])
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name in stacks}
     rows: dict[str, list[str]] = {name: [name] for name in stacks}
     costs: list[list[str]] = []

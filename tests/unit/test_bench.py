@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import __main__ as main
 from bench import cores
 from bench.balance import lower_bound_s, play, service_s
 from bench.compare import compare, load
@@ -19,6 +20,7 @@ from bench.engines.runs import results as engine_results
 from bench.record import Metric, Report, write
 from bench.runner import Bench
 from bench.scenarios import engines
+from bench.subjects import SUBJECTS
 from bench.traces import SHIPPED, Arrival, generate, read
 from zfabric.core.controller.dispatch import POLICIES
 
@@ -161,3 +163,31 @@ def test_what_hf_api_costs_is_told_by_streams() -> None:
     }
     assert metrics["tokens_lost_at_64"].value == pytest.approx(6)
     assert metrics["ttft_added_ms"].value == pytest.approx(0.6)
+
+
+async def test_a_run_is_on_the_driver_that_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All daemons of it and its client; one that is put beside it is on its own at all three ends."""
+    monkeypatch.setenv("ZFABRIC_TRANSPORT", "libzmq")
+    for name, expected in (("zfabric", "libzmq"), ("zfabric ipc", "libzmq"), ("zfabric loop", "loop")):
+        stack = SUBJECTS[name]()
+        commands = [part.command for part in stack._parts]
+        assert [command[command.index("--transport") + 1] for command in commands] == [expected, expected]
+        assert stack._environment["ZFABRIC_TRANSPORT"] == expected
+        # It has made directories, and nothing runs yet.
+        await stack.__aexit__()
+
+
+def test_drivers_are_chosen_by_one_option(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[tuple[str | None, tuple[str, ...]]] = []
+
+    async def run(scenarios: object, bench: Bench) -> list[Report]:
+        seen.append((os.environ.get("ZFABRIC_TRANSPORT"), tuple(bench.beside)))
+        return []
+
+    monkeypatch.setattr(main, "run", run)
+    monkeypatch.setenv("ZFABRIC_TRANSPORT", "")
+    output = ("--output", str(tmp_path))
+    for arguments in ((), ("--transport", "libzmq"), ("--transport", "libzmq", "--transport", "loop")):
+        with pytest.raises(SystemExit):
+            main.app([*arguments, *output])
+    assert seen == [("loop", ("zfabric libzmq",)), ("libzmq", ()), ("libzmq", ("zfabric loop",))]
