@@ -105,6 +105,8 @@ RETRY_AFTER_S: Final = 1
 READY_TIMEOUT_MS: Final = 800
 #: A body: REQUEST_TEXT_BYTES_MAX as JSON, of which images are most and take no escapes.
 GATEWAY_BODY_BYTES_MAX: Final = 32 * 1024 * 1024
+#: Texts of one request to embed, to rank or to complete: OpenAI's own bound.
+GATEWAY_INPUTS_MAX: Final = 2_048
 #: A limit on bodies below this refuses usual chats.
 GATEWAY_BODY_BYTES_MIN: Final = 1_024
 #: Bytes that wait for a caller who does not read them; then its answer ends. Some 40,000 tokens, each an event.

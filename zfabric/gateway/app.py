@@ -11,10 +11,9 @@ from typing import Any, Final
 from zfabric.errors import (
     BackendError,
     FabricError,
-    RequestCancelledError,
     UnsupportedOperationError,
 )
-from zfabric.gateway import chat, models
+from zfabric.gateway import chat, completions, embeddings, models, native, ranking, tokens
 from zfabric.gateway.call import Call, Endpoint
 from zfabric.gateway.config import GatewayConfig
 from zfabric.gateway.cors import Cors
@@ -26,7 +25,15 @@ from zfabric.gateway.sse import encode
 from zfabric.limits import READY_TIMEOUT_MS
 
 #: All APIs. Another one is a module beside these with ENDPOINTS of its own.
-ENDPOINTS: Final[tuple[Endpoint, ...]] = (*chat.ENDPOINTS, *models.ENDPOINTS)
+ENDPOINTS: Final[tuple[Endpoint, ...]] = (
+    *chat.ENDPOINTS,
+    *completions.ENDPOINTS,
+    *embeddings.ENDPOINTS,
+    *models.ENDPOINTS,
+    *native.ENDPOINTS,
+    *ranking.ENDPOINTS,
+    *tokens.ENDPOINTS,
+)
 
 #: Names of requests that are taken from callers: they end up in logs and headers.
 _REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -144,7 +151,7 @@ class Application:
         status = status_of(error)
         if status >= 500:
             self._log("request_failed", request=request_id, status=status, code=error.code, error=error.message)
-        if response.started or (isinstance(error, RequestCancelledError) and endpoint is None):
+        if response.started:
             return
         word = endpoint.errors if endpoint is not None else error_body
         await response.whole(status, word(error, status), headers_of(error))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from zfabric.client.aio import AsyncClient
-from zfabric.errors import FabricError
+from zfabric.errors import FabricError, RequestCancelledError
 from zfabric.gateway.errors import error_body
 from zfabric.gateway.fabric import FabricClient
-from zfabric.gateway.http import Headers, Receive, Response
+from zfabric.gateway.http import Receive, Response
 from zfabric.gateway.keys import ApiKey
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -50,6 +54,28 @@ class Call:
             self.key.check_model(model)
         return model
 
+    async def left(self) -> None:
+        """Until the caller went away, or has its response."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+    async def unless_left(self, work: Coroutine[Any, Any, T]) -> T:
+        """What a coroutine gives; it is cancelled, and with it what it asks of the fabric, when the caller goes away.
+
+        Raises:
+            RequestCancelledError: The caller went away.
+        """
+        working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(self.left())
+        try:
+            await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            self.gone = True
+            raise RequestCancelledError("the caller closed the connection")
+        finally:
+            working.cancel()
+            leaving.cancel()
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -66,6 +92,3 @@ class Endpoint:
     path: str
     handle: Callable[[Call], Awaitable[None]]
     errors: Callable[[FabricError, int], bytes] = field(default=error_body)
-
-
-__all__ = ["Call", "Endpoint", "Headers"]

@@ -100,8 +100,7 @@ class _Answers:
 
     async def watch(self) -> None:
         """Cancel what runs when the caller goes away."""
-        while (await self._call.receive())["type"] != "http.disconnect":
-            pass
+        await self._call.left()
         if not self._done.done():
             self._call.gone = True
             self.cancel()

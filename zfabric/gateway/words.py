@@ -36,18 +36,21 @@ def _entry(logprob: Logprob) -> dict[str, Any]:
     return {"token": logprob.text, "logprob": logprob.logprob, "bytes": list(logprob.text.encode())}
 
 
-def old_logprobs(entries: Sequence[TokenLogprobs | None], offset: int) -> dict[str, Any]:
-    """Log-probabilities as /v1/completions has them: https://platform.openai.com/docs/api-reference/completions/object.
+class OldLogprobs:
+    """Log-probabilities as /v1/completions has them (https://platform.openai.com/docs/api-reference/completions/object), of one
+    choice, bit by bit: offsets count characters of its text from its begin."""
 
-    Args:
-        offset: Characters of the text before the first entry.
-    """
-    said: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-    for entry in entries:
-        said["text_offset"].append(offset)
-        text = entry.token.text if entry is not None else ""
-        said["tokens"].append(text)
-        said["token_logprobs"].append(entry.token.logprob if entry is not None else None)
-        said["top_logprobs"].append({one.text: one.logprob for one in entry.top} if entry is not None else None)
-        offset += len(text)
-    return said
+    def __init__(self) -> None:
+        self._offset = 0
+
+    def of(self, entries: Sequence[TokenLogprobs | None]) -> dict[str, Any]:
+        """What comes next. None is the first token of a prompt, which nothing predicts."""
+        said: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for entry in entries:
+            text = entry.token.text if entry is not None else ""
+            said["tokens"].append(text)
+            said["token_logprobs"].append(entry.token.logprob if entry is not None else None)
+            said["top_logprobs"].append({one.text: one.logprob for one in entry.top} if entry is not None else None)
+            said["text_offset"].append(self._offset)
+            self._offset += len(text)
+        return said

@@ -1,0 +1,116 @@
+"""/v1/completions and /generate."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.gateway.backends import Recorder
+from tests.gateway.conftest import gateway
+from zfabric.backends.echo import EchoWorker
+
+
+async def test_a_prompt_has_sixteen_tokens_unless_it_says_otherwise() -> None:
+    async with gateway(EchoWorker()) as served:
+        answer = await served.openai.completions.create(model="echo", prompt="a b")
+        assert answer.choices[0].text == "a b " * 8
+        assert answer.object == "text_completion"
+        assert answer.usage is not None
+        assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (2, 16)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("prompt", "texts"),
+    [
+        ("a b", ["a b a "]),
+        (["a b", "c"], ["a b a ", "c c c "]),
+        ([5, 6], ["5 6 5 "]),
+        ([[5, 6], [7]], ["5 6 5 ", "7 7 7 "]),
+    ],
+)
+async def test_prompts_of_all_kinds(prompt: Any, texts: list[str], stream: bool) -> None:
+    async with gateway(EchoWorker()) as served:
+        options: Any = {"model": "echo", "prompt": prompt, "max_tokens": 3}
+        found = [""] * len(texts)
+        if stream:
+            chunks = [chunk async for chunk in await served.openai.completions.create(**options, stream=True)]
+            for chunk in chunks:
+                found[chunk.choices[0].index] += chunk.choices[0].text
+            assert [chunk.choices[0].finish_reason for chunk in chunks].count("length") == len(texts)
+        else:
+            for choice in (await served.openai.completions.create(**options)).choices:
+                found[choice.index] = choice.text
+        assert found == texts
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_choices_of_several_prompts_are_numbered_through_with_log_probabilities(stream: bool) -> None:
+    async with gateway(Recorder()) as served:
+        options: Any = {"model": "recorder", "prompt": ["a", "b"], "n": 2, "logprobs": 1}
+        tokens: dict[int, list[str]] = {n: [] for n in range(4)}
+        offsets: dict[int, list[int]] = {n: [] for n in range(4)}
+
+        def add(choice: Any) -> None:
+            tokens[choice.index] += choice.logprobs.tokens
+            offsets[choice.index] += choice.logprobs.text_offset
+
+        if stream:
+            async for chunk in await served.openai.completions.create(**options, stream=True):
+                add(chunk.choices[0])
+        else:
+            for choice in (await served.openai.completions.create(**options)).choices:
+                add(choice)
+                assert choice.logprobs.token_logprobs == [-0.5, -0.5, -0.1]
+                assert choice.logprobs.top_logprobs[0] == {"gr": -0.5, "x": -1.5}
+        assert list(tokens.values()) == [["gr", "ün", ""]] * 4
+        assert list(offsets.values()) == [[0, 2, 4]] * 4
+
+
+async def test_fields_of_its_own_reach_the_backend() -> None:
+    recorder = Recorder()
+    async with gateway(recorder) as served:
+        await served.openai.completions.create(
+            model="recorder", prompt="a", echo=True, logprobs=2, best_of=3, max_tokens=7
+        )
+        sampling = recorder.requests[0].sampling
+        assert (sampling.echo, sampling.logprobs, sampling.prompt_logprobs, sampling.best_of) == (True, 2, 2, 3)
+        assert sampling.max_new_tokens == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "parameter"),
+    [
+        ({"suffix": "x"}, "suffix"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ["a", 1]}, "prompt"),
+        ({"prompt": [[1.5]]}, "prompt[0][0]"),
+        ({"messages": []}, "messages"),
+        ({"best_of": 1, "n": 2}, "best_of"),
+    ],
+)
+async def test_a_wrong_value_is_refused_by_name(change: dict[str, Any], parameter: str) -> None:
+    async with gateway(EchoWorker()) as served:
+        with pytest.raises(openai.BadRequestError) as refused:
+            await served.openai.completions.create(model="echo", prompt="a", extra_body=change)
+        assert refused.value.param == parameter
+
+
+async def test_token_ids_in_and_out() -> None:
+    async with gateway(EchoWorker()) as served, httpx.AsyncClient(base_url=served.url) as web:
+        asked = {"model": "echo", "prompt_token_ids": [9, 8], "max_tokens": 3}
+        answer = (await web.post("/generate", json=asked)).json()
+        assert answer["choices"][0]["token_ids"] == [0, 1, 0]
+        assert (answer["choices"][0]["text"], answer["worker"]) == ("9 8 9 ", "worker")
+        assert answer["usage"]["total_tokens"] == 5
+        stream = (await web.post("/generate", json={**asked, "stream": True})).text
+        events = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: {")]
+        assert [token for event in events[:-1] for token in event["token_ids"]] == [0, 1, 0]
+        assert events[-1]["usage"] == answer["usage"]
+        assert stream.endswith("data: [DONE]\n\n")
+        refused = await web.post("/generate", json={"model": "echo"})
+        assert refused.status_code == 400

