@@ -53,6 +53,7 @@ class BareWorker:
         rng: random.Random,
         credentials: object = None,
         transport: str | None = None,
+        spin_us: int | None = None,
     ) -> BareWorker:
         """Called as `open_dealer`."""
         self._receiver = receiver

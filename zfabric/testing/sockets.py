@@ -56,6 +56,7 @@ class SimDealer:
         rng: random.Random,
         credentials: object = None,
         transport: str | None = None,
+        spin_us: int | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, ProcessLoop)
