@@ -5,6 +5,7 @@ Importing this package opens nothing, starts nothing, and loads neither torch no
 
 from __future__ import annotations
 
+from zfabric.backends.front.text import TextModelWorker
 from zfabric.client.aio import AsyncClient
 from zfabric.client.blocking import BlockingStream
 from zfabric.client.many import BlockingBatch, CompletionBatch
@@ -116,6 +117,7 @@ __all__ = [
     "RequestError",
     "SamplingParams",
     "StepwiseModelWorker",
+    "TextModelWorker",
     "TokenLogprobs",
     "TokenStream",
     "TooLargeError",

@@ -12,6 +12,7 @@ from zfabric.wire.kinds import PROTOCOL_VERSION
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PAGES: Final = (
+    ROOT / "docs" / "backends.md",
     ROOT / "docs" / "operating.md",
     ROOT / "docs" / "protocol.md",
     *sorted((ROOT / "docs" / "protocol").glob("*.md")),
@@ -27,6 +28,7 @@ _MAKERS: Final[dict[str, Callable[[str], str]]] = {
     "errors": lambda _: tables.errors_table(),
     "bounds": lambda _: tables.bounds_table(),
     "timings": lambda _: tables.timings_table(),
+    "promises": lambda _: tables.promises_list(),
     "metrics": lambda _: metrics.table_of_all(),
     "log-events": lambda _: tables.log_events_table(),
     "request-states": lambda _: tables.states_table(),

@@ -9,6 +9,7 @@ from tests.document.markdown import power, table
 from zfabric import errors, limits
 from zfabric.cli.log_events import EVENTS
 from zfabric.core.controller.request_state import TERMINAL_GIVEN, TRANSITIONS, RequestEvent, RequestState
+from zfabric.testing import promises
 from zfabric.wire import kinds
 from zfabric.wire.kinds import Kind
 
@@ -115,6 +116,11 @@ def transitions_table() -> str:
         if following:
             rows.append([state.name, *(following[e].name if e in following else "" for e in RequestEvent)])
     return table(["in", *(event.name for event in RequestEvent)], rows)
+
+
+def promises_list() -> str:
+    """What `zfabric.testing.conformance` asks for."""
+    return "\n".join(f"- {promise.sentence}" for promise in promises.ALL)
 
 
 def log_events_table() -> str:

@@ -48,7 +48,7 @@ ALLOWED: dict[str, set[str]] = {
         "limits",
         "version",
     },
-    "__init__": {"client", "worker", "transport", "wire", "errors", "version"},
+    "__init__": {"backends", "client", "worker", "transport", "wire", "errors", "version"},
 }
 #: Modules of the standard library and others that a part must not touch.
 FORBIDDEN: dict[str, set[str]] = {
@@ -166,7 +166,8 @@ def test_public_names_are_pinned() -> None:
     names = """AnswerOptions AnswerReader AnswerStream AsyncClient BaseModelWorker BlockingBatch BlockingStream ChatMessage
         Choice Client Completion CompletionBatch CountRequest Credentials Delta EmbedOptions
         EmbedRequest EmbedResult GenerateOptions GenerateRequest
-        Logprob ModelInfo SamplingParams StepwiseModelWorker TokenLogprobs TokenStream ToolCall ToolCallDelta Usage __version__"""
+        Logprob ModelInfo SamplingParams StepwiseModelWorker TextModelWorker
+        TokenLogprobs TokenStream ToolCall ToolCallDelta Usage __version__"""
     tree = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, FabricError)}
     assert {"FabricError", "WorkerLostError", "ClosedError"} <= tree
     assert set(zfabric.__all__) == set(names.split()) | tree

@@ -1,7 +1,8 @@
 """For authors of backends and policies, and for the project's own tests.
 
 `serving(backend)` runs a backend behind a real controller and a real worker in the test's own process, and gives a client;
-`run_backend(backend)` is the same for tests that block.
+`run_backend(backend)` is the same for tests that block. `conformance(backend)` asks for all that a
+backend owes its callers, and names what it breaks.
 
 A whole fabric in one thread, under one seed:
 
@@ -11,7 +12,8 @@ seed; ``python -m zfabric.testing --seed N`` replays it.
 """
 
 from zfabric.testing.cluster import ClusterOptions, Report, simulate
+from zfabric.testing.conformance import conformance
 from zfabric.testing.records import Violation
 from zfabric.testing.serving import run_backend, serving
 
-__all__ = ["ClusterOptions", "Report", "Violation", "run_backend", "serving", "simulate"]
+__all__ = ["ClusterOptions", "Report", "Violation", "conformance", "run_backend", "serving", "simulate"]

