@@ -12,8 +12,8 @@ seed; ``python -m zfabric.testing --seed N`` replays it.
 """
 
 from zfabric.testing.cluster import ClusterOptions, Report, simulate
-from zfabric.testing.conformance import conformance
+from zfabric.testing.conformance import conformance, examine
 from zfabric.testing.records import Violation
 from zfabric.testing.serving import run_backend, serving
 
-__all__ = ["ClusterOptions", "Report", "Violation", "conformance", "run_backend", "serving", "simulate"]
+__all__ = ["ClusterOptions", "Report", "Violation", "conformance", "examine", "run_backend", "serving", "simulate"]

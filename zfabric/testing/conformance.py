@@ -14,6 +14,7 @@ from zfabric.testing import promises
 from zfabric.testing.serving import serving
 
 if TYPE_CHECKING:
+    from zfabric.client.aio import AsyncClient
     from zfabric.worker.base import BaseModelWorker
 
 #: How long one promise may take to be asked, in seconds: an engine on a slow machine makes a few dozen tokens in that.
@@ -86,17 +87,27 @@ async def conformance(
         AssertionError: A promise is broken; the report is its message.
         Exception: Whatever made loading a backend impossible.
     """
-    reports: list[Report] = []
     async with serving(*backends, **settings) as client:
-        for status in await client.models():
-            asked = promises.Asked(client, status, prompt)
-            report = Report(status.name)
-            for promise in promises.ALL:
-                report.findings.append(await _ask(promise, asked, limit_s))
-            reports.append(report)
+        reports = [
+            await examine(client, status.name, prompt=prompt, limit_s=limit_s) for status in await client.models()
+        ]
     if check and any(report.broken for report in reports):
         raise AssertionError("\n\n".join(str(report) for report in reports if report.broken))
     return reports
+
+
+async def examine(
+    client: AsyncClient, model: str, *, prompt: str = "The quick brown fox", limit_s: float = _LIMIT_S
+) -> Report:
+    """As `conformance`, of a model that a running fabric serves.
+
+    .. code-block:: python
+
+        async with AsyncClient() as client:
+            print(await zfabric.testing.examine(client, "smollm2"))
+    """
+    asked = promises.Asked(client, await client.model_details(model), prompt)
+    return Report(model, [await _ask(promise, asked, limit_s) for promise in promises.ALL])
 
 
 async def _ask(promise: promises.Promise, asked: promises.Asked, limit_s: float) -> Finding:

@@ -336,9 +336,10 @@ async def _scores_are_numbers(asked: Asked) -> None:
 
 
 async def _it_is_as_it_was(asked: Asked) -> None:
-    (worker,) = await asked.client.workers()
-    expect(worker.in_flight == 0, f"{worker.in_flight} requests still hold slots")
-    expect(worker.state == "ready", f"the worker is {worker.state}")
+    for worker in await asked.client.workers():
+        if asked.model in worker.models:
+            expect(worker.in_flight == 0, f"{worker.in_flight} requests still hold slots of {worker.name}")
+            expect(worker.state == "ready", f"worker {worker.name} is {worker.state}")
 
 
 _TEXT: Final = "generate"

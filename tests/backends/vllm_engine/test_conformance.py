@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+import zfabric.testing
 from tests.backends.vllm_engine.conftest import Borrowed, Served
 from tests.fabric import fabric
 from zfabric import AsyncClient
@@ -132,3 +133,11 @@ async def test_operations_are_offered_or_refused_as_announced(client: AsyncClien
     else:
         with pytest.raises(UnsupportedOperationError):
             await client.embed(model, ["a fox"])
+
+
+@EVERY
+async def test_every_promise_is_kept(client: AsyncClient, model: str) -> None:
+    """The list that authors' backends are asked, and that docs/backends.md has."""
+    report = await zfabric.testing.examine(client, model, prompt=PROMPT)
+    assert not report.broken, str(report)
+    assert sum(finding.kept is True for finding in report.findings) >= 12
