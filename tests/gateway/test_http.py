@@ -12,10 +12,14 @@ import pytest
 
 from tests.gateway.backends import Slow
 from tests.gateway.conftest import gateway
+from zfabric import AnswerReader, AsyncClient
 from zfabric.backends.echo import EchoOptions, EchoWorker
 from zfabric.errors import ConfigurationError
-from zfabric.gateway import generation, http
+from zfabric.gateway import chat, generation, http
+from zfabric.gateway.config import GatewayConfig
 from zfabric.gateway.keys import ApiKey, KeyTable, read_keys
+from zfabric.gateway.server import Gateway
+from zfabric.testing import serving
 
 CHAT: dict[str, Any] = {"model": "echo", "messages": [{"role": "user", "content": "one two"}]}
 
@@ -113,6 +117,30 @@ def test_a_file_of_keys_that_is_none_is_refused(tmp_path: Path) -> None:
             read_keys(tmp_path / "keys.toml")
 
 
+async def test_each_key_is_the_client_of_the_fabric_that_it_names() -> None:
+    keys = KeyTable({"a": ApiKey(key="sk-a"), "b": ApiKey(key="sk-b", fabric_key="/keys/b.key_secret")})
+    clients: dict[str | None, AsyncClient] = {}
+    async with serving(EchoWorker()) as fabric:
+
+        def connect(identity: str | None) -> AsyncClient:
+            clients[identity] = AsyncClient(fabric.endpoint)
+            return clients[identity]
+
+        async with (
+            Gateway(GatewayConfig(port=0, keys=keys), connect) as made,
+            httpx.AsyncClient(base_url=made.url) as web,
+        ):
+
+            async def ask(secret: str) -> int:
+                headers = {"authorization": f"Bearer {secret}"}
+                return (await web.post("/v1/chat/completions", json=CHAT, headers=headers)).status_code
+
+            assert set(clients) == {None, "/keys/b.key_secret"}
+            assert (await ask("sk-a"), await ask("sk-b")) == (200, 200)
+            await clients["/keys/b.key_secret"].close()
+            assert (await ask("sk-a"), await ask("sk-b")) == (200, 503)
+
+
 async def test_pages_of_named_origins_may_call() -> None:
     origin = "https://chat.example.org"
     async with gateway(EchoWorker(), cors_origins=(origin,)) as served, httpx.AsyncClient(base_url=served.url) as web:
@@ -186,3 +214,38 @@ async def test_a_drain_lets_what_runs_end() -> None:
         await draining
         with pytest.raises(httpx.ConnectError):
             await web.get("/health")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_fault_of_the_gateway_ends_one_answer_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    def fail(*_: Any) -> bytes:
+        raise ZeroDivisionError("a fault")
+
+    async with gateway(EchoWorker()) as served, httpx.AsyncClient(base_url=served.url) as web:
+        with monkeypatch.context() as patched:
+            patched.setattr(chat.ChatWording, "delta" if stream else "whole", fail)
+            broken = await web.post("/v1/chat/completions", json={**CHAT, "stream": stream})
+        assert (broken.status_code, broken.json()["error"]["code"]) == (500, "backend")
+        assert "a fault" in broken.json()["error"]["message"]
+        assert (await web.post("/v1/chat/completions", json={**CHAT, "stream": stream})).status_code == 200
+        assert "internal_error" in [event for event, _ in served.logged]
+
+
+async def test_a_reader_that_fails_ends_what_runs_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway(EchoWorker()) as served, httpx.AsyncClient(base_url=served.url) as web:
+        read = AnswerReader.read
+        failed = [False]
+
+        async def fails_once(reader: AnswerReader) -> Any:
+            found = await read(reader)
+            if not failed[0]:
+                failed[0] = True
+                raise ZeroDivisionError("a fault")
+            return found
+
+        monkeypatch.setattr(AnswerReader, "read", fails_once)
+        # The task that waits in the former method reads one answer more.
+        codes = [(await web.post("/v1/chat/completions", json=CHAT)).status_code for _ in range(4)]
+        assert sorted(codes) == [200, 200, 200, 500]

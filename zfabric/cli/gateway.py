@@ -52,7 +52,7 @@ class Link:
     controller_key: Path | None
     transport: str | None
 
-    def connect(self, identity: Path | None) -> AsyncClient:
+    def connect(self, identity: str | None) -> AsyncClient:
         """A client that shows this secret key file, or the gateway's own. Raises: ConfigurationError."""
         credentials = credentials_of(identity or self.key, self.controller_key)
         return AsyncClient(self.endpoint, label="gateway", credentials=credentials, transport=self.transport)

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from zfabric.cli.app import make_app, run_app
 from zfabric.cli.sampling import NO_FLAGS, Answer, AnswerFlags
+from zfabric.cli.serve import serve
 from zfabric.cli.settings import CONFIG_VARIABLE
 from zfabric.cli.tables import Column, print_json, show
 from zfabric.client.blocking import BlockingStream
@@ -28,6 +29,8 @@ from zfabric.wire.payloads import Message
 HELP = """Look at a fabric, talk to it, and operate it.
 
 **Examples**
+
+`zfabric serve ./SmolLM2-135M-Instruct`
 
 `zfabric models` · `zfabric workers --json` · `zfabric status`
 
@@ -80,14 +83,14 @@ _WORKER_COLUMNS: Sequence[Column] = (
 
 def build(arguments: list[str]) -> cyclopts.App:
     """The parser with all commands."""
-    commands = (models, workers, status, generate, chat, embed, count, drain, operate, keys)
+    commands = (models, workers, status, generate, chat, embed, count, drain, operate, keys, serve)
     app = make_app("zfabric", HELP, "client", arguments, shared=_options(commands))
     for command in commands:
         app.command(command)
     return app
 
 
-def _options(commands: Sequence[Callable[..., None]]) -> set[str]:
+def _options(commands: Sequence[Callable[..., int | None]]) -> set[str]:
     """Keys that the [client] table may have: the options of any command."""
     names = {
         parameter.name

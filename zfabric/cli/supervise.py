@@ -80,18 +80,28 @@ class Supervisor:
     def __init__(self, log: Callable[..., Any], stop_limit_s: float) -> None:
         self._log = log
         self._limit_s = stop_limit_s
+        self._stopping = False
         self._children: list[Child] = []
         self._tasks: list[asyncio.Task[None]] = []
 
     async def add(self, child: Child) -> dict[str, str]:
-        """Start a child, and keep it going. Returns what it tells when it is ready. Raises: ConfigurationError."""
-        self._children.append(child)
-        told = await child.start()
+        """Start a child, and keep it going. Returns what it tells when it is ready.
+
+        Raises:
+            ConfigurationError: It ended instead, or all are being stopped.
+        """
+        if not self._stopping:
+            self._children.append(child)
+            told = await child.start()
+        if self._stopping:
+            # It may have become ready while it was told to end.
+            raise ConfigurationError(f"the {child.name} is not started: all are being stopped")
         self._tasks.append(asyncio.create_task(self._keep(child), name=f"keep-{child.name}"))
         return told
 
     async def stop(self) -> None:
-        """End all, the last one first."""
+        """End all, the last one first; nothing is started from now on."""
+        self._stopping = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

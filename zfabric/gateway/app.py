@@ -52,7 +52,7 @@ class Application:
     """
 
     def __init__(
-        self, config: GatewayConfig, fabrics: dict[Any, FabricClient], log: Callable[..., Any],
+        self, config: GatewayConfig, fabrics: dict[str | None, FabricClient], log: Callable[..., Any],
         endpoints: Iterable[Endpoint] = ENDPOINTS,
     ) -> None:  # fmt: skip
         self.draining = False

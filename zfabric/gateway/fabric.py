@@ -58,21 +58,35 @@ class FabricClient:
         return stream
 
     async def _read(self, reader: AnswerReader) -> None:
-        sinks = self._sinks
         while True:
-            for stream, delta in await reader.read():
-                sink = sinks.get(stream)
-                if sink is None:
-                    continue
-                try:
-                    if delta is not None:
-                        sink.arrived(stream, delta)
-                        continue
-                    del sinks[stream]
-                    sink.ended(stream)
-                except Exception as error:  # noqa: BLE001 — one caller's answer must not end all others'
-                    self._log("internal_error", error=repr(error), request=stream.request_id)
-                    sinks.pop(stream, None)
-                    with contextlib.suppress(FabricError):
-                        stream.cancel()
-                    sink.broke(BackendError(f"the gateway failed: {type(error).__name__}: {error}"))
+            try:
+                for stream, delta in await reader.read():
+                    self._tell(stream, delta)
+            except ClosedError:
+                return
+            except Exception as error:  # noqa: BLE001 — nobody else reads: without this task every caller would wait for ever
+                self._log("internal_error", exc_info=error)
+                for stream in list(self._sinks):
+                    self._break(stream, error)
+
+    def _tell(self, stream: AnswerStream, delta: Delta | None) -> None:
+        sink = self._sinks.get(stream)
+        if sink is None:
+            return
+        try:
+            if delta is not None:
+                sink.arrived(stream, delta)
+            else:
+                del self._sinks[stream]
+                sink.ended(stream)
+        except Exception as error:  # noqa: BLE001 — one caller's answer must not end all others'
+            self._log("internal_error", request=stream.request_id, exc_info=error)
+            self._sinks[stream] = sink
+            self._break(stream, error)
+
+    def _break(self, stream: AnswerStream, error: Exception) -> None:
+        """End an answer that this program failed at."""
+        sink = self._sinks.pop(stream)
+        with contextlib.suppress(FabricError):
+            stream.cancel()
+        sink.broke(BackendError(f"the gateway failed: {type(error).__name__}: {error}"))

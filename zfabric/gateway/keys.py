@@ -22,13 +22,13 @@ class ApiKey(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
         key: The secret itself; or else `sha256`.
         sha256: Of the secret, as 64 hexadecimal digits: so the file holds nothing to steal.
         models: Names that may be asked for; None for all.
-        fabric_key: File with the secret key that the gateway shows the controller for this caller (`zfabric keys`).
+        fabric_key: Name of the file with the secret key that the gateway shows the controller for this caller (`zfabric keys`).
     """
 
     key: str | None = None
     sha256: str | None = None
     models: list[str] | None = None
-    fabric_key: Path | None = None
+    fabric_key: str | None = None
 
     def check_model(self, model: str) -> None:
         """Raises: UnknownModelError: It may not be asked for. To who may not, it does not exist."""
@@ -72,7 +72,7 @@ class KeyTable:
         return found
 
     @property
-    def fabric_keys(self) -> Iterable[Path | None]:
+    def fabric_keys(self) -> Iterable[str | None]:
         """Each identity that the gateway has to have at the fabric, once."""
         return {entry.fabric_key for _, entry in self._by_hash.values()}
 

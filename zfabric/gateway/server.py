@@ -7,7 +7,6 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -42,7 +41,7 @@ class Gateway:
 
     Args:
         config: How it is started.
-        connect: Makes the client of the fabric that shows a secret key file, None for the gateway's own identity.
+        connect: Makes the client of the fabric that shows the secret key of this file, None for the gateway's own identity.
         log: Called with an event and its fields.
 
     Attributes:
@@ -59,7 +58,7 @@ class Gateway:
     def __init__(
         self,
         config: GatewayConfig,
-        connect: Callable[[Path | None], AsyncClient],
+        connect: Callable[[str | None], AsyncClient],
         log: Callable[..., Any] = lambda *_, **__: None,
     ) -> None:
         self.url = ""
