@@ -44,6 +44,27 @@ async def test_a_batch_says_what_generate_says_one_by_one(tiny_worker: Served, t
         assert answers.last(name).finish_reason == "length"
 
 
+async def test_plain_tokens_leave_as_columns_and_whatever_has_more_does_not(
+    tiny_worker: Served, tiny_llama: Path
+) -> None:
+    answers = await run(
+        tiny_worker,
+        ask("plain", temperature=0, max_new_tokens=12, ignore_eos=True),
+        ask("scored", temperature=0, max_new_tokens=12, ignore_eos=True, logprobs=1),
+        ask("two", temperature=1, seed=3, max_new_tokens=12, ignore_eos=True, n=2),
+        ask("prompted", temperature=0, max_new_tokens=12, ignore_eos=True, prompt_logprobs=1),
+        ask("best", temperature=1, seed=3, max_new_tokens=12, ignore_eos=True, best_of=2),
+    )
+    assert answers.plain == {"plain": 11}
+    assert (
+        answers.tokens("plain")
+        == answers.tokens("scored")
+        == answers.tokens("prompted")
+        == reference(tiny_llama, "Hello there", 12)
+    )
+    assert answers.text("plain") == answers.text("scored")
+
+
 async def test_chunked_prefill_gives_the_same_text(tiny_llama: Path) -> None:
     texts = []
     for chunk in (7, 512):

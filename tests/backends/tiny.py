@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,8 @@ class Answers:
     def __init__(self) -> None:
         self.deltas: dict[str, list[Delta]] = {}
         self.errors: dict[str, FabricError] = {}
+        #: Tokens that came as columns, by request.
+        self.plain: Counter[str] = Counter()
         self.largest_step = 0
         self.died: FabricError | None = None
         self.logged: list[str] = []
@@ -145,6 +148,7 @@ class Answers:
             (request_id, Delta(text=text, token_ids=[token]))
             for request_id, token, text in zip(request_ids, token_ids, texts, strict=True)
         ]
+        self.plain.update(request_ids)
         self.emit([*plain, *others])
 
     def emit_columns_threadsafe(self, *step: object) -> None:

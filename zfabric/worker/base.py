@@ -83,7 +83,7 @@ class StepSink(Protocol):
 
         Args:
             request_ids, token_ids, texts: Entry i of each is one token of the first choice of a request, and its text.
-            others: What of this step has more, such as a request's last delta; as of `emit`.
+            others: What of this step has more, such as a request's last delta; as of `emit`. It comes after the columns.
 
         Raises:
             BackendError: The columns have different lengths.

@@ -68,6 +68,24 @@ async def test_a_step_is_one_call_however_many_streams(served: Served) -> None:
     assert all(len(answers.tokens(name)) == 30 for name in names)
 
 
+async def test_plain_tokens_leave_as_columns_and_whatever_has_more_does_not(served: Served, vllm_llama: Path) -> None:
+    answers = await run(
+        served,
+        ask("plain", temperature=0, max_new_tokens=12, ignore_eos=True),
+        ask("scored", temperature=0, max_new_tokens=12, ignore_eos=True, logprobs=1),
+        ask("two", temperature=1, seed=3, max_new_tokens=12, ignore_eos=True, n=2),
+        ask("prompted", temperature=0, max_new_tokens=12, ignore_eos=True, prompt_logprobs=1),
+    )
+    assert answers.plain == {"plain": 11}
+    assert (
+        answers.tokens("plain")
+        == answers.tokens("scored")
+        == answers.tokens("prompted")
+        == reference(vllm_llama, "Hello there", 12)
+    )
+    assert answers.text("plain") == answers.text("scored")
+
+
 async def test_a_seed_gives_the_same_text_in_any_company(served: Served) -> None:
     answers = await run(served, ask("alone", seed=7, max_new_tokens=24, ignore_eos=True))
     company = [ask(f"c{n}", PROMPTS[n], seed=n, max_new_tokens=10 + n, ignore_eos=True) for n in range(5)]

@@ -30,6 +30,7 @@ class Answer:
         over: Set by the engine: it has ended, well or not.
         suspect: It was among several prompts that could not be computed, so its own is tried alone.
         overtaken: How often others behind it in line went before it.
+        plain: Whether each of its deltas but the last is a token and its text.
     """
 
     __slots__ = (
@@ -42,6 +43,7 @@ class Answer:
         "open_choices",
         "over",
         "overtaken",
+        "plain",
         "prompt",
         "prompt_logprobs",
         "request",
@@ -67,6 +69,7 @@ class Answer:
             self.open_choices = sampling.n
         elif self.choices > sampling.n:
             self.best_of = BestOf(sampling.n, self.choices, show_logprobs=sampling.logprobs is not None)
+        self.plain = sampling.single and sampling.logprobs is None and self.prompt_logprobs is None
         self.completion_tokens = 0
         self.cancelled = False
         self.over = False

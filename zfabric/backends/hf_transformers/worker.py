@@ -210,8 +210,21 @@ class ModelWorker(StepwiseModelWorker):
             self._loop.call_soon_threadsafe(call, *arguments)
 
     def _hand_over(self, step: list[tuple[Answer, Delta]]) -> None:
-        # A name may be in use again: what an aborted request still had is not the new one's.
-        self.steps.emit([(answer.request.request_id, delta) for answer, delta in step if not answer.cancelled])
+        names: list[str] = []
+        token_ids: list[int] = []
+        texts: list[str] = []
+        others: list[tuple[str, Delta]] = []
+        for answer, delta in step:
+            if answer.cancelled:
+                # Its name may be in use again: what an aborted request still had is not the new one's.
+                continue
+            if answer.plain and delta.finish_reason is None:
+                names.append(answer.request.request_id)
+                token_ids.append(delta.token_ids[0])
+                texts.append(delta.text)
+            else:
+                others.append((answer.request.request_id, delta))
+        self.steps.emit_columns(names, token_ids, texts, others)
 
     def _give_up(self, answer: Answer, error: FabricError) -> None:
         if not answer.cancelled:

@@ -25,7 +25,8 @@ class Answer:
     """
 
     __slots__ = (
-        "_completion_tokens", "_lacking", "_leads", "_redraw", "_top", "_top_prompt", "prompt_tokens", "request", "tries",
+        "_completion_tokens", "_lacking", "_leads", "_plain", "_redraw", "_top", "_top_prompt", "prompt_tokens", "request",
+        "tries",
     )  # fmt: skip
 
     def __init__(
@@ -43,6 +44,18 @@ class Answer:
         # Of an answer that goes on in the engine, the text does so where the reader stands; only the echo is ours.
         lead = echo if redraw else echo[request.resume_characters :]
         self._leads = dict.fromkeys(range(request.sampling.n), lead) if lead else {}
+        # Of the whole answer, so that no step has one of its tokens as a delta before another that is plain.
+        self._plain = request.sampling.n == 1 and not (self._leads or redraw) and self._top is self._top_prompt is None
+
+    def plain_token(self, output: Any) -> tuple[int, str] | None:
+        """What one `RequestOutput` adds, where that is a token and its text and nothing else; None where `deltas` has to say."""
+        if not self._plain or output.finished or len(output.outputs) != 1:
+            return None
+        (choice,) = output.outputs
+        if len(choice.token_ids) != 1 or choice.finish_reason is not None:
+            return None
+        self._completion_tokens += 1
+        return choice.token_ids[0], choice.text
 
     def lacks_image(self, output: Any) -> bool:
         """Whether the engine gave up on this before it drew anything.

@@ -234,7 +234,10 @@ class VLLMWorker(StepwiseModelWorker):
     def _on_step(self, outputs: list[Any]) -> None:
         """All that one engine step brought."""
         answers = self._answers
-        step: list[tuple[str, Delta]] = []
+        names: list[str] = []
+        token_ids: list[int] = []
+        texts: list[str] = []
+        others: list[tuple[str, Delta]] = []
         failed: list[tuple[str, FabricError]] = []
         for output in outputs:
             request_id = output.request_id
@@ -247,13 +250,19 @@ class VLLMWorker(StepwiseModelWorker):
                     self._start_admission(answer.request, answer.tries - 1)
                 continue
             try:
-                step += [(request_id, delta) for delta in answer.deltas(output)]
+                plain = answer.plain_token(output)
+                if plain is None:
+                    others += [(request_id, delta) for delta in answer.deltas(output)]
+                else:
+                    names.append(request_id)
+                    token_ids.append(plain[0])
+                    texts.append(plain[1])
             except Exception as error:  # noqa: BLE001 — one answer must not take the engine's reader along
                 failed.append((request_id, translated(error)))
             if output.finished:
                 del answers[request_id]
-        if step:
-            self.steps.emit(step)
+        if names or others:
+            self.steps.emit_columns(names, token_ids, texts, others)
         for request_id, failure in failed:
             self.abort(request_id)
             self.steps.fail(request_id, failure)
