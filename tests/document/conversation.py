@@ -121,7 +121,7 @@ def held() -> Conversation:
     pending = talk.submit("generate", TextRequest(prompt="one two", sampling=greedy))
     talk.step(Delta(text="one ", token_ids=[11]))
     talk.step(Delta(text="two ", token_ids=[12]), Delta(text="three ", token_ids=[13]))
-    talk.client.consumed(pending, 2)
+    talk.client.consumed([(pending, 2)])
     talk.settle()
     talk.step(Delta(text="four", token_ids=[14], finish_reason="stop", usage=Usage(2, 4)))
     cancelled = talk.submit("count_tokens", CountRequest(prompt="one two"))

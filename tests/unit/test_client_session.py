@@ -254,7 +254,7 @@ def test_lists_beyond_their_limits_go_in_parts(monkeypatch: pytest.MonkeyPatch) 
     pendings = [wire.submit(window=2)[0] for _ in range(10)]
     wire.said()
     for pending in pendings:
-        wire.session.consumed(pending, 2)
+        wire.session.consumed([(pending, 2)])
     assert [len(word.lines) for word in wire.said_of("Credit")] == [4, 4, 2]
     for pending in pendings:
         wire.session.cancel(pending)
@@ -709,7 +709,7 @@ def test_a_chunk_of_impossible_length_ends_its_stream(units: int) -> None:
     pending, reader = wire.submit()
     wire.chunk(pending, "a", [1], units=units)
     assert isinstance(reader.error, ProtocolError)
-    wire.session.consumed(pending, 2**62)
+    wire.session.consumed([(pending, 2**62)])
     wire.said()
 
 

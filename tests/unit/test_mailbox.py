@@ -1,15 +1,12 @@
-"""What waits for a reader, and that it costs in proportion to what arrived."""
+"""What waits for a reader."""
 
 from __future__ import annotations
 
 import copy
 import json
-import time
-from collections.abc import Callable
 
 import pytest
 
-from zfabric.client.blocking import SharedMailbox
 from zfabric.client.mailbox import Collector, Mailbox
 from zfabric.errors import ProtocolError, RequestCancelledError
 from zfabric.wire.payloads import Chunk, ChunkExtra, Logprob, Outcome, TokenLogprobs, Usage
@@ -41,44 +38,6 @@ def answer(steps: int, choices: int, *, logprobs: bool = False) -> list[Chunk]:
 
 def nothing() -> None:
     """Nobody waits."""
-
-
-def read_late(chunks: list[Chunk], choices: int) -> None:
-    mailbox = Mailbox(nothing, choices)
-    for one in chunks:
-        mailbox.arrived(*parts(one))
-    while mailbox.waiting:
-        mailbox.take()
-
-
-def read_each(chunks: list[Chunk], choices: int) -> None:
-    mailbox = SharedMailbox(choices)
-    for one in chunks:
-        mailbox.arrived(*parts(one))
-        mailbox.take()
-
-
-def collect(chunks: list[Chunk], choices: int) -> None:
-    collector = Collector(choices, nothing, lambda units: None)
-    for one in chunks:
-        collector.arrived(*parts(one))
-
-
-@pytest.mark.parametrize("read", [read_late, read_each, collect])
-@pytest.mark.parametrize("logprobs", [False, True])
-def test_four_times_as_much_takes_four_times_as_long(read: Callable[[list[Chunk], int], None], logprobs: bool) -> None:
-    """Copies of what waits, or of what was read, would make it sixteen times."""
-
-    def cost(steps: int) -> float:
-        chunks = answer(steps, 16, logprobs=logprobs)
-        times = []
-        for _ in range(3):
-            begun = time.process_time()
-            read(chunks, 16)
-            times.append(time.process_time() - begun)
-        return min(times)
-
-    assert cost(2_000) / cost(500) < 8
 
 
 @pytest.mark.parametrize("late", [False, True])

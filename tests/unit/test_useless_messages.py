@@ -221,13 +221,15 @@ def test_a_bug_in_a_timer_stops_no_other() -> None:
 
 @pytest.mark.parametrize("kind", [kinds.CLIENT_HELLO, kinds.WORKER_HELLO])
 @pytest.mark.parametrize("rest", [[], ["build", 11], ["another", {"form": "of"}, "HELLO"]])
-@pytest.mark.parametrize("version", [0, kinds.PROTOCOL_VERSION + 1, 2**40])
+@pytest.mark.parametrize("version", [0, kinds.PROTOCOL_VERSION - 1, kinds.PROTOCOL_VERSION + 1, 2**40])
 def test_another_version_is_told_whatever_its_hello_looks_like(kind: int, rest: list[object], version: int) -> None:
     peer = FakeClient(Bench())
     peer.send(bytes([kind]) + msgpack.packb([version, *rest]))
     ((told, fault, _),) = peer.inbox
     assert (told, fault.code) == (kinds.REFUSED, VersionMismatchError.code)
     assert fault.details == {"peer": version, "controller": kinds.PROTOCOL_VERSION}
+    assert f"version {version} " in fault.message
+    assert f"speaks {kinds.PROTOCOL_VERSION} alone" in fault.message
 
 
 def test_a_client_that_says_hello_again_is_welcome_again_and_nothing_else_happens() -> None:

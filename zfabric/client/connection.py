@@ -196,10 +196,8 @@ class Connection:
 
     def consumed_all(self, read: Iterable[tuple[Pending, int]]) -> None:
         """A reader took units of each of these."""
-        session = self.session
-        for pending, units in read:
-            session.consumed(pending, units)
-        if session.flush_due:
+        self.session.consumed(read)
+        if self.session.flush_due:
             self._schedule_flush()
 
     def cancel(self, pending: Pending) -> None:

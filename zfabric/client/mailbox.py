@@ -113,16 +113,18 @@ class Mailbox(Answer):
         wake: Called when something waits that did not, and at the end; the reader's own way of being woken.
     """
 
-    __slots__ = ("_grown", "_reasoning", "_rich", "_texts", "_units", "units_taken", "waiting", "wake")
+    __slots__ = ("_bare", "_growing", "_grown", "_reasoning", "_rich", "_texts", "units_taken", "waiting", "wake")
 
     def __init__(self, wake: Callable[[], None], choices: int = 1) -> None:
         super().__init__(choices)
         self.wake = wake
-        #: What waits, and how many units each of it is.
         self.waiting: deque[Delta] = deque()
-        self._units: deque[int] = deque()
-        #: Whether the last that waits has grown; its texts are joined when it is taken, or another begins.
+        #: The last that waits, if any does.
+        self._growing: Delta | None = None
+        #: Whether it has grown; its texts are joined when it is taken, or another begins.
         self._grown = False
+        #: Of deltas that wait and are not as many units as tokens: the difference, by the delta's identity.
+        self._bare: dict[int, int] = {}
         #: Whether any delta had more than text and tokens.
         self._rich = False
         self._texts: list[str] = []
@@ -132,19 +134,28 @@ class Mailbox(Answer):
     def arrived(self, index: int, text: str, token_ids: list[int], extra: ChunkExtra | None) -> None:
         if index:
             _check_index(index, len(self.choices))
-        waiting = self.waiting
-        if not waiting or waiting[-1].index != index:
+        delta = self._growing
+        if delta is None or delta.index != index:
             if self._grown:
                 self._join()
-            delta = Delta(text=text, token_ids=token_ids, index=index)
+            delta = self._growing = Delta(text=text, token_ids=token_ids, index=index)
+            self._put(delta)
+            if extra is None and token_ids:
+                # The usual case.
+                return
             if extra is not None:
                 self._add_extra(delta, extra)
-            waiting.append(delta)
-            self._units.append(_units(token_ids, extra))
-            if len(waiting) == 1:
-                self.wake()
         else:
-            self._grow(waiting[-1], text, token_ids, extra)
+            self._grow(delta, text, token_ids, extra)
+        bare = _units(token_ids, extra) - len(token_ids)
+        if bare:
+            self._bare[id(delta)] = self._bare.get(id(delta), 0) + bare
+
+    def _put(self, delta: Delta) -> None:
+        """A delta begins to wait."""
+        self.waiting.append(delta)
+        if len(self.waiting) == 1:
+            self.wake()
 
     def _grow(self, delta: Delta, text: str, token_ids: list[int], extra: ChunkExtra | None) -> None:
         """Add a chunk to the delta that waits already."""
@@ -153,7 +164,6 @@ class Mailbox(Answer):
             self._texts, self._reasoning = [delta.text], [delta.reasoning]
         self._texts.append(text)
         delta.token_ids += token_ids
-        self._units[-1] += _units(token_ids, extra)
         if extra is not None:
             self._reasoning.append(extra.reasoning)
             self._add_extra(delta, extra)
@@ -174,7 +184,8 @@ class Mailbox(Answer):
 
     def _join(self) -> None:
         """Write the parts of the last delta that waits into it."""
-        delta = self.waiting[-1]
+        delta = self._growing
+        assert delta is not None
         delta.text, delta.reasoning = "".join(self._texts), "".join(self._reasoning)
         if delta.tool_calls:
             delta.tool_calls = joined_calls(delta.tool_calls)
@@ -187,22 +198,29 @@ class Mailbox(Answer):
 
     def take(self) -> Delta:
         """The next delta, entered in the answer. Call only if something waits."""
-        waiting = self.waiting
-        if self._grown and len(waiting) == 1:
-            self._join()
-        delta = waiting.popleft()
-        self.units_taken = self._units.popleft()
+        delta = self.waiting.popleft()
+        self.units_taken = self.read(delta)
+        return delta
+
+    def read(self, delta: Delta) -> int:
+        """Enter a delta that has waited in the answer. Returns its units."""
+        if delta is self._growing:
+            if self._grown:
+                self._join()
+            self._growing = None
+        token_ids = delta.token_ids
         choice = self.choices[delta.index]
-        choice.extend(delta.text, delta.token_ids)
+        choice.extend(delta.text, token_ids)
         if self._rich:
             self._enter_parts(choice, delta)
-        return delta
+        return len(token_ids) + self._bare.pop(id(delta), 0) if self._bare else len(token_ids)
 
     def discard(self) -> None:
         """Forget what has arrived and was not read; reading on finds the end."""
-        self.closed = self.closed or bool(self.waiting) or not self.finished
+        self.closed = self.closed or self._growing is not None or not self.finished
         self.waiting.clear()
-        self._units.clear()
+        self._bare.clear()
+        self._growing = None
         self._grown = False
         if isinstance(self.error, RequestCancelledError):
             self.error = None

@@ -15,8 +15,11 @@ from zfabric.client.reading import Reading
 from zfabric.client.requests import generate_request, model_name
 from zfabric.client.results import Completion
 from zfabric.core.client.pending import Pending
-from zfabric.errors import ClosedError, RequestError
-from zfabric.wire.payloads import Delta
+from zfabric.errors import ClosedError, FabricError, RequestError
+from zfabric.wire.payloads import Delta, Outcome
+
+#: What arrived since the last look: streams, and what each has to say; None is its end.
+Batch = list[tuple["AnswerStream", Delta | None]]
 
 
 class _Inbox:
@@ -24,22 +27,23 @@ class _Inbox:
 
     Attributes:
         open: Streams whose end was not read.
-        ready: Those for which something waits, in the order in which it came.
+        batch: What waits, in the order in which it came.
         closed: Whether the reader was closed.
     """
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.open: set[AnswerStream] = set()
-        self.ready: list[AnswerStream] = []
+        self.batch: Batch = []
         self.closed = False
         self._waiter: asyncio.Future[None] | None = None
         connection.closing.add(self)
 
-    def add(self, stream: AnswerStream) -> None:
-        """Something came for a stream for which nothing waited."""
-        self.ready.append(stream)
-        self.wake()
+    def put(self, stream: AnswerStream, delta: Delta | None) -> None:
+        """Something came for a stream; None is its end."""
+        self.batch.append((stream, delta))
+        if self._waiter is not None:
+            self.wake()
 
     def wake(self) -> None:
         """Have whoever waits look again."""
@@ -56,15 +60,17 @@ class _Inbox:
         finally:
             self._waiter = None
 
-    def take(self) -> list[tuple[AnswerStream, Delta | None]]:
+    def take(self) -> Batch:
         """All that waits."""
-        ready, self.ready = self.ready, []
-        taken: list[tuple[AnswerStream, Delta | None]] = []
+        batch, self.batch = self.batch, []
         read: list[tuple[Pending, int]] = []
-        for stream in ready:
-            stream._take(taken, read)
+        for stream, delta in batch:
+            if delta is None:
+                self.open.discard(stream)
+            elif stream._pending is not None:
+                read.append((stream._pending, stream._box.read(delta)))
         self.connection.consumed_all(read)
-        return taken
+        return batch
 
     def cancel(self) -> None:
         """Stop all streams, and forget what waits."""
@@ -72,8 +78,26 @@ class _Inbox:
         streams, self.open = self.open, set()
         for stream in streams:
             stream._stop()
-        self.ready.clear()
+        self.batch.clear()
         self.wake()
+
+
+class _Slot(Mailbox):
+    """What arrives for one stream of an inbox: it waits there, among that of the others."""
+
+    __slots__ = ("_inbox", "_stream")
+
+    def __init__(self, stream: AnswerStream, choices: int) -> None:
+        super().__init__(_nothing, choices)
+        self._stream = stream
+        self._inbox = stream._inbox
+
+    def _put(self, delta: Delta) -> None:
+        self._inbox.put(self._stream, delta)
+
+    def ended(self, error: FabricError | None, outcome: Outcome | None) -> None:
+        super().ended(error, outcome)
+        self._inbox.put(self._stream, None)
 
 
 class AnswerStream(Reading):
@@ -81,8 +105,7 @@ class AnswerStream(Reading):
 
     def __init__(self, inbox: _Inbox, model: str, choices: int) -> None:
         self._inbox = inbox
-        self._marked = False
-        super().__init__(model, Mailbox(self._arrived, choices))
+        super().__init__(model, _Slot(self, choices))
 
     @property
     def done(self) -> bool:
@@ -112,24 +135,6 @@ class AnswerStream(Reading):
         process.check(self._home)
         if self._pending is not None and not self._box.finished:
             self._inbox.connection.cancel(self._pending)
-
-    def _arrived(self) -> None:
-        if not self._marked:
-            self._marked = True
-            self._inbox.add(self)
-
-    def _take(self, taken: list[tuple[AnswerStream, Delta | None]], read: list[tuple[Pending, int]]) -> None:
-        """Add what waits for this stream, and its end if it has come; and how many units that is."""
-        self._marked = False
-        box, units = self._box, 0
-        while box.waiting:
-            taken.append((self, box.take()))
-            units += box.units_taken
-        if units and self._pending is not None:
-            read.append((self._pending, units))
-        if box.finished and self in self._inbox.open:
-            self._inbox.open.remove(self)
-            taken.append((self, None))
 
     def _stop(self) -> None:
         if self._pending is not None and not self._box.finished:
@@ -190,7 +195,7 @@ class AnswerReader(AsyncClosing):
         """Streams whose end was not read."""
         return len(self._inbox.open)
 
-    async def read(self) -> list[tuple[AnswerStream, Delta | None]]:
+    async def read(self) -> Batch:
         """All that has arrived; waits if that is nothing, also while no stream is open.
 
         Raises:
@@ -216,7 +221,7 @@ class AnswerReader(AsyncClosing):
     def __aiter__(self) -> AnswerReader:
         return self
 
-    async def __anext__(self) -> list[tuple[AnswerStream, Delta | None]]:
+    async def __anext__(self) -> Batch:
         process.check(self._home)
         if not self._inbox.open:
             raise StopAsyncIteration
@@ -236,3 +241,7 @@ class AnswerReader(AsyncClosing):
         with contextlib.suppress(Exception):
             if self._home is process.here and self._inbox.open:
                 self._connection.soon(self._inbox.cancel)
+
+
+def _nothing() -> None:
+    """Nobody waits for one stream alone."""

@@ -33,7 +33,7 @@ class SimSink:
         if self._read_delay_ms:
             self.client.world.after(self._read_delay_ms, lambda: self.client.consume(pending, units))
         else:
-            self.client.session.consumed(pending, units)
+            self.client.session.consumed([(pending, units)])
 
     def ended(self, error: FabricError | None, outcome: Outcome | None) -> None:
         result: object = None
@@ -130,7 +130,7 @@ class SimClient:
     def consume(self, pending: Pending, units: int) -> None:
         """A late reader reads."""
         if self.alive:
-            self.session.consumed(pending, units)
+            self.session.consumed([(pending, units)])
             self._after()
 
     def close(self) -> None:

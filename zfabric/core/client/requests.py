@@ -13,7 +13,7 @@ nothing. What cannot go on elsewhere is claimed: if its worker had only lost its
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from msgspec import structs
@@ -158,11 +158,12 @@ class ClientRequests:
         for pending in ended:
             self._end(pending, error, None)
 
-    def consumed(self, pending: Pending, units: int) -> None:
-        """The reader took so many units; credit follows when half of the window is used."""
-        pending.consumed += units
-        if pending.granted - pending.consumed < pending.window // 2 and pending.number in self.requests:
-            self._credit[pending.number] = pending
+    def consumed(self, read: Iterable[tuple[Pending, int]]) -> None:
+        """Readers took so many units of each; credit follows when half of a window is used."""
+        for pending, units in read:
+            consumed = pending.consumed = pending.consumed + units
+            if pending.granted - consumed < pending.window // 2 and pending.number in self.requests:
+                self._credit[pending.number] = pending
 
     def flush(self) -> None:
         """Send what can wait for the end of a turn: cancels, claims and credit, of all streams together."""
