@@ -38,7 +38,7 @@ class LlamaCppOptions:
 class LlamaCppWorker(TextModelWorker):
     """Serves one GGUF file. Prompts of chats are in ChatML, as SmolLM2 and many others want them."""
 
-    sampling = frozenset({"temperature", "top_p", "top_k", "min_p", "seed", "ignore_eos"})
+    parameters = frozenset({"temperature", "top_p", "top_k", "min_p", "seed", "ignore_eos"})
     repeatable = True
     Options = LlamaCppOptions
 
@@ -79,6 +79,7 @@ class LlamaCppWorker(TextModelWorker):
                 if "choices" not in event:
                     raise _error(event.get("error", event))
                 yield event["choices"][0]["text"]
+            await running  # which raises what the engine did
         finally:
             given_up.set()
 

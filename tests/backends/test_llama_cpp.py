@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import zfabric.testing
 from examples.llama_cpp import LlamaCppOptions, LlamaCppWorker
-from zfabric.errors import ConfigurationError
+from zfabric.errors import BackendError, ConfigurationError
 
 xllamacpp = pytest.importorskip("xllamacpp", reason="the binding has wheels for Linux and macOS alone")
 
@@ -55,3 +57,19 @@ async def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"nothing\.gguf"):
         async with zfabric.testing.serving(LlamaCppWorker(LlamaCppOptions(model=tmp_path / "nothing.gguf"))):
             pass
+
+
+class Breaks:
+    """An engine that raises after its first piece."""
+
+    def handle_completions(self, body: dict[str, Any], made: Callable[[dict[str, Any]], bool]) -> None:
+        made({"choices": [{"text": "one "}]})
+        raise OSError("the file is gone")
+
+
+async def test_an_engine_that_breaks_is_no_end_of_an_answer(options: LlamaCppOptions) -> None:
+    backend = LlamaCppWorker(options)
+    async with zfabric.testing.serving(backend) as client:
+        backend.engine = Breaks()
+        with pytest.raises(BackendError, match="the file is gone"):
+            await client.generate("smollm2", "x", max_new_tokens=4)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from msgspec import structs
 
 import zfabric.testing
+from tests.integration.bare_worker import bare_worker, dispatch
 from tests.integration.test_serving import reverser
 from zfabric import (
     CountRequest,
@@ -19,17 +23,20 @@ from zfabric import (
     EmbedResult,
     GenerateRequest,
     ModelInfo,
+    SamplingParams,
     TextModelWorker,
     Usage,
 )
+from zfabric.backends import front
 from zfabric.backends.echo import EchoOptions, EchoWorker
-from zfabric.errors import ContextOverflowError
+from zfabric.backends.front import text_of
+from zfabric.errors import ContextOverflowError, UnsupportedParameterError
 
 
 class Counting(TextModelWorker):
     """Says the numbers from 1; a seed shifts them."""
 
-    sampling = frozenset({"temperature", "seed", "ignore_eos"})
+    parameters: ClassVar[frozenset[str] | None] = frozenset({"temperature", "seed", "ignore_eos"})
     repeatable = True
 
     async def load(self) -> ModelInfo:
@@ -63,6 +70,70 @@ async def test_what_text_from_text_is_given_is_asked_for() -> None:
     asked = {finding.promise for finding in report.findings if finding.kept}
     for word in ("stop string", "n choices", "echo", "chat", "broke off", "seed", "both numbers"):
         assert any(word in promise for promise in asked), word
+
+
+async def test_an_answer_with_echo_goes_on_at_the_character_where_it_broke_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its reader has: half of the prompt, half of a piece, all."""
+    sampling = SamplingParams(echo=True, max_new_tokens=5, seed=0)
+    whole = "one two" + "1 2 3 4 5 "
+    async with bare_worker(monkeypatch, Counting()) as worker:
+        cases = [(0, 0), (0, 3), (1, 9), (3, 13), (3, 12), (5, len(whole))]
+        for number, (tokens, characters) in enumerate(cases):
+            request = GenerateRequest(
+                prompt="one two",
+                sampling=sampling,
+                resume_token_ids=list(range(1, tokens + 1)),
+                resume_characters=characters,
+            )
+            worker.say(dispatch(number, request, model="counting", resume_from=tokens))
+            end, outcome = await worker.end_of(number)
+            assert (end.code, worker.text(number)) == (0, whole[characters:])
+            assert outcome.usage == Usage(2, 5)
+            made = [token for chunk in worker.chunks if chunk.request == number for token in chunk.token_ids]
+            assert made == list(range(tokens + 1, 6))
+
+
+async def test_every_delta_of_an_answer_with_echo_but_the_last_has_its_token() -> None:
+    """An answer is continued only where its units are its tokens."""
+    async with zfabric.testing.serving(Counting()) as client:
+        deltas = [delta async for delta in client.stream("counting", "one two", echo=True, max_new_tokens=3)]
+    assert deltas[0].text.startswith("one two")
+    assert all(delta.token_ids for delta in deltas if delta.finish_reason is None)
+
+
+class Untold(Counting):
+    """Says nothing of parameters."""
+
+    parameters = None
+
+    async def complete(self, prompt: str, request: GenerateRequest) -> AsyncIterator[str]:
+        yield f"{request.sampling.top_k}"
+
+
+async def test_parameters_of_text_from_text_are_named_as_everywhere() -> None:
+    async with zfabric.testing.serving(Untold()) as client:
+        assert (await client.generate("counting", "x", top_k=5)).text == "5"
+        with pytest.raises(UnsupportedParameterError, match="tools"):
+            await client.chat("counting", [{"role": "user", "content": "x"}], tools=[{"type": "function"}])
+    async with zfabric.testing.serving(Counting()) as client:
+        with pytest.raises(UnsupportedParameterError, match="top_k"):
+            await client.generate("counting", "x", top_k=5)
+
+
+def test_the_text_of_a_message_is_its_texts() -> None:
+    parts = [{"type": "text", "text": "one"}, "two", {"type": "text", "text": None}, {"type": "other"}]
+    assert text_of({"role": "user", "content": parts}) == "one\ntwo"
+    assert text_of({"role": "user"}) == ""
+
+
+def test_the_parts_for_authors_are_documented_and_import_no_engine() -> None:
+    code = "import sys, zfabric.backends.front as f; print(*sys.modules); assert f.Detokenizer"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "vllm"} & {name.partition(".")[0] for name in found.stdout.split()}
+    page = (Path(__file__).resolve().parents[2] / "docs" / "backends.md").read_text()
+    for name in front.__all__:
+        assert f"`{name}`" in page, name
+        assert getattr(front, name).__doc__, name
 
 
 class Wrong(Counting):

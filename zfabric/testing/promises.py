@@ -184,7 +184,9 @@ async def _echo_begins_with_the_prompt(asked: Asked) -> None:
 
 async def _parameters_are_refused_by_name(asked: Asked) -> None:
     known = asked.status.parameters
-    for name in () if known is None else sorted(ALL_PARAMETERS - set(known)):
+    if known is None:
+        raise NotAsked("the model does not tell which it honours")
+    for name in sorted(ALL_PARAMETERS - set(known)):
         if name not in _OTHERS:
             continue
         try:
@@ -286,6 +288,7 @@ async def _operations_are_refused_or_done(asked: Asked) -> None:
         "embed": lambda: asked.client.embed(asked.model, ["one"]),
         "count_tokens": lambda: asked.client.count_tokens(asked.model, "one"),
         "tokenize": lambda: asked.client.tokenize(asked.model, "one"),
+        "detokenize": lambda: asked.client.detokenize(asked.model, [1]),
         "score": lambda: asked.client.score(asked.model, "one", ["two"]),
         "classify": lambda: asked.client.classify(asked.model, ["one"]),
     }

@@ -1,13 +1,43 @@
-"""What all backends do alike before an engine sees a request. These are for backends of your own, too:
-
-`TextModelWorker` is a base for engines that make text from text; `StopStrings` finds stop strings in pieces of text;
-`Unseen` leaves out what the reader of a continued answer has; `text_of` is the text of a chat message; `fit`, `known_tokens` and
-`context_overflow` hold a prompt's tokens against a model's bounds.
+"""What all backends do alike before an engine sees a request, and after it made something. These are for backends of your own,
+too; docs/backends.md says what each is for. Nothing here imports an engine before it is used.
 """
 
-from zfabric.backends.front.continuation import Unseen
-from zfabric.backends.front.prompts import context_overflow, fit, known_tokens
+from typing import TYPE_CHECKING, Any
+
+from zfabric.backends.front.bounds import check_logprobs, check_prompt_logprobs
+from zfabric.backends.front.chat import chat_text
+from zfabric.backends.front.continuation import Redraw, Unseen, continues
+from zfabric.backends.front.embed_inputs import EmbedInputs
+from zfabric.backends.front.prompts import PromptTokens, context_overflow, fit, known_tokens
 from zfabric.backends.front.stop_strings import StopStrings
 from zfabric.backends.front.text import TextModelWorker, text_of
 
-__all__ = ["StopStrings", "TextModelWorker", "Unseen", "context_overflow", "fit", "known_tokens", "text_of"]
+if TYPE_CHECKING:
+    from zfabric.backends.front.detokenizer import Detokenizer
+
+__all__ = [
+    "Detokenizer",
+    "EmbedInputs",
+    "PromptTokens",
+    "Redraw",
+    "StopStrings",
+    "TextModelWorker",
+    "Unseen",
+    "chat_text",
+    "check_logprobs",
+    "check_prompt_logprobs",
+    "context_overflow",
+    "continues",
+    "fit",
+    "known_tokens",
+    "text_of",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """`Detokenizer` stands on transformers, which takes seconds to import."""
+    if name != "Detokenizer":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from zfabric.backends.front.detokenizer import Detokenizer
+
+    return Detokenizer

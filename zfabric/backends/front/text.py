@@ -16,6 +16,7 @@ from zfabric.backends.front.stop_strings import StopStrings
 from zfabric.errors import UnsupportedOperationError
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import CountRequest, Delta, FinishReason, GenerateRequest, Message, Usage
+from zfabric.wire.sampling import ALL_PARAMETERS
 from zfabric.worker.base import BaseModelWorker
 
 #: What is done here, whatever the engine does.
@@ -41,12 +42,13 @@ class TextModelWorker(BaseModelWorker):
     The generator of `complete` is closed as soon as nothing more is wanted of it.
 
     Class attributes:
-        sampling: Parameters that `complete` honours by itself, as `temperature` and `seed`; others are refused by name.
+        parameters: What `complete` honours by itself, as `temperature` and `seed`. `max_new_tokens`, `stop`, `n` and `echo` are
+            honoured besides, by this class; others are refused by name. None: `complete` is handed all of the sampling.
         repeatable: Whether the same request makes the same pieces again, at any worker. An answer whose worker dies goes on
             at another one then, which makes it anew and leaves out what its reader has.
     """
 
-    sampling: ClassVar[frozenset[str]] = frozenset()
+    parameters: ClassVar[frozenset[str] | None] = frozenset()
     repeatable: ClassVar[bool] = False
 
     @abstractmethod
@@ -86,7 +88,9 @@ class TextModelWorker(BaseModelWorker):
             *info.capabilities,
             *(["resume"] if self.repeatable else []),
         }
-        parameters = {*self.sampling, *_OWN, *(info.parameters or ())}
+        told = self.parameters if info.parameters is None else info.parameters
+        # Tools are a matter of `render`, which is not given any.
+        parameters = {*(ALL_PARAMETERS if told is None else told), *_OWN}
         return structs.replace(info, capabilities=sorted(capabilities), parameters=sorted(parameters))
 
     async def count_tokens(self, request: CountRequest) -> int:
@@ -111,12 +115,12 @@ class TextModelWorker(BaseModelWorker):
         sampling = request.sampling
         stops = StopStrings(sampling.stop)
         limit, known = sampling.max_new_tokens, len(request.resume_token_ids)
+        # The prompt leaves with the first piece: what has no piece would be one of its own to who counts them.
+        head = prompt if sampling.echo else ""
         #: Characters that the reader has and that come again, and text of its pieces that it lacks.
-        unseen, lacking = request.resume_characters, ""
+        unseen, lacking = max(0, request.resume_characters - len(head)), head[request.resume_characters :]
         reason: FinishReason = "stop"
         number = 0
-        if sampling.echo and not known:
-            yield Delta(text=prompt, index=index)
         pieces = self.complete(prompt, _for_choice(request, index))
         try:
             async for piece in pieces:
@@ -151,7 +155,8 @@ def text_of(message: Message) -> str:
     """
     content: Any = message.get("content")
     if isinstance(content, list):
-        return "\n".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+        texts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        return "\n".join(text for text in texts if isinstance(text, str))
     return str(content or "")
 
 
