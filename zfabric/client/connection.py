@@ -223,8 +223,8 @@ class Connection:
 
     def check_open(self) -> DealerDriver:
         """The socket. Raises: ClosedError if there is none, or in another process or on another loop than its own."""
-        process.check(self._home)
         if self._link is None:
+            process.check(self._home)
             why = "was closed" if self._closed else "is not open; use it in an async with block"
             raise ClosedError(f"the client {why}")
         self.check_loop()

@@ -44,17 +44,15 @@ def generate_request(prompt: object, options: Mapping[str, Any]) -> tuple[TextRe
     """
     given = dict(options)
     submit = _submit_options(given)
-    submit["resume"] = values.taken(_resume, "resume", given.pop("resume", "exact"))
-    parts = {name: given.pop(name, None) for name in ("messages", "prompt_token_ids", "tools", "response_format")}
+    submit["resume"] = values.taken(_resume, "resume", given.pop("resume")) if "resume" in given else "exact"
+    parts = {
+        name: values.taken(take, name, value)
+        for name, take in _PARTS.items()
+        if (value := given.pop(name, None)) is not None
+    }
     _take_length(given)
-    request = TextRequest(
-        prompt=_taken(values.text, "prompt", prompt),
-        messages=_taken(_messages, "messages", parts["messages"]),
-        prompt_token_ids=_taken(values.tokens, "prompt_token_ids", parts["prompt_token_ids"]),
-        sampling=SamplingOptions(**_known(given, _SAMPLING, "a request")),
-        tools=_taken(_maps, "tools", parts["tools"]),
-        response_format=_taken(_map, "response_format", parts["response_format"]),
-    )
+    sampling = SamplingOptions(**_known(given, _SAMPLING, "a request"))
+    request = TextRequest(prompt=_taken(values.text, "prompt", prompt), sampling=sampling, **parts)
     request.validate()
     return request, submit
 
@@ -178,7 +176,7 @@ def _submit_options(given: dict[str, Any]) -> SubmitOptions:
         deadline_ms = values.taken(values.whole, "deadline_ms", deadline_ms)
         if not 0 <= deadline_ms <= DEADLINE_MAX_MS:
             raise values.out_of_range("deadline_ms", deadline_ms, f"0 … {DEADLINE_MAX_MS}")
-    priority = values.taken(values.whole, "priority", given.pop("priority", 0))
+    priority = values.taken(values.whole, "priority", given.pop("priority")) if "priority" in given else 0
     if not -PRIORITY_MAX <= priority <= PRIORITY_MAX:
         raise values.out_of_range("priority", priority, f"{-PRIORITY_MAX} … {PRIORITY_MAX}")
     return SubmitOptions(deadline_ms=deadline_ms, priority=priority)
@@ -229,6 +227,15 @@ def _map(name: str, value: object, *, binary: bool = False) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise values.wrong(name, value, "a map")
     return cast("dict[str, Any]", values.structure(name, value, binary=binary))
+
+
+#: What a request for text has besides its prompt and its parameters.
+_PARTS: Final[dict[str, values.Take]] = {
+    "messages": _messages,
+    "prompt_token_ids": values.tokens,
+    "tools": _maps,
+    "response_format": _map,
+}
 
 
 def _argument(name: str, value: object) -> Any:

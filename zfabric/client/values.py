@@ -7,12 +7,12 @@ that they are; none of these libraries is imported. What is taken can be sent, a
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any, Final, get_args
 
 from zfabric.errors import FabricError, ParameterRangeError, RequestError
 from zfabric.limits import NAME_LENGTH_MAX, NESTING_MAX, TOKEN_ID_MAX
+from zfabric.wire.plain import plain_integer
 
 #: Integers that the wire has.
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
@@ -22,7 +22,12 @@ Take = Callable[[str, object], Any]
 
 def taken(take: Take, name: str, value: object) -> Any:
     """A caller's value by one of the functions below. Raises: RequestError, also where the value itself raises."""
-    return _called(name, lambda: take(name, value))
+    try:
+        return take(name, value)
+    except FabricError:
+        raise
+    except Exception as error:
+        raise _unreadable(name, error) from error
 
 
 def wrong(name: str, value: object, wanted: str) -> RequestError:
@@ -38,10 +43,12 @@ def out_of_range(name: str, value: object, bound: str) -> ParameterRangeError:
 
 def text(name: str, value: object) -> str:
     """A text that can be sent. Raises: RequestError."""
-    value = _unwrapped(name, value)
-    if not isinstance(value, str):
-        raise wrong(name, value, "a text")
-    plain = value if type(value) is str else str.__str__(value)
+    if type(value) is not str:
+        value = _unwrapped(name, value)
+        if not isinstance(value, str):
+            raise wrong(name, value, "a text")
+        value = str.__str__(value)
+    plain: str = value
     if not plain.isascii():
         try:
             plain.encode()
@@ -62,13 +69,19 @@ def a_name(name: str, value: object) -> str:
 
 def whole(name: str, value: object) -> int:
     """A whole number; no truth value, and no float even if it has no fraction. Raises: RequestError."""
-    value = _unwrapped(name, value)
-    if isinstance(value, (bool, float, str)) or not hasattr(type(value), "__index__"):
-        raise wrong(name, value, "a whole number")
-    number: int = _called(name, lambda: int(operator.index(value)))  # type: ignore[arg-type]
+    number = value if type(value) is int else _index_of(name, value)
     if not _INT_MIN <= number <= _INT_MAX:
         raise out_of_range(name, number, "a number of 64 bits")
     return number
+
+
+def _index_of(name: str, value: object) -> int:
+    """What a value of another type than `int` counts as. Raises: RequestError."""
+    value = _unwrapped(name, value)
+    if isinstance(value, (bool, float, str)) or not hasattr(type(value), "__index__"):
+        raise wrong(name, value, "a whole number")
+    index: int = taken(lambda _, given: plain_integer(given), name, value)
+    return index
 
 
 def number(name: str, value: object) -> float:
@@ -292,20 +305,15 @@ def _unwrapped(name: str, value: object) -> object:
     tolist = getattr(value, "tolist", None)
     if not callable(tolist) or isinstance(value, (type, memoryview)):
         return value
-    return _called(name, tolist)
+    return taken(lambda *_: tolist(), name, value)
 
 
 _PLAIN: Final = frozenset({str, int, float, bool, list, tuple, dict, type(None)})
 
 
-def _called(name: str, call: Callable[[], Any]) -> Any:
-    """A method of the caller's value. Raises: RequestError, whatever it raises."""
-    try:
-        return call()
-    except FabricError:
-        raise
-    except Exception as error:
-        raise RequestError(f"{name} cannot be read: {error}", parameter=_parameter(name)) from error
+def _unreadable(name: str, error: Exception) -> RequestError:
+    """What to raise where the value itself raises."""
+    return RequestError(f"{name} cannot be read: {error}", parameter=_parameter(name))
 
 
 def _parameter(name: str) -> str:

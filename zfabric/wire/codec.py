@@ -249,10 +249,13 @@ def unpack_result(raw: bytes | memoryview, kind: type[T]) -> T:
 
 
 def _decode(decoder: msgspec.msgpack.Decoder[T] | None, data: bytes | memoryview, kind: int) -> T:
-    name = kinds.NAMES.get(kind, f"kind 0x{kind:02x}")
     if decoder is None:
-        raise ProtocolError(f"{name} is not a message with a body of its own", kind=kind)
+        raise ProtocolError(f"{_name_of(kind)} is not a message with a body of its own", kind=kind)
     try:
         return decoder.decode(data)
     except (msgspec.MsgspecError, RecursionError, ValueError, TypeError) as error:
-        raise ProtocolError(f"{name} does not decode: {error}", kind=kind) from None
+        raise ProtocolError(f"{_name_of(kind)} does not decode: {error}", kind=kind) from None
+
+
+def _name_of(kind: int) -> str:
+    return kinds.NAMES.get(kind, f"kind 0x{kind:02x}")

@@ -119,13 +119,14 @@ class Runs:
             UnsupportedParameterError: A parameter is not honoured.
         """
         sampling = request.sampling.resolved(served.defaults)
-        if sampling.greedy and not served.seeded:
+        greedy = sampling.greedy
+        if greedy and not served.seeded and sampling.seed is not None:
             # It makes no difference, and comes with answers that another worker began.
             sampling = structs.replace(sampling, seed=None)
             request.sampling = structs.replace(request.sampling, seed=None)
         request.sampling.require(served.parameters, served.label)
         check_options(request, served.label, served.parameters)
-        if request.drawn_seed is not None and sampling.seed is None and not sampling.greedy and served.seeded:
+        if request.drawn_seed is not None and sampling.seed is None and not greedy and served.seeded:
             sampling = structs.replace(sampling, seed=request.drawn_seed)
         if sampling.reproducible:
             self._session.mark_exact(request.request_id)

@@ -106,10 +106,7 @@ class ClientRequests:
             raise QuotaExceededError(
                 f"{len(self.requests)} requests are in flight, limit is {limits.CLIENT_REQUESTS_MAX}"
             )
-        _check_range("deadline_ms", deadline_ms, 0, limits.DEADLINE_MAX_MS)
-        _check_range("priority", priority, -limits.PRIORITY_MAX, limits.PRIORITY_MAX)
-        _check_range("length of model", len(model), 0 if worker else 1, limits.NAME_LENGTH_MAX)
-        _check_range("length of worker", len(worker), 0, limits.NAME_LENGTH_MAX)
+        _check_ranges(model, worker, priority, deadline_ms)
         seed: int | None = None
         if isinstance(request, TextRequest) and request.sampling.seed is None:
             seed = self._rng.getrandbits(63)
@@ -390,6 +387,12 @@ def _slices(items: list[T]) -> Iterator[list[T]]:
         yield items[start : start + limits.LIST_LENGTH_MAX]
 
 
-def _check_range(name: str, value: int | None, low: int, high: int) -> None:
-    if value is not None and not low <= value <= high:
-        raise ParameterRangeError(f"{name} is {value}, it must be {low} … {high}", parameter=name, value=value)
+def _check_ranges(model: str, worker: str, priority: int, deadline_ms: int | None) -> None:
+    for name, value, low, high in (
+        ("deadline_ms", deadline_ms or 0, 0, limits.DEADLINE_MAX_MS),
+        ("priority", priority, -limits.PRIORITY_MAX, limits.PRIORITY_MAX),
+        ("length of model", len(model), 0 if worker else 1, limits.NAME_LENGTH_MAX),
+        ("length of worker", len(worker), 0, limits.NAME_LENGTH_MAX),
+    ):
+        if not low <= value <= high:
+            raise ParameterRangeError(f"{name} is {value}, it must be {low} … {high}", parameter=name, value=value)

@@ -73,7 +73,8 @@ class Grant:
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(pattern == "*" or fnmatchcase(name, pattern) for pattern in patterns)
+    # Most grants are of everything: asked so, no pattern is looked at.
+    return "*" in patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 #: Everybody's grant on a fabric without keys.

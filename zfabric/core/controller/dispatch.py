@@ -145,6 +145,8 @@ class Candidates:
         """The least queue length over speed; ties are drawn."""
         if self.ordered:
             return self._ranking.first()
+        if len(self._hosts) == 1:
+            return self._hosts[0]
         least = min(host.queue_ratio for host in self._hosts)
         ties = [host for host in self._hosts if host.queue_ratio == least]
         return ties[0] if len(ties) == 1 else rng.choice(ties)

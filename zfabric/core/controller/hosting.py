@@ -32,6 +32,11 @@ _DEMANDS: Final[dict[str, tuple[Demand, Demand]]] = {
 }
 
 
+def demand_of(operation: Operation, resume_from: int) -> Demand:
+    """What a request asks of the worker that takes it."""
+    return _DEMANDS[operation][resume_from > 0]
+
+
 class Hosting(Host):
     """A model at a worker, with both ends.
 

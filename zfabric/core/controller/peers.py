@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from zfabric.core.controller.access import Grant
 from zfabric.core.controller.dispatch import Line
-from zfabric.core.controller.hosting import Demand, Hosting, Model
+from zfabric.core.controller.hosting import Hosting, Model, demand_of
 from zfabric.core.controller.request_state import RequestState
 from zfabric.core.timers import Timer
 from zfabric.ids import RoutingId
@@ -190,7 +190,7 @@ class Request:
 
     __slots__ = (
         "accepted_ns", "arrival", "asked", "attempt", "away", "body", "client", "deadline", "deadline_ns", "demand",
-        "dispatched_ns", "engine", "host", "instance", "lock", "model", "operation", "owner", "priority", "request",
+        "dispatched_ns", "engine", "host", "instance", "key", "lock", "model", "operation", "owner", "priority", "request",
         "resume_from", "size", "state", "window", "worker",
     )  # fmt: skip
 
@@ -216,6 +216,8 @@ class Request:
         self.instance = instance
         self.request = request
         self.attempt = attempt
+        #: Its name in `live`.
+        self.key: Key = (instance, request, attempt)
         self.operation = operation
         self.state = state
         self.priority = priority
@@ -223,7 +225,7 @@ class Request:
         self.resume_from = resume_from
         self.asked = asked
         self.arrival = arrival
-        self.demand = Demand(operation, resume_from > 0)
+        self.demand = demand_of(operation, resume_from)
         self.model: Model | None = None
         self.worker: WorkerPeer | None = None
         self.host: Hosting | None = None
@@ -233,8 +235,3 @@ class Request:
         self.deadline: Timer | None = None
         self.deadline_ns: int | None = None
         self.accepted_ns = self.dispatched_ns = 0
-
-    @property
-    def key(self) -> Key:
-        """Its name in `live`."""
-        return (self.instance, self.request, self.attempt)

@@ -40,7 +40,7 @@ from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.controller.dispatch import Chooser
 from zfabric.core.controller.endings import Endings
 from zfabric.core.controller.figures import Decision, Figures
-from zfabric.core.controller.hosting import Demand, Hosting, Model
+from zfabric.core.controller.hosting import Demand, Hosting, Model, demand_of
 from zfabric.core.controller.journal import Journal
 from zfabric.core.controller.outbox import Outbox
 from zfabric.core.controller.peers import ClientPeer, Request, WorkerPeer
@@ -120,7 +120,7 @@ class Scheduler:
                 worker, host = self._worker_asked(client, envelope)
             else:
                 model = self._model_asked(client, envelope, place)
-                host = self._choose(model, demand_of(envelope), now_ns)
+                host = self._choose(model, demand_of(envelope.operation, envelope.resume_from), now_ns)
                 if host is None:
                     self._check_room(model, envelope, len(body), place)
         except FabricError as error:
@@ -202,7 +202,7 @@ class Scheduler:
                 worker=worker.name,
                 model=envelope.model,
             )
-        demand = demand_of(envelope)
+        demand = demand_of(envelope.operation, envelope.resume_from)
         if not call and not host.suits(demand):
             raise cannot_serve(host.model, demand)
         if not call and not host.open:
@@ -225,7 +225,7 @@ class Scheduler:
                 raise UnknownModelError(f"no worker serves a model named {envelope.model!r}", model=envelope.model)
             # Workers may still be on their way back to a controller that has just started.
             model = self._registry.model(envelope.model)
-        demand = demand_of(envelope)
+        demand = demand_of(envelope.operation, envelope.resume_from)
         error = self.queues.refusal(model, demand, self._registry.supply(model, demand))
         if error is not None:
             raise error
@@ -233,7 +233,7 @@ class Scheduler:
 
     def _check_room(self, model: Model, envelope: Submit, size: int, place: _Place | None) -> None:
         """Raises: QueueFullError, the request would have to wait, and nothing more may."""
-        queued = model.queue.count(demand_of(envelope))
+        queued = model.queue.count(demand_of(envelope.operation, envelope.resume_from))
         if queued >= self._config.queue_depth_max and not (place is not None and place.kept):
             raise QueueFullError(
                 f"queue for {model.name!r} holds {queued} requests, limit is {self._config.queue_depth_max}",
@@ -330,8 +330,3 @@ class Scheduler:
             self._send_to(request, host.worker, host, self._timers.now_ns, "moved")
         else:
             self.queues.add(model, request)
-
-
-def demand_of(envelope: Submit) -> Demand:
-    """What a request asks of the worker that takes it."""
-    return Demand(envelope.operation, envelope.resume_from > 0)
