@@ -38,9 +38,12 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
+from bench.engines import answers as answers_of
 from bench.engines import transformers_fabric
+from bench.engines.answers import in_turn, summary, told
 from bench.engines.runs import Run, results
 from tests.backends.tiny import Answers, save_llama
+from zfabric import AsyncClient
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.models.wheels import prepare
@@ -99,15 +102,6 @@ def prompt(seed: int, length: int) -> list[int]:
 def request(name: str, seed: int, length: int, count: int) -> GenerateRequest:
     sampling = SamplingParams(temperature=0, max_new_tokens=count, ignore_eos=True)
     return GenerateRequest(prompt_token_ids=prompt(seed, length), request_id=name, sampling=sampling)
-
-
-def summary(seconds: Sequence[float]) -> dict[str, float]:
-    """Milliseconds."""
-    ordered = sorted(seconds)
-    at = {name: ordered[min(len(ordered) - 1, int(len(ordered) * share))] for name, share in
-          (("p50", 0.5), ("p99", 0.99))}  # fmt: skip
-    figures = {name: round(value * 1_000, 3) for name, value in {**at, "max": ordered[-1]}.items()}
-    return {"count": len(ordered), **figures}
 
 
 def one_by_one(model: Any, count: int) -> float:
@@ -169,46 +163,30 @@ async def through_fabric(
     counts = {1: ANSWER_TOKENS[name], STREAMS: ANSWER_TOKENS[name], MANY: MANY_TOKENS[name]}
     runs: dict[tuple[str, int], list[Run]] = {}
     async with transformers_fabric.served(directory, *arguments, transport=given.transport[0]) as client:
-        await transformers_fabric.together(client, prompt, 8, STREAMS)
+        await answers_of.together(client, prompt, 8, STREAMS)
         for number in range(PAIRS[name]):
             say(f"{name}, through the fabric and alone, round {number + 1}")
             for streams, count in counts.items():
                 alone = await together(worker, answers, count, streams, ROUNDS[name] + number)
-                through = await transformers_fabric.together(client, prompt, count, streams)
+                through = await answers_of.together(client, prompt, count, streams)
                 runs.setdefault(("worker", streams), []).append(alone)
                 runs.setdefault(("fabric", streams), []).append(through)
         await worker.close()
         say(f"{name}, answers through the fabric")
-        times = await transformers_fabric.measure(client, FABRIC_TOKENS[name], prompt)
-    return _told(times), runs
-
-
-def _told(times: dict[str, list[float]]) -> dict[str, Any]:
-    """What was measured through the fabric, in milliseconds."""
-    rates = times.pop("tokens_per_s")
-    return {
-        "tokens_per_s": round(statistics.median(rates), 1),
-        **{kind: summary(seconds) for kind, seconds in times.items()},
-    }
+        times = await answers_of.measure(client, FABRIC_TOKENS[name], prompt)
+    return told(times), runs
 
 
 async def drivers(name: str, directory: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """Answers of a worker by driver: a fabric of each, in turns, since what disturbs one is to disturb all."""
+    """Answers of a worker by driver."""
     arguments = ["--dtype", given.dtype, "--device", "cpu", "--threads", str(given.threads)]
-    times: dict[Transport, dict[str, list[float]]] = {transport: {} for transport in given.transport}
     async with contextlib.AsyncExitStack() as stack:
-        clients = {}
-        for transport in times:
+        clients: dict[Transport, AsyncClient] = {}
+        for transport in given.transport:
             served = transformers_fabric.served(directory, *arguments, transport=transport)
             clients[transport] = await stack.enter_async_context(served)
-            await transformers_fabric.together(clients[transport], prompt, 8, STREAMS)
-        for number in range(DRIVER_ROUNDS[name]):
-            for transport, client in clients.items():
-                say(f"{name}, answers on {transport}, round {number + 1}")
-                found = await transformers_fabric.measure(client, DRIVER_TOKENS[name], prompt)
-                for kind, seconds in found.items():
-                    times[transport].setdefault(kind, []).extend(seconds)
-    return {transport: _told(found) for transport, found in times.items()}
+        say(f"{name}, answers by driver")
+        return await in_turn(clients, DRIVER_ROUNDS[name], DRIVER_TOKENS[name], prompt)
 
 
 def say(text: str) -> None:

@@ -4,7 +4,8 @@ Usage: python -m bench.engines.vllm [--model tiny|smollm2|DIRECTORY] [--streams 
 
 All three share one engine, see `bench.engines.vllm_shared`, and are measured in turns, so that whatever else the machine
 does hits all of them. The engine computes in one thread, pinned to the first core; with --pin everything else is kept off
-that core. Prints one JSON object: medians over the rounds.
+that core. Prints one JSON object: medians over the rounds; and, by driver of the wire, how soon the workers answer while they
+compute, see `bench.engines.answers`.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from bench.engines.answers import WORKER, in_turn
 from bench.engines.runs import Run, results
 from bench.engines.vllm_shared import shared_engine
+from zfabric import AsyncClient
 from zfabric.transport.links import TRANSPORTS, Transport, choose
 
 ENVIRONMENT = {
@@ -42,7 +45,9 @@ ENVIRONMENT = {
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "VLLM_NO_USAGE_STATS": "1",
 }
-NAME = "benchmarked"
+NAME = WORKER
+ANSWER_ROUNDS = 3
+ANSWER_TOKENS = 300
 
 
 async def measure(stream: Any, streams: int, prompt_tokens: int, new_tokens: int, chance: random.Random) -> Run:
@@ -55,10 +60,14 @@ async def measure(stream: Any, streams: int, prompt_tokens: int, new_tokens: int
 
 
 @contextlib.asynccontextmanager
-async def fabric(engine: list[str], place: dict[str, Any], directory: Path, transport: Transport) -> AsyncIterator[Any]:
-    """Controller and worker as processes, on one driver; the client is here."""
-    from zfabric import AsyncClient
-
+async def fabric(
+    engine: list[str],
+    place: dict[str, Any],
+    directory: Path,
+    transport: Transport,
+    clients: dict[Transport, AsyncClient],
+) -> AsyncIterator[Any]:
+    """Controller and worker as processes, on one driver; the client is here, and noted in `clients`."""
     endpoint = f"ipc://{directory}/{transport}.sock"
     common = ("--endpoint", endpoint, "--transport", transport)
     async with (
@@ -70,6 +79,8 @@ async def fabric(engine: list[str], place: dict[str, Any], directory: Path, tran
             *common,
             "--backend",
             "vllm",
+            "--name",
+            NAME,
             "--model-names",
             NAME,
             *engine,
@@ -77,6 +88,7 @@ async def fabric(engine: list[str], place: dict[str, Any], directory: Path, tran
         ),
         AsyncClient(endpoint, transport=transport) as client,
     ):
+        clients[transport] = client
 
         async def stream(prompt: list[int], new_tokens: int) -> float:
             first, seen = 0.0, 0
@@ -205,8 +217,10 @@ async def compare(arguments: argparse.Namespace, model: Path) -> dict[str, Any]:
     ]  # fmt: skip
     first, *others = arguments.transport
     makers: dict[str, Callable[..., contextlib.AbstractAsyncContextManager[Any]]]
-    makers = {"fabric": partial(fabric, transport=first), "bare": bare, "openai": openai}
-    makers |= {f"fabric {transport}": partial(fabric, transport=transport) for transport in others}
+    clients: dict[Transport, AsyncClient] = {}
+    through = partial(fabric, clients=clients)
+    makers = {"fabric": partial(through, transport=first), "bare": bare, "openai": openai}
+    makers |= {f"fabric {transport}": partial(through, transport=transport) for transport in others}
     runs: dict[tuple[str, int], list[Run]] = {}
     chance = random.Random(0)
     async with contextlib.AsyncExitStack() as stack:
@@ -227,7 +241,14 @@ async def compare(arguments: argparse.Namespace, model: Path) -> dict[str, Any]:
                     if number:
                         runs.setdefault((name, streams), []).append(run)
             order.append(order.pop(0))
-    return report(arguments, runs)
+        told = await in_turn(clients, ANSWER_ROUNDS, ANSWER_TOKENS, prompt_of, long_tokens=480, probed=False)
+    return {**report(arguments, runs), "answers_ms": told}
+
+
+def prompt_of(seed: int, length: int) -> list[int]:
+    """Random tokens, the same for the same seed."""
+    chance = random.Random(seed)
+    return [chance.randrange(10, 250) for _ in range(length)]
 
 
 def report(arguments: argparse.Namespace, runs: dict[tuple[str, int], list[Run]]) -> dict[str, Any]:
