@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -16,8 +17,9 @@ from zfabric.backends.hf_api.breaker import CircuitBreaker
 from zfabric.backends.hf_api.events import EventReader
 from zfabric.backends.hf_api.failures import backoff_s, retry_after_s
 from zfabric.backends.hf_api.models_file import Upstream, read_models_file
-from zfabric.backends.hf_api.requests import body_of, parameters_of
+from zfabric.backends.hf_api.requests import body_of, options_for, parameters_of
 from zfabric.errors import ConfigurationError, RequestError, UnsupportedOperationError
+from zfabric.wire.chat import ChatOptions
 from zfabric.wire.payloads import GenerateRequest
 from zfabric.wire.sampling import SamplingOptions, SamplingParams
 
@@ -143,13 +145,33 @@ def test_every_parameter_that_is_honoured_is_in_the_body() -> None:
 
 def test_what_has_no_place_is_refused() -> None:
     tgi = Upstream(name="m", base_url=URL, protocol="tgi", server="tgi")
-    for request in (
-        GenerateRequest(messages=[{"role": "user", "content": "x"}]),
-        GenerateRequest(prompt="x", tools=[{}]),
-        GenerateRequest(prompt="x", response_format={"type": "json_object"}),
-    ):
-        with pytest.raises(UnsupportedOperationError):
-            body_of(tgi, request, None)
+    with pytest.raises(UnsupportedOperationError):
+        body_of(tgi, GenerateRequest(messages=[{"role": "user", "content": "x"}]), None)
+
+
+def test_options_are_announced_where_they_have_a_place() -> None:
+    """The worker refuses the others by name, before a backend is asked."""
+    told = {"chat_template_kwargs", "add_generation_prompt", "continue_final_message", "documents"}
+    chat = Upstream(name="m", base_url=URL, protocol="chat", server="vllm")
+    assert options_for(chat, templated=False) == {"tools", "response_format", *told}
+    assert options_for(dataclasses.replace(chat, server="openai"), templated=False) == {"tools", "response_format"}
+    plain = Upstream(name="m", base_url=URL, protocol="completions", server="vllm")
+    assert options_for(plain, templated=False) == frozenset()
+    assert options_for(plain, templated=True) == {"tools", *told}
+    assert options_for(Upstream(name="m", base_url=URL, protocol="tgi", server="tgi"), templated=False) == frozenset()
+
+
+def test_what_a_template_is_told_goes_to_servers_by_its_own_names() -> None:
+    upstream = Upstream(name="m", base_url=URL, protocol="chat", server="vllm")
+    messages = [{"role": "user", "content": "x"}]
+    plain = body_of(upstream, GenerateRequest(messages=messages), None)
+    assert not plain.keys() & {"chat_template_kwargs", "add_generation_prompt", "continue_final_message", "documents"}
+    chat = ChatOptions(chat_template_kwargs={"enable_thinking": False}, documents=[{"text": "a"}])
+    body = body_of(upstream, GenerateRequest(messages=messages, chat=chat), None)
+    assert body["chat_template_kwargs"] == {"enable_thinking": False}
+    assert (body["documents"], body["add_generation_prompt"]) == ([{"text": "a"}], True)
+    body = body_of(upstream, GenerateRequest(messages=messages, chat=ChatOptions(continue_final_message=True)), None)
+    assert (body["continue_final_message"], body["add_generation_prompt"]) == (True, False)
 
 
 def test_text_generation_tells_true_tokens_and_logprobs() -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import zfabric.testing
 from tests.backends.tiny import byte_tokenizer
+from zfabric.backends.echo import EchoWorker
+from zfabric.backends.front import chat
 from zfabric.backends.front.chat import chat_text
-from zfabric.errors import RequestError, UnsupportedOperationError
+from zfabric.backends.hf_transformers.options import TransformersOptions
+from zfabric.backends.hf_transformers.worker import ModelWorker
+from zfabric.errors import RequestError, UnsupportedOperationError, UnsupportedParameterError
+from zfabric.wire.chat import ChatOptions
 
 #: Takes texts alone.
 PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -107,3 +114,102 @@ def _without() -> Any:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = None
     return tokenizer
+
+
+# ── what a template is told besides ─────────────────────────────────────────────────────────────────────────────────
+
+#: As models that think have it: a switch, and an empty thought where it is off.
+THINKING = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{% if add_generation_prompt %}<assistant>"
+    "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{% endif %}"
+)
+SEVERAL = {
+    "default": "default{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}",
+    "tool_use": "tools {{ tools | map(attribute='function.name') | join(',') }}{% for m in messages %}<{{ m.role }}>{% endfor %}",
+    "rag": "documents {{ documents | map(attribute='text') | join(',') }}{% for m in messages %}<{{ m.role }}>{% endfor %}",
+}
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+USER = {"role": "user", "content": "Hi"}
+
+
+def test_a_template_is_told_what_the_caller_says() -> None:
+    assert said(THINKING, USER) == "<user>Hi</><assistant>"
+    quiet = ChatOptions(chat_template_kwargs={"enable_thinking": False})
+    assert said(THINKING, USER, chat=quiet) == "<user>Hi</><assistant><think></think>"
+    assert said(THINKING, USER, chat=ChatOptions(add_generation_prompt=False)) == "<user>Hi</>"
+
+
+def test_the_last_message_is_gone_on_with() -> None:
+    begun = {"role": "assistant", "content": "The answer"}
+    assert (
+        said(THINKING, USER, begun, chat=ChatOptions(continue_final_message=True)) == "<user>Hi</><assistant>The answer"
+    )
+
+
+def test_of_several_templates_the_one_for_the_request_is_taken() -> None:
+    def text(tools: Any = None, **chat: Any) -> str:
+        tokenizer = byte_tokenizer()
+        tokenizer.chat_template = SEVERAL
+        return chat_text(tokenizer, [USER], tools, chat=ChatOptions(**chat) if chat else None)
+
+    assert text() == "default<user>Hi"
+    assert text([TOOL]) == "tools look<user>"
+    assert text(documents=[{"text": "one"}, {"text": "two"}]) == "documents one,two<user>"
+    assert text([TOOL], documents=[{"text": "one"}]) == "tools look<user>"
+
+
+def test_roles_that_clients_invent_fill_nothing() -> None:
+    for number in range(2 * chat._KNOWN_MAX):
+        said(PLAIN, {"role": f"role-{number}", "content": "Hi"})
+    assert len(chat._known) <= chat._KNOWN_MAX
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"chat_template_kwargs": {"chat_template": "{{ 1 }}"}}, "chat_template"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "tokenize"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "set one of them"),
+    ],
+)
+def test_contradictions_are_refused(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(RequestError, match=named):
+        ChatOptions(**options).validate()
+
+
+async def test_counting_sees_what_generating_sees(tiny_llama: Path) -> None:
+    options = TransformersOptions(model=str(tiny_llama), model_names=("m",), dtype="float32", device="cpu", threads=1)
+    worker = ModelWorker(options)
+    template = THINKING.replace("{% for", "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}{% for", 1)
+    async with zfabric.testing.serving(worker) as client:
+        assert worker._assembled is not None
+        worker._assembled.loaded.tokenizer.chat_template = template
+        asked: list[dict[str, Any]] = [
+            {},
+            {"tools": [TOOL]},
+            {"chat_template_kwargs": {"enable_thinking": False}},
+            {"add_generation_prompt": False},
+        ]
+        counts = []
+        for given in asked:
+            answer = await client.chat("m", [USER], max_new_tokens=1, temperature=0, **given)
+            counts.append(await client.count_tokens("m", messages=[USER], **given))
+            assert counts[-1] == answer.usage.prompt_tokens == len(await client.tokenize("m", messages=[USER], **given))
+        assert len(set(counts)) == len(asked)
+        with pytest.raises(RequestError, match="goes with messages"):
+            await client.generate("m", "text", add_generation_prompt=False)
+
+
+async def test_who_has_no_template_says_so_by_name() -> None:
+    async with zfabric.testing.serving(EchoWorker()) as client:
+        asked: list[dict[str, Any]] = [
+            {"chat_template_kwargs": {"a": 1}},
+            {"documents": []},
+            {"continue_final_message": True},
+        ]
+        for given in asked:
+            (name,) = given
+            with pytest.raises(UnsupportedParameterError, match=name):
+                await client.chat("echo", [USER], **given)
+            with pytest.raises(UnsupportedParameterError, match=name):
+                await client.count_tokens("echo", messages=[USER], **given)

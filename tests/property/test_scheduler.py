@@ -132,7 +132,9 @@ class DeskMachine(RuleBasedStateMachine):
         if known is not None and known.attempt >= attempt:
             pass
         else:
-            if known is not None:
+            # What an engine still has of a former run of this client is refused, and replaces nothing.
+            refused = (peer.instance, request, attempt) in self.fabric.broker.registry.live
+            if known is not None and not refused:
                 del self.owed[client, request, known.attempt]
             self.owed[client, request, attempt] += 1
         self.fabric.submit(

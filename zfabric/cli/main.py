@@ -24,7 +24,7 @@ from zfabric.client.blocking import BlockingStream
 from zfabric.client.sync import Client
 from zfabric.errors import FabricError, RequestError
 from zfabric.transport.curve import create_keys
-from zfabric.wire.payloads import Message
+from zfabric.wire.chat import Message
 
 HELP = """Look at a fabric, talk to it, and operate it.
 

@@ -46,12 +46,30 @@ class SharedOptions(TypedDict, total=False):
     priority: int
 
 
-class AnswerOptions(SharedOptions, total=False):
+class TemplateOptions(TypedDict, total=False):
+    """What a chat template is told beside messages. What a model does not honour is refused by name.
+
+    Attributes:
+        tools: Descriptions of functions, as OpenAI's API has them.
+        chat_template_kwargs: Values that the model's template knows by these names, as `{"enable_thinking": False}`.
+        add_generation_prompt: Whether the prompt ends with the beginning of the assistant's turn; it does by default.
+        continue_final_message: The last message is gone on with, instead of being answered.
+        documents: Texts to answer from, for templates that know them.
+    """
+
+    tools: Sequence[Mapping[str, Any]] | None
+    chat_template_kwargs: Mapping[str, Any] | None
+    add_generation_prompt: bool | None
+    continue_final_message: bool | None
+    documents: Sequence[Mapping[str, Any]] | None
+
+
+class AnswerOptions(SharedOptions, TemplateOptions, total=False):
     """Keyword arguments of everything that asks for text: what `chat` and `generate_many` take.
 
     Attributes:
         resume: What happens when a worker is lost in mid-stream: see `zfabric.core.client.pending.Resume`.
-        tools, response_format: For chat templates and remote APIs that know them.
+        response_format: For engines and remote APIs that know it.
         max_tokens: Another name for `max_new_tokens`.
 
     All others are fields of `SamplingOptions`. What is not given, and what is None, is left to the model's own defaults; but
@@ -60,7 +78,6 @@ class AnswerOptions(SharedOptions, total=False):
     """
 
     resume: Resume
-    tools: Sequence[Mapping[str, Any]] | None
     response_format: Mapping[str, Any] | None
     temperature: float | None
     top_p: float | None

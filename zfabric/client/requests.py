@@ -7,7 +7,7 @@ request's own to check. So nobody but the caller ever hears of a wrong argument.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 from msgspec import structs
@@ -17,7 +17,8 @@ from zfabric.client.options import SubmitOptions
 from zfabric.core.client.pending import Resume
 from zfabric.errors import ProtocolError, RequestError, UnsupportedParameterError
 from zfabric.limits import CALL_TIMEOUT_MS, DEADLINE_MAX_MS, NAME_LENGTH_MAX, PRIORITY_MAX, QUERY_TIMEOUT_MS
-from zfabric.wire.payloads import CountRequest, EmbedRequest, EmbedResult, Message, OperateRequest, TextRequest
+from zfabric.wire.chat import ChatOptions, Message
+from zfabric.wire.payloads import CountRequest, EmbedRequest, EmbedResult, OperateRequest, TextRequest
 from zfabric.wire.sampling import TOKENS_MAX, WHAT_THE_CONTEXT_LEAVES, SamplingOptions
 from zfabric.wire.tasks import ClassifyRequest, DetokenizeRequest, ScoreRequest
 
@@ -50,9 +51,10 @@ def generate_request(prompt: object, options: Mapping[str, Any]) -> tuple[TextRe
         for name, take in _PARTS.items()
         if (value := given.pop(name, None)) is not None
     }
+    chat = _chat_options(given)
     _take_length(given)
     sampling = SamplingOptions(**_known(given, _SAMPLING, "a request"))
-    request = TextRequest(prompt=_taken(values.text, "prompt", prompt), sampling=sampling, **parts)
+    request = TextRequest(prompt=_taken(values.text, "prompt", prompt), sampling=sampling, chat=chat, **parts)
     request.validate()
     return request, submit
 
@@ -69,10 +71,18 @@ def embed_request(inputs: object, options: Mapping[str, Any]) -> tuple[EmbedRequ
     return request, submit
 
 
-def count_request(prompt: object, messages: object, timeout: object) -> tuple[CountRequest, SubmitOptions]:
-    """A request for a number of tokens, and how to submit it. Raises: as `generate_request`."""
+def count_request(
+    prompt: object, messages: object, timeout: object, options: Mapping[str, Any] | None = None
+) -> tuple[CountRequest, SubmitOptions]:
+    """A request for tokens of a prompt, and how to submit it. Raises: as `generate_request`."""
+    given = dict(options or {})
+    tools, chat = given.pop("tools", None), _chat_options(given)
+    _known(given, {}, "a prompt to count")
     request = CountRequest(
-        prompt=_taken(values.text, "prompt", prompt), messages=_taken(_messages, "messages", messages)
+        prompt=_taken(values.text, "prompt", prompt),
+        messages=_taken(_messages, "messages", messages),
+        tools=_taken(_maps, "tools", tools),
+        chat=chat,
     )
     request.validate()
     return request, SubmitOptions(deadline_ms=call_timeout_ms(timeout), priority=0)
@@ -218,6 +228,14 @@ def _messages(name: str, value: object) -> list[Message]:
     return messages
 
 
+def _chat_options(given: dict[str, Any]) -> ChatOptions | None:
+    """What a chat template is to be told, taken out of what was given."""
+    if given.keys().isdisjoint(_CHAT):
+        return None
+    found = {name: take(name, value) for name, take in _CHAT.items() if (value := given.pop(name, None)) is not None}
+    return ChatOptions(**found) if found else None
+
+
 def _maps(name: str, value: object, *, binary: bool = False) -> list[dict[str, Any]]:
     items = values.sequence(name, value, "a list of maps")
     return [_map(f"{name}[{at}]", item, binary=binary) for at, item in enumerate(items)]
@@ -254,3 +272,12 @@ def _input(name: str, value: object) -> str | list[int]:
     if isinstance(value, str):
         return values.text(name, value)
     return values.tokens(name, value)
+
+
+#: How each option of a chat is taken.
+_CHAT: Final[dict[str, Callable[[str, Any], Any]]] = {
+    "chat_template_kwargs": lambda name, value: values.taken(_map, name, value),
+    "add_generation_prompt": lambda name, value: values.taken(values.flag, name, value),
+    "continue_final_message": lambda name, value: values.taken(values.flag, name, value),
+    "documents": lambda name, value: values.taken(_maps, name, value),
+}

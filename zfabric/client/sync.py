@@ -14,7 +14,14 @@ from zfabric.client.aio import AsyncClient, chat_options
 from zfabric.client.blocking import BlockingStream
 from zfabric.client.loop_thread import LoopThread
 from zfabric.client.many import BlockingBatch, Feed, Prompt
-from zfabric.client.options import AnswerOptions, EmbedOptions, GenerateOptions, Messages, SharedOptions
+from zfabric.client.options import (
+    AnswerOptions,
+    EmbedOptions,
+    GenerateOptions,
+    Messages,
+    SharedOptions,
+    TemplateOptions,
+)
 from zfabric.client.requests import generate_request, model_name
 from zfabric.client.results import Completion
 from zfabric.transport.curve import Credentials
@@ -153,6 +160,7 @@ class Client:
         *,
         messages: Messages | None = None,
         timeout: float | None = None,
+        **template: Unpack[TemplateOptions],
     ) -> int:
         """As `AsyncClient.count_tokens`.
 
@@ -160,7 +168,9 @@ class Client:
             >>> client.count_tokens("smollm2", "Once upon a time")
             4
         """
-        return self._thread.wait(self._client.count_tokens(model, prompt, messages=messages, timeout=timeout))
+        return self._thread.wait(
+            self._client.count_tokens(model, prompt, messages=messages, timeout=timeout, **template)
+        )
 
     def tokenize(
         self,
@@ -169,6 +179,7 @@ class Client:
         *,
         messages: Messages | None = None,
         timeout: float | None = None,
+        **template: Unpack[TemplateOptions],
     ) -> list[int]:
         """As `AsyncClient.tokenize`.
 
@@ -176,7 +187,7 @@ class Client:
             >>> client.tokenize("smollm2", "Once upon a time")
             [6403, 3698, 253, 655]
         """
-        return self._thread.wait(self._client.tokenize(model, prompt, messages=messages, timeout=timeout))
+        return self._thread.wait(self._client.tokenize(model, prompt, messages=messages, timeout=timeout, **template))
 
     def detokenize(
         self, model: str, token_ids: Sequence[int], *, skip_special_tokens: bool = False, timeout: float | None = None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from zfabric.client import values
 from zfabric.client.connection import Connection
-from zfabric.client.options import EmbedOptions, Messages, SharedOptions
+from zfabric.client.options import EmbedOptions, Messages, SharedOptions, TemplateOptions
 from zfabric.client.requests import (
     classify_request,
     count_request,
@@ -68,11 +68,13 @@ class AsyncTasks:
         *,
         messages: Messages | None = None,
         timeout: float | None = None,
+        **template: Unpack[TemplateOptions],
     ) -> int:
         """Tokens of a prompt, as `stream` would use them. Cancelling the task cancels the request.
 
         Args:
             timeout: Seconds; None is two minutes.
+            **template: Tools, and what else the template is told, as of `stream`.
 
         Raises:
             FabricError: What ended the request; DeadlineExceededError when the time is over.
@@ -81,7 +83,7 @@ class AsyncTasks:
             >>> await client.count_tokens("smollm2", "Once upon a time")
             4
         """
-        request, submit = count_request(prompt, messages, timeout)
+        request, submit = count_request(prompt, messages, timeout, template)
         answer, _ = await self._connection.call("count_tokens", request, model=model_name(model), **submit)
         return _result(answer.outcome, int)
 
@@ -92,6 +94,7 @@ class AsyncTasks:
         *,
         messages: Messages | None = None,
         timeout: float | None = None,
+        **template: Unpack[TemplateOptions],
     ) -> list[int]:
         """The tokens of a prompt, as `stream` would use them. Arguments and errors as of `count_tokens`.
 
@@ -99,7 +102,7 @@ class AsyncTasks:
             >>> await client.tokenize("smollm2", "Once upon a time")
             [6403, 3698, 253, 655]
         """
-        request, submit = count_request(prompt, messages, timeout)
+        request, submit = count_request(prompt, messages, timeout, template)
         answer, _ = await self._connection.call("tokenize", request, model=model_name(model), **submit)
         return _result(answer.outcome, list[int])
 

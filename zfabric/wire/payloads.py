@@ -6,7 +6,7 @@ sees exactly what the client's caller wrote. On the wire each is a MessagePack a
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from msgspec import Raw, Struct
 
@@ -16,18 +16,13 @@ from zfabric.errors import (
     UnsupportedOperationError,
 )
 from zfabric.limits import DIMENSIONS_MAX
+from zfabric.wire.chat import ChatOptions, Message, check_chat, options_of
 from zfabric.wire.fields import NIL
 from zfabric.wire.sampling import SamplingOptions, SamplingParams, out_of_range
 from zfabric.wire.tasks import ClassifyRequest, DetokenizeRequest, ScoreRequest
 from zfabric.wire.tool_calls import ToolCallDelta
 
 FinishReason = Literal["stop", "length", "abort", "tool_calls"]
-
-#: Fields of a request for text that are parameters like those of its sampling: a model announces whether it honours them.
-OPTIONS: Final = ("tools", "response_format")
-
-#: A chat message, as tokenizer chat templates take it: {"role": …, "content": str | parts, …}.
-Message = dict[str, Any]
 
 
 class Usage(Struct, array_like=True, frozen=True):
@@ -213,6 +208,7 @@ class TextRequest(Struct, array_like=True, kw_only=True):
         request_id: Set by the worker: the attempt's name in its logs.
         priority: Set by the worker from the DISPATCH; of what waits, the lowest number is served first.
         deadline_ms: Set by the worker from the DISPATCH: what is left in milliseconds, None for no deadline.
+        chat: What the chat template is told beside messages and tools.
     """
 
     prompt: str | None = None
@@ -228,13 +224,20 @@ class TextRequest(Struct, array_like=True, kw_only=True):
     priority: int = 0
     deadline_ms: int | None = None
     drawn_seed: int | None = None
+    chat: ChatOptions | None = None
 
     def validate(self) -> None:
         """Raises: RequestError, ParameterRangeError."""
         _require_one_prompt(self.prompt, self.messages, self.prompt_token_ids)
+        check_chat(self.chat, self.messages)
         self.sampling.validate()
         if self.drawn_seed is not None and not -(2**63) <= self.drawn_seed < 2**63:
             raise out_of_range("drawn_seed", self.drawn_seed, "a seed")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What is asked for of `OPTIONS`, by name."""
+        return options_of(self.tools, self.chat, self.response_format)
 
     def plain_text(self) -> str:
         """The prompt, or what is text in the messages, one after the other: for backends without a chat template.
@@ -300,6 +303,8 @@ class CountRequest(Struct, array_like=True, kw_only=True):
         request_id: Set by the worker: the attempt's name in its logs.
         priority: Set by the worker from the DISPATCH.
         deadline_ms: Set by the worker from the DISPATCH.
+        tools: As of a request for text.
+        chat: As of a request for text.
     """
 
     prompt: str | None = None
@@ -308,10 +313,18 @@ class CountRequest(Struct, array_like=True, kw_only=True):
     request_id: str = ""
     priority: int = 0
     deadline_ms: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    chat: ChatOptions | None = None
 
     def validate(self) -> None:
         """Raises: RequestError."""
         _require_one_prompt(self.prompt, self.messages, None)
+        check_chat(self.chat, self.messages)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What is asked for of `OPTIONS`, by name."""
+        return options_of(self.tools, self.chat, None)
 
     def plain_text(self) -> str:
         """The prompt, or what is text in the messages, as `GenerateRequest.plain_text` has it."""

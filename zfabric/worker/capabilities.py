@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterable
 from typing import Final
 
 from zfabric.errors import ConfigurationError, UnsupportedOperationError, UnsupportedParameterError
+from zfabric.wire.chat import OPTIONS, Message
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.parts import has_media
-from zfabric.wire.payloads import OPTIONS, AnyRequest, CountRequest, Message, TextRequest
+from zfabric.wire.payloads import AnyRequest, CountRequest, TextRequest
 from zfabric.wire.sampling import ALL_PARAMETERS
 from zfabric.worker.base import OPERATIONS, BaseModelWorker, StepwiseModelWorker
 
@@ -17,8 +18,6 @@ from zfabric.worker.base import OPERATIONS, BaseModelWorker, StepwiseModelWorker
 ABILITIES: Final = frozenset({"chat", "multimodal", "resume"})
 #: All that `ModelInfo.parameters` may name.
 PARAMETERS: Final = ALL_PARAMETERS | frozenset(OPTIONS)
-#: A response format that asks for nothing.
-_ANY_TEXT: Final = {"type": "text"}
 
 
 def check_announcement(backend: BaseModelWorker, info: ModelInfo) -> None:
@@ -67,11 +66,10 @@ def check_request(request: AnyRequest, operation: str, model: str, capabilities:
         _require_text(request.messages, model)
 
 
-def check_options(request: TextRequest, model: str, parameters: frozenset[str]) -> None:
+def check_options(request: TextRequest | CountRequest, model: str, parameters: frozenset[str]) -> None:
     """Refuse options of a request that a model does not announce among its parameters. Raises: UnsupportedParameterError."""
-    for name in OPTIONS:
-        value = getattr(request, name)
-        if value and value != _ANY_TEXT and name not in parameters:
+    for name in request.options:
+        if name not in parameters:
             raise UnsupportedParameterError(
                 f"parameter {name!r} is not supported by {model}", parameter=name, backend=model
             )

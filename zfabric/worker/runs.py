@@ -95,6 +95,8 @@ class Runs:
                 known = served.find(request.model)
                 backend = known.backend
                 check_request(request, order.operation, known.label, known.capabilities)
+                if isinstance(request, CountRequest):
+                    check_options(request, known.label, known.parameters)
                 if isinstance(request, TextRequest):
                     request = self._prepared(request, known)
                     work = partial(self._generate, request, backend)

@@ -141,3 +141,23 @@ async def test_every_promise_is_kept(client: AsyncClient, model: str) -> None:
     report = await zfabric.testing.examine(client, model, prompt=PROMPT)
     assert not report.broken, str(report)
     assert sum(finding.kept is True for finding in report.findings) >= 12
+
+
+#: Conversations, and what their template is told.
+CHATS: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
+    ([{"role": "user", "content": "Hi"}], {}),
+    ([{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}], {}),
+    ([{"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]}], {}),
+    ([{"role": "user", "content": "Hi"}], {"add_generation_prompt": False}),
+    ([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "The"}], {"continue_final_message": True}),
+    ([{"role": "user", "content": "Hi"}], {"chat_template_kwargs": {"bos_token": "<x>"}}),
+]
+
+
+@pytest.mark.parametrize(("messages", "options"), CHATS)
+async def test_a_chat_is_the_same_prompt_everywhere(
+    client: AsyncClient, messages: list[dict[str, Any]], options: dict[str, Any]
+) -> None:
+    """The transformers worker renders itself, vLLM by its own renderer, and hf-api with the model's tokenizer."""
+    here, vllm, api = [await client.tokenize(model, messages=messages, **options) for model in ENGINES]
+    assert here == vllm == api

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from zfabric.errors import RequestError, UnsupportedOperationError
+from zfabric.wire.chat import PLAIN, ChatOptions, Message
 from zfabric.wire.parts import IMAGES
-from zfabric.wire.payloads import Message
 
 #: Kinds of parts that are text, and the key that holds it.
 _TEXTS: Final = {
@@ -38,16 +38,23 @@ class _Taken:
         return [{"type": "text", "text": content}] if self.parts and not self.text else content
 
 
-#: Of a template, by role. Templates come from files and options, so there are few.
+#: Of a template, by role. Templates come from files and options, so there are few; roles may be whatever a client writes.
 _known: dict[tuple[str, str], _Taken] = {}
+_KNOWN_MAX: Final = 256
 
 
 def chat_text(
-    tokenizer: Any, messages: Sequence[Message], tools: list[dict[str, Any]] | None, *, image: str | None = None
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: list[dict[str, Any]] | None,
+    *,
+    chat: ChatOptions | None = None,
+    image: str | None = None,
 ) -> str:
     """What the chat template makes of messages.
 
     Args:
+        chat: What it is told besides.
         image: What stands for an image in a text, for templates that take no parts; None where there are no images.
 
     Raises:
@@ -57,15 +64,29 @@ def chat_text(
     if tokenizer.chat_template is None:
         raise no_template()
 
-    def render(conversation: list[Message]) -> str:
-        return str(tokenizer.apply_chat_template(conversation, tools=tools, tokenize=False, add_generation_prompt=True))
+    name = template_name(tokenizer.chat_template, tools, chat)
 
-    template = str(tokenizer.get_chat_template(None, tools=tools))
+    def render(conversation: list[Message], **told: Any) -> str:
+        arguments = {"add_generation_prompt": True, **told}
+        return str(
+            tokenizer.apply_chat_template(conversation, chat_template=name, tools=tools, tokenize=False, **arguments)
+        )
+
+    template = str(tokenizer.get_chat_template(name, tools=tools))
     conversation = [_message(message, template, render, image) for message in messages]
     try:
-        return render(conversation)
+        return render(conversation, **(chat or PLAIN).arguments)
     except Exception as error:  # noqa: BLE001 — templates are programs and raise what they like
         raise RequestError(f"the chat template refuses these messages: {error}") from None
+
+
+def template_name(templates: Any, tools: list[dict[str, Any]] | None, chat: ChatOptions | None) -> str | None:
+    """Which of a tokenizer's several templates is for such a request; None where it has one, or for its usual choice.
+
+    That is "rag" where there are documents; transformers itself takes "tool_use" where there are tools, else "default".
+    """
+    documents = chat is not None and chat.documents is not None
+    return "rag" if documents and not tools and isinstance(templates, dict) and "rag" in templates else None
 
 
 def no_template() -> UnsupportedOperationError:
@@ -147,8 +168,14 @@ def _taken(template: str, role: str, render: _Render) -> _Taken:
         if not (text or parts) and role != "user":
             # Not every template has a place for every role, or for this one alone.
             found = _taken(template, "user", render)
-        _known[key] = found
+        _remember(key, found)
     return found
+
+
+def _remember(key: tuple[str, str], found: _Taken) -> None:
+    if len(_known) >= _KNOWN_MAX:
+        _known.clear()
+    _known[key] = found
 
 
 def _shown(role: str, render: _Render, content: Any, count: int) -> bool:
@@ -181,7 +208,7 @@ def _shows_images(template: str, role: str, render: _Render) -> bool:
                 shown = shown or render(plain) != render(seen)
             except Exception:  # noqa: BLE001 — as above
                 continue
-        _known[key] = _Taken(text=False, parts=shown)
+        _remember(key, _Taken(text=False, parts=shown))
     return _known[key].parts
 
 

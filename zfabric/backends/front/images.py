@@ -11,7 +11,7 @@ from typing import Any
 from zfabric.backends.front.chat import chat_text, is_image, parts_of
 from zfabric.errors import RequestError, TooLargeError, UnsupportedOperationError
 from zfabric.limits import IMAGE_PIXELS_MAX, IMAGES_MAX
-from zfabric.wire.payloads import Message
+from zfabric.wire.chat import ChatOptions, Message
 
 
 def has_images(messages: Sequence[Message] | None) -> bool:
@@ -20,7 +20,11 @@ def has_images(messages: Sequence[Message] | None) -> bool:
 
 
 def see(
-    processor: Any, tokenizer: Any, messages: Sequence[Message], tools: list[dict[str, Any]] | None
+    processor: Any,
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: list[dict[str, Any]] | None,
+    chat: ChatOptions | None = None,
 ) -> tuple[list[int], dict[str, Any]]:
     """Tokens of messages with images, and the images as arguments of the model.
 
@@ -38,7 +42,8 @@ def see(
     if len(parts) > IMAGES_MAX:
         raise TooLargeError(f"the messages have {len(parts)} images, {IMAGES_MAX} are allowed", images=len(parts))
     images = _decoded_all([_open(part) for part in parts])
-    text = chat_text(tokenizer, messages, tools, image=str(getattr(processor, "image_token", None) or "<image>"))
+    image = str(getattr(processor, "image_token", None) or "<image>")
+    text = chat_text(tokenizer, messages, tools, chat=chat, image=image)
     try:
         made = dict(processor(text=[text], images=images, add_special_tokens=False, return_tensors="pt"))
     except (ValueError, TypeError, OSError) as error:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from zfabric.backends.front.chat import is_image, parts_of
 from zfabric.errors import RequestError
-from zfabric.wire.payloads import Message
+from zfabric.wire.chat import Message
 
 #: How the bytes of images begin.
 _FORMATS: Final = (

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from zfabric.backends.front.chat import chat_text
 from zfabric.errors import ContextOverflowError, RequestError
-from zfabric.wire.payloads import Message
+from zfabric.wire.chat import ChatOptions, Message
 
 #: No tokenizer's longest token is shorter, as far as bounds are concerned.
 _LONGEST_MIN: Final = 16
@@ -37,6 +37,7 @@ class PromptTokens:
         messages: Sequence[Message] | None,
         token_ids: Sequence[int] | None,
         tools: list[dict[str, Any]] | None = None,
+        chat: ChatOptions | None = None,
         *,
         truncate: bool = False,
         bounded: bool = True,
@@ -44,6 +45,7 @@ class PromptTokens:
         """Token ids of whichever prompt is given.
 
         Args:
+            chat: What the template is told beside messages and tools.
             truncate: Its end will do, if all of it is too long: what is surely cut off is left out already.
             bounded: Whether it has to fit at all; else it is only to be counted.
 
@@ -56,7 +58,8 @@ class PromptTokens:
         if token_ids is not None:
             ids = list(what_may_fit(token_ids, 1, length, truncate=truncate))
         elif messages is not None:
-            text = what_may_fit(chat_text(self._tokenizer, messages, tools), self._longest, length, truncate=truncate)
+            rendered = chat_text(self._tokenizer, messages, tools, chat=chat)
+            text = what_may_fit(rendered, self._longest, length, truncate=truncate)
             ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         else:
             text = what_may_fit(prompt or "", self._longest, length, truncate=truncate)

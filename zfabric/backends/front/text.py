@@ -14,8 +14,9 @@ from msgspec import structs
 
 from zfabric.backends.front.stop_strings import StopStrings
 from zfabric.errors import UnsupportedOperationError
+from zfabric.wire.chat import Message
 from zfabric.wire.messages import ModelInfo
-from zfabric.wire.payloads import CountRequest, Delta, FinishReason, GenerateRequest, Message, Usage
+from zfabric.wire.payloads import CountRequest, Delta, FinishReason, GenerateRequest, Usage
 from zfabric.wire.sampling import ALL_PARAMETERS
 from zfabric.worker.base import BaseModelWorker
 

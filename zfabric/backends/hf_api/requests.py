@@ -7,7 +7,8 @@ from typing import Any, Final
 from zfabric.backends.front.media import with_addresses
 from zfabric.backends.hf_api.models_file import Server, Upstream
 from zfabric.errors import UnsupportedOperationError, UnsupportedParameterError
-from zfabric.wire.payloads import GenerateRequest, Message
+from zfabric.wire.chat import OPTIONS, ChatOptions, Message
+from zfabric.wire.payloads import GenerateRequest
 from zfabric.wire.sampling import SamplingParams
 
 _COMMON: Final = frozenset({"temperature", "top_p", "max_new_tokens", "stop", "seed"})
@@ -37,12 +38,28 @@ _GUIDES: Final = ("json", "regex", "choice", "grammar")
 _TGI_STOPS_MAX: Final = 4
 
 
+#: What a chat template is told beside messages and tools.
+_TEMPLATE: Final = frozenset(OPTIONS) - {"tools", "response_format"}
+
+
 def parameters_of(upstream: Upstream) -> frozenset[str]:
     """Sampling parameters that are honoured for this model."""
     if upstream.embeds:
         return frozenset()
     known = _BY_SERVER[upstream.server]
     return known if upstream.parameters is None else known & set(upstream.parameters)
+
+
+def options_for(upstream: Upstream, *, templated: bool) -> frozenset[str]:
+    """Which of `OPTIONS` are honoured for this model.
+
+    Args:
+        templated: Whether messages become a prompt here, with the model's own tokenizer.
+    """
+    if upstream.protocol == "chat":
+        # The others have no place for what a template is told.
+        return frozenset({"tools", "response_format", *(_TEMPLATE if upstream.server == "vllm" else ())})
+    return frozenset({"tools", *_TEMPLATE}) if templated else frozenset()
 
 
 def path_of(upstream: Upstream) -> str:
@@ -73,7 +90,7 @@ def body_of(
         goes_on: The prompt holds the tokens of the answer that its reader has.
 
     Raises:
-        UnsupportedOperationError: This protocol has no place for this kind of prompt, for tools or a response_format.
+        UnsupportedOperationError: This protocol has no place for this kind of prompt.
         UnsupportedParameterError: This protocol cannot say that only the context bounds an answer.
     """
     if upstream.protocol == "tgi":
@@ -85,8 +102,8 @@ def body_of(
             body["tools"] = request.tools
         if request.response_format:
             body["response_format"] = request.response_format
+        body |= _told(request.chat)
     else:
-        _refuse_extras(upstream, request)
         body["prompt"] = prompt if prompt is not None else _text(upstream, request.prompt)
     if upstream.server != "transformers":
         body["stream_options"] = {"include_usage": True}
@@ -152,7 +169,6 @@ def _sampling(upstream: Upstream, sampling: SamplingParams) -> dict[str, Any]:
 
 
 def _tgi(upstream: Upstream, request: GenerateRequest) -> dict[str, Any]:
-    _refuse_extras(upstream, request)
     sampling = request.sampling
     values: dict[str, Any] = {"details": True, "return_full_text": False, "do_sample": not sampling.greedy}
     if not sampling.greedy:
@@ -188,11 +204,9 @@ def _text(upstream: Upstream, prompt: str | None) -> str:
     return prompt
 
 
-def _refuse_extras(upstream: Upstream, request: GenerateRequest) -> None:
-    for name in ("tools", "response_format"):
-        if getattr(request, name):
-            raise UnsupportedOperationError(
-                f"{name} is not supported by model {upstream.name!r}, which speaks {upstream.protocol}",
-                operation=name,
-                model=upstream.name,
-            )
+def _told(chat: ChatOptions | None) -> dict[str, Any]:
+    """What the server's template is to be told."""
+    if chat is None:
+        return {}
+    told = {name: getattr(chat, name) for name in chat.set}
+    return {**told, "add_generation_prompt": chat.arguments["add_generation_prompt"]} if told else {}

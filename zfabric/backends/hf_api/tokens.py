@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from zfabric.backends.front.prompts import PromptTokens, known_tokens
 from zfabric.errors import ConfigurationError
-from zfabric.wire.payloads import Message
+from zfabric.wire.chat import ChatOptions, Message
 
 if TYPE_CHECKING:
     from zfabric.backends.front.detokenizer import Detokenizer
@@ -41,10 +41,14 @@ class Tokenizer:
         return self._inner.chat_template is not None
 
     def prompt(
-        self, prompt: str | None, messages: list[Message] | None, tools: list[dict[str, Any]] | None = None
+        self,
+        prompt: str | None,
+        messages: list[Message] | None,
+        tools: list[dict[str, Any]] | None = None,
+        chat: ChatOptions | None = None,
     ) -> list[int]:
         """Tokens of a prompt. Raises: RequestError, UnsupportedOperationError."""
-        return self._tokens.make(prompt, messages, None, tools)
+        return self._tokens.make(prompt, messages, None, tools, chat)
 
     @property
     def end_tokens(self) -> set[int]:

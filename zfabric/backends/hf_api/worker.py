@@ -16,7 +16,7 @@ from zfabric.backends.hf_api.answers import AnswerReader
 from zfabric.backends.hf_api.channel import CLOSE_WAIT_S, USAGE_WAIT_S, AttemptError, Channel
 from zfabric.backends.hf_api.embeddings import embed
 from zfabric.backends.hf_api.models_file import Upstream, read_models_file
-from zfabric.backends.hf_api.requests import as_chat, body_of, parameters_of, path_of, tells_tokens
+from zfabric.backends.hf_api.requests import as_chat, body_of, options_for, parameters_of, path_of, tells_tokens
 from zfabric.backends.hf_api.tokens import Tokenizer
 from zfabric.errors import (
     ConfigurationError,
@@ -25,17 +25,9 @@ from zfabric.errors import (
     UnknownModelError,
     UnsupportedOperationError,
 )
+from zfabric.wire.chat import Message
 from zfabric.wire.messages import ModelInfo
-from zfabric.wire.payloads import (
-    OPTIONS,
-    CountRequest,
-    Delta,
-    EmbedRequest,
-    EmbedResult,
-    GenerateRequest,
-    Message,
-    Usage,
-)
+from zfabric.wire.payloads import CountRequest, Delta, EmbedRequest, EmbedResult, GenerateRequest, Usage
 from zfabric.wire.sampling import ALL_PARAMETERS
 from zfabric.wire.tasks import DetokenizeRequest
 from zfabric.worker.base import BaseModelWorker, EngineLoad
@@ -135,11 +127,11 @@ class HuggingfaceApiWorker(BaseModelWorker):
 
     def _info(self, upstream: Upstream) -> ModelInfo:
         tokenizer = self._tokenizer(upstream)
+        templated = upstream.protocol == "completions" and tokenizer is not None and tokenizer.has_template
         if upstream.embeds:
             capabilities = ["embed"]
         else:
             capabilities = ["generate"]
-            templated = upstream.protocol == "completions" and tokenizer is not None and tokenizer.has_template
             capabilities += ["chat"] * (upstream.protocol == "chat" or templated)
             capabilities += ["resume"] * tells_tokens(upstream)
             capabilities += ["multimodal"] * upstream.multimodal
@@ -149,7 +141,7 @@ class HuggingfaceApiWorker(BaseModelWorker):
             aliases=list(upstream.aliases),
             context_length=upstream.context_length,
             capabilities=capabilities,
-            parameters=sorted({*parameters_of(upstream), *OPTIONS}),
+            parameters=sorted({*parameters_of(upstream), *options_for(upstream, templated=templated)}),
             dimensions=upstream.dimensions,
             slots=upstream.slots,
             details={"engine": "hf-api", "protocol": upstream.protocol, "server": upstream.server},
@@ -202,7 +194,7 @@ class HuggingfaceApiWorker(BaseModelWorker):
 
     async def tokenize(self, request: CountRequest) -> list[int]:
         upstream, tokenizer = self._named_tokenizer(request.model, "tokenize")
-        return await asyncio.to_thread(tokenizer.prompt, *_asked(upstream, request))
+        return await asyncio.to_thread(tokenizer.prompt, *_asked(upstream, request), request.tools, request.chat)
 
     async def detokenize(self, request: DetokenizeRequest) -> str:
         _, tokenizer = self._named_tokenizer(request.model, "detokenize")
@@ -264,7 +256,9 @@ class HuggingfaceApiWorker(BaseModelWorker):
             if request.prompt is not None and len(request.prompt) <= _INLINE_CHARACTERS:
                 ids = tokenizer.prompt(request.prompt, None)
             else:
-                ids = await asyncio.to_thread(tokenizer.prompt, request.prompt, request.messages, request.tools)
+                ids = await asyncio.to_thread(
+                    tokenizer.prompt, request.prompt, request.messages, request.tools, request.chat
+                )
         length = upstream.context_length
         if ids is not None and 0 < length <= len(ids):
             raise context_overflow(len(ids), length)

@@ -126,10 +126,12 @@ class InputProcessor:
         """Tokens of the prompt; `answer.media` is set if it has images."""
         request = answer.request
         if has_images(request.messages):
-            tokens, answer.media = see(self._processor, self._tokenizer, request.messages or (), request.tools)
+            tokens, answer.media = see(
+                self._processor, self._tokenizer, request.messages or (), request.tools, request.chat
+            )
             return known_tokens(tokens, self._vocabulary_size)
         return self._prompts.make(
-            request.prompt, request.messages, request.prompt_token_ids, request.tools,
+            request.prompt, request.messages, request.prompt_token_ids, request.tools, request.chat,
             truncate=request.sampling.truncate_prompt,
         )  # fmt: skip
 

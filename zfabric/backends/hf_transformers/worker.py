@@ -13,6 +13,7 @@ from msgspec import structs
 from zfabric.backends.front.prompts import known_tokens
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.errors import EngineStalledError, FabricError, UnsupportedOperationError
+from zfabric.wire.chat import OPTIONS
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import CountRequest, Delta, EmbedRequest, EmbedResult, GenerateRequest, OperateRequest
 from zfabric.wire.tasks import DetokenizeRequest
@@ -39,7 +40,7 @@ class ModelWorker(StepwiseModelWorker):
             "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
             "frequency_penalty", "max_new_tokens", "min_new_tokens", "stop", "stop_token_ids", "ignore_eos", "seed", "n",
             "best_of", "use_beam_search", "logprobs", "prompt_logprobs", "echo", "logit_bias", "bad_words", "truncate_prompt",
-            "skip_special_tokens", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "response_format", "tools",
+            "skip_special_tokens", "guided_json", "guided_regex", "guided_choice", "guided_grammar", *OPTIONS,
         }
     )  # fmt: skip
     Options = TransformersOptions
@@ -176,8 +177,9 @@ class ModelWorker(StepwiseModelWorker):
             from zfabric.backends.front.images import has_images, see
 
             if has_images(request.messages):
-                return list(see(loaded.processor, loaded.tokenizer, request.messages or (), None)[0])
-            return tokens.make(request.prompt, request.messages, None, bounded=False)
+                seen = see(loaded.processor, loaded.tokenizer, request.messages or (), request.tools, request.chat)
+                return list(seen[0])
+            return tokens.make(request.prompt, request.messages, None, request.tools, request.chat, bounded=False)
 
         return await asyncio.to_thread(make)
 

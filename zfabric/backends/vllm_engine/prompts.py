@@ -15,7 +15,8 @@ from zfabric.backends.front.sentence_files import SentenceFiles, read
 from zfabric.backends.vllm_engine.compat.pooling import render_pair
 from zfabric.backends.vllm_engine.compat.rendering import chat_template, render_chat, render_text, tokens_input
 from zfabric.errors import RequestError
-from zfabric.wire.payloads import CountRequest, EmbedRequest, GenerateRequest, Message
+from zfabric.wire.chat import PLAIN, ChatOptions, Message
+from zfabric.wire.payloads import CountRequest, EmbedRequest, GenerateRequest
 
 #: Characters that are turned into tokens on the event loop: a fraction of a millisecond, as long as a change of threads.
 _INLINE_CHARACTERS: Final = 2_000
@@ -79,7 +80,7 @@ class Prompts:
         if request.prompt_token_ids is not None:
             found = Prompt(self.checked(request.prompt_token_ids), None)
         elif request.messages is not None:
-            found = await self._chat(request.messages, request.tools)
+            found = await self._chat(request.messages, request.tools, request.chat)
         else:
             text = request.prompt or ""
             kept = what_may_fit(text, self._longest, self._context_length, truncate=request.sampling.truncate_prompt)
@@ -97,7 +98,7 @@ class Prompts:
     async def of_count(self, request: CountRequest) -> list[int]:
         """Tokens of a prompt, of any length. Raises: see `of`."""
         if request.messages is not None:
-            return (await self._chat(request.messages, None)).token_ids
+            return (await self._chat(request.messages, request.tools, request.chat)).token_ids
         return await self.tokens(request.prompt or "")
 
     def checked(self, token_ids: Sequence[int]) -> list[int]:
@@ -135,11 +136,13 @@ class Prompts:
         tokenizer = self._engine.renderer.get_tokenizer()
         return str(tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
 
-    async def _chat(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> Prompt:
+    async def _chat(
+        self, messages: Sequence[Message], tools: list[dict[str, Any]] | None, chat: ChatOptions | None
+    ) -> Prompt:
         if self._template is None:
             raise no_template()
         refuse_addresses(messages, self._domains)
-        arguments: dict[str, Any] = {"add_generation_prompt": True}
+        arguments = (chat or PLAIN).arguments
         if tools:
             arguments["tools"] = tools
         try:

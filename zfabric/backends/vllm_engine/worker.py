@@ -18,9 +18,9 @@ from zfabric.backends.vllm_engine.operations import Operations
 from zfabric.backends.vllm_engine.prompts import Prompt
 from zfabric.backends.vllm_engine.runtime import Runtime
 from zfabric.errors import BackendError, Detail, FabricError, WorkerDrainingError
+from zfabric.wire.chat import OPTIONS
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import (
-    OPTIONS,
     CountRequest,
     Delta,
     EmbedRequest,
