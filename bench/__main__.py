@@ -23,7 +23,19 @@ from bench.subjects import beside
 from zfabric.transport.links import TRANSPORT_VARIABLE, Transport
 
 #: In the order of a run.
-NAMES: Final = ("relay", "one_token", "streams", "many", "paced", "scale", "balance", "faults", "curve", "engines")
+NAMES: Final = (
+    "relay",
+    "one_token",
+    "streams",
+    "many",
+    "paced",
+    "gateway",
+    "scale",
+    "balance",
+    "faults",
+    "curve",
+    "engines",
+)
 #: The default first: noise differs from run to run, so drivers are compared within one.
 TRANSPORTS_COMPARED: Final[tuple[Transport, ...]] = ("loop", "libzmq")
 RESULTS: Final = Path(__file__).parent / "results"

@@ -18,6 +18,8 @@ from zfabric.transport.links import TRANSPORT_VARIABLE, TRANSPORTS, Transport, c
 #: The role whose CPU time is the price of having the system in between.
 HOP: Final = "hop"
 WORKER: Final = "worker"
+#: Beside the hop, where that is a gateway.
+CONTROLLER: Final = "controller"
 _KEYRING: Final = """
 [client]
 role = "operator"
@@ -86,6 +88,23 @@ def beside(transport: Transport) -> str:
 def fabric_reader(rate: float = 0) -> Stack:
     """zfabric with all streams of its client read by one task."""
     return fabric(rate, adapter="fabric_reader")
+
+
+def gateway(rate: float = 0) -> Stack:
+    """zfabric behind its HTTP gateway, which is the hop; the controller is a role of its own."""
+    python, port, driver = python_of("http"), free_port(), choose(None)
+    target = f"tcp://127.0.0.1:{free_port()}"
+    controller = ("zfabric.cli.controller", "--endpoint", target, "--recovery-ms", "0", "--transport", driver)
+    worker: tuple[str, ...] = ("zfabric.cli.worker", "--endpoint", target, "--backend", "echo", "--transport", driver)
+    worker += ("--slots", "20000", "--name", "bench")
+    if rate:
+        worker += ("--tokens-per-second", str(rate), "--aligned")
+    door = ("zfabric.cli.gateway", "--endpoint", target, "--port", str(port), "--transport", driver)
+    parts = [
+        Part(role, (sys.executable, "-m", *command))
+        for role, command in ((CONTROLLER, controller), (WORKER, worker), (HOP, door))
+    ]
+    return Stack(parts, "http", f"http://127.0.0.1:{port}", python)
 
 
 def proxy() -> Stack:
@@ -241,6 +260,7 @@ SUBJECTS: Final[dict[str, Callable[[], Stack]]] = {
     "zfabric asyncio": fabric_asyncio,
     **{beside(transport): partial(fabric, transport=transport) for transport in TRANSPORTS},
     "zfabric reader": fabric_reader,
+    "zfabric gateway": gateway,
     "zmq_proxy": proxy,
     "http": http,
     "vllm-router": vllm_router,
