@@ -222,8 +222,9 @@ async def test_deadlines_in_every_state(ipc: str, row: Row) -> None:
 
 
 def test_nothing_depends_on_the_wall_clock() -> None:
-    """No module of the fabric reads it, so setting it back changes nothing."""
-    for path in (ROOT / "zfabric").rglob("*.py"):
+    """No module of the fabric reads it, so setting it back changes nothing; but answers of HTTP APIs have a date."""
+    dates = ROOT / "zfabric" / "gateway" / "clock.py"
+    for path in set((ROOT / "zfabric").rglob("*.py")) - {dates}:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 used = f"{node.value.id}.{node.attr}"

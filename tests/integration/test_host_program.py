@@ -135,7 +135,8 @@ def test_every_module_loads_on_other_systems(system: str) -> None:
     modules, names = _SYSTEMS[system]
     program = f"""
 import asyncio, concurrent.futures, ctypes, importlib, multiprocessing, os, pkgutil, signal, subprocess, sys, tempfile
-import cyclopts, msgspec, numpy, prometheus_client, rich.console, rich.table, structlog, zmq, zmq.auth.thread, zmq.utils.monitor
+import cyclopts, msgspec, numpy, prometheus_client, rich.console, rich.table, structlog, uvicorn
+import zmq, zmq.auth.thread, zmq.utils.monitor
 sys.platform = {system!r}
 engines = ["torch", "transformers", "tokenizers", "vllm", "httpx2", "PIL", "safetensors", "llguidance"]
 for name in {modules.split()!r} + engines:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any, Final
 
 from zfabric.client.results import Choice, Completion
 from zfabric.errors import FabricError, ParameterRangeError, RequestError
 from zfabric.gateway import sse
 from zfabric.gateway.call import Call, Endpoint
+from zfabric.gateway.clock import created
 from zfabric.gateway.decode import decode, decoder, without_nulls
 from zfabric.gateway.generation import Ask, answer
 from zfabric.gateway.sampling import TextFields, text_options
@@ -104,7 +104,7 @@ class ChatWording:
         self._head = {
             "id": name,
             "object": "chat.completion.chunk",
-            "created": int(time.time()),
+            "created": created(),
             "model": request.model,
         }
         #: For each choice that has begun.

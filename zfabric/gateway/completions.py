@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any, Final
 
 from zfabric.client.results import Choice, Completion
 from zfabric.errors import FabricError, UnsupportedParameterError
 from zfabric.gateway import sse
 from zfabric.gateway.call import Call, Endpoint
+from zfabric.gateway.clock import created
 from zfabric.gateway.decode import decode, decoder
 from zfabric.gateway.generation import Ask, answer
 from zfabric.gateway.inputs import Inputs, inputs_of
@@ -71,7 +71,7 @@ class CompletionWording:
         self._request = request
         self._n = request.n or 1
         self._usage = request.stream_options is not None and request.stream_options.include_usage
-        self._head = {"id": name, "object": "text_completion", "created": int(time.time()), "model": request.model}
+        self._head = {"id": name, "object": "text_completion", "created": created(), "model": request.model}
         self._plain = request.logprobs is None and not request.return_token_ids
         self._texts: dict[int, sse.TextEvents] = {}
         self._logprobs: dict[int, OldLogprobs] = {}

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any, Final
 from urllib.parse import unquote
 
 from zfabric.gateway.call import Call, Endpoint
+from zfabric.gateway.clock import created
 from zfabric.gateway.sse import encode
 from zfabric.wire.status import ModelStatus
 
 #: The API wants a time of creation, of which a fabric knows nothing: models are as old as this process.
-_STARTED: Final = int(time.time())
+_STARTED: Final = created()
 
 
 async def models(call: Call) -> None:

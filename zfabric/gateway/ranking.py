@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any, Final
 
 import msgspec
 
 from zfabric.errors import RequestError, TooLargeError
 from zfabric.gateway.call import Call, Endpoint
+from zfabric.gateway.clock import created
 from zfabric.gateway.decode import decode, decoder
 from zfabric.gateway.sse import encode
 from zfabric.gateway.together import together, with_count
@@ -122,7 +122,7 @@ ENDPOINTS: Final = (
 
 
 def _listed(call: Call, model: str, data: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"id": call.id, "object": "list", "created": int(time.time()), "model": model, "data": data}
+    return {"id": call.id, "object": "list", "created": created(), "model": model, "data": data}
 
 
 def _bounded(name: str, items: list[Any]) -> list[Any]:
