@@ -16,13 +16,14 @@ from zfabric import (
     ToolCallDelta,
     Usage,
 )
+from zfabric.wire.chat import OPTIONS
 from zfabric.wire.sampling import ALL_PARAMETERS
 
 
 class Caller(BaseModelWorker):
     """Thinks, says a word, and calls two functions, the arguments in pieces."""
 
-    parameters = ALL_PARAMETERS | {"tools", "response_format"}
+    parameters = ALL_PARAMETERS | set(OPTIONS)
 
     async def load(self) -> ModelInfo:
         return ModelInfo(name="caller", capabilities=["generate", "chat"])
@@ -45,7 +46,7 @@ class Caller(BaseModelWorker):
 class Recorder(BaseModelWorker):
     """Notes what it is asked, and gives two tokens with log-probabilities where they are wanted."""
 
-    parameters = ALL_PARAMETERS | {"tools", "response_format"}
+    parameters = ALL_PARAMETERS | set(OPTIONS)
 
     def __init__(self) -> None:
         self.requests: list[GenerateRequest] = []
@@ -70,7 +71,7 @@ class Recorder(BaseModelWorker):
 class Slow(BaseModelWorker):
     """Says a word, and then nothing until it is let go on. Notes when it is stopped."""
 
-    parameters = ALL_PARAMETERS | {"tools", "response_format"}
+    parameters = ALL_PARAMETERS | set(OPTIONS)
 
     def __init__(self, *, silent: bool = False) -> None:
         self.go_on = asyncio.Event()
@@ -95,7 +96,7 @@ class Slow(BaseModelWorker):
 class Broken(BaseModelWorker):
     """Fails: at once, or after a word where the prompt says "later"."""
 
-    parameters = ALL_PARAMETERS | {"tools", "response_format"}
+    parameters = ALL_PARAMETERS | set(OPTIONS)
 
     async def load(self) -> ModelInfo:
         return ModelInfo(name="broken", capabilities=["generate", "chat"])

@@ -177,6 +177,26 @@ async def test_every_field_reaches_the_backend() -> None:
         assert json.loads(sampling.guided_json or "") == schema
 
 
+async def test_what_a_template_is_told_reaches_the_backend() -> None:
+    recorder = Recorder()
+    begun: list[Any] = [*HELLO, {"role": "assistant", "content": "Well"}]
+    documents = [{"title": "a", "text": "b"}]
+    extra = {
+        "chat_template_kwargs": {"enable_thinking": False}, "documents": documents,
+        "add_generation_prompt": False, "continue_final_message": True,
+    }  # fmt: skip
+    async with gateway(recorder) as served:
+        create = served.openai.chat.completions.create
+        await create(model="recorder", messages=begun, reasoning_effort="low", extra_body=extra)
+        usual = {"add_generation_prompt": True, "continue_final_message": False}
+        await create(model="recorder", messages=HELLO, extra_body=usual)
+        told, plain = (request.chat for request in recorder.requests)
+        assert told is not None
+        assert told.chat_template_kwargs == {"reasoning_effort": "low", "enable_thinking": False}
+        assert (told.documents, told.continue_final_message, told.add_generation_prompt) == (documents, True, False)
+        assert plain is None
+
+
 async def test_a_schema_from_a_class_reaches_the_backend() -> None:
     class Pair(BaseModel):
         a: int
@@ -228,6 +248,10 @@ async def test_token_ids_where_they_are_asked_for() -> None:
         ({"messages": "hello"}, "messages"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
+        ({"tools": [{"type": "function"}], "tool_choice": "required"}, "tool_choice"),
+        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"chat_template": "x"}, "chat_template"),
         ({"response_format": "json"}, "response_format"),
     ],
 )

@@ -42,7 +42,7 @@ _DECODER: Final = decoder(ChatRequest)
 _USUAL: Final[dict[str, Any]] = {
     "parallel_tool_calls": True, "add_generation_prompt": True, "continue_final_message": False, "tool_choice": "auto",
 }  # fmt: skip
-_PASSED: Final = (*_USUAL, "chat_template", "chat_template_kwargs", "documents", "reasoning_effort")
+_PASSED: Final = (*_USUAL, "chat_template", "chat_template_kwargs", "documents")
 
 
 async def chat(call: Call) -> None:
@@ -81,6 +81,16 @@ def chat_options(request: ChatRequest) -> dict[str, Any]:
         value = getattr(request, name)
         if value is not None and value != _USUAL.get(name) and (name, value) != ("tool_choice", "none"):
             options[name] = value
+    if request.continue_final_message and request.add_generation_prompt:
+        raise RequestError(
+            "continue_final_message goes on with the last message, add_generation_prompt begins another: set one of them",
+            parameter="continue_final_message",
+        )
+    if request.reasoning_effort is not None:
+        # Templates that know it take it by this name, as vLLM gives it to them.
+        options["chat_template_kwargs"] = {
+            "reasoning_effort": request.reasoning_effort, **(request.chat_template_kwargs or {}),
+        }  # fmt: skip
     return options
 
 

@@ -13,14 +13,17 @@ from zfabric.gateway.sse import encode
 
 
 class TokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """The body: a prompt or messages. What is special is added as for an answer, which is what the flags say by default."""
+    """The body: a prompt or messages. The tokens are those that an answer starts from."""
 
     model: str
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
-    add_generation_prompt: bool = True
+    add_generation_prompt: bool | None = None
     add_special_tokens: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool | None = None
     return_token_strs: bool = False
+    tools: list[dict[str, Any]] | None = None
 
 
 class DetokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -30,6 +33,9 @@ class DetokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True
     tokens: list[int]
 
 
+#: What a template is told, and what says no more than what holds anyway.
+_TEMPLATE: Final = ("add_generation_prompt", "chat_template_kwargs", "continue_final_message", "tools")
+_USUAL: Final[dict[str, object]] = {"add_generation_prompt": True, "continue_final_message": False}
 _TOKENIZE: Final = decoder(TokenizeRequest)
 _DETOKENIZE: Final = decoder(DetokenizeRequest)
 
@@ -37,17 +43,17 @@ _DETOKENIZE: Final = decoder(DetokenizeRequest)
 async def tokenize(call: Call) -> None:
     """Answer a call with the tokens that an answer would start from."""
     request = decode(_TOKENIZE, call.body)
+    # A prompt gets them and a template writes its own, as for an answer.
     usual = request.messages is None
-    for name, given, holds in (
-        ("add_generation_prompt", request.add_generation_prompt, True),
-        ("add_special_tokens", request.add_special_tokens, usual),
-    ):
-        if given is not None and given != holds:
-            raise UnsupportedParameterError(f"{name!r} is always {holds} here", parameter=name)
+    if request.add_special_tokens not in (None, usual):
+        raise UnsupportedParameterError(f"'add_special_tokens' is always {usual} here", parameter="add_special_tokens")
+    template: Any = {
+        name: value for name in _TEMPLATE if (value := getattr(request, name)) not in (None, _USUAL.get(name))
+    }
     client, model = call.client, call.check_model(request.model)
 
     async def work() -> bytes:
-        tokens = await client.tokenize(model, request.prompt, messages=request.messages)
+        tokens = await client.tokenize(model, request.prompt, messages=request.messages, **template)
         strings = [await client.detokenize(model, [token]) for token in tokens] if request.return_token_strs else None
         length = (await client.model_details(model)).context_length
         said = {"count": len(tokens), "max_model_len": length, "tokens": tokens, "token_strs": strings}
