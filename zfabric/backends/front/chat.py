@@ -64,15 +64,16 @@ def chat_text(
     if tokenizer.chat_template is None:
         raise no_template()
 
-    name = template_name(tokenizer.chat_template, tools, chat)
+    template = template_of(tokenizer, tools, chat)
 
     def render(conversation: list[Message], **told: Any) -> str:
         arguments = {"add_generation_prompt": True, **told}
         return str(
-            tokenizer.apply_chat_template(conversation, chat_template=name, tools=tools, tokenize=False, **arguments)
+            tokenizer.apply_chat_template(
+                conversation, chat_template=template, tools=tools or None, tokenize=False, **arguments
+            )
         )
 
-    template = str(tokenizer.get_chat_template(name, tools=tools))
     conversation = [_message(message, template, render, image) for message in messages]
     try:
         return render(conversation, **(chat or PLAIN).arguments)
@@ -87,6 +88,24 @@ def template_name(templates: Any, tools: list[dict[str, Any]] | None, chat: Chat
     """
     documents = chat is not None and chat.documents is not None
     return "rag" if documents and not tools and isinstance(templates, dict) and "rag" in templates else None
+
+
+def template_of(tokenizer: Any, tools: list[dict[str, Any]] | None, chat: ChatOptions | None) -> str:
+    """The text of the template that a request's messages go through: see `template_name`.
+
+    Raises:
+        UnsupportedOperationError: The tokenizer has several templates, and none that is for such a request.
+    """
+    name = template_name(tokenizer.chat_template, tools, chat)
+    try:
+        return str(tokenizer.get_chat_template(name, tools=tools or None))
+    except ValueError:
+        there = ", ".join(sorted(tokenizer.chat_template))
+        raise UnsupportedOperationError(
+            f"this model's tokenizer has the chat templates {there}, and no default one for a request without tools: "
+            f"start the worker with --chat-template",
+            operation="chat",
+        ) from None
 
 
 def no_template() -> UnsupportedOperationError:

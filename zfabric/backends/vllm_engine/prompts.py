@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from zfabric.backends.front.chat import no_template
+from zfabric.backends.front.chat import no_template, template_of
 from zfabric.backends.front.embed_inputs import EmbedInputs, Piece, with_special_tokens
 from zfabric.backends.front.media import refuse_addresses, with_addresses
 from zfabric.backends.front.prompts import context_overflow, fit, known_tokens, longest_token, what_may_fit
@@ -55,6 +55,8 @@ class Prompts:
         self._engine = engine
         self._context_length = context_length
         self._template = chat_template(engine, template)
+        templates = getattr(engine.renderer.get_tokenizer(), "chat_template", None)
+        self._several = template is None and isinstance(templates, dict)
         self._vocabulary_size = int(engine.vllm_config.model_config.get_vocab_size())
         files = sentence_files(engine)
         encode = with_special_tokens(engine.renderer.get_tokenizer(), lower_case=files.lower_case)
@@ -67,7 +69,7 @@ class Prompts:
     @property
     def chat(self) -> bool:
         """Whether messages are understood."""
-        return self._template is not None
+        return self._template is not None or self._several
 
     async def of(self, request: GenerateRequest) -> Prompt:
         """The prompt of a request for text.
@@ -139,19 +141,27 @@ class Prompts:
     async def _chat(
         self, messages: Sequence[Message], tools: list[dict[str, Any]] | None, chat: ChatOptions | None
     ) -> Prompt:
-        if self._template is None:
-            raise no_template()
+        template = self._template_for(tools, chat)
         refuse_addresses(messages, self._domains)
         arguments = (chat or PLAIN).arguments
         if tools:
             arguments["tools"] = tools
         try:
             given = with_addresses(messages)
-            rendered = await render_chat(self._engine, given, self._template, arguments)
+            rendered = await render_chat(self._engine, given, template, arguments)
         except (ValueError, TypeError, KeyError, RuntimeError) as error:
             # The last is what vLLM raises for files that it may not read.
             raise RequestError(f"these messages are refused: {error}") from None
         return Prompt(list(rendered["prompt_token_ids"]), rendered)
+
+    def _template_for(self, tools: list[dict[str, Any]] | None, chat: ChatOptions | None) -> str:
+        """The text of the template that is for such a request. Raises: UnsupportedOperationError: There is none."""
+        if self._several and (tools or self._template is None or (chat is not None and chat.documents is not None)):
+            # vLLM chooses only where it is given no template; its choice knows nothing of documents.
+            return template_of(self._engine.renderer.get_tokenizer(), tools, chat)
+        if self._template is None:
+            raise no_template()
+        return self._template
 
 
 def sentence_files(engine: Any) -> SentenceFiles:
