@@ -1,6 +1,6 @@
 """llama.cpp on the fabric, by the binding `xllamacpp`; chat, stop strings, choices and continued answers are TextModelWorker's.
 
-zfabric-worker --backend examples.llama_cpp:LlamaCppWorker --model SmolLM2-135M-Instruct.Q4_1.gguf --name-of-model smollm2
+zfabric-worker --backend examples.llama_cpp:LlamaCppWorker --model SmolLM2-135M-Instruct.Q4_1.gguf --model-names smollm2
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class LlamaCppOptions:
 
     Attributes:
         model: A GGUF file.
-        name_of_model: What clients call it; the file's name by default.
+        model_names: Names it serves, the file's by default; the first is the model, the others aliases.
         context_length: Tokens of a prompt and its answer.
         parallel: Requests that run at a time.
         threads: Threads that compute.
     """
 
     model: Path
-    name_of_model: str = ""
+    model_names: tuple[str, ...] = ()
     context_length: int = 2_048
     parallel: int = 4
     threads: int = 2
@@ -55,7 +55,8 @@ class LlamaCppWorker(TextModelWorker):
         given.n_ctx = options.context_length * options.parallel
         given.cpuparams.n_threads = given.cpuparams_batch.n_threads = options.threads
         self.engine = await asyncio.to_thread(xllamacpp.Server, given)
-        return ModelInfo(name=options.name_of_model or options.model.stem, context_length=options.context_length)
+        name, *aliases = options.model_names or (options.model.stem,)
+        return ModelInfo(name=name, aliases=aliases, context_length=options.context_length)
 
     def render(self, messages: Any) -> str:
         turns = [f"<|im_start|>{message['role']}\n{text_of(message)}<|im_end|>\n" for message in messages]

@@ -37,6 +37,9 @@ DRAIN_MS: Final = 30_000
 #: How long a backend may take to stop one request, which keeps its slot meanwhile: a step has to end, an upstream's
 #: connection to be closed. After it the slot counts as free, and the log says which backend did not stop.
 STOP_MS: Final = 10_000
+#: Deltas of one generator before the event loop gets a turn whatever happens: one that awaits nothing would otherwise keep beats
+#: and cancels from coming through until its answer is whole. A turn costs some microseconds, so 64 deltas hide it.
+DELTAS_PER_TURN: Final = 64
 #: Farewells are a courtesy: a peer that does not answer in this time is left to its lease.
 GOODBYE_MS: Final = 500
 #: Reconnect backoff. The first try is nearly free on one host; the cap keeps a restarted controller found within 1 s.

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import examples.llama_cpp
 import zfabric.testing
 from examples.llama_cpp import LlamaCppOptions, LlamaCppWorker
+from tests.endpoints import ipc, run_directory
+from tests.fabric import Process, processes
+from zfabric import AsyncClient
 from zfabric.errors import BackendError, ConfigurationError
+
+__all__ = ["ipc", "run_directory"]
 
 xllamacpp = pytest.importorskip("xllamacpp", reason="the binding has wheels for Linux and macOS alone")
 
@@ -22,7 +29,7 @@ def options() -> LlamaCppOptions:
     assert found is not None
     assert found.origin is not None
     (model,) = Path(found.origin).parent.glob("*.gguf")
-    return LlamaCppOptions(model=model, name_of_model="smollm2", context_length=512, parallel=2)
+    return LlamaCppOptions(model=model, model_names=("smollm2", "small"), context_length=512, parallel=2)
 
 
 def test_it_is_short() -> None:
@@ -51,6 +58,23 @@ async def test_its_text_is_that_of_llama_cpp(options: LlamaCppOptions) -> None:
         system = {"role": "system", "content": "You are a helpful AI assistant named SmolLM, trained by Hugging Face"}
         answer = await client.chat("smollm2", [system, *messages], max_new_tokens=8, temperature=0)
         assert answer.text == chat["choices"][0]["message"]["content"]
+
+
+async def test_it_is_served_by_the_command_that_it_names(options: LlamaCppOptions, tmp_path: Path, ipc: str) -> None:
+    (line,) = [line for line in str(examples.llama_cpp.__doc__).splitlines() if line.startswith("zfabric-worker ")]
+    command = line.replace(options.model.name, str(options.model)).split()[1:]
+    async with processes(tmp_path) as children:
+        children.append(await Process.start("zfabric.cli.controller", "--endpoint", ipc, directory=tmp_path))
+        await children[0].ready()
+        arguments = ("--endpoint", ipc, *command, "--context-length", "256")
+        children.append(await Process.start("zfabric.cli.worker", *arguments, directory=tmp_path))
+        assert "smollm2" in await children[1].ready()
+        async with AsyncClient(ipc) as client:
+            made = await client.generate("smollm2", "The capital of France is", max_new_tokens=4, temperature=0)
+            assert "Paris" in made.text
+        for child in reversed(children):
+            child.kill(signal.SIGTERM)
+            assert await child.ended() == 0
 
 
 async def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

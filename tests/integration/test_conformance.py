@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -31,6 +32,8 @@ from zfabric.backends import front
 from zfabric.backends.echo import EchoOptions, EchoWorker
 from zfabric.backends.front import text_of
 from zfabric.errors import ContextOverflowError, UnsupportedParameterError
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "backends.md").read_text()
 
 
 class Counting(TextModelWorker):
@@ -130,10 +133,18 @@ def test_the_parts_for_authors_are_documented_and_import_no_engine() -> None:
     code = "import sys, zfabric.backends.front as f; print(*sys.modules); assert f.Detokenizer"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "transformers", "vllm"} & {name.partition(".")[0] for name in found.stdout.split()}
-    page = (Path(__file__).resolve().parents[2] / "docs" / "backends.md").read_text()
     for name in front.__all__:
-        assert f"`{name}`" in page, name
+        assert f"`{name}`" in PAGE, name
         assert getattr(front, name).__doc__, name
+
+
+async def test_the_page_s_backend_keeps_every_promise() -> None:
+    """What docs/backends.md shows is what its reader copies."""
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "class Parrot" in block]
+    names: dict[str, Any] = {}
+    exec(block, names)
+    (report,) = await zfabric.testing.conformance(names["Parrot"]())
+    assert sum(finding.kept is True for finding in report.findings) >= 14, str(report)
 
 
 class Wrong(Counting):

@@ -80,6 +80,14 @@ class Backend(BaseModelWorker):
         finally:
             self.running.discard(request.request_id)
 
+    async def never_awaits(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+        self.running.add(request.request_id)
+        try:
+            while True:
+                yield Delta(text="x", token_ids=[1])
+        finally:
+            self.running.discard(request.request_id)
+
     async def slow_to_stop(self, request: GenerateRequest) -> AsyncIterator[Delta]:
         self.running.add(request.request_id)
         self.most = max(self.most, len(self.running))
@@ -309,6 +317,21 @@ async def test_a_slot_is_free_when_the_generator_has_closed(monkeypatch: pytest.
         assert (1 in worker.ends, worker.loads[-1].running) == (False, 1)
         backend.release.set()
         await worker.end_of(1)
+        assert not backend.running
+        worker.at_rest()
+
+
+async def test_a_generator_that_awaits_nothing_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others are served beside it, the worker beats, and it can be stopped."""
+    backend = Backend()
+    async with bare_worker(monkeypatch, backend) as worker:
+        worker.say(dispatch(1, GenerateRequest(prompt="never_awaits", sampling=WHOLE.resolved({}))))
+        await worker.until(lambda: worker.chunks)
+        await worker.beats(len(worker.loads) + 1)
+        worker.say(dispatch(2))
+        assert (await worker.end_of(2))[0].code == 0
+        worker.say(abort(1))
+        assert (await worker.end_of(1))[0].code == RequestCancelledError.code
         assert not backend.running
         worker.at_rest()
 

@@ -13,7 +13,7 @@ from zfabric.core.worker.orders import Columns, client_name_of
 from zfabric.core.worker.session import Begin, Order, WorkerSession
 from zfabric.core.worker.soundness import sound_text
 from zfabric.errors import BackendError, FabricError
-from zfabric.limits import STOP_MS
+from zfabric.limits import DELTAS_PER_TURN, STOP_MS
 from zfabric.transport.clock import monotonic_ns
 from zfabric.wire.payloads import (
     AnyRequest,
@@ -154,8 +154,12 @@ class Runs:
             if asyncio.iscoroutine(deltas):
                 deltas.close()
             raise TypeError(f"generate of {type(backend).__name__} is no async generator")
+        count = 0
         try:
             async for delta in deltas:
+                count += 1
+                if not count % DELTAS_PER_TURN:
+                    await asyncio.sleep(0)
                 if delta.finish_reason is not None and delta.usage is None:
                     delta.usage = await self._usage(backend, request, delta)
                 self.emit([(request_id, delta)])
