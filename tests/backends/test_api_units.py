@@ -145,8 +145,18 @@ def test_every_parameter_that_is_honoured_is_in_the_body() -> None:
 
 def test_what_has_no_place_is_refused() -> None:
     tgi = Upstream(name="m", base_url=URL, protocol="tgi", server="tgi")
-    with pytest.raises(UnsupportedOperationError):
-        body_of(tgi, GenerateRequest(messages=[{"role": "user", "content": "x"}]), None)
+    plain = Upstream(name="m", base_url=URL, protocol="completions", server="vllm")
+    for upstream, request in (
+        (tgi, GenerateRequest(messages=[{"role": "user", "content": "x"}])),
+        (tgi, GenerateRequest(prompt="x", tools=[{}])),
+        (tgi, GenerateRequest(prompt="x", response_format={"type": "json_object"})),
+        (plain, GenerateRequest(prompt="x", tools=[{}])),
+        (plain, GenerateRequest(prompt="x", response_format={"type": "json_object"})),
+    ):
+        with pytest.raises(UnsupportedOperationError):
+            body_of(upstream, request, None)
+    rendered = GenerateRequest(messages=[{"role": "user", "content": "x"}], tools=[{}])
+    assert body_of(plain, rendered, [1, 2])["prompt"] == [1, 2]
 
 
 def test_options_are_announced_where_they_have_a_place() -> None:

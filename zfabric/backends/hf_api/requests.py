@@ -94,6 +94,7 @@ def body_of(
         UnsupportedParameterError: This protocol cannot say that only the context bounds an answer.
     """
     if upstream.protocol == "tgi":
+        _refuse(upstream, request, *OPTIONS)
         return _tgi(upstream, request)
     body: dict[str, Any] = {"model": upstream.model, "stream": True}
     if upstream.protocol == "chat":
@@ -104,6 +105,8 @@ def body_of(
             body["response_format"] = request.response_format
         body |= _told(request.chat)
     else:
+        # Tools are in a prompt that was made of messages here.
+        _refuse(upstream, request, "response_format", *(() if prompt is not None else ("tools",)))
         body["prompt"] = prompt if prompt is not None else _text(upstream, request.prompt)
     if upstream.server != "transformers":
         body["stream_options"] = {"include_usage": True}
@@ -202,6 +205,17 @@ def _text(upstream: Upstream, prompt: str | None) -> str:
             model=upstream.name,
         )
     return prompt
+
+
+def _refuse(upstream: Upstream, request: GenerateRequest, *names: str) -> None:
+    """What must not be left out in silence, whoever asks. Raises: UnsupportedOperationError."""
+    for name in names:
+        if name in request.options:
+            raise UnsupportedOperationError(
+                f"{name} is not supported by model {upstream.name!r}, which speaks {upstream.protocol}",
+                operation=name,
+                model=upstream.name,
+            )
 
 
 def _told(chat: ChatOptions | None) -> dict[str, Any]:
