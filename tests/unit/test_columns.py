@@ -24,17 +24,17 @@ def by_columns(side: WorkerSide, names: Sequence[str], tokens: Sequence[Any], te
 
 def test_both_ways_say_the_same_bytes() -> None:
     sides = WorkerSide(), WorkerSide()
-    for side in sides:
-        side.names = [side.begin(request, window=100) for request in (5, 6, 7)]  # type: ignore[attr-defined]
     deltas, columns = sides
+    streams, same = ([side.begin(request, window=100) for request in (5, 6, 7)] for side in sides)
+    assert streams == same
     for step in range(4):
-        names = deltas.names[: 3 - step // 2]  # type: ignore[attr-defined]
+        names = streams[: 3 - step // 2]
         deltas.emit(*((name, token(step)) for name in names))
         by_columns(columns, names, [step] * len(names), ["t "] * len(names))
     for side in sides:
-        side.emit(*((name, last(9)) for name in side.names))  # type: ignore[attr-defined]
+        side.emit(*((name, last(9)) for name in streams))
     said = [side.heard() for side in sides]
-    assert [frames for heard in said[:1] for frames in heard.frames] == said[1].frames
+    assert said[0].frames == said[1].frames
     assert [chunk.offset for chunk in said[0].chunks if chunk.request == 5] == [0, 1, 2, 3, 4]
 
 

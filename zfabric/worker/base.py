@@ -143,7 +143,7 @@ class BaseModelWorker(ABC):
     `ModelInfo.capabilities`, parameters by `ModelInfo.parameters`.
 
     Class attributes:
-        parameters: Names of the parameters that the backend honours: of `SamplingParams`, and "tools" and "response_format".
+        parameters: Names of the parameters that the backend honours: of `SamplingParams` and of `zfabric.wire.chat.OPTIONS`.
             `max_new_tokens` is always one of them, so an empty set is a backend that bounds its answers and does nothing
             else. None, the default, says nothing of it: then every parameter is handed over. `ModelInfo.parameters`
             says it per model.

@@ -57,7 +57,8 @@ async def embed(channel: Channel, request: EmbedRequest) -> EmbedResult:
         vectors = vectors[:, : request.dimensions]
     if request.normalize:
         lengths = numpy.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors = vectors / numpy.where(lengths == 0, 1, lengths)
+        lengths[lengths == 0] = 1
+        vectors = vectors / lengths
     data = numpy.ascontiguousarray(vectors, dtype="<f4")
     return EmbedResult(rows=data.shape[0], dimensions=data.shape[1], data=data.tobytes())
 
