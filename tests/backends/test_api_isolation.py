@@ -121,11 +121,13 @@ async def test_a_connection_that_was_cut_off_is_not_used_again(tmp_path: Path) -
 
 async def test_an_upstream_that_dies_in_mid_stream_hands_over(ipc: str, tmp_path: Path) -> None:
     """The worker lives on; the stream goes on at an echo worker of the same model, from the tokens that were told."""
+    may_die = asyncio.Event()
 
     async def dying(asked: Asked) -> None:
         choices = [{"index": 0, "text": f"{word} ", "token_ids": [place]} for place, word in enumerate(("a", "b", "c"))]
         events = [b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n" for choice in choices]
         await asked.send(EVENTS, *events)
+        await may_die.wait()
 
     async with faulty(dying) as server, fabric(ipc) as made, AsyncClient(ipc) as client:
         keys = {"protocol": "completions", "server": "vllm", "attempts": 1}
@@ -134,6 +136,7 @@ async def test_an_upstream_that_dies_in_mid_stream_hands_over(ipc: str, tmp_path
             stream = client.stream("m", "a b c", temperature=0, max_new_tokens=9)
             assert (await anext(stream)).text.startswith("a ")
             await made.add_worker("echo", EchoWorker(EchoOptions(model_names=("m",))))
+            may_die.set()
             async for _ in stream:
                 pass
             assert stream.text == words("a b c", 9)
