@@ -16,10 +16,11 @@ from typing import Any
 import zmq
 
 from zfabric.wire import codec, kinds
+from zfabric.wire.answers import Chunk
 from zfabric.wire.chunks import columns_of
 from zfabric.wire.flow import Credit, CreditLine
 from zfabric.wire.messages import ClientHello, Load, ModelInfo, Submit, WorkerHello
-from zfabric.wire.payloads import Chunk, GenerateRequest
+from zfabric.wire.payloads import GenerateRequest
 from zfabric.wire.sampling import SamplingParams
 
 _PORTION = 128

@@ -14,6 +14,7 @@ from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.controller.peers import ClientPeer, Request, WorkerPeer
 from zfabric.ids import RoutingId
 from zfabric.wire import codec, kinds
+from zfabric.wire.answers import Chunk, Outcome
 from zfabric.wire.chunks import EndsBody, columns_of
 from zfabric.wire.flow import Abort, Cancel
 from zfabric.wire.flow import Grant as Granted
@@ -34,7 +35,6 @@ from zfabric.wire.messages import (
     Welcome,
     WorkerHello,
 )
-from zfabric.wire.payloads import Chunk, Outcome
 from zfabric.wire.questions import Answer, Fault, Query
 
 T = TypeVar("T")

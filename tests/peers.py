@@ -12,11 +12,11 @@ from zfabric.core.controller.peers import Request
 from zfabric.errors import BY_CODE, FabricError
 from zfabric.ids import RoutingId, milliseconds
 from zfabric.wire import codec, kinds
+from zfabric.wire.answers import Outcome
 from zfabric.wire.chunks import EndsBody
 from zfabric.wire.fields import Operation
 from zfabric.wire.flow import Cancel
 from zfabric.wire.messages import ClientHello, Dispatch, End, Ends, Goodbye, Load, ModelInfo, Submit, WorkerHello
-from zfabric.wire.payloads import Outcome
 from zfabric.wire.questions import Query
 
 ALL = ("generate", "embed", "count_tokens", "resume")

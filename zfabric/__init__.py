@@ -53,17 +53,9 @@ from zfabric.errors import (
 from zfabric.transport.curve import Credentials
 from zfabric.version import __version__
 from zfabric.wire.messages import ModelInfo
-from zfabric.wire.payloads import (
-    CountRequest,
-    Delta,
-    EmbedRequest,
-    EmbedResult,
-    GenerateRequest,
-    Logprob,
-    TokenLogprobs,
-    Usage,
-)
+from zfabric.wire.payloads import CountRequest, Delta, GenerateRequest, Logprob, TokenLogprobs, Usage
 from zfabric.wire.sampling import SamplingParams
+from zfabric.wire.tasks import EmbedRequest, EmbedResult
 from zfabric.wire.tool_calls import ToolCallDelta
 from zfabric.worker.base import BaseModelWorker, StepwiseModelWorker
 

@@ -40,7 +40,8 @@ from zfabric.errors import (
     UnsupportedOperationError,
     UnsupportedParameterError,
 )
-from zfabric.wire.payloads import EmbedRequest, GenerateRequest, Usage
+from zfabric.wire.payloads import GenerateRequest, Usage
+from zfabric.wire.tasks import EmbedRequest
 
 ONCE: dict[str, Any] = {"attempts": 1}
 

@@ -21,8 +21,9 @@ from zfabric.backends.front.prompts import PromptTokens
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ContextOverflowError, ParameterRangeError, RequestError, TooLargeError
-from zfabric.wire.payloads import CountRequest, EmbedRequest, GenerateRequest, TokenLogprobs
+from zfabric.wire.payloads import CountRequest, GenerateRequest, TokenLogprobs
 from zfabric.wire.sampling import SamplingParams
+from zfabric.wire.tasks import EmbedRequest
 
 Served = tuple[ModelWorker, Answers]
 STRANGE = "<strange>"

@@ -22,7 +22,8 @@ from tests.backends.tiny import Answers, ask
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import OutOfMemoryError
-from zfabric.wire.payloads import EmbedRequest, GenerateRequest
+from zfabric.wire.payloads import GenerateRequest
+from zfabric.wire.tasks import EmbedRequest
 
 __all__ = ["adapters", "tiny_llava", "tiny_t5"]  # fixtures
 pytestmark = pytest.mark.gpu

@@ -26,7 +26,8 @@ from zfabric.errors import (
     RequestError,
     UnsupportedOperationError,
 )
-from zfabric.wire.payloads import EmbedRequest, GenerateRequest
+from zfabric.wire.payloads import GenerateRequest
+from zfabric.wire.tasks import EmbedRequest
 
 Vectors = np.ndarray[Any, Any]
 

@@ -24,7 +24,7 @@ from zfabric.errors import (
     RequestError,
     WorkerLostError,
 )
-from zfabric.wire.payloads import EmbedRequest
+from zfabric.wire.tasks import EmbedRequest
 
 Served = tuple[ModelWorker, Answers]
 Start = Callable[..., Awaitable[Served]]

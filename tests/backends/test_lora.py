@@ -24,7 +24,8 @@ from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ConfigurationError, FabricError, RequestError, UnknownModelError, UnsupportedOperationError
 from zfabric.wire.messages import ModelInfo
-from zfabric.wire.payloads import EmbedRequest, GenerateRequest, OperateRequest
+from zfabric.wire.payloads import GenerateRequest, OperateRequest
+from zfabric.wire.tasks import EmbedRequest
 
 PROMPT = "Once upon a time"
 LAYERS = [

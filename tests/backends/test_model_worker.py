@@ -15,9 +15,9 @@ from tests.backends.tiny import Answers, ask, reference
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ConfigurationError, ContextOverflowError, RequestError
-from zfabric.wire.payloads import CountRequest, EmbedRequest, GenerateRequest
+from zfabric.wire.payloads import CountRequest, GenerateRequest
 from zfabric.wire.sampling import SamplingParams
-from zfabric.wire.tasks import DetokenizeRequest
+from zfabric.wire.tasks import DetokenizeRequest, EmbedRequest
 
 Served = tuple[ModelWorker, Answers]
 PROMPTS = ["Hello", "The quick brown fox jumps", "a", "Once upon a time there was", "é世界", "0123456789 " * 5]

@@ -17,7 +17,7 @@ from tests.backends.tiny import Answers, ask, byte_tokenizer
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ConfigurationError, ContextOverflowError
-from zfabric.wire.payloads import EmbedRequest
+from zfabric.wire.tasks import EmbedRequest
 
 Served = tuple[ModelWorker, Answers]
 PROMPTS = ["Hello", "The quick brown fox jumps over the lazy dog", "a", "Once upon a time"]

@@ -18,10 +18,11 @@ from zfabric.core.worker.session import Begin, WorkerSession
 from zfabric.errors import FabricError
 from zfabric.ids import RoutingId
 from zfabric.wire import codec, kinds
+from zfabric.wire.answers import ChunkExtra, Outcome
 from zfabric.wire.chunks import Chunks, EndsBody
 from zfabric.wire.fields import Operation
 from zfabric.wire.messages import ModelInfo
-from zfabric.wire.payloads import AnyRequest, ChunkExtra, CountRequest, Delta, Outcome, TextRequest, Usage
+from zfabric.wire.payloads import AnyRequest, CountRequest, Delta, TextRequest, Usage
 from zfabric.wire.sampling import SamplingOptions
 
 _CLIENT: Final = RoutingId(b"\0\0\0\0\x01")

@@ -11,15 +11,15 @@ import msgspec
 from msgspec import Struct, inspect
 
 from tests.document.markdown import power, table
-from zfabric.wire import chat, chunks, flow, messages, payloads, questions, sampling, status, tasks, tool_calls
+from zfabric.wire import answers, chat, chunks, flow, messages, payloads, questions, sampling, status, tasks, tool_calls
 
-_MODULES: Final = (chat, chunks, flow, messages, payloads, questions, sampling, status, tasks, tool_calls)
+_MODULES: Final = (answers, chat, chunks, flow, messages, payloads, questions, sampling, status, tasks, tool_calls)
 _ATTRIBUTE: Final = re.compile(r"^    (?P<names>\w+(?:, \w+)*): (?P<text>.+(?:\n {5,}\S.*)*)", re.MULTILINE)
 
 #: What a worker makes of requests for its backends: these are nobody's messages.
 _OF_BACKENDS: Final = (payloads.GenerateRequest, sampling.SamplingParams)
 #: One chunk, which on the wire is an entry of each column.
-_ROWS: Final = (payloads.Chunk,)
+_ROWS: Final = (answers.Chunk,)
 
 _PLAIN: Final[dict[type, str]] = {
     inspect.BoolType: "boolean",

@@ -17,6 +17,7 @@ from zfabric.core.worker.session import Begin, DrainAsked, WorkerSession
 from zfabric.errors import ProtocolError, WorkerLostError
 from zfabric.ids import milliseconds
 from zfabric.wire import codec, kinds
+from zfabric.wire.answers import Chunk, ChunkExtra, Outcome
 from zfabric.wire.chunks import EndsBody
 from zfabric.wire.flow import Abort, Cancel, Credit, CreditLine, Grant
 from zfabric.wire.messages import (
@@ -34,7 +35,7 @@ from zfabric.wire.messages import (
     Welcome,
     WorkerHello,
 )
-from zfabric.wire.payloads import Chunk, ChunkExtra, Delta, Outcome, TextRequest
+from zfabric.wire.payloads import Delta, TextRequest
 from zfabric.wire.questions import Answer, Query
 
 _PAGE = (ROOT / "docs" / "protocol" / "behaviour.md").read_text()

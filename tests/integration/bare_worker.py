@@ -14,9 +14,11 @@ from zfabric import BaseModelWorker
 from zfabric.limits import FRAME_BYTES_MAX
 from zfabric.transport.links import DealerReceiver
 from zfabric.wire import codec, kinds
+from zfabric.wire.answers import Chunk, Outcome
 from zfabric.wire.flow import Abort
 from zfabric.wire.messages import Dispatch, End, Load, Welcome, WorkerHello
-from zfabric.wire.payloads import AnyRequest, Chunk, EmbedRequest, GenerateRequest, OperateRequest, Outcome
+from zfabric.wire.payloads import AnyRequest, GenerateRequest, OperateRequest
+from zfabric.wire.tasks import EmbedRequest
 from zfabric.worker import service as service_module
 from zfabric.worker.config import WorkerConfig
 from zfabric.worker.service import WorkerService

@@ -39,9 +39,9 @@ from zfabric.backends.echo import EchoOptions
 from zfabric.client import connection as connection_module
 from zfabric.limits import BAD_FRAMES_MAX, NAME_LENGTH_MAX
 from zfabric.wire import codec, kinds
+from zfabric.wire.answers import Chunk, Outcome
 from zfabric.wire.chunks import EndsBody
 from zfabric.wire.messages import End, Ends, Goodbye, Submit, Welcome
-from zfabric.wire.payloads import Chunk, Outcome
 from zfabric.wire.questions import Answer
 
 SLOW = EchoOptions(tokens_per_second=200)

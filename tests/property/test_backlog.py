@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from tests.unit.worker_side import WorkerSide
 from zfabric import limits
-from zfabric.wire.payloads import Chunk, Delta, Logprob, TokenLogprobs
+from zfabric.wire.answers import Chunk
+from zfabric.wire.payloads import Delta, Logprob, TokenLogprobs
 
 
 class Reader:

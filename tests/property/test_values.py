@@ -32,8 +32,9 @@ from zfabric.core.client.bodies import encoded
 from zfabric.errors import FabricError, ParameterRangeError, ProtocolError, RequestError, UnsupportedParameterError
 from zfabric.limits import CALL_TIMEOUT_MS, FRAME_BYTES_MAX, NESTING_MAX, QUERY_TIMEOUT_MS
 from zfabric.wire import codec
-from zfabric.wire.payloads import AnyRequest, EmbedResult, GenerateRequest
+from zfabric.wire.payloads import AnyRequest, GenerateRequest
 from zfabric.wire.sampling import ALL_PARAMETERS, WHAT_THE_CONTEXT_LEAVES, SamplingOptions
+from zfabric.wire.tasks import EmbedResult
 
 
 @dataclasses.dataclass

@@ -13,7 +13,7 @@ from msgspec import Raw, Struct
 
 from zfabric.errors import FabricError, ParameterRangeError, ProtocolError, UnsupportedParameterError
 from zfabric.limits import CONTROL_BODY_BYTES_MAX, DEADLINE_MAX_MS, HEADER_BYTES_MAX
-from zfabric.wire import codec, flow, kinds, messages, payloads, questions, sampling
+from zfabric.wire import answers, codec, flow, kinds, messages, questions, sampling, tasks
 from zfabric.wire.chunks import EndsBody
 from zfabric.wire.locks import lock_of
 
@@ -151,10 +151,10 @@ def test_bodies_are_plain_messagepack(message: Struct) -> None:
 
 @given(
     st.lists(
-        st.builds(payloads.Chunk, u63, attempt, st.integers(0, 9), u32, st.text(max_size=9), st.lists(u32, max_size=5))
+        st.builds(answers.Chunk, u63, attempt, st.integers(0, 9), u32, st.text(max_size=9), st.lists(u32, max_size=5))
     )
 )
-def test_chunks_come_back(chunks: list[payloads.Chunk]) -> None:
+def test_chunks_come_back(chunks: list[answers.Chunk]) -> None:
     header, body = codec.pack_chunks(7, chunks)
     assert header.startswith(codec.chunks_route(7))
     assert not body
@@ -162,10 +162,10 @@ def test_chunks_come_back(chunks: list[payloads.Chunk]) -> None:
 
 
 def test_results_travel_as_they_are() -> None:
-    outcome = payloads.Outcome(result=codec.raw(payloads.EmbedResult(1, 2, b"12345678")))
+    outcome = answers.Outcome(result=codec.raw(tasks.EmbedResult(1, 2, b"12345678")))
     back = codec.unpack_ends_body(codec.encode(EndsBody(outcomes=[outcome]))).outcomes[0]
     assert isinstance(back.result, Raw)
-    assert codec.unpack_result(back.result, payloads.EmbedResult) == payloads.EmbedResult(1, 2, b"12345678")
+    assert codec.unpack_result(back.result, tasks.EmbedResult) == tasks.EmbedResult(1, 2, b"12345678")
 
 
 @given(u63, attempt, name, st.integers(1, 30))

@@ -18,7 +18,7 @@ from tests.sweep.tiny_config import shrink
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ConfigurationError, FabricError
-from zfabric.wire.payloads import EmbedRequest
+from zfabric.wire.tasks import EmbedRequest
 
 Kind = Literal["causal", "vision", "paired", "encoder"]
 #: "same": what transformers itself says. "refused": by name, at loading. "wrong": anything else.

@@ -28,10 +28,12 @@ from zfabric.errors import (
     WorkerLostError,
 )
 from zfabric.wire import codec, kinds
+from zfabric.wire.answers import Chunk, ChunkExtra, Outcome
 from zfabric.wire.messages import Beat, End, Ends, Goodbye, Welcome
-from zfabric.wire.payloads import Chunk, ChunkExtra, EmbedRequest, GenerateRequest, OperateRequest, Outcome, TextRequest
+from zfabric.wire.payloads import GenerateRequest, OperateRequest, TextRequest
 from zfabric.wire.questions import Answer
 from zfabric.wire.sampling import SamplingOptions, SamplingParams
+from zfabric.wire.tasks import EmbedRequest
 
 MILLISECOND = 1_000_000
 GREEDY = SamplingParams(temperature=0)

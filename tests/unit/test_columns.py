@@ -13,8 +13,9 @@ from zfabric.backends.echo import EchoWorker
 from zfabric.core.worker.orders import Columns, Spoiled, Stop
 from zfabric.errors import BackendError
 from zfabric.wire import codec
+from zfabric.wire.answers import Chunk, ChunkExtra
 from zfabric.wire.chunks import columns_of
-from zfabric.wire.payloads import Chunk, ChunkExtra, Delta
+from zfabric.wire.payloads import Delta
 from zfabric.worker.sink import BackendSink
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from zfabric.client.mailbox import Collector, Mailbox
 from zfabric.errors import ProtocolError, RequestCancelledError
-from zfabric.wire.payloads import Chunk, ChunkExtra, Logprob, Outcome, TokenLogprobs, Usage
+from zfabric.wire.answers import Chunk, ChunkExtra, Outcome
+from zfabric.wire.payloads import Logprob, TokenLogprobs, Usage
 
 
 def chunk(index: int, token: int, **extra: object) -> Chunk:

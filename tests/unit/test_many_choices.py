@@ -22,7 +22,8 @@ from zfabric.client.blocking import SharedMailbox
 from zfabric.client.mailbox import Collector, Mailbox
 from zfabric.core.client.pending import Pending, Sink
 from zfabric.wire import codec
-from zfabric.wire.payloads import Chunk, ChunkExtra, Logprob, TextRequest, TokenLogprobs
+from zfabric.wire.answers import Chunk, ChunkExtra
+from zfabric.wire.payloads import Logprob, TextRequest, TokenLogprobs
 from zfabric.wire.sampling import SamplingOptions
 
 CLIENT = tuple(str(Path(module.__file__ or "").parent) for module in (zfabric.client, zfabric.core.client))

@@ -15,7 +15,8 @@ from zfabric.backends.front.continuation import Redraw, Unseen
 from zfabric.client.mailbox import Collector, Mailbox
 from zfabric.core.worker.session import Spoiled
 from zfabric.errors import ProtocolError, WorkerLostError
-from zfabric.wire.payloads import Chunk, ChunkExtra, Delta, GenerateRequest, Outcome, Usage
+from zfabric.wire.answers import Chunk, ChunkExtra, Outcome
+from zfabric.wire.payloads import Delta, GenerateRequest, Usage
 from zfabric.wire.tool_calls import ToolCallDelta
 
 

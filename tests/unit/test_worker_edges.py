@@ -21,8 +21,9 @@ from zfabric.errors import (
 from zfabric.wire import codec, kinds
 from zfabric.wire.kinds import DISPATCH, Kind
 from zfabric.wire.messages import CarriedMore, Drain, ModelInfo, Welcome, WorkerHello
-from zfabric.wire.payloads import Delta, EmbedRequest, GenerateRequest, Logprob, TokenLogprobs, Usage
+from zfabric.wire.payloads import Delta, GenerateRequest, Logprob, TokenLogprobs, Usage
 from zfabric.wire.sampling import SamplingParams
+from zfabric.wire.tasks import EmbedRequest
 
 MIB = 1024 * 1024
 

@@ -11,7 +11,8 @@ from zfabric.errors import BackendError, RequestCancelledError, WorkerDrainingEr
 from zfabric.wire import codec
 from zfabric.wire.kinds import Kind
 from zfabric.wire.messages import Load
-from zfabric.wire.payloads import Delta, EmbedRequest
+from zfabric.wire.payloads import Delta
+from zfabric.wire.tasks import EmbedRequest
 
 EMBED = codec.encode(EmbedRequest(inputs=["x"]))
 SECOND = 10**9

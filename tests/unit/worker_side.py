@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 from zfabric.core.worker.session import Begin, Order, WorkerSession
 from zfabric.limits import FRAME_BYTES_MAX
 from zfabric.wire import codec, kinds
+from zfabric.wire.answers import Chunk, Outcome
 from zfabric.wire.flow import Abort, CreditLine, Grant
 from zfabric.wire.messages import Dispatch, End, ModelInfo, Welcome
-from zfabric.wire.payloads import Chunk, Delta, GenerateRequest, Outcome
+from zfabric.wire.payloads import Delta, GenerateRequest
 from zfabric.wire.sampling import SamplingParams
 
 CLIENT, INSTANCE = 7, 9

@@ -17,7 +17,8 @@ from zfabric.backends.front.prompts import context_overflow
 from zfabric.errors import ParameterRangeError
 from zfabric.limits import ECHO_TOKEN_LENGTH_MAX, ECHO_WORDS_MAX
 from zfabric.wire.messages import ModelInfo
-from zfabric.wire.payloads import CountRequest, Delta, EmbedRequest, EmbedResult, FinishReason, GenerateRequest, Usage
+from zfabric.wire.payloads import CountRequest, Delta, FinishReason, GenerateRequest, Usage
+from zfabric.wire.tasks import EmbedRequest, EmbedResult
 from zfabric.worker.base import EngineLoad, StepwiseModelWorker
 
 #: Vectors made before the event loop gets its turn.

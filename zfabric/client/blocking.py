@@ -15,7 +15,8 @@ from zfabric.client.reading import Reading
 from zfabric.client.results import Completion
 from zfabric.errors import ClosedError, FabricError
 from zfabric.limits import WINDOW_UNITS
-from zfabric.wire.payloads import ChunkExtra, Delta, Outcome
+from zfabric.wire.answers import ChunkExtra, Outcome
+from zfabric.wire.payloads import Delta
 
 #: Consumed units are told to the loop's thread in portions: each portion wakes it.
 _CREDIT_PORTION: Final = WINDOW_UNITS // 8

@@ -11,7 +11,8 @@ from typing import TypeVar
 
 from zfabric.client.results import Choice, Completion
 from zfabric.errors import FabricError, ProtocolError, RequestCancelledError
-from zfabric.wire.payloads import ChunkExtra, Delta, Outcome, TokenLogprobs, Usage
+from zfabric.wire.answers import ChunkExtra, Outcome
+from zfabric.wire.payloads import Delta, TokenLogprobs, Usage
 from zfabric.wire.tool_calls import joined_calls
 
 T = TypeVar("T")

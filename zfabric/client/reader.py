@@ -16,7 +16,8 @@ from zfabric.client.requests import generate_request, model_name
 from zfabric.client.results import Completion
 from zfabric.core.client.pending import Pending
 from zfabric.errors import ClosedError, FabricError, RequestError
-from zfabric.wire.payloads import Delta, Outcome
+from zfabric.wire.answers import Outcome
+from zfabric.wire.payloads import Delta
 
 #: What arrived since the last look: streams, and what each has to say; None is its end.
 Batch = list[tuple["AnswerStream", Delta | None]]

@@ -18,9 +18,9 @@ from zfabric.core.client.pending import Resume
 from zfabric.errors import ProtocolError, RequestError, UnsupportedParameterError
 from zfabric.limits import CALL_TIMEOUT_MS, DEADLINE_MAX_MS, NAME_LENGTH_MAX, PRIORITY_MAX, QUERY_TIMEOUT_MS
 from zfabric.wire.chat import ChatOptions, Message
-from zfabric.wire.payloads import CountRequest, EmbedRequest, EmbedResult, OperateRequest, TextRequest
+from zfabric.wire.payloads import CountRequest, OperateRequest, TextRequest
 from zfabric.wire.sampling import TOKENS_MAX, WHAT_THE_CONTEXT_LEAVES, SamplingOptions
-from zfabric.wire.tasks import ClassifyRequest, DetokenizeRequest, ScoreRequest
+from zfabric.wire.tasks import ClassifyRequest, DetokenizeRequest, EmbedRequest, EmbedResult, ScoreRequest
 
 if TYPE_CHECKING:
     import numpy as np

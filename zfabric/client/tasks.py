@@ -20,7 +20,8 @@ from zfabric.client.requests import (
 )
 from zfabric.errors import ProtocolError
 from zfabric.wire import codec
-from zfabric.wire.payloads import EmbedResult, Outcome
+from zfabric.wire.answers import Outcome
+from zfabric.wire.tasks import EmbedResult
 
 if TYPE_CHECKING:
     import numpy as np

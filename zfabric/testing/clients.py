@@ -14,7 +14,8 @@ from zfabric.testing.network import Link, Network
 from zfabric.testing.records import Record, Violation, Wish, values_of
 from zfabric.testing.world import Alarm, World
 from zfabric.wire import codec
-from zfabric.wire.payloads import ChunkExtra, EmbedResult, Outcome
+from zfabric.wire.answers import ChunkExtra, Outcome
+from zfabric.wire.tasks import EmbedResult
 
 
 class SimSink:

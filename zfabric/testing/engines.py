@@ -12,17 +12,8 @@ from zfabric.testing.catalogue import EngineSpec, names_of
 from zfabric.testing.records import BROKEN, Violation, token_id, token_text
 from zfabric.testing.sockets import ProcessLoop
 from zfabric.wire.messages import ModelInfo
-from zfabric.wire.payloads import (
-    AnyRequest,
-    CountRequest,
-    Delta,
-    EmbedRequest,
-    EmbedResult,
-    GenerateRequest,
-    OperateRequest,
-    TextRequest,
-    Usage,
-)
+from zfabric.wire.payloads import AnyRequest, CountRequest, Delta, GenerateRequest, OperateRequest, TextRequest, Usage
+from zfabric.wire.tasks import EmbedRequest, EmbedResult
 from zfabric.worker.base import BaseModelWorker, EngineLoad, StepwiseModelWorker
 
 #: An operation that is no generation takes so long, in milliseconds, at least and at most.

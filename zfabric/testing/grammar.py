@@ -12,6 +12,7 @@ from typing import Final
 
 from zfabric.testing.catalogue import ALL, NAMES
 from zfabric.wire import codec, kinds
+from zfabric.wire.answers import Chunk, Outcome
 from zfabric.wire.chunks import EndsBody
 from zfabric.wire.fields import Operation
 from zfabric.wire.flow import Abort, Cancel, Credit, CreditLine
@@ -31,9 +32,10 @@ from zfabric.wire.messages import (
     Submit,
     WorkerHello,
 )
-from zfabric.wire.payloads import Chunk, CountRequest, EmbedRequest, GenerateRequest, Outcome
+from zfabric.wire.payloads import CountRequest, GenerateRequest
 from zfabric.wire.questions import Query
 from zfabric.wire.sampling import SamplingParams
+from zfabric.wire.tasks import EmbedRequest
 
 _OPERATIONS: Final[tuple[Operation, ...]] = ("generate", "generate", "embed", "count_tokens", "operate")
 _LAST_32: Final = 2**32 - 1

@@ -22,8 +22,9 @@ from zfabric.errors import (
 from zfabric.limits import DEADLINE_GUARD_MS
 from zfabric.testing.world import MILLISECOND
 from zfabric.wire.fields import Operation
-from zfabric.wire.payloads import AnyRequest, CountRequest, EmbedRequest, GenerateRequest, OperateRequest, Usage
+from zfabric.wire.payloads import AnyRequest, CountRequest, GenerateRequest, OperateRequest, Usage
 from zfabric.wire.sampling import SamplingParams
+from zfabric.wire.tasks import EmbedRequest
 
 #: An embedding of so many values does not fit where frames are small.
 VALUES_MANY: Final = 20_000

@@ -12,7 +12,7 @@ from itertools import repeat
 from msgspec import Struct, field
 
 from zfabric.errors import ProtocolError
-from zfabric.wire.payloads import Chunk, ChunkExtra, Outcome
+from zfabric.wire.answers import Chunk, ChunkExtra, Outcome
 
 
 class Chunks(Struct, array_like=True, kw_only=True, gc=False):

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from zfabric.errors import FabricError, ProtocolError, VersionMismatchError
 from zfabric.limits import ATTEMPTS_MAX, CONTROL_BODY_BYTES_MAX, HEADER_BYTES_MAX, MESSAGE_LENGTH_MAX
-from zfabric.wire import chunks, flow, kinds, messages, payloads, questions, tasks
+from zfabric.wire import answers, chunks, flow, kinds, messages, payloads, questions, tasks
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ _chunks_decoder: Final = msgspec.msgpack.Decoder(chunks.Chunks)
 _ends_decoder: Final = msgspec.msgpack.Decoder(chunks.EndsBody)
 _request_decoders: Final[dict[str, msgspec.msgpack.Decoder[Any]]] = {
     "generate": msgspec.msgpack.Decoder(payloads.TextRequest),
-    "embed": msgspec.msgpack.Decoder(payloads.EmbedRequest),
+    "embed": msgspec.msgpack.Decoder(tasks.EmbedRequest),
     "count_tokens": msgspec.msgpack.Decoder(payloads.CountRequest),
     "tokenize": msgspec.msgpack.Decoder(payloads.CountRequest),
     "detokenize": msgspec.msgpack.Decoder(tasks.DetokenizeRequest),
@@ -93,7 +93,7 @@ def chunks_route(client: int) -> bytes:
     return b"\x01" + client.to_bytes(4, "big")
 
 
-def pack_chunks(client: int, rows: Iterable[payloads.Chunk]) -> Frames:
+def pack_chunks(client: int, rows: Iterable[answers.Chunk]) -> Frames:
     """CHUNKS for one client."""
     return chunks_route(client) + encode(chunks.columns_of(rows)), EMPTY
 

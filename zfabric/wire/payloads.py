@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from msgspec import Raw, Struct
+from msgspec import Struct
 
 from zfabric.errors import (
-    Detail,
     RequestError,
     UnsupportedOperationError,
 )
-from zfabric.limits import DIMENSIONS_MAX
 from zfabric.wire.chat import ChatOptions, Message, check_chat, options_of
-from zfabric.wire.fields import NIL
 from zfabric.wire.sampling import SamplingOptions, SamplingParams, out_of_range
-from zfabric.wire.tasks import ClassifyRequest, DetokenizeRequest, ScoreRequest
+from zfabric.wire.tasks import ClassifyRequest, DetokenizeRequest, EmbedRequest, ScoreRequest
 from zfabric.wire.tool_calls import ToolCallDelta
 
 FinishReason = Literal["stop", "length", "abort", "tool_calls"]
@@ -105,90 +102,6 @@ class Delta(Struct, kw_only=True, gc=False):
         return len(self.token_ids) or 1
 
 
-class ChunkExtra(Struct, array_like=True, kw_only=True, gc=False):
-    """The rare parts of a chunk, kept out of the common one.
-
-    Attributes:
-        units: How far the chunk goes; None where that is the number of its token ids, or 1 if it has none.
-        worker: Name of the worker, on the first chunk of an attempt.
-        finish_reason: Why the choice has ended, on its last chunk.
-        logprobs: One for each token, if asked for.
-        prompt_logprobs: One for each token of the prompt, None for the first; on the first chunk, if asked for.
-        exact: On the first chunk of an attempt: another worker would draw the same text from the request as the client has
-            it, so the answer can be continued elsewhere. The worker alone knows whether it honours the client's drawn seed.
-        reasoning: New text of what the model says to itself, which is no part of `text`.
-        tool_calls: New pieces of tool calls, which are no part of `text`.
-    """
-
-    units: int | None = None
-    worker: str | None = None
-    finish_reason: FinishReason | None = None
-    logprobs: list[TokenLogprobs] | None = None
-    prompt_logprobs: list[TokenLogprobs | None] | None = None
-    exact: bool = False
-    reasoning: str = ""
-    tool_calls: list[ToolCallDelta] | None = None
-
-    @property
-    def plain(self) -> bool:
-        """Whether it says nothing that belongs to the answer itself."""
-        return (
-            self.finish_reason is None
-            and self.logprobs is None
-            and self.prompt_logprobs is None
-            and not self.reasoning
-            and not self.tool_calls
-        )
-
-    @property
-    def characters(self) -> int:
-        """Length of what an answer has beside its text, as a continuation counts it: `resume_characters`."""
-        calls = self.tool_calls or ()
-        return len(self.reasoning) + sum([len(call.name or "") + len(call.arguments) for call in calls])
-
-
-class Chunk(Struct, array_like=True, gc=False):
-    """A run of one stream: units [offset, offset + units) of attempt `attempt` of `request`. On the wire many of them are
-    columns (`wire.chunks`).
-
-    Attributes:
-        request: Whose answer it is.
-        attempt: Which attempt of it.
-        index: The choice, from 0.
-        offset: Its first unit, counted from the answer's start over all choices of the request.
-        text: New text.
-        token_ids: New tokens; empty where the engine tells none.
-        extra: What few chunks have.
-    """
-
-    request: int
-    attempt: int
-    index: int
-    offset: int
-    text: str
-    token_ids: list[int]
-    extra: ChunkExtra | None = None
-
-
-class Outcome(Struct, array_like=True, kw_only=True):
-    """How a request ended: the rest of its terminal, in the order of the envelope's ends.
-
-    Attributes:
-        units: The offset at the end of the stream, if a worker ended it; 0 in terminals of the controller's own, and of
-            operations that are no stream.
-        usage: Token counts, where the worker has some.
-        message: What the error says, for people.
-        details: The values in it, for programs.
-        result: What the operation gives, if it is no stream; nil else.
-    """
-
-    units: int = 0
-    usage: Usage | None = None
-    message: str = ""
-    details: dict[str, Detail] = {}
-    result: Raw = NIL
-
-
 class TextRequest(Struct, array_like=True, kw_only=True):
     """A request for text, as a client sends it. Exactly one of the three kinds of prompt is set.
 
@@ -260,39 +173,6 @@ class GenerateRequest(TextRequest, array_like=True, kw_only=True):
     sampling: SamplingParams = SamplingParams()
 
 
-class EmbedRequest(Struct, array_like=True, kw_only=True):
-    """Texts (or token ids) to embed.
-
-    Attributes:
-        inputs: Texts, or lists of token ids.
-        dimensions: Cut vectors to so many values (models trained for it), 1 … 65,536; None for all.
-        normalize: Give vectors of length 1.
-        truncate: What to do with an input beyond the context: "error", "cut" or "chunk" (mean of its pieces).
-        pooling: None is the model's own; else "mean", "cls" or "last".
-        model: Set by the worker from the DISPATCH.
-        request_id: Set by the worker: the attempt's name in its logs.
-        priority: Set by the worker from the DISPATCH.
-        deadline_ms: Set by the worker from the DISPATCH.
-    """
-
-    inputs: list[str | list[int]]
-    dimensions: int | None = None
-    normalize: bool = True
-    truncate: Literal["error", "cut", "chunk"] = "error"
-    pooling: Literal["mean", "cls", "last"] | None = None
-    model: str = ""
-    request_id: str = ""
-    priority: int = 0
-    deadline_ms: int | None = None
-
-    def validate(self) -> None:
-        """Raises: RequestError for no inputs, ParameterRangeError."""
-        if not self.inputs:
-            raise RequestError("inputs is empty, one text at least is needed", parameter="inputs")
-        if self.dimensions is not None and not 1 <= self.dimensions <= DIMENSIONS_MAX:
-            raise out_of_range("dimensions", self.dimensions, f"1 … {DIMENSIONS_MAX}")
-
-
 class CountRequest(Struct, array_like=True, kw_only=True):
     """A prompt whose tokens are to be counted as `generate` would count them.
 
@@ -359,20 +239,6 @@ class OperateRequest(Struct, array_like=True, kw_only=True):
 AnyRequest = (
     TextRequest | EmbedRequest | CountRequest | DetokenizeRequest | ScoreRequest | ClassifyRequest | OperateRequest
 )
-
-
-class EmbedResult(Struct, array_like=True):
-    """Vectors as one buffer.
-
-    Attributes:
-        rows: How many, one for each input.
-        dimensions: Values of each.
-        data: float32, little-endian, one row after the other.
-    """
-
-    rows: int
-    dimensions: int
-    data: bytes
 
 
 def _plain_text(prompt: str | None, messages: list[Message] | None) -> str:

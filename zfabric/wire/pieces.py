@@ -10,8 +10,8 @@ from msgspec import Raw
 
 from zfabric.errors import ProtocolError
 from zfabric.wire import codec, kinds
+from zfabric.wire.answers import Chunk, ChunkExtra, Outcome
 from zfabric.wire.chunks import Chunks
-from zfabric.wire.payloads import Chunk, ChunkExtra, Outcome
 
 T = TypeVar("T")
 

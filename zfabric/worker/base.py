@@ -25,8 +25,8 @@ from zfabric.errors import FabricError, UnsupportedOperationError
 from zfabric.limits import SLOTS_DEFAULT
 from zfabric.wire.fields import Operation
 from zfabric.wire.messages import ModelInfo
-from zfabric.wire.payloads import CountRequest, Delta, EmbedRequest, EmbedResult, GenerateRequest, OperateRequest
-from zfabric.wire.tasks import ClassifyRequest, DetokenizeRequest, ScoreRequest
+from zfabric.wire.payloads import CountRequest, Delta, GenerateRequest, OperateRequest
+from zfabric.wire.tasks import ClassifyRequest, DetokenizeRequest, EmbedRequest, EmbedResult, ScoreRequest
 
 __all__ = ["OPERATIONS", "BaseModelWorker", "EngineLoad", "StepSink", "StepwiseModelWorker"]
 

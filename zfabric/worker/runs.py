@@ -15,17 +15,9 @@ from zfabric.core.worker.soundness import sound_text
 from zfabric.errors import BackendError, FabricError
 from zfabric.limits import DELTAS_PER_TURN, STOP_MS
 from zfabric.transport.clock import monotonic_ns
-from zfabric.wire.payloads import (
-    AnyRequest,
-    CountRequest,
-    Delta,
-    EmbedResult,
-    GenerateRequest,
-    OperateRequest,
-    TextRequest,
-    Usage,
-)
+from zfabric.wire.payloads import AnyRequest, CountRequest, Delta, GenerateRequest, OperateRequest, TextRequest, Usage
 from zfabric.wire.plain import plain_integer
+from zfabric.wire.tasks import EmbedResult
 from zfabric.worker.base import BaseModelWorker, StepwiseModelWorker
 from zfabric.worker.capabilities import check_options, check_request
 from zfabric.worker.served import Served, ServedModels

@@ -23,9 +23,9 @@ from zfabric.errors import (
     UnsupportedOperationError,
     UnsupportedParameterError,
 )
-from zfabric.wire.payloads import EmbedRequest, GenerateRequest
+from zfabric.wire.payloads import GenerateRequest
 from zfabric.wire.sampling import SamplingParams
-from zfabric.wire.tasks import ClassifyRequest, ScoreRequest
+from zfabric.wire.tasks import ClassifyRequest, EmbedRequest, ScoreRequest
 
 
 @contextlib.asynccontextmanager

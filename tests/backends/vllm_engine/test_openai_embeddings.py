@@ -17,7 +17,7 @@ from zfabric.backends.hf_api.worker import HuggingfaceApiOptions, HuggingfaceApi
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ContextOverflowError
-from zfabric.wire.payloads import EmbedRequest
+from zfabric.wire.tasks import EmbedRequest
 from zfabric.worker.base import BaseModelWorker
 
 TEXTS = ["a cat", "a kitten", "quarterly revenue", "the quick brown fox jumps over the lazy dog", "é"]

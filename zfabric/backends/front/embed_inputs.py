@@ -8,7 +8,7 @@ from typing import Any
 
 from zfabric.backends.front.prompts import known_tokens
 from zfabric.errors import ContextOverflowError, RequestError
-from zfabric.wire.payloads import EmbedRequest
+from zfabric.wire.tasks import EmbedRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from zfabric.backends.hf_api.channel import Channel
 from zfabric.backends.hf_api.models_file import Upstream
 from zfabric.backends.hf_api.requests import path_of
 from zfabric.errors import BackendError, UnsupportedOperationError, UnsupportedParameterError
-from zfabric.wire.payloads import EmbedRequest, EmbedResult
+from zfabric.wire.tasks import EmbedRequest, EmbedResult
 
 Rows = numpy.ndarray[Any, numpy.dtype[numpy.float32]]
 

@@ -27,9 +27,9 @@ from zfabric.errors import (
 )
 from zfabric.wire.chat import Message
 from zfabric.wire.messages import ModelInfo
-from zfabric.wire.payloads import CountRequest, Delta, EmbedRequest, EmbedResult, GenerateRequest, Usage
+from zfabric.wire.payloads import CountRequest, Delta, GenerateRequest, Usage
 from zfabric.wire.sampling import ALL_PARAMETERS
-from zfabric.wire.tasks import DetokenizeRequest
+from zfabric.wire.tasks import DetokenizeRequest, EmbedRequest, EmbedResult
 from zfabric.worker.base import BaseModelWorker, EngineLoad
 
 #: Characters that are turned into tokens on the event loop: a fraction of a millisecond, as long as a change of threads.

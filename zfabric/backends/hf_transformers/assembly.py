@@ -26,8 +26,8 @@ from zfabric.backends.hf_transformers.self_check import check_padding, check_row
 from zfabric.backends.hf_transformers.sequence import Answer
 from zfabric.backends.hf_transformers.token_budget import TokenBudget
 from zfabric.errors import ConfigurationError, FabricError
-from zfabric.wire.payloads import EmbedRequest
 from zfabric.wire.sampling import UNSETTABLE
+from zfabric.wire.tasks import EmbedRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import torch
 from zfabric.backends.hf_transformers.embedding import Embedder, EmbedPass, Pieces
 from zfabric.backends.hf_transformers.failures import as_fabric_error, out_of_memory
 from zfabric.backends.hf_transformers.token_budget import TokenBudget
-from zfabric.wire.payloads import EmbedResult
+from zfabric.wire.tasks import EmbedResult
 
 
 class _Work:

@@ -15,7 +15,7 @@ from zfabric.backends.hf_transformers.lora import Adapter, Lora
 from zfabric.backends.hf_transformers.pooling import Pooler
 from zfabric.backends.hf_transformers.rope import Ropes
 from zfabric.errors import ParameterRangeError
-from zfabric.wire.payloads import EmbedRequest, EmbedResult
+from zfabric.wire.tasks import EmbedRequest, EmbedResult
 
 
 class Pieces:

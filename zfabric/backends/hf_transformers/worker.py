@@ -15,8 +15,8 @@ from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.errors import EngineStalledError, FabricError, UnsupportedOperationError
 from zfabric.wire.chat import OPTIONS
 from zfabric.wire.messages import ModelInfo
-from zfabric.wire.payloads import CountRequest, Delta, EmbedRequest, EmbedResult, GenerateRequest, OperateRequest
-from zfabric.wire.tasks import DetokenizeRequest
+from zfabric.wire.payloads import CountRequest, Delta, GenerateRequest, OperateRequest
+from zfabric.wire.tasks import DetokenizeRequest, EmbedRequest, EmbedResult
 from zfabric.worker.base import EngineLoad, StepwiseModelWorker
 
 if TYPE_CHECKING:

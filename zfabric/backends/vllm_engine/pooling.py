@@ -13,7 +13,7 @@ from zfabric.backends.vllm_engine.compat.pooling import pooling_params
 from zfabric.backends.vllm_engine.compat.rendering import tokens_input
 from zfabric.backends.vllm_engine.prompts import Prompts
 from zfabric.errors import ParameterRangeError, RequestError, UnsupportedOperationError, UnsupportedParameterError
-from zfabric.wire.payloads import EmbedRequest, EmbedResult
+from zfabric.wire.tasks import EmbedRequest, EmbedResult
 
 
 class Pooling:

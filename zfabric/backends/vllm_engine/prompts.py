@@ -16,7 +16,8 @@ from zfabric.backends.vllm_engine.compat.pooling import render_pair
 from zfabric.backends.vllm_engine.compat.rendering import chat_template, render_chat, render_text, tokens_input
 from zfabric.errors import RequestError
 from zfabric.wire.chat import PLAIN, ChatOptions, Message
-from zfabric.wire.payloads import CountRequest, EmbedRequest, GenerateRequest
+from zfabric.wire.payloads import CountRequest, GenerateRequest
+from zfabric.wire.tasks import EmbedRequest
 
 #: Characters that are turned into tokens on the event loop: a fraction of a millisecond, as long as a change of threads.
 _INLINE_CHARACTERS: Final = 2_000

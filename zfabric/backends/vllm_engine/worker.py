@@ -20,17 +20,8 @@ from zfabric.backends.vllm_engine.runtime import Runtime
 from zfabric.errors import BackendError, Detail, FabricError, WorkerDrainingError
 from zfabric.wire.chat import OPTIONS
 from zfabric.wire.messages import ModelInfo
-from zfabric.wire.payloads import (
-    CountRequest,
-    Delta,
-    EmbedRequest,
-    EmbedResult,
-    FinishReason,
-    GenerateRequest,
-    OperateRequest,
-    Usage,
-)
-from zfabric.wire.tasks import ClassifyRequest, DetokenizeRequest, ScoreRequest
+from zfabric.wire.payloads import CountRequest, Delta, FinishReason, GenerateRequest, OperateRequest, Usage
+from zfabric.wire.tasks import ClassifyRequest, DetokenizeRequest, EmbedRequest, EmbedResult, ScoreRequest
 from zfabric.worker.base import EngineLoad, StepwiseModelWorker
 
 T = TypeVar("T")

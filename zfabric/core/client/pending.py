@@ -10,9 +10,9 @@ from msgspec import Raw
 from zfabric import limits
 from zfabric.core.timers import Timer
 from zfabric.errors import FabricError
+from zfabric.wire.answers import ChunkExtra, Outcome
 from zfabric.wire.fields import Operation
 from zfabric.wire.messages import Claim
-from zfabric.wire.payloads import ChunkExtra, Outcome
 
 #: Whether a stream that broke off may go on at another worker: "exact" only where the text is the same as without the
 #: break, "any" also where tokens are drawn anew from there, "never" not at all.

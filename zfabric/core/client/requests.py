@@ -37,11 +37,12 @@ from zfabric.errors import (
 )
 from zfabric.ids import milliseconds
 from zfabric.wire import codec
+from zfabric.wire.answers import ChunkExtra, Outcome
 from zfabric.wire.chunks import Chunks
 from zfabric.wire.fields import Operation
 from zfabric.wire.flow import Cancel, Credit, CreditLine
 from zfabric.wire.messages import Claims, Submit, Welcome
-from zfabric.wire.payloads import AnyRequest, ChunkExtra, Outcome, TextRequest
+from zfabric.wire.payloads import AnyRequest, TextRequest
 from zfabric.wire.pieces import Broken, ends_of
 
 T = TypeVar("T")

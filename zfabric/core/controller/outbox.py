@@ -10,9 +10,9 @@ from zfabric.core.controller.peers import ClientPeer
 from zfabric.errors import FabricError
 from zfabric.ids import RoutingId
 from zfabric.wire import codec
+from zfabric.wire.answers import Outcome
 from zfabric.wire.chunks import EndsBody
 from zfabric.wire.messages import End, Ends
-from zfabric.wire.payloads import Outcome
 
 #: To whom, header, body.
 Send = tuple[RoutingId, bytes, bytes]

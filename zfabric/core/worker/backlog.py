@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from zfabric.core.worker.soundness import all_integers, check_ending, check_logprobs, check_parts, make_plain
 from zfabric.errors import BackendError
+from zfabric.wire.answers import Chunk, ChunkExtra, Outcome
 from zfabric.wire.chunks import Chunks
 from zfabric.wire.fields import Operation
-from zfabric.wire.payloads import Chunk, ChunkExtra, Delta, Outcome, Usage
+from zfabric.wire.payloads import Delta, Usage
 from zfabric.wire.tool_calls import joined_calls
 
 #: What is kept of a delta: all of it, or, where it is one token of the first choice and nothing else, its text and that token.

@@ -17,9 +17,9 @@ from zfabric.core.worker.backlog import Backlog
 from zfabric.core.worker.soundness import outcome_of
 from zfabric.errors import BackendError, FabricError, TooLargeError
 from zfabric.wire import codec
+from zfabric.wire.answers import Chunk
 from zfabric.wire.chunks import Chunks, EndsBody, columns_of
 from zfabric.wire.messages import Carried, CarriedMore, End, Ends, WorkerHello
-from zfabric.wire.payloads import Chunk
 from zfabric.wire.plain import ENCODING_ERRORS, encode_plain
 
 T = TypeVar("T")

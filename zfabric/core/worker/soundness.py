@@ -13,7 +13,8 @@ import msgspec
 
 from zfabric.errors import BackendError, Detail, FabricError
 from zfabric.limits import DETAILS_MAX, MESSAGE_LENGTH_MAX, NAME_LENGTH_MAX
-from zfabric.wire.payloads import Delta, FinishReason, Outcome, TokenLogprobs, Usage
+from zfabric.wire.answers import Outcome
+from zfabric.wire.payloads import Delta, FinishReason, TokenLogprobs, Usage
 from zfabric.wire.plain import ENCODING_ERRORS, encode_plain, plain, plain_integer
 from zfabric.wire.tool_calls import ToolCallDelta
 

@@ -18,11 +18,12 @@ from zfabric.core.worker.packing import Packing, pack_whole
 from zfabric.core.worker.soundness import encoded_result, outcome_of
 from zfabric.errors import BackendError, FabricError, RequestCancelledError, WorkerDrainingError, WorkerLostError
 from zfabric.wire import codec
+from zfabric.wire.answers import Outcome
 from zfabric.wire.bounds import check_request
 from zfabric.wire.chunks import Chunks, EndsBody
 from zfabric.wire.flow import Abort, CreditLine, Grant
 from zfabric.wire.messages import Carried, Dispatch, End, Ends
-from zfabric.wire.payloads import Delta, Outcome, TextRequest
+from zfabric.wire.payloads import Delta, TextRequest
 from zfabric.wire.plain import ENCODING_ERRORS
 
 
