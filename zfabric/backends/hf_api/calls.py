@@ -5,18 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from zfabric.backends.front.call_ids import call_id
+from zfabric.backends.hf_api.events import HalfCharacters, shown
 from zfabric.wire.tool_calls import ToolCallDelta
 
 
 class _Call:
     """One call. It is told when its name is whole: when its arguments, another call, or the answer's end begin."""
 
-    __slots__ = ("id", "index", "name", "place", "told")
+    __slots__ = ("halves", "id", "index", "name", "place", "told")
 
     def __init__(self, index: int, place: int, call_id: str) -> None:
         self.index = index
         self.place = place
-        self.id = call_id
+        self.id = shown(call_id)
+        self.halves = HalfCharacters()
         self.name = ""
         self.told = False
 
@@ -45,7 +47,7 @@ class CallReader:
                 call.name = name if name.startswith(call.name) else call.name + name
             if arguments:
                 self._tell(call, pieces)
-                pieces.append(ToolCallDelta(index=call.index, arguments=arguments))
+                self._add(call, call.halves.add(arguments), pieces)
         return pieces
 
     def finish(self) -> list[ToolCallDelta]:
@@ -53,7 +55,12 @@ class CallReader:
         pieces: list[ToolCallDelta] = []
         for call in self._calls:
             self._tell(call, pieces)
+            self._add(call, call.halves.finish(), pieces)
         return pieces
+
+    def _add(self, call: _Call, arguments: str, pieces: list[ToolCallDelta]) -> None:
+        if arguments:
+            pieces.append(ToolCallDelta(index=call.index, arguments=arguments))
 
     def _call(self, piece: dict[str, Any], pieces: list[ToolCallDelta]) -> _Call:
         """The call that a piece belongs to: the latest at its place, unless its id is another's."""
@@ -62,7 +69,7 @@ class CallReader:
         place = (self._calls[-1].place if self._calls else 0) if place is None else int(place)
         for call in reversed(self._calls):
             if call.place == place:
-                if not name or name == call.id:
+                if not name or shown(name) == call.id:
                     return call
                 break
         for before in self._calls:
@@ -75,7 +82,7 @@ class CallReader:
     def _tell(self, call: _Call, pieces: list[ToolCallDelta]) -> None:
         if not call.told:
             call.told = True
-            pieces.append(ToolCallDelta(index=call.index, id=call.id, name=call.name))
+            pieces.append(ToolCallDelta(index=call.index, id=call.id, name=shown(call.name)))
 
 
 def text_of(value: Any) -> str:

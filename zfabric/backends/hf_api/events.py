@@ -80,12 +80,12 @@ class HalfCharacters:
         while keep < min(3, len(text)) and "\ud800" <= text[-1 - keep] <= "\udfff":
             keep += 1
         self._held = text[len(text) - keep :]
-        return _shown(text[: len(text) - keep])
+        return shown(text[: len(text) - keep])
 
     def finish(self) -> str:
         """What never became whole."""
         held, self._held = self._held, ""
-        return _shown(held)
+        return shown(held)
 
 
 def _joined(text: str) -> str:
@@ -103,6 +103,6 @@ def _pairs(text: str) -> bool:
     )
 
 
-def _shown(text: str) -> str:
-    """A surrogate that stayed alone is no character: it shows as U+FFFD."""
+def shown(text: str) -> str:
+    """A surrogate that stayed alone is no character: it shows as U+FFFD. What a text has that comes in one piece."""
     return "".join("\ufffd" if "\ud800" <= character <= "\udfff" else character for character in text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from zfabric.backends.hf_api.events import shown
 from zfabric.wire.payloads import Logprob, TokenLogprobs
 
 _UNKNOWN: Final = -1
@@ -55,14 +56,14 @@ def tgi_logprobs(token: dict[str, Any], top: list[dict[str, Any]] | None) -> lis
 
 
 def _tgi_entry(entry: dict[str, Any]) -> Logprob:
-    return Logprob(int(entry["id"]), _number(entry.get("logprob")), str(entry.get("text", "")))
+    return Logprob(int(entry["id"]), _number(entry.get("logprob")), shown(str(entry.get("text", ""))))
 
 
 def _entry(name: str, value: Any, text_of: TextOf, token_id: int = _UNKNOWN) -> Logprob:
     if text_of is not None and name.startswith(_ID_MARK):
         token_id = int(name.removeprefix(_ID_MARK))
         name = text_of(token_id)
-    return Logprob(token_id, _number(value), str(name))
+    return Logprob(token_id, _number(value), shown(str(name)))
 
 
 def _number(value: Any) -> float:
