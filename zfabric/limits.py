@@ -239,6 +239,16 @@ ACCEPT_PAUSE_MS: Final = 500
 LAG_INTERVAL_MS: Final = 100
 #: How long a scrape of metrics may wait for the loop, and a connection for its request: less than what scrapers wait.
 SCRAPE_MS: Final = 5_000
+#: How often `zfabric top` and the page of live figures look: often enough to steer by, and a controller answers from memory.
+TOP_INTERVAL_S: Final = 1.0
+#: How long such a look may take; then it is said that what is shown is older.
+TOP_TIMEOUT_S: Final = 5.0
+#: Samples that a controller with metrics keeps for plots, one each TOP_INTERVAL_S: fifteen minutes, some 100 KB.
+HISTORY_SAMPLES: Final = 900
+#: Rows of a table that the page of live figures is given: more than a person reads, and a second of a browser's work.
+LIVE_ROWS_MAX: Final = 2_000
+#: Rows that are gathered before the loop gets a turn: a row takes some microseconds.
+LIVE_SLICE_ROWS: Final = 50
 #: Models whose requests are counted apart; a label of a metric must not grow without end.
 MEASURED_MODELS_MAX: Final = 512
 #: Events of a controller that wait for its log: a thousand workers that are lost in one turn are told, and no more is kept.

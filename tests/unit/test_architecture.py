@@ -30,6 +30,8 @@ ALLOWED: dict[str, set[str]] = {
     "backends": {"worker", "wire", "errors", "limits"},
     # A program that uses the client library, as any other could: it sees nothing of the fabric below that.
     "gateway": {"client", "wire", "errors", "limits"},
+    # Another such program, for a person at a terminal.
+    "top": {"client", "wire", "errors", "limits"},
     "models": {"errors"},
     "monitoring": {"controller", "worker", "core", "errors", "limits"},
     # `serving` runs a backend in a test's own process, which takes all parties; it imports them when it is called.
@@ -61,6 +63,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "backends": {"zmq"},
     "testing": {"zmq"},
     "gateway": {"zmq"},
+    "top": {"zmq"},
 }
 
 

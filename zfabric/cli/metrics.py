@@ -6,10 +6,12 @@ import contextlib
 import importlib
 from collections.abc import Iterator
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from zfabric.controller.service import Controller
 from zfabric.errors import ConfigurationError
+from zfabric.monitoring.live import LiveView
+from zfabric.monitoring.pages import with_pages
 from zfabric.worker.service import WorkerService
 
 
@@ -38,5 +40,17 @@ def metrics_at(
         figures = importlib.import_module(f"zfabric.monitoring.{of}")
     except ImportError as error:
         raise ConfigurationError(f"--metrics needs {error.name}: pip install 'zfabric[metrics]'") from None
-    with endpoint.MetricsEndpoint(endpoint.parse_address(address), partial(figures.metrics_of, subject)) as served:
+    where, gather = endpoint.parse_address(address), partial(figures.metrics_of, subject)
+    with contextlib.ExitStack() as held:
+        served = endpoint.MetricsEndpoint(where, gather, **_pages(subject, held))
+        held.enter_context(served)
         yield {"metrics": served.url}
+
+
+def _pages(subject: Controller | WorkerService, held: contextlib.ExitStack) -> dict[str, Any]:
+    """Beside a controller's metrics there is a page of live figures."""
+    if not isinstance(subject, Controller):
+        return {}
+    view = LiveView(subject)
+    held.callback(view.close)
+    return {"around": with_pages(view)}

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Iterator
 from socketserver import ThreadingMixIn
 from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry, make_wsgi_app
@@ -24,6 +24,9 @@ from zfabric.errors import ConfigurationError, EndpointInUseError
 from zfabric.limits import SCRAPE_MS
 from zfabric.monitoring.families import histogram
 from zfabric.monitoring.lag import LoopLag
+
+if TYPE_CHECKING:
+    from wsgiref.types import WSGIApplication
 
 
 class _OnLoop(Collector):
@@ -67,6 +70,7 @@ class MetricsEndpoint:
     Args:
         address: (host, port) to listen on; port 0 takes a free one.
         gather: Called on the running loop at each scrape.
+        around: Puts other paths in front of the application that serves metrics.
 
     Raises:
         EndpointInUseError, ConfigurationError: The address cannot be had.
@@ -77,7 +81,13 @@ class MetricsEndpoint:
         http://127.0.0.1:9464/metrics
     """
 
-    def __init__(self, address: tuple[str, int], gather: Callable[[], list[Metric]]) -> None:
+    def __init__(
+        self,
+        address: tuple[str, int],
+        gather: Callable[[], list[Metric]],
+        *,
+        around: Callable[[WSGIApplication], WSGIApplication] = lambda metrics: metrics,
+    ) -> None:
         self._lag = lag = LoopLag()
 
         def all_of_it() -> list[Metric]:
@@ -90,7 +100,8 @@ class MetricsEndpoint:
         host, port = address
         try:
             kind = _Server6 if ":" in host else _Server
-            self._server = make_server(host, port, make_wsgi_app(registry), server_class=kind, handler_class=_Quiet)
+            application = around(make_wsgi_app(registry))
+            self._server = make_server(host, port, application, server_class=kind, handler_class=_Quiet)
         except OSError as error:
             lag.stop()
             raise _unusable(host, port, error) from None

@@ -104,7 +104,8 @@ def worker_status(broker: Broker, worker: WorkerPeer) -> WorkerStatus:
         progress=worker.load.progress,
         kv_blocks_free=worker.load.kv_blocks_free,
         age_s=(now_ns - worker.since_ns) / 1e9,
-        silence_ms=(now_ns - worker.heard_ns) / 1e6,
+        # Chunks are relayed outside of the core's turns: a worker may have been heard since the last one.
+        silence_ms=max(0, now_ns - worker.heard_ns) / 1e6,
         beats=worker.beats,
         dispatched=worker.dispatched,
         finished=worker.finished,

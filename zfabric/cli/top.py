@@ -1,0 +1,42 @@
+"""zfabric top: the live view of a fabric."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import cyclopts
+
+from zfabric.cli.settings import CONFIG_VARIABLE
+from zfabric.client.aio import AsyncClient
+from zfabric.errors import ConfigurationError
+from zfabric.transport.endpoints import default_endpoint
+
+
+def top(
+    *,
+    endpoint: Annotated[str | None, cyclopts.Parameter(help="The controller's endpoint.")] = None,
+    transport: Annotated[str | None, cyclopts.Parameter(help="The driver of the socket: libzmq or loop.")] = None,
+    config: Annotated[
+        Path | None, cyclopts.Parameter(env_var=CONFIG_VARIABLE, help="TOML file; its [client] table holds defaults.")
+    ] = None,
+) -> None:
+    """Watch a fabric live: workers, models and requests, with keys to sort, filter, drain and cancel; q ends it."""
+    del config
+    if not sys.stdout.isatty():
+        raise ConfigurationError(
+            "zfabric top needs a terminal; for programs there are zfabric status --json and --metrics"
+        )
+    try:
+        view = importlib.import_module("zfabric.top.app")
+    except ImportError as error:
+        raise ConfigurationError(f"zfabric top needs {error.name}: pip install 'zfabric[cli]'") from None
+
+    async def watch() -> None:
+        async with AsyncClient(endpoint, label="zfabric top", transport=transport) as client:
+            await view.Top(client, endpoint or default_endpoint()).run_async()
+
+    asyncio.run(watch())
