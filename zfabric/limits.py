@@ -139,6 +139,8 @@ REQUEST_PARTS_MAX: Final = 65_536
 REQUEST_TEXT_BYTES_MAX: Final = 16 * 1024 * 1024
 #: Stop strings, bad words, choices … of one request: engines look at each of them for every token.
 SAMPLING_ITEMS_MAX: Final = 1_024
+#: Keys of a request's `extra`: an engine has a dozen options of its own, an API some more.
+EXTRA_KEYS_MAX: Final = 64
 #: Tokens with a bias, which engines add as one tensor.
 LOGIT_BIAS_MAX: Final = 65_536
 #: Values of one embedding that may be asked for; no model makes more.

@@ -124,5 +124,6 @@ def test_a_completion_is_plain_values() -> None:
             "prompt_tokens": 3, "completion_tokens": 2, "cached_tokens": 1, "estimated": False, "total_tokens": 5,
         },
         "prompt_logprobs": [None, {**logprob, "token_id": 1, "top": [{**top[0], "token_id": 2}]}],
+        "extra": {},
     }  # fmt: skip
     assert json.loads(json.dumps(found)) == found

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from zfabric.client.results import Choice, Completion
 from zfabric.errors import FabricError, ProtocolError, RequestCancelledError
 from zfabric.wire.answers import ChunkExtra, Outcome
+from zfabric.wire.extra import merged
 from zfabric.wire.payloads import Delta, TokenLogprobs, Usage
 from zfabric.wire.tool_calls import joined_calls
 
@@ -25,7 +26,7 @@ class Answer:
         choices: How many were asked for.
     """
 
-    __slots__ = ("choices", "closed", "error", "finished", "outcome", "prompt_logprobs", "worker")
+    __slots__ = ("choices", "closed", "error", "extra", "finished", "outcome", "prompt_logprobs", "worker")
 
     def __init__(self, choices: int = 1) -> None:
         self.choices = [Choice(index) for index in range(choices)]
@@ -34,6 +35,7 @@ class Answer:
         self.outcome: Outcome | None = None
         self.worker: str | None = None
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
+        self.extra: dict[str, Any] = {}
         #: Whether its reader closed it before its end.
         self.closed = False
 
@@ -63,6 +65,8 @@ class Answer:
             choice.extend_parts(parts.reasoning, parts.tool_calls or ())
         if parts.prompt_logprobs is not None:
             self.prompt_logprobs = parts.prompt_logprobs
+        if parts.extra:
+            self.extra = {**self.extra, **parts.extra}
 
     def ended(self, error: FabricError | None, outcome: Outcome | None) -> None:
         """The terminal."""
@@ -78,7 +82,9 @@ class Answer:
             raise self.error
         if self.outcome is None or self.closed:
             raise RequestCancelledError("the answer was closed before its end")
-        return Completion(request_id, model, self.worker, self.choices, self.usage or Usage(), self.prompt_logprobs)
+        return Completion(
+            request_id, model, self.worker, self.choices, self.usage or Usage(), self.prompt_logprobs, self.extra
+        )
 
 
 class Collector(Answer):
@@ -178,6 +184,7 @@ class Mailbox(Answer):
         delta.finish_reason = extra.finish_reason or delta.finish_reason
         delta.prompt_logprobs = extra.prompt_logprobs or delta.prompt_logprobs
         delta.reasoning = delta.reasoning or extra.reasoning
+        delta.extra = merged(delta.extra, extra.extra)
         if extra.logprobs:
             delta.logprobs = _extended(delta.logprobs, extra.logprobs)
         if extra.tool_calls:

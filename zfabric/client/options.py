@@ -71,6 +71,8 @@ class AnswerOptions(SharedOptions, TemplateOptions, total=False):
         resume: What happens when a worker is lost in mid-stream: see `zfabric.core.client.pending.Resume`.
         response_format: For engines and remote APIs that know it.
         max_tokens: Another name for `max_new_tokens`.
+        extra: Values for keys that one engine alone knows and the model announces (`model_details(name).extra`), such as
+            `{"cache_salt": "team-7"}`; see `zfabric.wire.extra` for those that have one meaning everywhere.
 
     All others are fields of `SamplingOptions`. What is not given, and what is None, is left to the model's own defaults; but
     `max_new_tokens=None` is an answer that only the context bounds. Arrays and numbers of NumPy and torch are taken
@@ -79,6 +81,7 @@ class AnswerOptions(SharedOptions, TemplateOptions, total=False):
 
     resume: Resume
     response_format: Mapping[str, Any] | None
+    extra: Mapping[str, Any] | None
     temperature: float | None
     top_p: float | None
     top_k: int | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from zfabric.client import process, values
 from zfabric.client.mailbox import Mailbox
@@ -42,6 +43,11 @@ class Reading:
     def usage(self) -> Usage | None:
         """Exact counts, once the answer is whole."""
         return self._box.usage
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What the engine has told besides so far, by its own names, as `kv_transfer_params`."""
+        return dict(self._box.extra)
 
     @property
     def choices(self) -> list[Choice]:

@@ -253,6 +253,7 @@ _PARTS: Final[dict[str, values.Take]] = {
     "prompt_token_ids": values.tokens,
     "tools": _maps,
     "response_format": _map,
+    "extra": _map,
 }
 
 

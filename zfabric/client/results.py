@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -141,6 +141,7 @@ class Completion:
         choices: n of them, by index.
         usage: Exact token counts.
         prompt_logprobs: If asked for.
+        extra: What the engine told besides, by its own names.
     """
 
     request_id: str
@@ -149,6 +150,7 @@ class Completion:
     choices: list[Choice]
     usage: Usage
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -200,6 +202,7 @@ class Completion:
             "choices": [choice.to_dict() for choice in self.choices],
             "usage": {**msgspec.structs.asdict(self.usage), "total_tokens": self.usage.total_tokens},
             "prompt_logprobs": _logprobs(self.prompt_logprobs),
+            "extra": self.extra,
         }
 
 

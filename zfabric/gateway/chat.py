@@ -12,7 +12,7 @@ from zfabric.gateway.clock import created
 from zfabric.gateway.decode import decode, decoder, without_nulls
 from zfabric.gateway.generation import Ask, answer
 from zfabric.gateway.sampling import TextFields, text_options
-from zfabric.gateway.words import chat_logprobs, usage_object
+from zfabric.gateway.words import all_besides, besides, chat_logprobs, usage_object
 from zfabric.wire.payloads import Delta
 from zfabric.wire.tool_calls import ToolCallDelta
 
@@ -134,6 +134,7 @@ class ChatWording:
             and delta.logprobs is None
             and not delta.reasoning
             and not delta.tool_calls
+            and not delta.extra
         ):
             return begin + texts.of(delta.text) if delta.text else begin
         return begin + self._rich(delta)
@@ -154,7 +155,7 @@ class ChatWording:
                 "object": "chat.completion",
                 "choices": [self._choice(choice) for choice in completion.choices],
                 "usage": usage_object(completions),
-                "system_fingerprint": None,
+                **all_besides(completions),
             }
         )
 
@@ -187,10 +188,10 @@ class ChatWording:
         }
         if self._request.return_token_ids:
             choice["token_ids"] = delta.token_ids
-        elif not said and logprobs is None and delta.finish_reason is None:
+        elif not said and logprobs is None and delta.finish_reason is None and not delta.extra:
             return b""
         usage = {"usage": None} if self._usage else {}
-        return sse.event({**self._head, "choices": [choice], **usage})
+        return sse.event({**self._head, "choices": [choice], **usage, **besides(delta.extra or {})})
 
     def _choice(self, choice: Choice) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}

@@ -13,7 +13,7 @@ from zfabric.gateway.decode import decode, decoder
 from zfabric.gateway.generation import Ask, answer
 from zfabric.gateway.inputs import Inputs, inputs_of
 from zfabric.gateway.sampling import TextFields, text_options
-from zfabric.gateway.words import OldLogprobs, usage_object
+from zfabric.gateway.words import OldLogprobs, all_besides, besides, usage_object
 from zfabric.wire.payloads import Delta
 
 #: OpenAI's own, of this API alone.
@@ -78,7 +78,7 @@ class CompletionWording:
 
     def delta(self, position: int, delta: Delta) -> bytes:
         index = position * self._n + delta.index
-        if self._plain and delta.finish_reason is None:
+        if self._plain and delta.finish_reason is None and not delta.extra:
             return self._events_of(index).of(delta.text) if delta.text else b""
         choice: dict[str, Any] = {
             "index": index, "text": delta.text, "logprobs": self._logprobs_of(index, delta),
@@ -87,7 +87,7 @@ class CompletionWording:
         if self._request.return_token_ids:
             choice["token_ids"] = delta.token_ids
         usage = {"usage": None} if self._usage else {}
-        return sse.event({**self._head, "choices": [choice], **usage})
+        return sse.event({**self._head, "choices": [choice], **usage, **besides(delta.extra or {})})
 
     def ending(self, completions: list[Completion]) -> bytes:
         if not self._usage:
@@ -104,7 +104,7 @@ class CompletionWording:
             for choice in completion.choices
         ]
         return sse.encode(
-            {**self._head, "choices": choices, "usage": usage_object(completions), "system_fingerprint": None}
+            {**self._head, "choices": choices, "usage": usage_object(completions), **all_besides(completions)}
         )
 
     def _events_of(self, index: int) -> sse.TextEvents:

@@ -52,6 +52,8 @@ class GenerateWording:
         }  # fmt: skip
         if delta.reasoning:
             said["reasoning"] = delta.reasoning
+        if delta.extra:
+            said["extra"] = delta.extra
         if delta.logprobs is not None:
             said["logprobs"] = [
                 {**_entry(one.token), "top": [_entry(other) for other in one.top]} for one in delta.logprobs

@@ -62,13 +62,19 @@ class TextFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     store: bool | None = None
     user: str | None = None
     # vLLM's, and the fabric's own.
+    allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
     best_of: int | None = None
+    cache_salt: str | None = None
+    detokenize: bool | None = None
+    extra: dict[str, Any] | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
     guided_json: str | dict[str, Any] | None = None
     guided_regex: str | None = None
     ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    kv_transfer_params: dict[str, Any] | None = None
     min_p: float | None = None
     min_tokens: int | None = None
     priority: int | None = None
@@ -84,6 +90,7 @@ class TextFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     truncate_prompt: bool | None = None
     typical_p: float | None = None
     use_beam_search: bool | None = None
+    vllm_xargs: dict[str, Any] | None = None
 
 
 #: Fields that go to the client library under their own names, and under others.
@@ -93,6 +100,13 @@ _SAME: Final = (
     "stop_token_ids", "temperature", "timeout", "top_k", "top_p", "truncate_prompt", "typical_p", "use_beam_search",
 )  # fmt: skip
 _RENAMED: Final = {"min_tokens": "min_new_tokens"}
+#: Fields that are keys of the library's `extra`, and what they are called there.
+_EXTRA: Final = {
+    "allowed_token_ids": "allowed_token_ids", "cache_salt": "cache_salt", "detokenize": "detokenize",
+    "include_stop_str_in_output": "include_stop", "kv_transfer_params": "kv_transfer_params", "vllm_xargs": "extra_args",
+}  # fmt: skip
+#: Values of them that say what holds anyway: they need no engine that knows them.
+_EXTRA_USUAL: Final = {"detokenize": True, "include_stop_str_in_output": False}
 
 
 def text_options(request: TextFields) -> dict[str, Any]:
@@ -106,6 +120,8 @@ def text_options(request: TextFields) -> dict[str, Any]:
     for name, ours in _RENAMED.items():
         if (value := getattr(request, name)) is not None:
             options[ours] = value
+    if extra := _extra(request):
+        options["extra"] = extra
     if request.logit_bias:
         options["logit_bias"] = _biases(request.logit_bias)
     if request.guided_json is not None:
@@ -118,6 +134,19 @@ def text_options(request: TextFields) -> dict[str, Any]:
     if request.stream_options is not None:
         _check_stream_options(request, request.stream_options)
     return options
+
+
+def _extra(request: TextFields) -> dict[str, Any]:
+    """What one engine alone knows. Raises: RequestError: It is said by both of its names."""
+    found = dict(request.extra or {})
+    for name, ours in _EXTRA.items():
+        value = getattr(request, name)
+        if value is None or value == _EXTRA_USUAL.get(name):
+            continue
+        if ours in found:
+            raise RequestError(f"{name} is given beside extra.{ours}, give one", parameter=name)
+        found[ours] = value
+    return found
 
 
 def _check_stream_options(request: TextFields, options: StreamOptions) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 from zfabric.client.results import Completion
 from zfabric.wire.payloads import Logprob, TokenLogprobs
@@ -20,6 +20,23 @@ def usage_object(completions: Iterable[Completion]) -> dict[str, Any]:
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": sum(count.cached_tokens for count in counts)},
     }
+
+
+#: Fields of answers that the gateway itself fills.
+_OWN: Final = frozenset({"id", "object", "created", "model", "choices", "usage"})
+
+
+def besides(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """What an engine told besides, as fields of an answer: they are called as the engine's own API calls them."""
+    return {name: value for name, value in extra.items() if name not in _OWN}
+
+
+def all_besides(completions: Iterable[Completion]) -> dict[str, Any]:
+    """The same of whole answers. OpenAI's has a fingerprint in any case."""
+    found: dict[str, Any] = {"system_fingerprint": None}
+    for completion in completions:
+        found |= besides(completion.extra)
+    return found
 
 
 def chat_logprobs(entries: Sequence[TokenLogprobs], top: int) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from msgspec import Raw, Struct
 
 from zfabric.errors import Detail
@@ -23,6 +25,7 @@ class ChunkExtra(Struct, array_like=True, kw_only=True, gc=False):
             it, so the answer can be continued elsewhere. The worker alone knows whether it honours the client's drawn seed.
         reasoning: New text of what the model says to itself, which is no part of `text`.
         tool_calls: New pieces of tool calls, which are no part of `text`.
+        extra: What the engine tells of the request besides, by its own names; a later chunk's value replaces an earlier one's.
     """
 
     units: int | None = None
@@ -33,6 +36,7 @@ class ChunkExtra(Struct, array_like=True, kw_only=True, gc=False):
     exact: bool = False
     reasoning: str = ""
     tool_calls: list[ToolCallDelta] | None = None
+    extra: dict[str, Any] | None = None
 
     @property
     def plain(self) -> bool:
@@ -43,6 +47,7 @@ class ChunkExtra(Struct, array_like=True, kw_only=True, gc=False):
             and self.prompt_logprobs is None
             and not self.reasoning
             and not self.tool_calls
+            and not self.extra
         )
 
     @property

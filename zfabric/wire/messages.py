@@ -192,6 +192,7 @@ class ModelInfo(Struct, array_like=True, kw_only=True):
         slots: Concurrent requests of this model, 0 for as many as the worker has.
         engine: Which of the worker's engines serves it: an index of `Load.engines`.
         details: What else an operator wants to see: engine, dtype, device, quantization, ….
+        extra: Keys that a request's `extra` may have; None where any will do.
     """
 
     name: Name
@@ -204,6 +205,7 @@ class ModelInfo(Struct, array_like=True, kw_only=True):
     details: dict[str, FiniteDetail] = {}
     engine: Annotated[int, Meta(ge=0, lt=WORKER_MODELS_MAX)] = 0
     defaults: Annotated[dict[Name, int | Finite], Meta(max_length=32)] = {}
+    extra: Annotated[list[Name], Meta(max_length=64)] | None = []
 
 
 class Load(Struct, array_like=True, kw_only=True, gc=False):

@@ -15,6 +15,7 @@ from zfabric.errors import (
     UnsupportedOperationError,
 )
 from zfabric.wire.chat import ChatOptions, Message, check_chat, options_of
+from zfabric.wire.extra import check_extra
 from zfabric.wire.sampling import SamplingOptions, SamplingParams, out_of_range
 from zfabric.wire.tasks import ClassifyRequest, DetokenizeRequest, EmbedRequest, ScoreRequest
 from zfabric.wire.tool_calls import ToolCallDelta
@@ -82,6 +83,7 @@ class Delta(Struct, kw_only=True, gc=False):
             ended with calls that the caller is to make.
         reasoning: New text of what the model says to itself, where its backend tells that from the answer.
         tool_calls: New pieces of tool calls, where its backend tells those from text.
+        extra: What the engine tells of the request besides, by its own names, as `kv_transfer_params` or `system_fingerprint`.
         prompt_logprobs: On the first delta, if asked for; None for the first prompt token.
         usage: Backends set it on the last delta of the request.
     """
@@ -95,6 +97,7 @@ class Delta(Struct, kw_only=True, gc=False):
     usage: Usage | None = None
     reasoning: str = ""
     tool_calls: list[ToolCallDelta] | None = None
+    extra: dict[str, Any] | None = None
 
     @property
     def units(self) -> int:
@@ -122,6 +125,7 @@ class TextRequest(Struct, array_like=True, kw_only=True):
         priority: Set by the worker from the DISPATCH; of what waits, the lowest number is served first.
         deadline_ms: Set by the worker from the DISPATCH: what is left in milliseconds, None for no deadline.
         chat: What the chat template is told beside messages and tools.
+        extra: Values for keys that the model announces in `ModelInfo.extra`; see `zfabric.wire.extra`.
     """
 
     prompt: str | None = None
@@ -138,12 +142,15 @@ class TextRequest(Struct, array_like=True, kw_only=True):
     deadline_ms: int | None = None
     drawn_seed: int | None = None
     chat: ChatOptions | None = None
+    extra: dict[str, Any] = {}
 
     def validate(self) -> None:
-        """Raises: RequestError, ParameterRangeError."""
+        """Raises: RequestError, ParameterRangeError, TooLargeError."""
         _require_one_prompt(self.prompt, self.messages, self.prompt_token_ids)
         check_chat(self.chat, self.messages)
         self.sampling.validate()
+        if self.extra:
+            check_extra(self.extra)
         if self.drawn_seed is not None and not -(2**63) <= self.drawn_seed < 2**63:
             raise out_of_range("drawn_seed", self.drawn_seed, "a seed")
 

@@ -23,6 +23,7 @@ class ModelStatus(Struct, kw_only=True):
         dimensions: Length of an embedding; 0 if it makes none.
         details: As announced.
         defaults: Its own values of sampling parameters, which hold where a request leaves them unset.
+        extra: Keys that a request's `extra` may have; None where any will do.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ModelStatus(Struct, kw_only=True):
     dimensions: int = 0
     details: dict[str, Detail] = {}
     defaults: dict[str, float] = {}
+    extra: list[str] | None = []
 
 
 class WorkerStatus(Struct, kw_only=True):

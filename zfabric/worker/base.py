@@ -16,7 +16,7 @@ BackendError, and is logged. Nobody else notices.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Protocol, get_args
 
 from msgspec import structs
@@ -147,6 +147,9 @@ class BaseModelWorker(ABC):
             `max_new_tokens` is always one of them, so an empty set is a backend that bounds its answers and does nothing
             else. None, the default, says nothing of it: then every parameter is handed over. `ModelInfo.parameters`
             says it per model.
+        extra: Keys of a request's `extra` that the backend knows, each with its type as msgspec reads annotations: those of
+            `zfabric.wire.extra.COMMON` have theirs already, and mean what is said there. None takes any key. `ModelInfo.extra`
+            says it per model.
         slots: Concurrent requests by default (`--slots` overrides it).
 
     Instance attributes:
@@ -157,6 +160,7 @@ class BaseModelWorker(ABC):
     """
 
     parameters: ClassVar[frozenset[str] | None] = None
+    extra: ClassVar[Mapping[str, Any] | None] = {}
     slots: int = SLOTS_DEFAULT
     steps: StepSink
 
@@ -236,11 +240,19 @@ class BaseModelWorker(ABC):
         """What is announced of a model that `load` or `steps.models_changed` named, in full. A class that does part of the
         work for others that derive from it adds here what it does."""
         parameters = self.parameters if info.parameters is None else info.parameters
+        capabilities = list(info.capabilities or sorted(self.implemented()))
         return structs.replace(
             info,
-            capabilities=list(info.capabilities or sorted(self.implemented())),
+            capabilities=capabilities,
             parameters=None if parameters is None else sorted({*parameters, "max_new_tokens"}),
+            extra=self.extra_of(info) if "generate" in capabilities else [],
         )
+
+    def extra_of(self, info: ModelInfo) -> list[str] | None:
+        """Keys of `extra` that a model is announced with: its own, or else all that the class knows."""
+        if info.extra is None or info.extra:
+            return info.extra
+        return None if self.extra is None else sorted(self.extra)
 
 
 class StepwiseModelWorker(BaseModelWorker):

@@ -75,6 +75,23 @@ def check_options(request: TextRequest | CountRequest, model: str, parameters: f
             )
 
 
+def refuse_unknown_extra(extra: Iterable[str], model: str, keys: Collection[str] | None) -> None:
+    """Refuse keys of a request's `extra` that a model does not announce.
+
+    Args:
+        keys: Those that it does; None for any.
+
+    Raises:
+        UnsupportedParameterError: The first other one.
+    """
+    for name in extra:
+        if keys is not None and name not in keys:
+            known = _listed(keys)
+            raise UnsupportedParameterError(
+                f"extra {name!r} is not known to {model}, which knows {known}", parameter=name, backend=model
+            )
+
+
 def _require_text(messages: Iterable[Message], model: str) -> None:
     for message in messages:
         found = has_media(message)

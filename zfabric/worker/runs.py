@@ -15,11 +15,12 @@ from zfabric.core.worker.soundness import sound_text
 from zfabric.errors import BackendError, FabricError
 from zfabric.limits import DELTAS_PER_TURN, STOP_MS
 from zfabric.transport.clock import monotonic_ns
+from zfabric.wire.extra import check_extra
 from zfabric.wire.payloads import AnyRequest, CountRequest, Delta, GenerateRequest, OperateRequest, TextRequest, Usage
 from zfabric.wire.plain import plain_integer
 from zfabric.wire.tasks import EmbedResult
 from zfabric.worker.base import BaseModelWorker, StepwiseModelWorker
-from zfabric.worker.capabilities import check_options, check_request
+from zfabric.worker.capabilities import check_options, check_request, refuse_unknown_extra
 from zfabric.worker.served import Served, ServedModels
 
 #: What a backend may raise for a request. A cancellation that nobody here asked for is a failure like any other.
@@ -110,7 +111,8 @@ class Runs:
         where there is no other.
 
         Raises:
-            UnsupportedParameterError: A parameter is not honoured.
+            UnsupportedParameterError: A parameter is not honoured, or a key of `extra` is not known.
+            RequestError: A value of `extra` is of another type than its backend says.
         """
         sampling = request.sampling.resolved(served.defaults)
         greedy = sampling.greedy
@@ -120,6 +122,9 @@ class Runs:
             request.sampling = structs.replace(request.sampling, seed=None)
         request.sampling.require(served.parameters, served.label)
         check_options(request, served.label, served.parameters)
+        if request.extra:
+            refuse_unknown_extra(request.extra, served.label, served.extra)
+            check_extra(request.extra, served.backend.extra or {})
         if request.drawn_seed is not None and sampling.seed is None and not greedy and served.seeded:
             sampling = structs.replace(sampling, seed=request.drawn_seed)
         if sampling.reproducible:

@@ -23,6 +23,7 @@ class Served(NamedTuple):
         parameters: That may be handed over; all of them where the model does not tell.
         seeded: Whether it draws by the seed that it is given.
         defaults: Its own values of parameters.
+        extra: Keys of a request's `extra` that may be handed over; None for any.
     """
 
     backend: BaseModelWorker
@@ -31,6 +32,7 @@ class Served(NamedTuple):
     parameters: frozenset[str]
     seeded: bool
     defaults: Mapping[str, float]
+    extra: frozenset[str] | None
 
 
 class ServedModels:
@@ -74,7 +76,8 @@ class ServedModels:
         parameters = PARAMETERS if info.parameters is None else frozenset(info.parameters)
         # A model that tells nothing of its parameters, and goes on with answers of others, must be able to draw them again.
         seeded = "seed" in parameters and (info.parameters is not None or "resume" in capabilities)
-        served = Served(backend, f"model {info.name!r}", capabilities, parameters, seeded, dict(info.defaults))
+        extra = None if info.extra is None else frozenset(info.extra)
+        served = Served(backend, f"model {info.name!r}", capabilities, parameters, seeded, dict(info.defaults), extra)
         for name in (info.name, *info.aliases):
             if name in self._route:
                 raise ConfigurationError(f"two models of this worker are named {name!r}", model=name)

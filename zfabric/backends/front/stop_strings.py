@@ -1,4 +1,4 @@
-"""Stop strings in a text that comes in pieces: none is ever shown, not even in part."""
+"""Stop strings in a text that comes in pieces: none is ever shown in part, and whole only where that is asked for."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ class StopStrings:
     Args:
         stops: Non-empty strings.
         free: Tokens at the beginning whose text ends nothing, `min_new_tokens`.
+        shown: The string that is found belongs to the text, which ends with it.
     """
 
-    def __init__(self, stops: Sequence[str], *, free: int = 0) -> None:
+    def __init__(self, stops: Sequence[str], *, free: int = 0, shown: bool = False) -> None:
         self._stops = tuple(stops)
         self._free = free
+        self._shown = shown
         self._seen = 0
         self._longest = max((len(stop) for stop in stops), default=0)
         self._held = ""
 
     def add(self, piece: str, tokens: int = 1) -> tuple[str, bool]:
-        """Text that may be shown, and whether a stop string was found right after it.
+        """Text that may be shown, and whether a stop string was found at its end.
 
         Args:
             tokens: How many of them this is the text of.
@@ -37,7 +39,8 @@ class StopStrings:
         matches = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if matches:
             self._held = ""
-            return text[: min(matches)[1]], True
+            end, begin = min(matches)
+            return text[: end if self._shown else begin], True
         keep = self._possible_start(text)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], False

@@ -92,7 +92,9 @@ class TextModelWorker(BaseModelWorker):
         told = self.parameters if info.parameters is None else info.parameters
         # Tools are a matter of `render`, which is not given any.
         parameters = {*(ALL_PARAMETERS if told is None else told), *_OWN}
-        return structs.replace(info, capabilities=sorted(capabilities), parameters=sorted(parameters))
+        return structs.replace(
+            info, capabilities=sorted(capabilities), parameters=sorted(parameters), extra=self.extra_of(info)
+        )
 
     async def count_tokens(self, request: CountRequest) -> int:
         return self.count(self._prompt(request.prompt, request.messages))

@@ -12,13 +12,13 @@ from zfabric.backends.front.stop_strings import StopStrings
 from zfabric.backends.hf_api.calls import CallReader, text_of
 from zfabric.backends.hf_api.continued import Continued
 from zfabric.backends.hf_api.events import HalfCharacters
+from zfabric.backends.hf_api.extra import INCLUDE_STOP, Told
 from zfabric.backends.hf_api.failures import from_event
 from zfabric.backends.hf_api.models_file import Upstream
 from zfabric.backends.hf_api.scores import logprobs_of, tgi_logprobs
 from zfabric.backends.hf_api.tokens import Tokenizer
 from zfabric.errors import BackendError
 from zfabric.wire.payloads import Delta, FinishReason, GenerateRequest, TokenLogprobs, Usage
-from zfabric.wire.sampling import SamplingParams
 from zfabric.wire.tool_calls import ToolCallDelta
 
 _REASONS: dict[str, FinishReason] = {
@@ -46,12 +46,14 @@ class _Choice:
 
     __slots__ = ("calls", "halves", "reason", "reasoning", "stops")
 
-    def __init__(self, sampling: SamplingParams, request_id: str, index: int) -> None:
+    def __init__(self, request: GenerateRequest, index: int) -> None:
+        sampling = request.sampling
         self.halves = HalfCharacters()
-        self.stops = StopStrings(sampling.stop, free=sampling.min_new_tokens)
+        shown = bool(request.extra.get(INCLUDE_STOP))
+        self.stops = StopStrings(sampling.stop, free=sampling.min_new_tokens, shown=shown)
         self.reason: FinishReason | None = None
         self.reasoning = HalfCharacters()
-        self.calls = CallReader(request_id, index)
+        self.calls = CallReader(request.request_id, index)
 
 
 class AnswerReader:
@@ -76,12 +78,13 @@ class AnswerReader:
         sampling = request.sampling
         self._upstream = upstream
         self._logprobs = sampling.logprobs
-        self._choices = [_Choice(sampling, request.request_id, index) for index in range(sampling.n)]
+        self._choices = [_Choice(request, index) for index in range(sampling.n)]
         self._open = sampling.n
         self._told = 0
         self.text = ""
         self.tokens = 0
         self.usage: Usage | None = None
+        self._besides = Told()
         self._continued: Continued | None = None
         self._redraw: Redraw | None = None
         self._text_of = None if tokenizer is None else tokenizer.text_of
@@ -112,9 +115,12 @@ class AnswerReader:
         if event.get("error"):
             raise from_event(event, self._upstream.name, self._upstream.secrets)
         try:
-            return self._tgi(event) if self._upstream.protocol == "tgi" else self._openai(event)
+            deltas = self._tgi(event) if self._upstream.protocol == "tgi" else self._openai(event)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise self._garbage() from error
+        if deltas:
+            deltas[0].extra = self._besides.take()
+        return deltas
 
     def finish(self, usage: Usage | None) -> list[Delta]:
         """The ends of all choices, once nothing more will come."""
@@ -126,7 +132,7 @@ class AnswerReader:
             elif self._redraw is not None:
                 self._redraw.leave_out(delta)
             deltas.append(delta)
-        deltas[-1].usage = usage
+        deltas[-1].usage, deltas[-1].extra = usage, self._besides.take()
         return deltas
 
     def _decoded(self, data: bytes) -> dict[str, Any]:
@@ -148,6 +154,7 @@ class AnswerReader:
     # ── protocols ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _openai(self, event: dict[str, Any]) -> list[Delta]:
+        self._besides.read(event)
         if usage := event.get("usage"):
             cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
             self.usage = Usage(int(usage["prompt_tokens"]), int(usage.get("completion_tokens") or 0), int(cached))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 from zfabric.backends.front.media import with_addresses
+from zfabric.backends.hf_api.extra import INCLUDE_STOP, fields_of
 from zfabric.backends.hf_api.models_file import Server, Upstream
 from zfabric.errors import UnsupportedOperationError, UnsupportedParameterError
 from zfabric.wire.chat import OPTIONS, ChatOptions, Message
 from zfabric.wire.payloads import GenerateRequest
-from zfabric.wire.sampling import SamplingParams
 
 _COMMON: Final = frozenset({"temperature", "top_p", "max_new_tokens", "stop", "seed"})
 _OPENAI: Final = _COMMON | {"presence_penalty", "frequency_penalty", "n", "logprobs", "logit_bias"}
@@ -91,7 +91,7 @@ def body_of(
 
     Raises:
         UnsupportedOperationError: This protocol has no place for this kind of prompt.
-        UnsupportedParameterError: This protocol cannot say that only the context bounds an answer.
+        UnsupportedParameterError: This protocol cannot say that only the context bounds an answer; or see `fields_of`.
     """
     if upstream.protocol == "tgi":
         _refuse(upstream, request, *OPTIONS)
@@ -110,9 +110,9 @@ def body_of(
         body["prompt"] = prompt if prompt is not None else _text(upstream, request.prompt)
     if upstream.server != "transformers":
         body["stream_options"] = {"include_usage": True}
-    body.update(_sampling(upstream, request.sampling))
+    body.update(_sampling(upstream, request))
     _bound(upstream, body, prompt, len(request.resume_token_ids) if goes_on else 0)
-    return body
+    return body | fields_of(upstream, request.extra, body)
 
 
 def _bound(upstream: Upstream, body: dict[str, Any], prompt: list[int] | None, drawn: int) -> None:
@@ -134,13 +134,16 @@ def _bound(upstream: Upstream, body: dict[str, Any], prompt: list[int] | None, d
         )
 
 
-def _sampling(upstream: Upstream, sampling: SamplingParams) -> dict[str, Any]:
+def _sampling(upstream: Upstream, request: GenerateRequest) -> dict[str, Any]:
     """Of the OpenAI protocols. What is set is said, also where it changes nothing: servers have defaults of their own."""
-    values = {name: getattr(sampling, name) for name in ("temperature", "top_p") if name not in sampling.unset}
+    sampling = request.sampling
+    values: dict[str, Any] = {
+        name: getattr(sampling, name) for name in ("temperature", "top_p") if name not in sampling.unset
+    }
     if sampling.max_new_tokens is not None and not (upstream.protocol == "chat" and "max_new_tokens" in sampling.unset):
         # Completions end after 16 tokens where nothing is said, which nobody means.
         values["max_tokens"] = sampling.max_new_tokens
-    if sampling.stop and upstream.server_stops:
+    if _sent_stops(upstream, request):
         values["stop"] = list(sampling.stop)
     for name in ("presence_penalty", "frequency_penalty"):
         if getattr(sampling, name):
@@ -171,6 +174,11 @@ def _sampling(upstream: Upstream, sampling: SamplingParams) -> dict[str, Any]:
     return values
 
 
+def _sent_stops(upstream: Upstream, request: GenerateRequest) -> bool:
+    """Whether the server is told of stop strings: one that finds them leaves them out of its text."""
+    return bool(request.sampling.stop) and upstream.server_stops and not request.extra.get(INCLUDE_STOP)
+
+
 def _tgi(upstream: Upstream, request: GenerateRequest) -> dict[str, Any]:
     sampling = request.sampling
     values: dict[str, Any] = {"details": True, "return_full_text": False, "do_sample": not sampling.greedy}
@@ -187,13 +195,14 @@ def _tgi(upstream: Upstream, request: GenerateRequest) -> dict[str, Any]:
         values["repetition_penalty"] = sampling.repetition_penalty
     if sampling.frequency_penalty:
         values["frequency_penalty"] = sampling.frequency_penalty
-    if sampling.stop and upstream.server_stops and len(sampling.stop) <= _TGI_STOPS_MAX:
+    if _sent_stops(upstream, request) and len(sampling.stop) <= _TGI_STOPS_MAX:
         values["stop"] = list(sampling.stop)
     if sampling.logprobs:
         values["top_n_tokens"] = sampling.logprobs
     for kind in ("json", "regex"):
         if guide := getattr(sampling, f"guided_{kind}"):
             values["grammar"] = {"type": kind, "value": guide}
+    values |= fields_of(upstream, request.extra, values)
     return {"inputs": _text(upstream, request.prompt), "parameters": values, "stream": True}
 
 

@@ -52,6 +52,8 @@ class HuggingfaceApiWorker(BaseModelWorker):
 
     # Each model announces those that its server honours.
     parameters = ALL_PARAMETERS
+    # Whatever a server may know; see `body_of` for what is the worker's own to say.
+    extra = None
     Options = HuggingfaceApiOptions
 
     def __init__(self, options: HuggingfaceApiOptions) -> None:

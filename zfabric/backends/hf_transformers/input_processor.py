@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from typing import Any, Final
 
 from zfabric.backends.front.adapters import Adapters
@@ -13,7 +14,7 @@ from zfabric.backends.front.prompts import PromptTokens, fit, known_tokens
 from zfabric.backends.hf_transformers.lora import Adapter
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
 from zfabric.backends.hf_transformers.structured_outputs import GUIDED, StructuredOutputs
-from zfabric.errors import ParameterRangeError, UnsupportedParameterError
+from zfabric.errors import ParameterRangeError, RequestError, UnsupportedParameterError
 from zfabric.limits import LOGPROBS_MAX
 from zfabric.wire.payloads import GenerateRequest
 from zfabric.wire.sampling import SamplingParams
@@ -85,7 +86,7 @@ class InputProcessor:
         """
         request = answer.request
         sampling = request.sampling
-        self._check(sampling)
+        self._check(request)
         known_tokens(request.resume_token_ids, self._vocabulary_size)
         tokens = self._tokens(answer)
         kept = self._place(answer, tokens)
@@ -164,14 +165,23 @@ class InputProcessor:
     def _words(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _check(self, sampling: SamplingParams) -> None:
+    def _check(self, request: GenerateRequest) -> None:
         """What only someone who knows the vocabulary can check.
 
         Raises:
             ParameterRangeError: A token that the model does not have.
+            RequestError: Stop strings are to end a text that is not made.
         """
+        sampling = request.sampling
         check_logprobs(sampling, self._logprobs_max)
-        for name, tokens in (("stop_token_ids", sampling.stop_token_ids), ("logit_bias", sampling.logit_bias or {})):
+        if sampling.stop and request.extra.get("detokenize") is False:
+            raise RequestError("stop is given beside detokenize=False, which makes no text", parameter="stop")
+        named: dict[str, Iterable[int]] = {
+            "stop_token_ids": sampling.stop_token_ids,
+            "logit_bias": sampling.logit_bias or (),
+            "allowed_token_ids": request.extra.get("allowed_token_ids", ()),
+        }
+        for name, tokens in named.items():
             for token in tokens:
                 if not 0 <= token < self._vocabulary_size:
                     raise ParameterRangeError(

@@ -58,6 +58,7 @@ class Row:
         bad_words: Token sequences that must not appear.
         guide: What the text has to follow.
         suppressed: Tokens that the model is never to draw, and those that are not to begin an answer.
+        allowed: The only tokens that may be drawn; empty for all of them.
     """
 
     params: SamplingParams
@@ -68,9 +69,11 @@ class Row:
     bad_words: tuple[tuple[int, ...], ...] = ()
     guide: Guide | None = None
     suppressed: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
+    allowed: tuple[int, ...] = ()
     plain: bool = field(init=False)
     warps: bool = field(init=False)
     history: History | None = field(init=False, default=None)
+    _others: torch.Tensor | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         p = self.params
@@ -83,8 +86,17 @@ class Row:
             or self.bad_words
             or self.guide is not None
             or any(self.suppressed)
+            or self.allowed
         )
         self.warps = p.top_k > 0 or p.top_p < 1 or p.min_p > 0 or p.typical_p < 1
+
+    def others(self, scores: torch.Tensor) -> torch.Tensor:
+        """Which tokens are not allowed, as a mask of these scores."""
+        if self._others is None:
+            mask = torch.ones_like(scores, dtype=torch.bool)
+            mask[torch.tensor(self.allowed, dtype=torch.long, device=scores.device)] = False
+            self._others = mask
+        return self._others
 
 
 def process_logits(scores: torch.Tensor, row: Row) -> None:
@@ -105,6 +117,8 @@ def process_logits(scores: torch.Tensor, row: Row) -> None:
             banned.add(last)
     if banned:
         scores[torch.tensor(sorted(banned), dtype=torch.long, device=scores.device)] = OFF
+    if row.allowed:
+        scores.masked_fill_(row.others(scores), OFF)
     if row.guide is not None:
         row.guide.ban(scores)
 

@@ -108,7 +108,9 @@ class Sequence:
         guide: What its text has to follow.
     """
 
-    __slots__ = ("_detokenizer", "_owed", "_skip", "_stops", "answer", "end_tokens", "index", "limit", "output", "row")
+    __slots__ = (
+        "_detokenizer", "_mute", "_owed", "_skip", "_stops", "answer", "end_tokens", "index", "limit", "output", "row",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -130,11 +132,15 @@ class Sequence:
         self.limit = limit
         self.end_tokens = end_tokens
         self.output: list[int] = []
-        self.row = Row(sampling, seed, answer.prompt, self.output, end_tokens, bad_words, guide, suppressed)
+        extra = answer.request.extra
+        allowed = tuple(extra.get("allowed_token_ids", ()))
+        self.row = Row(sampling, seed, answer.prompt, self.output, end_tokens, bad_words, guide, suppressed, allowed)
+        self._mute = extra.get("detokenize") is False
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=sampling.skip_special_tokens)
         if echo is not None:
             self._detokenizer.go_on_after(answer.prompt)
-        self._stops = StopStrings(sampling.stop, free=sampling.min_new_tokens)
+        shown = bool(extra.get("include_stop"))
+        self._stops = StopStrings(sampling.stop, free=sampling.min_new_tokens, shown=shown)
         #: Text that goes out with the next token.
         self._owed = echo or ""
         self._skip = answer.request.resume_characters if index == 0 else 0
@@ -180,7 +186,7 @@ class Sequence:
         """Enter a drawn token. The delta's `finish_reason` says whether it was the last."""
         self.output.append(token)
         ended = token in self.end_tokens
-        text, stopped = self._stops.add("" if ended else self._detokenizer.add(token))
+        text, stopped = self._stops.add("" if ended or self._mute else self._detokenizer.add(token))
         reason: FinishReason | None = None
         guide = self.row.guide
         whole = not ended and guide is not None and guide.take(token)

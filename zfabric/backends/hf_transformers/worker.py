@@ -14,6 +14,7 @@ from zfabric.backends.front.prompts import known_tokens
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.errors import EngineStalledError, FabricError, UnsupportedOperationError
 from zfabric.wire.chat import OPTIONS
+from zfabric.wire.extra import COMMON
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import CountRequest, Delta, GenerateRequest, OperateRequest
 from zfabric.wire.tasks import DetokenizeRequest, EmbedRequest, EmbedResult
@@ -43,6 +44,7 @@ class ModelWorker(StepwiseModelWorker):
             "skip_special_tokens", "guided_json", "guided_regex", "guided_choice", "guided_grammar", *OPTIONS,
         }
     )  # fmt: skip
+    extra = {name: COMMON[name] for name in ("allowed_token_ids", "detokenize", "include_stop")}
     Options = TransformersOptions
 
     def __init__(self, options: TransformersOptions) -> None:

@@ -80,6 +80,8 @@ class Answer:
         if output.finished:
             cached = min(output.num_cached_tokens or 0, self.prompt_tokens)
             found[-1].usage = Usage(self.prompt_tokens, self._completion_tokens, cached)
+            if output.kv_transfer_params:
+                found[-1].extra = {"kv_transfer_params": dict(output.kv_transfer_params)}
         return found
 
     def _delta(self, choice: Any) -> Delta | None:

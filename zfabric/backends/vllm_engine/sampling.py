@@ -31,6 +31,12 @@ _FIELDS: Final = {
     "bad_words": "bad_words",
     "skip_special_tokens": "skip_special_tokens",
 }
+#: The same, of keys of a request's `extra`.
+_EXTRA: Final = {
+    "include_stop": "include_stop_str_in_output",
+    "detokenize": "detokenize",
+    "allowed_token_ids": "allowed_token_ids",
+}
 #: The fabric's name → the kind of constraint.
 _GUIDES: Final = {
     "guided_json": "json",
@@ -86,9 +92,30 @@ def translate(request: GenerateRequest, *, drawn: int = 0) -> Any:
     if request.resume_token_ids:
         # The prompt's log-probabilities went out with the first delta.
         values.pop("prompt_logprobs", None)
-    values |= _constraint(request)
+    values |= _constraint(request) | _extra(request)
     # Made for this request alone, so it need not be copied again.
     return EngineSampling(output_kind=RequestOutputKind.DELTA, skip_clone=True, **values)
+
+
+def extra_keys(engine: Any) -> list[str]:
+    """Keys of a request's `extra` that mean something to the engine as it was started."""
+    fields = sampling_fields()
+    keys = {name for name, theirs in _EXTRA.items() if theirs in fields} | {"cache_salt"}
+    if "extra_args" in fields:
+        # Without a connector vLLM would leave them unread.
+        keys |= {"extra_args", *(["kv_transfer_params"] if engine.vllm_config.kv_transfer_config is not None else [])}
+    return sorted(keys)
+
+
+def _extra(request: GenerateRequest) -> dict[str, Any]:
+    """What only vLLM knows; the salt goes with the prompt."""
+    extra = request.extra
+    values = {theirs: extra[name] for name, theirs in _EXTRA.items() if name in extra}
+    arguments = dict(extra.get("extra_args", {}))
+    if "kv_transfer_params" in extra and not request.resume_token_ids:
+        # They name what another engine holds for one taker, whom an answer that goes on has had.
+        arguments["kv_transfer_params"] = extra["kv_transfer_params"]
+    return {**values, "extra_args": arguments} if arguments else values
 
 
 def _value(name: str, value: Any) -> Any:

@@ -13,12 +13,13 @@ from zfabric.backends.vllm_engine.arguments import HELP, parse, print_help
 from zfabric.backends.vllm_engine.compat.environment import version
 from zfabric.backends.vllm_engine.compat.failures import translated
 from zfabric.backends.vllm_engine.compat.lifecycle import shut_down
-from zfabric.backends.vllm_engine.compat.rendering import tokens_input
+from zfabric.backends.vllm_engine.compat.rendering import salted, tokens_input
 from zfabric.backends.vllm_engine.operations import Operations
 from zfabric.backends.vllm_engine.prompts import Prompt
 from zfabric.backends.vllm_engine.runtime import Runtime
 from zfabric.errors import BackendError, Detail, FabricError, WorkerDrainingError
 from zfabric.wire.chat import OPTIONS
+from zfabric.wire.extra import COMMON
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import CountRequest, Delta, FinishReason, GenerateRequest, OperateRequest, Usage
 from zfabric.wire.tasks import ClassifyRequest, DetokenizeRequest, EmbedRequest, EmbedResult, ScoreRequest
@@ -40,6 +41,7 @@ class VLLMWorker(StepwiseModelWorker):
     """
 
     parameters = sampling.PARAMETERS
+    extra = COMMON
 
     def __init__(self, argv: Sequence[str], settings: Mapping[str, Any] | None = None) -> None:
         self._argv = list(argv)
@@ -105,6 +107,7 @@ class VLLMWorker(StepwiseModelWorker):
                 capabilities=capabilities,
                 parameters=sorted({*sampling.supported(runtime.engine), *OPTIONS}) if runtime.generates else [],
                 defaults=dict(runtime.defaults.parameters),
+                extra=sampling.extra_keys(runtime.engine) if runtime.generates else [],
                 dimensions=int(configuration.get_hidden_size()) if runtime.pooling.embeds else 0,
                 details={**details, **more},
             )
@@ -187,6 +190,7 @@ class VLLMWorker(StepwiseModelWorker):
         if drawn and not redraw:
             given = tokens_input([*prompt.token_ids, *drawn])
             self._tap.continue_after(request_id, drawn, max(0, request.resume_characters - len(echo)))
+        given = salted(given, request.extra.get("cache_salt"))
         tries = 0 if prompt.plain else tries
         self._answers[request_id] = Answer(request, len(prompt.token_ids), echo=echo, redraw=redraw, tries=tries)
         await runtime.engine.add_request(

@@ -80,6 +80,7 @@ def model_status(registry: Registry, model: Model) -> ModelStatus:
         parameters=None if info.parameters is None else list(info.parameters),
         dimensions=info.dimensions,
         defaults=dict(info.defaults),
+        extra=None if info.extra is None else list(info.extra),
         details={
             name[:NAME_LENGTH_MAX]: value[:MESSAGE_LENGTH_MAX] if isinstance(value, str) else value
             for name, value in list(info.details.items())[:DETAILS_MAX]

@@ -8,12 +8,16 @@ Rule 3: the terminal is exempt from credit, and brings along whatever is left.
 
 from __future__ import annotations
 
+import functools
+
 from zfabric.core.worker.soundness import all_integers, check_ending, check_logprobs, check_parts, make_plain
 from zfabric.errors import BackendError
 from zfabric.wire.answers import Chunk, ChunkExtra, Outcome
 from zfabric.wire.chunks import Chunks
+from zfabric.wire.extra import merged
 from zfabric.wire.fields import Operation
 from zfabric.wire.payloads import Delta, Usage
+from zfabric.wire.plain import encode_plain
 from zfabric.wire.tool_calls import joined_calls
 
 #: What is kept of a delta: all of it, or, where it is one token of the first choice and nothing else, its text and that token.
@@ -100,6 +104,7 @@ class Backlog:
         if self.rare:
             size += sum([len(delta.reasoning) for delta in deltas])
             size += sum([_DELTA_BYTES + len(call.arguments) for delta in deltas for call in delta.tool_calls or ()])
+            size += sum([len(encode_plain(delta.extra)) for delta in deltas if delta.extra])
         if deltas and (deltas[0].logprobs or deltas[0].prompt_logprobs):
             entries = [e for delta in deltas for e in (*(delta.logprobs or ()), *(delta.prompt_logprobs or ()))]
             size += _LOGPROB_BYTES * sum([1 + len(entry.top) for entry in entries if entry is not None])
@@ -132,6 +137,7 @@ class Backlog:
             or delta.prompt_logprobs
             or delta.reasoning
             or delta.tool_calls
+            or delta.extra
         ):
             self._add_rare(delta)
             self.deltas.append(delta)
@@ -159,7 +165,7 @@ class Backlog:
         if scored and not self.scored:
             check_logprobs(delta)
             self.scored = True
-        if delta.reasoning or delta.tool_calls:
+        if delta.reasoning or delta.tool_calls or delta.extra:
             check_parts(delta)
         if delta.finish_reason is not None:
             check_ending(delta)
@@ -249,6 +255,7 @@ class Backlog:
             usage=delta.usage,
             reasoning=delta.reasoning,
             tool_calls=delta.tool_calls,
+            extra=delta.extra,
         )
         self.deltas[position : position + 1] = [head, rest]
 
@@ -326,7 +333,8 @@ class Backlog:
         has_logprobs = first.logprobs is not None or last.logprobs is not None
         reasoning = "".join([delta.reasoning for delta in run]) if self.rare else ""
         calls = joined_calls([call for delta in run for call in delta.tool_calls or ()]) if self.rare else None
-        plain = last.finish_reason is None and not (has_logprobs or first.prompt_logprobs or reasoning or calls)
+        told = functools.reduce(merged, [delta.extra for delta in run]) if self.rare else None
+        plain = last.finish_reason is None and not (has_logprobs or first.prompt_logprobs or reasoning or calls or told)
         if starts or not plain or units != len(token_ids):
             extra = ChunkExtra(
                 units=units if units != len(token_ids) else None,
@@ -337,6 +345,7 @@ class Backlog:
                 exact=starts and self.exact,
                 reasoning=reasoning,
                 tool_calls=calls,
+                extra=told,
             )
         return Chunk(self.request, self.attempt, first.index, offset, text, token_ids, extra)
 

@@ -21,6 +21,7 @@ from zfabric.wire.tool_calls import ToolCallDelta
 _REASONS: Final = frozenset(get_args(FinishReason))
 _logprobs: Final = msgspec.msgpack.Decoder(list[TokenLogprobs])
 _tool_calls: Final = msgspec.msgpack.Decoder(list[ToolCallDelta] | None)
+_told: Final = msgspec.msgpack.Decoder(dict[str, Any] | None)
 _prompt_logprobs: Final = msgspec.msgpack.Decoder(list[TokenLogprobs | None])
 #: The general error of a backend: its code stands for one that is no code.
 _CODE_MAX: Final = 99_999
@@ -76,13 +77,17 @@ def check_logprobs(delta: Delta) -> None:
 
 
 def check_parts(delta: Delta) -> None:
-    """Check reasoning and tool calls. Raises: BackendError: A client could not read them."""
+    """Check reasoning, tool calls and what is told besides. Raises: BackendError: A client could not read them."""
     if not isinstance(delta.reasoning, str):
         raise BackendError(f"reasoning of a delta is of type {type(delta.reasoning).__name__}, it must be str")
     try:
         _tool_calls.decode(encode_plain(delta.tool_calls))
     except ENCODING_ERRORS as error:
         raise BackendError(f"tool_calls of a delta cannot be sent: {error}") from None
+    try:
+        _told.decode(encode_plain(delta.extra))
+    except ENCODING_ERRORS as error:
+        raise BackendError(f"extra of a delta cannot be sent: {error}") from None
 
 
 def sound_usage(usage: Usage) -> Usage:

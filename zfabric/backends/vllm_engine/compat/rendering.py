@@ -14,6 +14,11 @@ def tokens_input(token_ids: list[int]) -> Any:
     return make(token_ids)
 
 
+def salted(given: Any, salt: str | None) -> Any:
+    """An engine's input whose cached prefix is found by inputs of the same salt alone."""
+    return given if salt is None else {**given, "cache_salt": salt}
+
+
 async def render_text(engine: Any, text: str, *, inline: bool) -> list[int]:
     """Token ids of a text, special tokens included.
 
