@@ -15,7 +15,7 @@ from msgspec import Meta
 from zfabric.errors import RequestError, TooLargeError
 from zfabric.limits import EXTRA_KEYS_MAX, NAME_LENGTH_MAX, TOKEN_ID_MAX
 
-#: Keys that have one meaning on all backends, and their types. `cache_salt` keeps a prompt's cached prefix to requests of the same
+#: Keys that have one meaning on all backends, and their types. `cache_salt` keeps the cache of a prompt to requests of the same
 #: salt; `kv_transfer_params` is for the engine's connector of caches; `extra_args` goes to plug-ins of the engine; `include_stop`
 #: leaves the stop string in the text; `detokenize=False` makes tokens and no text; `allowed_token_ids` are all that may be drawn.
 COMMON: Final[dict[str, Any]] = {
