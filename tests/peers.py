@@ -144,7 +144,7 @@ class FakeFabric:
             self.end(worker, names[dispatch.instance], dispatch.request, dispatch.attempt)
         return len(taken)
 
-    def query(self, client: str, what: str, **arguments: Any) -> Any:
+    def query(self, client: str, what: str, /, **arguments: Any) -> Any:
         """A client asks. Returns the result."""
         self._receive(client, codec.pack(Query(number=1, what=what, arguments=arguments)))
         return self.answers.pop()

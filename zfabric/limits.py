@@ -30,6 +30,8 @@ CLAIM_MS: Final = 1_500
 SECOND_LOOK_MS: Final = 50
 #: How long a query waits for its answer unless its caller says otherwise: it is answered from memory.
 QUERY_TIMEOUT_MS: Final = 10_000
+#: Whoever watches a list sees nothing new more often than this, in seconds, and a controller has better to do.
+WATCH_S_MIN: Final = 0.1
 #: How long `count_tokens` and `operate` wait by default. Loading an adapter takes seconds, a stuck worker for ever.
 CALL_TIMEOUT_MS: Final = 120_000
 #: A drain that lasts longer than the longest usual answer helps nobody; what still runs is handed back.
@@ -210,6 +212,10 @@ PARKED_BYTES_MAX: Final = 8 * 1024 * 1024
 PARKED_STRANGER_BYTES_MAX: Final = 16 * 1024
 #: Readers that are shown in the status, those first for which most waits.
 SLOW_READERS_MAX: Final = 16
+#: Rows of an operator's list: so many unless more are asked for, and so many at the most, whose longest names still fit one
+#: message.
+LISTED_DEFAULT: Final = 100
+LISTED_MAX: Final = 1_000
 #: What a parked message costs beside its bytes.
 PARKED_MESSAGE_BYTES: Final = 256
 #: Frames of a message that has too many that are dropped before the loop gets its turn: about 1 ms of work.

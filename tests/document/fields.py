@@ -11,9 +11,24 @@ import msgspec
 from msgspec import Struct, inspect
 
 from tests.document.markdown import power, table
-from zfabric.wire import answers, chat, chunks, flow, messages, payloads, questions, sampling, status, tasks, tool_calls
+from zfabric.wire import (
+    answers,
+    chat,
+    chunks,
+    flow,
+    listings,
+    messages,
+    payloads,
+    questions,
+    sampling,
+    status,
+    tasks,
+    tool_calls,
+)
 
-_MODULES: Final = (answers, chat, chunks, flow, messages, payloads, questions, sampling, status, tasks, tool_calls)
+_MODULES: Final = (
+    answers, chat, chunks, flow, listings, messages, payloads, questions, sampling, status, tasks, tool_calls,
+)  # fmt: skip
 _ATTRIBUTE: Final = re.compile(r"^    (?P<names>\w+(?:, \w+)*): (?P<text>.+(?:\n {5,}\S.*)*)", re.MULTILINE)
 
 #: What a worker makes of requests for its backends: these are nobody's messages.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
+
+from zfabric.limits import WATCH_S_MIN
 
 Column = tuple[str, Callable[[Any], object]]
 
@@ -29,6 +33,20 @@ def show(rows: Sequence[Any], columns: Sequence[Column], *, as_json: bool, empty
     for row in rows:
         table.add_row(*(_cell(value(row)) for _, value in columns))
     console.print(table)
+
+
+def again_and_again(once: Callable[[], None], every_s: float | None) -> None:
+    """Show something, and where somebody watches show it anew after so many seconds, until Ctrl-C, which is no failure."""
+    once()
+    if every_s is None:
+        return
+    console = Console()
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(max(every_s, WATCH_S_MIN))
+            if console.is_terminal:
+                console.clear()
+            once()
 
 
 def print_json(value: Any) -> None:

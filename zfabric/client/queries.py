@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TypedDict, TypeVar, Unpack
 
 from msgspec import Raw
 
 from zfabric.client import values
 from zfabric.client.connection import Connection
 from zfabric.client.requests import model_name, query_timeout_ms
+from zfabric.errors import RequestError
 from zfabric.wire import codec
+from zfabric.wire.listings import ClientList, QueueList, RequestList
 from zfabric.wire.status import FabricStatus, ModelStatus, WorkerStatus
 
 T = TypeVar("T")
+
+
+class ListOptions(TypedDict, total=False):
+    """Which rows of a list are wanted, in which order, and how many.
+
+    Attributes:
+        model: Of this model, by its name or an alias.
+        client: Of this client, by its label or number.
+        worker: At this worker.
+        state: In this state, such as "queued" or "running".
+        sort: The order; each list has its own.
+        limit: Rows at most: 100 unless something else is said, and no more than 1,000.
+        offset: Rows to leave out at the beginning.
+    """
+
+    model: str
+    client: str
+    worker: str
+    state: str
+    sort: str
+    limit: int
+    offset: int
+
+
+def list_arguments(wanted: ListOptions) -> dict[str, object]:
+    """Options of a list as its question has them. Raises: RequestError, ParameterRangeError."""
+    arguments: dict[str, object] = {}
+    for name, value in wanted.items():
+        if name not in ListOptions.__annotations__:
+            raise RequestError(f"a list has no option {name!r}", parameter=name)
+        if name in ("limit", "offset"):
+            arguments[name] = values.whole(name, value)
+        else:
+            arguments[name] = model_name(value, name, empty=True)
+    return arguments
 
 
 class AsyncQueries:
@@ -58,6 +95,54 @@ class AsyncQueries:
             0
         """
         return await self._ask("status", FabricStatus, timeout)
+
+    async def requests(self, *, timeout: float | None = None, **wanted: Unpack[ListOptions]) -> RequestList:
+        """Attempts at the controller, and why each is where it is: an operator's of all clients, anybody else's own.
+
+        Args:
+            timeout: Seconds.
+            **wanted: See `ListOptions`. Orders are "age" (the oldest first), "place" (in its queue), "deadline", "client",
+                "model", "worker" and "units".
+
+        Raises:
+            RequestError, ParameterRangeError: An option that the list has not.
+
+        Example:
+            >>> for row in (await client.requests(state="queued", limit=10)).rows:
+            ...     print(row.request, row.place, row.why)
+        """
+        return await self._ask("requests", RequestList, timeout, **list_arguments(wanted))
+
+    async def clients(self, *, timeout: float | None = None, **wanted: Unpack[ListOptions]) -> ClientList:
+        """Clients at the controller: all for an operator, itself for anybody else.
+
+        Args:
+            timeout: Seconds.
+            **wanted: See `ListOptions`; `client` and `state` ("connected" or "away") choose rows. Orders are "requests" (most
+                first), "age", "silence", "client" and "buffered".
+
+        Raises:
+            RequestError, ParameterRangeError: An option that the list has not.
+
+        Example:
+            >>> [row.client for row in (await client.clients()).rows if row.waiting]
+        """
+        return await self._ask("clients", ClientList, timeout, **list_arguments(wanted))
+
+    async def queue(self, *, timeout: float | None = None, **wanted: Unpack[ListOptions]) -> QueueList:
+        """What waits, by model and by what it demands of a worker, and why.
+
+        Args:
+            timeout: Seconds.
+            **wanted: See `ListOptions`; `model` chooses rows. Orders are "waiting" (most first), "model" and "wait".
+
+        Raises:
+            RequestError, ParameterRangeError: An option that the list has not.
+
+        Example:
+            >>> [(row.model, row.waiting, row.why) for row in (await client.queue()).rows]
+        """
+        return await self._ask("queue", QueueList, timeout, **list_arguments(wanted))
 
     async def refresh(self, *, timeout: float | None = None) -> list[str]:
         """Have every worker report its load now. Returns the names of those that are asked.

@@ -24,15 +24,15 @@ from zfabric.client.options import (
 )
 from zfabric.client.requests import generate_request, model_name
 from zfabric.client.results import Completion
+from zfabric.client.sync_queries import BlockingQueries
 from zfabric.transport.curve import Credentials
-from zfabric.wire.status import FabricStatus, ModelStatus, WorkerStatus
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 
-class Client:
+class Client(BlockingQueries):
     """A blocking client, safe to share between threads. Use as a context manager.
 
     It belongs to the process that made it: after a fork its calls raise ClosedError, and the child makes its own. An
@@ -245,61 +245,6 @@ class Client:
             >>> client.operate("gpu-1", "load_lora", name="poet", path="/adapters/poet")
         """
         return self._thread.wait(self._client.operate(worker, call, model=model, timeout=timeout, **arguments))
-
-    # ── the fabric ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def models(self, kind: str = "all", *, timeout: float | None = None) -> list[ModelStatus]:
-        """As `AsyncClient.models`.
-
-        Example:
-            >>> [model.name for model in client.models("embedding")]
-            ['minilm']
-        """
-        return self._thread.wait(self._client.models(kind, timeout=timeout))
-
-    def model_details(self, model: str, *, timeout: float | None = None) -> ModelStatus:
-        """As `AsyncClient.model_details`.
-
-        Example:
-            >>> client.model_details("smollm2").context_length
-            8192
-        """
-        return self._thread.wait(self._client.model_details(model, timeout=timeout))
-
-    def workers(self, *, timeout: float | None = None) -> list[WorkerStatus]:
-        """As `AsyncClient.workers`.
-
-        Example:
-            >>> {worker.name: worker.in_flight for worker in client.workers()}
-        """
-        return self._thread.wait(self._client.workers(timeout=timeout))
-
-    def status(self, *, timeout: float | None = None) -> FabricStatus:
-        """As `AsyncClient.status`.
-
-        Example:
-            >>> client.status().queued
-            0
-        """
-        return self._thread.wait(self._client.status(timeout=timeout))
-
-    def refresh(self, *, timeout: float | None = None) -> list[str]:
-        """As `AsyncClient.refresh`.
-
-        Example:
-            >>> client.refresh()
-            ['gpu-1', 'gpu-2']
-        """
-        return self._thread.wait(self._client.refresh(timeout=timeout))
-
-    def drain_worker(self, worker: str, limit_ms: int = 0, *, timeout: float | None = None) -> str:
-        """As `AsyncClient.drain_worker`.
-
-        Example:
-            >>> client.drain_worker("gpu-1", limit_ms=60_000)
-            'gpu-1'
-        """
-        return self._thread.wait(self._client.drain_worker(worker, limit_ms, timeout=timeout))
 
     def figures(self) -> dict[str, int]:
         """As `AsyncClient.figures`."""

@@ -154,6 +154,7 @@ class ClientHello(Struct, array_like=True, kw_only=True):
         label: Shown to operators.
         secret: Random bytes of this client. Its hash goes with each request to the worker, so that after a controller's
             death only who knows the secret can take a stream over.
+        minor: The minor version of the protocol that the client speaks; 0 for version 2.0, which has no such field.
     """
 
     version: int
@@ -163,6 +164,7 @@ class ClientHello(Struct, array_like=True, kw_only=True):
     claims: Annotated[list[Claim], Meta(max_length=LIST_LENGTH_MAX)] = []
     label: OptionalName = ""
     secret: Annotated[bytes, Meta(max_length=64)] = b""
+    minor: Unsigned32 = 0
 
 
 class Claims(Struct, array_like=True, gc=False):
@@ -208,6 +210,22 @@ class ModelInfo(Struct, array_like=True, kw_only=True):
     extra: Annotated[list[Name], Meta(max_length=64)] | None = []
 
 
+class StreamUnits(Struct, array_like=True, kw_only=True, gc=False):
+    """How far a worker is with an attempt.
+
+    Attributes:
+        instance: Of its client, from the DISPATCH, as the others.
+        request: Its number.
+        attempt: Which attempt of it.
+        units: Units that were made so far, counted from the answer's start.
+    """
+
+    instance: Unsigned63
+    request: Unsigned63
+    attempt: Attempt
+    units: Unsigned32
+
+
 class Load(Struct, array_like=True, kw_only=True, gc=False):
     """worker → controller at every beat, and whenever slots or state change.
 
@@ -223,6 +241,8 @@ class Load(Struct, array_like=True, kw_only=True, gc=False):
         gauges: Whatever else the engine tells (cache use, prefix hits …).
         engines: One counter for each engine of the worker, which moves only when that engine does; one that has work and
             does not move has hung. None where an engine does not tell: such a one is never taken for hung.
+        streams: How far the running attempts are, where the BEAT that this answers asked for it; as many as fit. Since
+            version 2.1.
     """
 
     running: Unsigned32 = 0
@@ -235,6 +255,7 @@ class Load(Struct, array_like=True, kw_only=True, gc=False):
     draining: bool = False
     gauges: Annotated[dict[Name, Finite], Meta(max_length=GAUGES_MAX)] = {}
     engines: Annotated[list[Unsigned63 | None], Meta(max_length=WORKER_MODELS_MAX)] = []
+    streams: Annotated[list[StreamUnits], Meta(max_length=SLOTS_MAX)] = []
 
 
 class Carried(Struct, array_like=True, kw_only=True, gc=False):
@@ -283,6 +304,7 @@ class WorkerHello(Struct, array_like=True, kw_only=True):
         speed: Relative speed, the weight of `lottery` and the divisor of `shortest_queue`.
         beats: False for a static worker, which is never removed for silence.
         carried: What it runs, or has finished and not delivered; those that do not fit follow in CARRIED.
+        minor: The minor version of the protocol that the worker speaks; 0 for version 2.0, which has no such field.
     """
 
     version: int
@@ -295,6 +317,7 @@ class WorkerHello(Struct, array_like=True, kw_only=True):
     beats: bool = True
     token: Annotated[bytes, Meta(max_length=64)] = b""
     carried: Annotated[list[Carried], Meta(max_length=LIST_LENGTH_MAX)] = []
+    minor: Unsigned32 = 0
 
 
 class Welcome(Struct, array_like=True, kw_only=True):
@@ -309,6 +332,7 @@ class Welcome(Struct, array_like=True, kw_only=True):
         beat_ms: A peer says that it is there so often, in milliseconds.
         lease_ms: A worker that was silent for so long is lost, in milliseconds.
         frame_bytes_max: No frame that is sent to this controller may be larger, in bytes.
+        minor: The minor version that is spoken in this session: the lower one of both sides.
     """
 
     version: int
@@ -319,6 +343,7 @@ class Welcome(Struct, array_like=True, kw_only=True):
     beat_ms: int
     lease_ms: int
     frame_bytes_max: int
+    minor: Unsigned32 = 0
 
 
 class Beat(Struct, array_like=True, gc=False):
@@ -327,9 +352,11 @@ class Beat(Struct, array_like=True, gc=False):
     Attributes:
         number: A client's is given back by the controller. To a worker, 0 asks for a LOAD at once, and another number
             answers one.
+        streams: Whether the LOAD that is asked for is to tell how far each attempt is. Since version 2.1.
     """
 
     number: Unsigned63 = 0
+    streams: bool = False
 
 
 class Drain(Struct, array_like=True, gc=False):

@@ -24,6 +24,7 @@ class ModelStatus(Struct, kw_only=True):
         details: As announced.
         defaults: Its own values of sampling parameters, which hold where a request leaves them unset.
         extra: Keys that a request's `extra` may have; None where any will do.
+        paused_by: The operator who has its requests wait; "" where nobody does.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ModelStatus(Struct, kw_only=True):
     details: dict[str, Detail] = {}
     defaults: dict[str, float] = {}
     extra: list[str] | None = []
+    paused_by: str = ""
 
 
 class WorkerStatus(Struct, kw_only=True):
@@ -64,6 +66,8 @@ class WorkerStatus(Struct, kw_only=True):
         failed: Those that ended in an error there.
         buffered_bytes: Bytes that wait in the controller for it to read them.
         gauges: Whatever else its engines tell.
+        build: Version of its program.
+        minor: Minor version of the protocol that is spoken with it.
     """
 
     name: str
@@ -85,6 +89,8 @@ class WorkerStatus(Struct, kw_only=True):
     failed: int
     buffered_bytes: int = 0
     gauges: dict[str, float] = {}
+    build: str = ""
+    minor: int = 0
 
 
 class SlowReader(Struct, kw_only=True):
@@ -132,6 +138,7 @@ class FabricStatus(Struct, kw_only=True):
         slow_readers: Clients and workers for which something waits, those with most of it.
         workers_left: Workers that said goodbye.
         clients_left: Clients that said goodbye.
+        minor: Minor version of the protocol that it speaks.
     """
 
     version: str
@@ -163,3 +170,4 @@ class FabricStatus(Struct, kw_only=True):
     slow_readers: list[SlowReader] = []
     workers_left: int = 0
     clients_left: int = 0
+    minor: int = 0

@@ -149,6 +149,7 @@ class ClientSession(ClientRequests):
             claims=[p.claim for p in self._claimed.values() if p.submitted and p.number in self.requests],
             label=self.label,
             secret=self._secret,
+            minor=kinds.MINOR_VERSION,
         )
         self.outbox.append(codec.pack(hello))
         retry_ms = limits.HELLO_RETRY_MS * self._rng.uniform(0.75, 1.25)

@@ -43,6 +43,11 @@ class Grant:
         """Whether it may submit requests."""
         return Role.CLIENT in self.roles or Role.OPERATOR in self.roles
 
+    @property
+    def is_operator(self) -> bool:
+        """Whether it may operate the fabric, and see what is others'."""
+        return Role.OPERATOR in self.roles
+
     def check_client(self) -> None:
         """Raises: PermissionDeniedError, it may not submit requests."""
         if not self.is_client:
@@ -50,7 +55,7 @@ class Grant:
 
     def check_operator(self, what: str) -> None:
         """Raises: PermissionDeniedError, it may not operate the fabric."""
-        if Role.OPERATOR not in self.roles:
+        if not self.is_operator:
             raise PermissionDeniedError(f"{what} needs an operator's key, key {self.name!r} is none", key=self.name)
 
     def check_worker(self, worker: str) -> None:

@@ -227,6 +227,7 @@ class Endings:
             if request is None or request.away or request.attempt != line.attempt:
                 continue
             request.window = line.window
+            request.units = max(request.units, line.next)
             if request.worker is not None:
                 plain = CreditLine(request=line.request, attempt=line.attempt, next=line.next, window=line.window)
                 grants.setdefault(request.worker.name, (request.worker, []))[1].append(plain)

@@ -34,6 +34,12 @@ class EngineWatch:
         counters = dict(enumerate(load.engines or [load.progress]))
         for index, engine in worker.engines.items():
             self._look(worker, engine, counters.get(index), now_ns)
+        for line in load.streams:
+            request = worker.live.get((line.instance, line.request, line.attempt))
+            if request is not None:
+                request.units = max(request.units, line.units)
+        # Told once: it would only keep memory.
+        load.streams = []
         self._registry.refresh(worker)
 
     def drain(self, worker: WorkerPeer) -> None:

@@ -6,7 +6,8 @@ order of first arrival, and lines take turns, so that a client with ten thousand
 one by one place. Parts take turns as well, with those of all queues that draw their numbers from the same source: a worker
 that can serve several takes them in turn.
 
-Every operation costs O(log n) in the number of requests that wait, amortised, in whatever order they leave.
+Every operation that changes something costs O(log n) in the number of requests that wait, amortised, in whatever order they
+leave.
 """
 
 from __future__ import annotations
@@ -140,6 +141,18 @@ class FairQueue(Generic[W]):
             part.by_turn.discard(line)
             if not part.lines:
                 del self._parts[item.demand]
+
+    def in_order(self, demand: Hashable) -> Iterator[W]:
+        """All that wait for a demand, in the order in which they go if nobody comes and goes, and none is served for its age.
+        Costs O(n log n) for all of them."""
+        part = self._parts.get(demand)
+        by_priority: dict[int, list[list[W]]] = {}
+        for line in part.by_turn.sorted() if part is not None else ():
+            by_priority.setdefault(line.key[0], []).append(line.items.sorted())
+        for priority in sorted(by_priority):
+            lines = by_priority[priority]
+            for position in range(max(map(len, lines))):
+                yield from (line[position] for line in lines if position < len(line))
 
     def waiting(self, demand: Hashable) -> list[W]:
         """All that wait for a demand."""

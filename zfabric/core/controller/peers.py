@@ -14,6 +14,7 @@ from zfabric.core.timers import Timer
 from zfabric.ids import RoutingId
 from zfabric.limits import FORMER_ATTEMPTS_MAX
 from zfabric.wire.fields import Operation
+from zfabric.wire.kinds import MINOR_VERSION
 from zfabric.wire.locks import lock_of
 from zfabric.wire.messages import ClientHello, WorkerHello
 
@@ -48,11 +49,12 @@ class ClientPeer:
         settle: When what it has not claimed is stopped.
         requests: What has not had its terminal, by number.
         former: Requests whose last attempt a worker's loss ended, and which may be submitted again; the newest ones only.
+        build, minor: Of its program, and the minor version of the protocol that is spoken with it.
     """
 
     __slots__ = (
-        "away", "former", "grant", "heard_ns", "instance", "label", "lock", "number", "requests", "routing_id", "settle",
-        "since_ns", "token",
+        "away", "build", "former", "grant", "heard_ns", "instance", "label", "lock", "minor", "number", "requests",
+        "routing_id", "settle", "since_ns", "token",
     )  # fmt: skip
 
     def __init__(
@@ -74,14 +76,20 @@ class ClientPeer:
         self.token = token
         self.routing_id = routing_id
         self.label = hello.label
+        self.build, self.minor = hello.build, min(hello.minor, MINOR_VERSION)
         self.lock = lock_of(hello.secret)
         self.heard_ns = now_ns
         self.away = False
 
     @property
+    def name(self) -> str:
+        """Its label, or its number where it has none."""
+        return self.label or str(self.number)
+
+    @property
     def shown(self) -> str:
         """What operators know it by."""
-        return f"client {self.label or self.number}"
+        return f"client {self.name}"
 
     def remember(self, request: Request, now_ns: int) -> None:
         """An attempt ends, and another is to follow."""
@@ -116,9 +124,9 @@ class WorkerPeer:
     """
 
     __slots__ = (
-        "aside", "beats", "dispatched", "engines", "failed", "filled", "finished", "heard_ns", "hosts", "hung",
-        "instance", "lease", "line", "live", "load", "name", "open", "reported_ns", "routes", "routing_id", "session",
-        "since_ns", "speed", "state", "token",
+        "aside", "beats", "build", "dispatched", "engines", "failed", "filled", "finished", "heard_ns", "hosts", "hung",
+        "instance", "lease", "line", "live", "load", "minor", "name", "open", "reported_ns", "routes", "routing_id",
+        "session", "since_ns", "speed", "state", "token",
     )  # fmt: skip
 
     def __init__(self, hello: WorkerHello, session: int, token: bytes, routing_id: RoutingId, now_ns: int) -> None:
@@ -126,6 +134,7 @@ class WorkerPeer:
         self.instance = hello.instance
         self.speed = hello.speed
         self.beats = hello.beats
+        self.build, self.minor = hello.build, min(hello.minor, MINOR_VERSION)
         self.session = session
         self.token = token
         self.routing_id = routing_id
@@ -186,12 +195,13 @@ class Request:
         engine: Where it runs.
         asked: The name that was asked for: the model's, or an alias of it.
         arrival: Where it stands among all requests by their first arrival; a later attempt has that of the former.
+        units: Units of the answer that are known to be made, for operators.
     """
 
     __slots__ = (
         "accepted_ns", "arrival", "asked", "attempt", "away", "body", "client", "deadline", "deadline_ns", "demand",
         "dispatched_ns", "engine", "host", "instance", "key", "lock", "model", "operation", "owner", "priority", "request",
-        "resume_from", "size", "state", "window", "worker",
+        "resume_from", "size", "state", "units", "window", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -222,7 +232,7 @@ class Request:
         self.state = state
         self.priority = priority
         self.window = window
-        self.resume_from = resume_from
+        self.resume_from = self.units = resume_from
         self.asked = asked
         self.arrival = arrival
         self.demand = demand_of(operation, resume_from)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from zfabric.core.controller import status
+from zfabric.core.controller import listings, status
 from zfabric.core.controller.batches import batches
 from zfabric.core.controller.peers import ClientPeer
 from zfabric.errors import FabricError, NoWorkerError, ParameterRangeError, TooLargeError
@@ -40,6 +40,9 @@ def answer(broker: Broker, client: ClientPeer, query: Query) -> None:
 
 
 def _ask(broker: Broker, client: ClientPeer, query: Query) -> object:
+    listing = _LISTINGS.get(query.what)
+    if listing is not None:
+        return listing(broker, client, query.arguments)
     change = _CHANGES.get(query.what)
     if change is None:
         return status.answer(broker, query.what, query.arguments)
@@ -91,4 +94,10 @@ def _drain(broker: Broker, arguments: Arguments) -> str:
     return worker.name
 
 
+#: What is told to each client as far as it concerns it, and to an operator whole.
+_LISTINGS: Final[dict[str, Callable[[Broker, ClientPeer, Arguments], object]]] = {
+    "requests": listings.requests,
+    "clients": listings.clients,
+    "queue": listings.queue,
+}
 _CHANGES: Final[dict[str, Callable[[Broker, Arguments], object]]] = {"drain": _drain, "refresh": _refresh}

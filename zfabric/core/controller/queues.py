@@ -224,6 +224,11 @@ class Queues:
             wait_ms = self._config.recovery_ms if self.recovering else MODEL_MEMORY_MS
             model.forget = self._timers.judge_at(self._timers.now_ns + milliseconds(wait_ms), forget)
 
+    def ends_ns(self, model: Model, demand: Demand) -> int | None:
+        """When what waits for a demand is given up, if nothing changes; None if that is not in sight."""
+        timers = (model.supplies[demand].timer, model.forget)
+        return min((timer.due_ns for timer in timers if timer is not None), default=None)
+
     def _sweep_aliases(self, model: Model) -> None:
         """Have aliases that nobody announces any more taken away after a time in which somebody may."""
 

@@ -25,6 +25,10 @@ class _Entry(Generic[T]):
         self.item: T | None = item
 
 
+def _rank_of(place: tuple[Any, int, _Entry[Any]]) -> tuple[Any, int]:
+    return place[:2]
+
+
 class Ranking(Generic[T]):
     """Items by rank. Ranks are compared with one another; equal ones keep the order in which they were put."""
 
@@ -68,6 +72,10 @@ class Ranking(Generic[T]):
         while (item := heap[0][2].item) is None:
             heapq.heappop(heap)
         return item
+
+    def sorted(self) -> list[T]:
+        """All items by rank. Costs O(n log n)."""
+        return [entry.item for _, _, entry in sorted(self._heap, key=_rank_of) if entry.item is not None]
 
     def _sweep(self) -> None:
         if len(self._heap) > 2 * len(self._entries) + _SWEEP_SIZE_MIN:

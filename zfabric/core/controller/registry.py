@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import NamedTuple
 
 from zfabric.core.controller.dispatch import CANDIDATES_UNORDERED_MAX, Candidates
 from zfabric.core.controller.fair_queue import FairQueue
@@ -13,6 +14,18 @@ from zfabric.core.controller.peers import ClientPeer, Key, Request, WorkerPeer
 from zfabric.wire.messages import ModelInfo
 
 
+class Pause(NamedTuple):
+    """An operator has a model's requests wait.
+
+    Attributes:
+        by: Who.
+        until_ns: When what waits is given up, and nothing new is taken.
+    """
+
+    by: str
+    until_ns: int
+
+
 class Registry:
     """Clients by instance, workers by name, models by all their names. Keeps supplies in step with hosts and free slots.
 
@@ -20,9 +33,12 @@ class Registry:
         live: Every attempt in a worker's hands.
         changed: Models that gained or lost a host, or a host that takes requests: see `Queues.settle`.
         held: Names that a hosted model has now, and had not before.
+        paused: Models whose requests an operator has wait, by their own name, whoever serves them.
     """
 
-    __slots__ = ("_aliases", "_names", "_rng", "_turns", "changed", "clients", "held", "live", "models", "workers")
+    __slots__ = (
+        "_aliases", "_names", "_rng", "_turns", "changed", "clients", "held", "live", "models", "paused", "workers",
+    )  # fmt: skip
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
@@ -35,6 +51,7 @@ class Registry:
         self.live: dict[Key, Request] = {}
         self.changed: dict[Model, None] = {}
         self.held: dict[str, None] = {}
+        self.paused: dict[str, Pause] = {}
 
     # ── names ───────────────────────────────────────────────────────────────────────────────────────────────────────
 

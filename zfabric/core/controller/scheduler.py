@@ -27,6 +27,8 @@ are long.
 | end of a model's memory, or of what nobody can do | O(log n) for each request that ends |
 | each turn while the controller drains | O(clients) |
 | queries: `models`, `workers`, `status` | O(all hostings), O(workers), O(workers + models) |
+| queries: `requests`, `clients` | O(requests), and for `requests` O(n log n) for each queue that is shown |
+| query `queue` | O(n + slots) for each queue |
 | a chunk | O(1): one look into the routes |
 """
 

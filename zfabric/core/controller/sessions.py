@@ -96,7 +96,7 @@ class Sessions:
             if not isinstance(present, ClientPeer) or present.instance != hello.instance:
                 raise ProtocolError("this connection has a session already")
             # It did not wait for the answer. Only a session's first HELLO tells of what came before it.
-            self._welcome(sender, present.number, present.token)
+            self._welcome(sender, present.number, present.token, present.minor)
             return
         self._check_instance(hello)
         client = self._registry.clients.get(hello.instance)
@@ -114,7 +114,7 @@ class Sessions:
             returned = True
         self._journal.note("client_registered", client=client.shown, returned=returned, claims=len(hello.claims))
         self.peers[sender] = client
-        self._welcome(sender, number, token)
+        self._welcome(sender, number, token, client.minor)
         self._recovery.claim(client, hello.claims)
 
     def _check_instance(self, hello: ClientHello) -> None:
@@ -198,7 +198,7 @@ class Sessions:
             )
         worker = WorkerPeer(hello, self._next_session(), self._make_token(), sender, now_ns)
         self.peers[sender] = worker
-        self._welcome(sender, worker.session, worker.token)
+        self._welcome(sender, worker.session, worker.token, worker.minor)
         self._journal.note(
             "worker_registered",
             worker=worker.name,
@@ -293,7 +293,7 @@ class Sessions:
         else:
             self.client_left(peer)
 
-    def _welcome(self, to: RoutingId, session: int, token: bytes) -> None:
+    def _welcome(self, to: RoutingId, session: int, token: bytes, minor: int) -> None:
         welcome = Welcome(
             version=kinds.PROTOCOL_VERSION,
             build=self._build,
@@ -303,6 +303,7 @@ class Sessions:
             beat_ms=self._config.beat_ms,
             lease_ms=self._config.lease_ms,
             frame_bytes_max=FRAME_BYTES_MAX,
+            minor=minor,
         )
         self._outbox.send(to, codec.pack(welcome))
 

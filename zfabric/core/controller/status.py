@@ -11,7 +11,7 @@ from zfabric.core.controller.peers import ClientPeer, WorkerPeer, WorkerState
 from zfabric.core.controller.registry import Registry
 from zfabric.errors import ParameterRangeError, RequestError, UnknownModelError
 from zfabric.limits import DETAILS_MAX, MESSAGE_LENGTH_MAX, NAME_LENGTH_MAX, SLOW_READERS_MAX
-from zfabric.wire.kinds import PROTOCOL_VERSION
+from zfabric.wire.kinds import MINOR_VERSION, PROTOCOL_VERSION
 from zfabric.wire.status import FabricStatus, ModelStatus, SlowReader, WorkerStatus
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def model_status(registry: Registry, model: Model) -> ModelStatus:
             name[:NAME_LENGTH_MAX]: value[:MESSAGE_LENGTH_MAX] if isinstance(value, str) else value
             for name, value in list(info.details.items())[:DETAILS_MAX]
         },
+        paused_by=pause.by if (pause := registry.paused.get(model.name)) is not None else "",
     )
 
 
@@ -113,6 +114,8 @@ def worker_status(broker: Broker, worker: WorkerPeer) -> WorkerStatus:
         failed=worker.failed,
         buffered_bytes=broker.buffered_of(worker.routing_id),
         gauges=worker.load.gauges,
+        build=worker.build,
+        minor=worker.minor,
     )
 
 
@@ -150,6 +153,7 @@ def fabric_status(broker: Broker) -> FabricStatus:
         policy_failures=broker.scheduler.chooser.failures,
         transport=broker.transport_figures(),
         slow_readers=_slow_readers(broker),
+        minor=MINOR_VERSION,
     )
 
 

@@ -144,13 +144,15 @@ class WorkerSession(WorkerStreams):
         if self._connected:
             self.outbox.append(codec.pack(Goodbye(reason)))
 
-    def report(self, now_ns: int) -> None:
-        """Send the load now, if anybody listens."""
+    def report(self, now_ns: int, *, streams: bool = False) -> None:
+        """Send the load now, if anybody listens, and if it is asked for how far each of the `streams` is."""
         if not self.registered:
             return
         self.load.dispatches = self._dispatches
         self.load.running = max(0, len(self.streams) + len(self.stopping) - self.load.waiting)
+        self.load.streams = self.units_made() if streams else []
         self.outbox.append(codec.pack(self.load))
+        self.load.streams = []
 
     def _end_session(self) -> None:
         self.registered = False
@@ -193,6 +195,7 @@ class WorkerSession(WorkerStreams):
             speed=self.speed,
             beats=self.beats,
             token=self._token,
+            minor=kinds.MINOR_VERSION,
         )
 
     def _announceable(self, models: Sequence[ModelInfo]) -> list[ModelInfo]:
@@ -231,8 +234,9 @@ class WorkerSession(WorkerStreams):
             return self.flush()
         if kind == kinds.BEAT:
             # Number 0 is a question; the others are answers.
-            if not codec.unpack_control(header).number:
-                self.report(now_ns)
+            beat = codec.unpack_control(header)
+            if not beat.number:
+                self.report(now_ns, streams=beat.streams)
             return ()
         if kind == kinds.WELCOME:
             return self._welcome(codec.unpack_control(header), now_ns)

@@ -8,7 +8,8 @@ says that the engine has stopped.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from itertools import islice
+from typing import Final, NamedTuple
 
 from zfabric import limits
 from zfabric.core.worker.backlog import Backlog
@@ -22,9 +23,12 @@ from zfabric.wire.answers import Outcome
 from zfabric.wire.bounds import check_request
 from zfabric.wire.chunks import Chunks, EndsBody
 from zfabric.wire.flow import Abort, CreditLine, Grant
-from zfabric.wire.messages import Carried, Dispatch, End, Ends
+from zfabric.wire.messages import Carried, Dispatch, End, Ends, StreamUnits
 from zfabric.wire.payloads import Delta, TextRequest
 from zfabric.wire.plain import ENCODING_ERRORS
+
+#: An upper bound of what `StreamUnits` takes.
+_UNITS_BYTES: Final = 28
 
 
 class _Stopping(NamedTuple):
@@ -72,6 +76,14 @@ class WorkerStreams:
         """All that another controller has to know of: what runs, what still stops, and what may have a reader."""
         stopping = [entry.stream for entry in self.stopping.values()]
         return [_carried(stream) for stream in (*self.streams.values(), *stopping, *self._kept)]
+
+    def units_made(self) -> list[StreamUnits]:
+        """How far each stream is; as many as leave room for the rest of a load report."""
+        most = min(limits.SLOTS_MAX, limits.CONTROL_BODY_BYTES_MAX // 2 // _UNITS_BYTES)
+        return [
+            StreamUnits(instance=it.instance, request=it.request, attempt=it.attempt, units=it.end)
+            for it in islice(self.streams.values(), most)
+        ]
 
     def forget_readers(self) -> None:
         """There is no session: nobody is known to read, until the next controller says who does."""
