@@ -170,6 +170,10 @@ LOCK_BYTES: Final = 16
 PRIORITY_MAX: Final = 1_000
 #: Names end up in tables, logs and labels.
 NAME_LENGTH_MAX: Final = 256
+#: What is said of a request's trace: version 00 of `traceparent` has 55 characters, later ones may have more, and of `tracestate`
+#: the specification wants 512 to be passed on.
+TRACEPARENT_LENGTH_MAX: Final = 128
+TRACESTATE_LENGTH_MAX: Final = 512
 #: Unix socket paths: sun_path holds 108 bytes with its terminator on Linux, 104 on macOS and other BSDs.
 IPC_PATH_LENGTH_MAX: Final = 107 if sys.platform == "linux" else 103
 #: Token ids are 32 bits wide, in every tokenizer and on every engine.
@@ -261,6 +265,12 @@ LIVE_SLICE_ROWS: Final = 50
 MEASURED_MODELS_MAX: Final = 512
 #: Events of a controller that wait for its log: a thousand workers that are lost in one turn are told, and no more is kept.
 JOURNAL_EVENTS_MAX: Final = 2_048
+#: Workers that have labels of their own; the others are one line together, called `other`.
+MEASURED_WORKERS_MAX: Final = 1_024
+#: Spans of traced requests that wait to be handed on at the end of a turn of the loop: as many as may end in one.
+SPANS_MAX: Final = 16_384
+#: Events of one span: a request that is lost and found again and again does not grow without end.
+SPAN_EVENTS_MAX: Final = 32
 #: Bad frames from one peer before it is ignored for the rest of its connection.
 BAD_FRAMES_MAX: Final = 64
 #: Reads of chunks that come within so many microseconds of one another are taken for one look at many connections, of which so

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
+from collections.abc import Callable
 
 from zfabric import limits
 from zfabric.controller.config import ControllerConfig
 from zfabric.controller.keyring import KeyRing
 from zfabric.core.controller.broker import Broker
+from zfabric.core.controller.spans import AttemptSpan
+from zfabric.core.spans import Spans
 from zfabric.errors import ConfigurationError
 from zfabric.ids import RoutingId
 from zfabric.transport.clock import monotonic_ns
@@ -26,14 +29,24 @@ class Controller:
     Args:
         config: See `ControllerConfig`.
         log: Called with an event's name and fields for peers that come and go; never per request.
+        traces: Called with spans of attempts that have ended, of requests whose clients have them traced; times are those of
+            `time.monotonic_ns`. None passes what clients say of their traces on to workers, and makes no spans.
 
     Raises:
         EndpointInUseError, ConfigurationError: On entering, if an endpoint cannot be had.
     """
 
-    def __init__(self, config: ControllerConfig | None = None, *, log: Log | None = None) -> None:
+    def __init__(
+        self,
+        config: ControllerConfig | None = None,
+        *,
+        log: Log | None = None,
+        traces: Callable[[list[AttemptSpan]], None] | None = None,
+    ) -> None:
         self.config = config or ControllerConfig()
         self._log = log or silent
+        self._traces = traces
+        self._spans: Spans[AttemptSpan] | None = None
         self._link: RouterDriver | None = None
         self._broker: Broker | None = None
         self._idle: asyncio.Event = asyncio.Event()
@@ -56,6 +69,7 @@ class Controller:
         self._broker = Broker(
             self.config.broker, rng, monotonic_ns(), __version__, make_token=lambda: secrets.token_bytes(16)
         )
+        self._spans = self._broker.trace() if self._traces is not None else None
         self._broker.transport_figures = self._figures
         self._broker.on_bug = self._bug
         self._broker.scheduler.chooser.on_failure = lambda what, times: self._log(
@@ -97,6 +111,7 @@ class Controller:
         for send in self.broker.outbox.take():
             link.send(*send)
         self._timer.cancel()
+        self._hand_on_spans()
         await link.close()
 
     async def drain(self, limit_ms: int | None = None) -> bool:
@@ -163,6 +178,8 @@ class Controller:
         self._timer.arm(broker.next_deadline_ns(), now_ns)
         if broker.journal.pending:
             self._tell(broker)
+        if self._spans is not None and self._spans.pending:
+            self._hand_on_spans()
         if broker.scheduler.draining and not self._idle.is_set() and broker.drained(now_ns):
             self._idle.set()
 
@@ -180,6 +197,16 @@ class Controller:
             self._log(entry.event, **entry.fields)
         if dropped:
             self._log("events_dropped", count=dropped)
+
+    def _hand_on_spans(self) -> None:
+        """Tell traces of what has ended."""
+        spans, traces = self._spans, self._traces
+        if spans is None or traces is None:
+            return
+        try:
+            traces(spans.take())
+        except Exception as error:  # noqa: BLE001 — whoever reads traces must not cost anybody an answer
+            self._bug(error, 0)
 
     def _gone(self, link: RouterDriver, broker: Broker, peer: RoutingId, now_ns: int) -> None:
         link.forget(peer)

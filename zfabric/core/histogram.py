@@ -30,11 +30,11 @@ class Histogram:
         self.counts = [0] * (len(BOUNDS_NS) + 1)
         self.total_ns = 0
 
-    def observe(self, duration_ns: int) -> None:
-        """Count one. What is negative counts as nothing: clocks of one process do not go back, but stamps may be of another."""
-        self.counts[bisect_left(BOUNDS_NS, duration_ns)] += 1
+    def observe(self, duration_ns: int, times: int = 1) -> None:
+        """Count one, or several that are alike. What is negative counts as nothing: clocks of one process do not go back, but stamps may be of another."""
+        self.counts[bisect_left(BOUNDS_NS, duration_ns)] += times
         if duration_ns > 0:
-            self.total_ns += duration_ns
+            self.total_ns += duration_ns * times
 
     @property
     def count(self) -> int:

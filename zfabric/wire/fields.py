@@ -7,7 +7,13 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Raw
 
-from zfabric.limits import ATTEMPTS_MAX, LOCK_BYTES, NAME_LENGTH_MAX
+from zfabric.limits import (
+    ATTEMPTS_MAX,
+    LOCK_BYTES,
+    NAME_LENGTH_MAX,
+    TRACEPARENT_LENGTH_MAX,
+    TRACESTATE_LENGTH_MAX,
+)
 
 Name = Annotated[str, Meta(min_length=1, max_length=NAME_LENGTH_MAX)]
 OptionalName = Annotated[str, Meta(max_length=NAME_LENGTH_MAX)]
@@ -21,6 +27,9 @@ Operation = Literal["generate", "embed", "count_tokens", "tokenize", "detokenize
 FiniteDetail = str | int | Finite | bool | None
 #: What a client's secret hashes to (`zfabric.wire.locks`): whoever claims a request has to show the secret.
 Lock = Annotated[bytes, Meta(max_length=LOCK_BYTES)]
+#: W3C trace context (`zfabric.wire.traces`). What is no such thing is ignored by whoever would use it.
+Traceparent = Annotated[str, Meta(max_length=TRACEPARENT_LENGTH_MAX)]
+Tracestate = Annotated[str, Meta(max_length=TRACESTATE_LENGTH_MAX)]
 
 #: An encoded nil: no result.
 NIL: Final = Raw(b"\xc0")

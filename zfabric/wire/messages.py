@@ -28,6 +28,8 @@ from zfabric.wire.fields import (
     Name,
     Operation,
     OptionalName,
+    Traceparent,
+    Tracestate,
     Unsigned32,
     Unsigned63,
 )
@@ -49,6 +51,8 @@ class Submit(Struct, array_like=True, kw_only=True, gc=False):
             until the terminal.
         resume_from: Units the client already has, 0 for a fresh request: the attempt's first chunk has this offset.
         worker: Only this worker will do, which needs an operator's key; "" for any.
+        traceparent: W3C trace context: the span that this request belongs below; "" for none. What is malformed is ignored.
+        tracestate: What goes with it; "" for nothing.
     """
 
     request: Unsigned63
@@ -60,6 +64,8 @@ class Submit(Struct, array_like=True, kw_only=True, gc=False):
     window: Unsigned32 = 0
     resume_from: Unsigned32 = 0
     worker: OptionalName = ""
+    traceparent: Traceparent = ""
+    tracestate: Tracestate = ""
 
 
 class Dispatch(Struct, array_like=True, kw_only=True, gc=False):
@@ -77,6 +83,8 @@ class Dispatch(Struct, array_like=True, kw_only=True, gc=False):
         window: As in the SUBMIT, or what credit has made of it since.
         resume_from: As in the SUBMIT.
         lock: What the client's secret hashes to; `Carried` tells it again.
+        traceparent: As in the SUBMIT; or the controller's own span of this attempt, where it makes any.
+        tracestate: As in the SUBMIT.
     """
 
     client: Unsigned32
@@ -90,6 +98,8 @@ class Dispatch(Struct, array_like=True, kw_only=True, gc=False):
     window: Unsigned32 = 0
     resume_from: Unsigned32 = 0
     lock: Lock = b""
+    traceparent: Traceparent = ""
+    tracestate: Tracestate = ""
 
 
 class End(Struct, array_like=True, kw_only=True, gc=False):

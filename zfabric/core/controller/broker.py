@@ -30,6 +30,8 @@ from zfabric.core.controller.request_state import RequestState
 from zfabric.core.controller.routes import Routes
 from zfabric.core.controller.scheduler import Scheduler
 from zfabric.core.controller.sessions import Sessions
+from zfabric.core.controller.spans import AttemptSpan
+from zfabric.core.spans import Spans
 from zfabric.core.timers import Timers
 from zfabric.errors import FabricError, ProtocolError
 from zfabric.ids import RoutingId, milliseconds
@@ -100,10 +102,17 @@ class Broker:
         #: Told of an exception that is a fault of this program, with the kind of the message that led to it, or 0. The
         #: message's sender hears of it, and all goes on.
         self.on_bug: Callable[[Exception, int], None] = _raise
+        self._rng = rng
         self._faults: dict[RoutingId, int] = {}
         if self.recovery.active:
             scheduler.queues.recovering = True
             timers.judge_at(now_ns + milliseconds(config.recovery_ms), lambda _: self._recovered())
+
+    def trace(self) -> Spans[AttemptSpan]:
+        """Note from now on what traces are told. Returns where that is collected."""
+        spans: Spans[AttemptSpan] = Spans(self._rng)
+        self.scheduler.spans = spans
+        return spans
 
     # ── doors ───────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -31,6 +31,8 @@ from zfabric.wire.messages import End, Ends
 _LIVING: Final = frozenset({RequestState.QUEUED, RequestState.RUNNING, RequestState.FINISHED})
 #: The states of what a lost worker may bring back.
 _CARRIED: Final = frozenset({RequestState.RUNNING, RequestState.FINISHED})
+#: The states of what was counted when it came to them, whatever its worker still says of it.
+_COUNTED: Final = frozenset({RequestState.CANCELLING, RequestState.ORPHANED, RequestState.FINISHED})
 #: Upper bounds of what one line of GRANT and of ABORT takes.
 _LINE_BYTES: Final = 32
 _ATTEMPT_BYTES: Final = 16
@@ -69,9 +71,7 @@ class Endings:
         former = worker.live.get(key)
         if former is not None:
             # One that two workers brought back, submitted anew. One entry, one slot: nobody misses the former.
-            self._timers.cancel(former.deadline)
-            self._unread(former)
-            self._vacate(former)
+            self.retire(former)
         request.worker, request.host = worker, host
         worker.live[key] = self._registry.live[key] = request
         if finished or request.operation == "operate":
@@ -136,6 +136,8 @@ class Endings:
         self._unread(request)
         if request.worker is not None:
             self._vacate(request)
+        if request.span is not None:
+            request.span.end(self._timers.now_ns)
 
     def expect(self, request: Request, deadline_ns: int | None) -> None:
         """Set when the request has to have ended."""
@@ -184,18 +186,23 @@ class Endings:
         assert worker is not None
         if code == 0:
             worker.finished += 1
-            self._count(request, "completed", now_ns)
+            if request.state not in _COUNTED:
+                self._count(request, "completed", 0, now_ns)
         elif request.state is RequestState.RUNNING:
             worker.failed += 1
-            self._count(request, "failed", now_ns)
+            self._count(request, "failed", code, now_ns)
         if host is not None and code == 0 and request.dispatched_ns:
             taken = now_ns - request.dispatched_ns
             host.latency_ns = taken if not host.latency_ns else 0.8 * host.latency_ns + 0.2 * taken
 
-    def _count(self, request: Request, outcome: Outcome, now_ns: int) -> None:
-        """An attempt has ended."""
+    def _count(self, request: Request, outcome: Outcome, code: int, now_ns: int) -> None:
+        """An attempt has ended, with an error of this code."""
         figures = self.figures.of_model(request.model)
         figures.outcomes[outcome] += 1
+        if code:
+            self.figures.failed(code)
+        if request.span is not None:
+            request.span.judged(outcome, code)
         if outcome == "completed" and request.accepted_ns:
             figures.whole_time.observe(now_ns - request.accepted_ns)
 
@@ -210,8 +217,10 @@ class Endings:
                 continue
             if request.away:
                 self.read(request, client)
-            if request.state is not RequestState.CANCELLING:
-                self._count(request, "cancelled", self._timers.now_ns)
+            if request.state not in _COUNTED:
+                self._count(request, "cancelled", RequestCancelledError.code, self._timers.now_ns)
+            if request.span is not None:
+                request.span.note("zfabric.cancelled", self._timers.now_ns)
             before, request.state = request.state, advance(request.state, RequestEvent.CANCELLED)
             if before in (RequestState.RUNNING, RequestState.FINISHED):
                 aborts.append(request)
@@ -272,7 +281,8 @@ class Endings:
 
     def deadline(self, request: Request) -> None:
         """The time is up: tell the client now, and have the worker stop."""
-        self._count(request, "expired", self._timers.now_ns)
+        if request.state not in _COUNTED:
+            self._count(request, "expired", DeadlineExceededError.code, self._timers.now_ns)
         before, request.state = request.state, advance(request.state, RequestEvent.DEADLINE)
         error = DeadlineExceededError(f"deadline passed while the request was {before.name.lower()}", state=before.name)
         if before in AT_WORKER:
@@ -297,7 +307,7 @@ class Endings:
         """End a request that waits in vain."""
         before, request.state = request.state, advance(request.state, RequestEvent.GAVE_UP)
         if before is RequestState.QUEUED:
-            self._count(request, "failed", self._timers.now_ns)
+            self._count(request, "failed", error.code, self._timers.now_ns)
         self._end_waiting(request, before, error)
 
     def _unqueue(self, request: Request, before: RequestState) -> None:
@@ -337,8 +347,10 @@ class Endings:
             if before not in TERMINAL_GIVEN:
                 reason = RequestCancelledError("cancelled by the client") if cancelled else error
                 told.append((request.client, Notice(request.request, request.attempt, reason)))
-                if not cancelled and before is not RequestState.FINISHED:
-                    self._count(request, "failed", self._timers.now_ns)
+                if before not in _COUNTED:
+                    self._count(request, "failed", error.code, self._timers.now_ns)
+            if request.span is not None:
+                request.span.note("zfabric.worker_lost", self._timers.now_ns, worker=worker.name)
             if before in _CARRIED:
                 carried.append(request)
             self.retire(request)
@@ -357,6 +369,10 @@ class Endings:
         self._tell((request.client, Notice(request.request, request.attempt, error)) for request in running)
         for request in running:
             self._remember(request)
+            if request.state is RequestState.RUNNING:
+                self._count(request, "failed", error.code, self._timers.now_ns)
+            if request.span is not None:
+                request.span.note("zfabric.engine_stalled", self._timers.now_ns, worker=worker.name)
         self.abandon(running)
 
     def _tell(self, told: Iterable[tuple[ClientPeer | None, Notice]]) -> None:

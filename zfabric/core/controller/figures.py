@@ -10,6 +10,7 @@ from typing import Final, Literal, get_args
 
 from zfabric.core.controller.hosting import Model
 from zfabric.core.histogram import Histogram
+from zfabric.errors import BY_CODE, FabricError
 from zfabric.limits import MEASURED_MODELS_MAX
 
 Outcome = Literal["completed", "failed", "cancelled", "expired", "rejected"]
@@ -51,16 +52,23 @@ class Figures:
         submitted: Attempts accepted.
         queued_bytes: Bytes of the bodies that wait now.
         decisions: Dispatches by how they came about.
+        failures: Attempts that ended with an error, by its code.
         models: By model.
     """
 
-    __slots__ = ("decisions", "models", "queued_bytes", "submitted")
+    __slots__ = ("decisions", "failures", "models", "queued_bytes", "submitted")
 
     def __init__(self) -> None:
         self.submitted = 0
         self.queued_bytes = 0
         self.decisions: dict[Decision, int] = dict.fromkeys(DECISIONS, 0)
+        self.failures: dict[int, int] = {}
         self.models: dict[str, ModelFigures] = {}
+
+    def failed(self, code: int) -> None:
+        """An attempt has ended with an error. Codes that no error of the tree has count as its root's: workers send them."""
+        code = code if code in BY_CODE else FabricError.code
+        self.failures[code] = self.failures.get(code, 0) + 1
 
     def of_model(self, model: Model | None) -> ModelFigures:
         """The figures of a model. One that nobody has served yet has none of its own."""

@@ -10,6 +10,7 @@ from zfabric.core.controller.access import Grant
 from zfabric.core.controller.dispatch import Line
 from zfabric.core.controller.hosting import Hosting, Model, demand_of
 from zfabric.core.controller.request_state import RequestState
+from zfabric.core.controller.spans import AttemptSpan
 from zfabric.core.timers import Timer
 from zfabric.ids import RoutingId
 from zfabric.limits import FORMER_ATTEMPTS_MAX
@@ -196,12 +197,14 @@ class Request:
         asked: The name that was asked for: the model's, or an alias of it.
         arrival: Where it stands among all requests by their first arrival; a later attempt has that of the former.
         units: Units of the answer that are known to be made, for operators.
+        traceparent, tracestate: Of the SUBMIT; passed on unread unless there is a `span`.
+        span: What its trace is told; None for nothing.
     """
 
     __slots__ = (
         "accepted_ns", "arrival", "asked", "attempt", "away", "body", "client", "deadline", "deadline_ns", "demand",
         "dispatched_ns", "engine", "host", "instance", "key", "lock", "model", "operation", "owner", "priority", "request",
-        "resume_from", "size", "state", "units", "window", "worker",
+        "resume_from", "size", "span", "state", "traceparent", "tracestate", "units", "window", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -245,3 +248,5 @@ class Request:
         self.deadline: Timer | None = None
         self.deadline_ns: int | None = None
         self.accepted_ns = self.dispatched_ns = 0
+        self.traceparent = self.tracestate = ""
+        self.span: AttemptSpan | None = None

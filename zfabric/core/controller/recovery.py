@@ -104,7 +104,10 @@ class Recovery:
                 continue
             request = self._enter(worker, line)
             if loss is not None:
-                request.deadline_ns = loss.requests[key].deadline_ns
+                former = loss.requests[key]
+                request.deadline_ns = former.deadline_ns
+                if former.span is not None:
+                    request.span = former.span.again(self._timers.now_ns)
             if self.active:
                 self._carriers.setdefault(key, {})[worker.name] = worker
             claimed = self._claimed(key)
@@ -191,6 +194,8 @@ class Recovery:
             raise _nobody_has_it()
         _check_grant(client, request)
         self.matched += 1
+        if request.span is not None:
+            request.span.note("zfabric.client_back", self._timers.now_ns)
         request.window = claim.window
         self._endings.read(request, client)
         if request.worker is not None:

@@ -50,6 +50,8 @@ from zfabric.core.controller.queues import Queues, cannot_continue, cannot_serve
 from zfabric.core.controller.registry import Registry
 from zfabric.core.controller.request_state import RequestEvent, RequestState, advance
 from zfabric.core.controller.routes import Routes
+from zfabric.core.controller.spans import AttemptSpan, begin
+from zfabric.core.spans import Spans
 from zfabric.core.timers import Timers
 from zfabric.errors import (
     FabricError,
@@ -105,6 +107,8 @@ class Scheduler:
         )
         self.endings = Endings(registry, timers, outbox, routes, self.figures, self.queues.remove)
         self.draining = False
+        #: Where what traces are told is collected; None where nobody makes any.
+        self.spans: Spans[AttemptSpan] | None = None
 
     # ── in ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -126,7 +130,7 @@ class Scheduler:
                 if host is None:
                     self._check_room(model, envelope, len(body), place)
         except FabricError as error:
-            self.figures.of_model(model).outcomes["rejected"] += 1
+            self._count_refusal(model, envelope, error, now_ns)
             if isinstance(error, QueueFullError):
                 self._journal.note("queue_full", model=envelope.model, client=client.label, error=error.message)
             self._outbox.end(client, envelope.request, envelope.attempt, error)
@@ -141,6 +145,15 @@ class Scheduler:
         else:
             assert model is not None
             self.queues.add(model, request)
+
+    def _count_refusal(self, model: Model | None, envelope: Submit, error: FabricError, now_ns: int) -> None:
+        figures = self.figures
+        figures.of_model(model).outcomes["rejected"] += 1
+        figures.failed(error.code)
+        span = begin(self.spans, envelope, now_ns) if self.spans is not None else None
+        if span is not None:
+            span.judged("rejected", error.code)
+            span.end(now_ns)
 
     def _replace(self, client: ClientPeer, envelope: Submit, known: Request | None) -> _Place | None:
         """What the request keeps of its former attempt, which is stopped where it still runs.
@@ -264,6 +277,9 @@ class Scheduler:
         )
         request.body, request.size = body, len(body)
         request.accepted_ns = now_ns
+        request.traceparent, request.tracestate = envelope.traceparent, envelope.tracestate
+        if self.spans is not None:
+            request.span = begin(self.spans, envelope, now_ns)
         client.requests[request.request] = request
         if envelope.deadline_ms is not None:
             self.endings.expect(request, now_ns + milliseconds(envelope.deadline_ms))
@@ -291,6 +307,9 @@ class Scheduler:
         self.endings.place(request, worker, host)
         worker.dispatched += 1
         self._count_dispatch(request, decision, now_ns)
+        model, span = request.model.name if request.model else "", request.span
+        if span is not None:
+            span.dispatched(worker.name, model, decision, now_ns)
         left_ms = None
         if request.deadline_ns is not None:
             left_ms = max(0, (request.deadline_ns - now_ns) // 1_000_000)
@@ -300,12 +319,14 @@ class Scheduler:
             request=request.request,
             attempt=request.attempt,
             operation=request.operation,
-            model=request.model.name if request.model else "",
+            model=model,
             priority=request.priority,
             deadline_ms=left_ms,
             window=request.window,
             resume_from=request.resume_from,
             lock=request.lock,
+            traceparent=request.traceparent if span is None else span.context.traceparent,
+            tracestate=request.tracestate,
         )
         self._outbox.send(worker.routing_id, (codec.pack_envelope(envelope), body))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 
 from zfabric.core.worker.soundness import all_integers, check_ending, check_logprobs, check_parts, make_plain
+from zfabric.core.worker.spans import StreamSpan
 from zfabric.errors import BackendError
 from zfabric.wire.answers import Chunk, ChunkExtra, Outcome
 from zfabric.wire.chunks import Chunks
@@ -19,6 +20,7 @@ from zfabric.wire.fields import Operation
 from zfabric.wire.payloads import Delta, Usage
 from zfabric.wire.plain import encode_plain
 from zfabric.wire.tool_calls import joined_calls
+from zfabric.wire.traces import TraceContext
 
 #: What is kept of a delta: all of it, or, where it is one token of the first choice and nothing else, its text and that token.
 Kept = Delta | tuple[str, int]
@@ -31,9 +33,9 @@ class Backlog:
     """A request's answer as its worker has it."""
 
     __slots__ = (
-        "attempt", "bare", "careful", "choices", "client", "closed", "code", "deltas", "end", "exact", "finished_ns", "first",
-        "instance", "lock", "model", "next", "open_choices", "operation", "outcome", "rare", "request",
-        "request_id", "resumed", "scored", "sent", "window",
+        "attempt", "bare", "began_ns", "careful", "choices", "client", "closed", "code", "deltas", "end", "exact", "finished_ns",
+        "first", "first_ns", "held_ns", "instance", "lock", "model", "next", "open_choices", "operation", "outcome", "rare",
+        "request", "request_id", "resumed", "scored", "sent", "span", "trace", "window",
     )  # fmt: skip
 
     def __init__(
@@ -77,7 +79,11 @@ class Backlog:
         self.bare = 0
         self.code: int | None = None
         self.outcome: Outcome | None = None
-        self.finished_ns = 0
+        #: When it came, when its first unit was there, since when it waits for credit, and when it ended; 0 for not.
+        self.began_ns = self.first_ns = self.held_ns = self.finished_ns = 0
+        #: Which trace it belongs to, and what that is told of it.
+        self.trace: TraceContext | None = None
+        self.span: StreamSpan | None = None
 
     @property
     def finished(self) -> bool:
@@ -169,6 +175,8 @@ class Backlog:
             check_parts(delta)
         if delta.finish_reason is not None:
             check_ending(delta)
+            if self.span is not None:
+                self.span.finish_reasons.append(delta.finish_reason)
             self.open_choices -= 1
             self.closed |= 1 << delta.index
             self.careful = True
@@ -261,8 +269,12 @@ class Backlog:
 
     # ── out ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def take(self, columns: Chunks, worker: str) -> None:
-        """Add chunks of what may be sent now: all that is left once finished, else what the window allows."""
+    def take(self, columns: Chunks, worker: str) -> bool:
+        """Add chunks of what may be sent now: all that is left once finished, else what the window allows.
+
+        Returns:
+            Whether something is held back until there is credit for it.
+        """
         deltas, sent = self.deltas, self.sent
         if len(deltas) - sent == 1:
             kept, offset = deltas[sent], self.next
@@ -274,9 +286,10 @@ class Backlog:
                 columns.offsets.append(offset)
                 columns.texts.append(kept[0])
                 columns.tokens.append(kept[1])
-                return
+                return False
         for chunk in self.chunks(worker):
             columns.add(chunk)
+        return self.sent < len(deltas)
 
     def chunks(self, worker: str) -> list[Chunk]:
         """As `take`, for any number of deltas, and a window that ends within one."""

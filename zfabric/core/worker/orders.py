@@ -7,14 +7,16 @@ from typing import NamedTuple
 
 from zfabric.errors import FabricError
 from zfabric.wire.payloads import AnyRequest
+from zfabric.wire.traces import TraceContext
 
 
 class Begin(NamedTuple):
-    """Start this request."""
+    """Start this request, below this span of its trace if it has one."""
 
     request_id: str
     operation: str
     request: AnyRequest
+    trace: TraceContext | None = None
 
 
 class Stop(NamedTuple):

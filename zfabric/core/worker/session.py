@@ -15,9 +15,11 @@ from typing import Final, NamedTuple
 import msgspec
 
 from zfabric import limits
+from zfabric.core.spans import Spans
 from zfabric.core.timers import Timer, Timers
 from zfabric.core.worker.orders import Begin, Spoiled, Stop
 from zfabric.core.worker.packing import key_of, pack_carried, pack_hello
+from zfabric.core.worker.spans import StreamSpan
 from zfabric.core.worker.streams import WorkerStreams
 from zfabric.errors import ConfigurationError, FabricError, ProtocolError, WorkerDrainingError, from_wire
 from zfabric.ids import milliseconds
@@ -117,8 +119,13 @@ class WorkerSession(WorkerStreams):
 
     def tick(self, now_ns: int) -> None:
         """Do what is due."""
-        self.timers.now_ns = now_ns
+        self.timers.now_ns = self._now_ns = now_ns
         self.timers.run(now_ns)
+
+    def trace(self) -> Spans[StreamSpan]:
+        """Note from now on what traces are told. Returns where that is collected."""
+        self.spans = Spans(self._rng)
+        return self.spans
 
     def announce(self, models: Sequence[ModelInfo], now_ns: int) -> None:
         """Set what is served, which may be nothing; a registered worker tells the controller at once.
@@ -139,7 +146,7 @@ class WorkerSession(WorkerStreams):
     def goodbye(self, reason: str) -> None:
         """Leave. What still runs is handed back."""
         for request_id in list(self.streams):
-            self.fail(request_id, WorkerDrainingError(f"worker {self.name!r} leaves", worker=self.name), 0)
+            self.fail(request_id, WorkerDrainingError(f"worker {self.name!r} leaves", worker=self.name), self._now_ns)
         self.flush()
         if self._connected:
             self.outbox.append(codec.pack(Goodbye(reason)))
@@ -222,7 +229,7 @@ class WorkerSession(WorkerStreams):
         Raises:
             ProtocolError: The message makes no sense, and names no request; the caller counts and forgets it.
         """
-        self.timers.now_ns = now_ns
+        self.timers.now_ns = self._now_ns = now_ns
         kind = header[0] if header else -1
         if body and kind not in kinds.WITH_BODY:
             raise ProtocolError(f"kind {kind} has no second frame", kind=kind)

@@ -12,11 +12,14 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from zfabric import limits
+from zfabric.core.spans import Spans, recorded
 from zfabric.core.worker.backlog import Backlog
+from zfabric.core.worker.figures import WorkerFigures
 from zfabric.core.worker.kept import KeptAnswers
 from zfabric.core.worker.orders import Begin, Columns, Spoiled, Stop, StreamOrder, name_of
 from zfabric.core.worker.packing import Packing, pack_whole
 from zfabric.core.worker.soundness import encoded_result, outcome_of
+from zfabric.core.worker.spans import StreamSpan
 from zfabric.errors import BackendError, FabricError, RequestCancelledError, WorkerDrainingError, WorkerLostError
 from zfabric.wire import codec
 from zfabric.wire.answers import Outcome
@@ -26,6 +29,7 @@ from zfabric.wire.flow import Abort, CreditLine, Grant
 from zfabric.wire.messages import Carried, Dispatch, End, Ends, StreamUnits
 from zfabric.wire.payloads import Delta, TextRequest
 from zfabric.wire.plain import ENCODING_ERRORS
+from zfabric.wire.traces import parse
 
 #: An upper bound of what `StreamUnits` takes.
 _UNITS_BYTES: Final = 28
@@ -51,6 +55,8 @@ class WorkerStreams:
         stopping: What is to stop, and still has its slot.
         registered: Whether there is a session.
         draining: Whether new requests are handed back.
+        figures: What is counted.
+        spans: Where what traces are told is collected; None where nobody makes any.
     """
 
     def __init__(self, name: str, stream_interval: int) -> None:
@@ -60,6 +66,10 @@ class WorkerStreams:
         self.stopping: dict[str, _Stopping] = {}
         self.registered = False
         self.draining = False
+        self.figures = WorkerFigures()
+        self.spans: Spans[StreamSpan] | None = None
+        #: The time of the event that is being handled.
+        self._now_ns = 0
         self._stream_interval = stream_interval
         self._frame_bytes_max = limits.FRAME_BYTES_MAX
         self._frame_goal = limits.FRAME_BYTES_GOAL
@@ -116,6 +126,9 @@ class WorkerStreams:
             resume_from=envelope.resume_from,
             lock=envelope.lock,
         )
+        stream.began_ns = now_ns
+        if envelope.traceparent:
+            self._trace(stream, envelope)
         try:
             if self.draining and envelope.operation != "operate":
                 raise WorkerDrainingError(f"worker {self.name!r} is draining", worker=self.name)
@@ -129,7 +142,17 @@ class WorkerStreams:
             stream.expect(request.sampling.n)
         request.model, request.request_id = envelope.model, request_id
         request.priority, request.deadline_ms = envelope.priority, envelope.deadline_ms
-        self._orders.append(Begin(request_id, envelope.operation, request))
+        if stream.span is not None:
+            stream.span.engine_ns = now_ns
+        self._orders.append(Begin(request_id, envelope.operation, request, stream.trace))
+
+    def _trace(self, stream: Backlog, envelope: Dispatch) -> None:
+        """Note which trace a request belongs to. What is below that belongs below its engine's span, if there is one."""
+        stream.trace = parse(envelope.traceparent, envelope.tracestate)
+        parent = recorded(envelope.traceparent, envelope.tracestate) if self.spans is not None else None
+        if parent is not None and self.spans is not None:
+            stream.span = StreamSpan(self.spans, parent, envelope, stream.began_ns)
+            stream.trace = stream.span.engine
 
     def granted(self, grant: Grant) -> None:
         """Take credit, and send again what a reader that came another way lacks."""
@@ -147,6 +170,8 @@ class WorkerStreams:
 
     def _granted_one(self, stream: Backlog, client: int, line: CreditLine) -> None:
         stream.window = max(stream.window, line.window)
+        if stream.held_ns:
+            self.figures.released(stream, self._now_ns)
         if line.again:
             stream.client = client
             self._send_again(stream, line.next)
@@ -197,7 +222,7 @@ class WorkerStreams:
         Returns:
             What the driver has to do: a delta that is none ends its own request.
         """
-        streams = self.streams
+        streams, self._now_ns = self.streams, now_ns
         for request_id, delta in step:
             stream = streams.get(request_id)
             if stream is not None:
@@ -212,12 +237,14 @@ class WorkerStreams:
             self._spoil(stream, _as_fabric_error(error))
             return
         self._dirty[stream.request_id] = stream
+        if not stream.first_ns:
+            self.figures.began(stream, now_ns)
         if stream.open_choices <= 0:
             self._finish(stream, 0, Outcome(usage=stream.usage(delta.usage, 0)), now_ns)
 
     def emit_columns(self, step: Columns, now_ns: int) -> Sequence[StreamOrder]:
         """A step's plain tokens. Returns: as `emit`."""
-        streams, dirty = self.streams, self._dirty
+        streams, dirty, self._now_ns = self.streams, self._dirty, now_ns
         for request_id, token, text in zip(*step, strict=True):
             stream = streams.get(request_id)
             if stream is None:
@@ -256,6 +283,7 @@ class WorkerStreams:
         if not isinstance(error, RequestCancelledError):
             self._fail(stream, error, now_ns)
             return self.flush()
+        self.figures.ended(stream, *outcome_of(error), now_ns)
         if self.registered:
             self._tell(stream.instance, stream.request, stream.attempt, error)
         return ()
@@ -291,6 +319,7 @@ class WorkerStreams:
         self._finish(stream, code, outcome, now_ns)
 
     def _finish(self, stream: Backlog, code: int, outcome: Outcome, now_ns: int) -> None:
+        self.figures.ended(stream, code, outcome, now_ns)
         stream.finish(code, outcome, now_ns)
         self.streams.pop(stream.request_id, None)
         self._dirty[stream.request_id] = stream
@@ -332,7 +361,8 @@ class WorkerStreams:
             columns = chunks.get(client)
             if columns is None:
                 columns = chunks[client] = Chunks()
-            stream.take(columns, name)
+            if stream.take(columns, name):
+                self.figures.held(stream, self._now_ns)
         for client, columns in chunks.items():
             finished = ends.get(client)
             if not columns.requests and finished is None:
