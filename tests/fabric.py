@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from zfabric.backends.echo import EchoOptions, EchoWorker
 from zfabric.controller.config import ControllerConfig
 from zfabric.controller.service import Controller
 from zfabric.core.controller.config import BrokerConfig
+from zfabric.core.controller.spans import AttemptSpan
 from zfabric.worker.config import WorkerConfig
-from zfabric.worker.service import WorkerService
+from zfabric.worker.service import Log, WorkerService
+from zfabric.worker.traces import Traces
 
 
 @dataclass
@@ -30,13 +32,17 @@ class Fabric:
     services: dict[str, WorkerService] = field(default_factory=dict)
     tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
 
-    async def add_worker(self, name: str, *backends: BaseModelWorker, **config: Any) -> WorkerService:
+    async def add_worker(
+        self, name: str, *backends: BaseModelWorker, traces: Traces | None = None, log: Log | None = None, **config: Any
+    ) -> WorkerService:
         """Start a worker and wait until it is registered."""
         ready = asyncio.Event()
         service = WorkerService(
             backends or [EchoWorker()],
             WorkerConfig(endpoint=self.endpoint, name=name, **config),
             on_ready=lambda _: ready.set(),
+            traces=traces,
+            log=log,
         )
         self.services[name] = service
         task = self.tasks[name] = asyncio.create_task(service.run())
@@ -54,11 +60,13 @@ class Fabric:
 
 
 @contextlib.asynccontextmanager
-async def fabric(endpoint: str, **broker: Any) -> AsyncIterator[Fabric]:
+async def fabric(
+    endpoint: str, *, traces: Callable[[list[AttemptSpan]], None] | None = None, **broker: Any
+) -> AsyncIterator[Fabric]:
     """A controller, no workers yet. At the end all must be at rest: no request anywhere."""
     broker.setdefault("recovery_ms", 0)
     config = ControllerConfig(endpoints=(endpoint,), broker=BrokerConfig(**broker))
-    async with Controller(config) as controller:
+    async with Controller(config, traces=traces) as controller:
         made = Fabric(controller.endpoints[0], controller)
         try:
             yield made

@@ -22,9 +22,9 @@ trap 'rm -f "$torch" "$excluded"' EXIT
 echo "torch==2.13.0" > "$torch"
 # What vLLM names and does not need here; those of the index do not even import beside a CPU build of torch.
 printf '%s\n' torchaudio torchcodec torchvision triton > "$excluded"
-compile core --extra cli --extra metrics --extra gateway
-compile bench --extra cli --extra metrics --extra gateway --extra bench
-compile demo --extra cli --extra metrics --extra gateway --extra transformers --constraint "$torch"
+compile core --extra cli --extra metrics --extra tracing --extra gateway
+compile bench --extra cli --extra metrics --extra tracing --extra gateway --extra bench
+compile demo --extra cli --extra metrics --extra tracing --extra gateway --extra transformers --constraint "$torch"
 # With all that vLLM needs but itself, which requirements/vllm*.txt hold: see tools/bootstrap.py.
-compile test --extra cli --extra metrics --extra gateway --extra hf-api --extra transformers --extra bench --extra test --override "$torch" --excludes "$excluded" requirements/vllm.txt
-compile previous --extra cli --extra metrics --extra gateway --extra transformers --extra test --override "$torch" --excludes "$excluded" requirements/vllm-previous.txt
+compile test --extra cli --extra metrics --extra tracing --extra gateway --extra hf-api --extra transformers --extra bench --extra test --override "$torch" --excludes "$excluded" requirements/vllm.txt
+compile previous --extra cli --extra metrics --extra tracing --extra gateway --extra transformers --extra test --override "$torch" --excludes "$excluded" requirements/vllm-previous.txt

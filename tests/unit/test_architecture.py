@@ -25,7 +25,8 @@ ALLOWED: dict[str, set[str]] = {
     "core": {"wire", "errors", "limits", "ids"},
     "transport": {"wire", "zmtp", "errors", "limits", "ids"},
     "controller": {"core", "transport", "wire", "errors", "limits", "ids", "version"},
-    "client": {"core", "transport", "wire", "errors", "limits", "ids", "version"},
+    # A client that traces imports `tracing` when it is made.
+    "client": {"tracing", "core", "transport", "wire", "errors", "limits", "ids", "version"},
     "worker": {"core", "transport", "wire", "errors", "limits", "ids", "version"},
     "backends": {"worker", "wire", "errors", "limits"},
     # A program that uses the client library, as any other could: it sees nothing of the fabric below that.
@@ -36,8 +37,10 @@ ALLOWED: dict[str, set[str]] = {
     "monitoring": {"controller", "worker", "core", "errors", "limits"},
     # `serving` runs a backend in a test's own process, which takes all parties; it imports them when it is called.
     "testing": {"controller", "client", "worker", "core", "transport", "wire", "errors", "limits", "ids"},
+    "tracing": {"client", "core", "wire", "errors", "version"},
     "cli": {
         "monitoring",
+        "tracing",
         "gateway",
         "controller",
         "client",
@@ -148,6 +151,7 @@ def test_importing_is_light() -> None:
         "cyclopts",
         "structlog",
         "prometheus_client",
+        "opentelemetry",
         "uvicorn",
     }
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import cyclopts
 
@@ -16,13 +16,18 @@ from zfabric.cli.daemon import on_signals, ready, run
 from zfabric.cli.logs import LogFormat, LogLevel, events, make_logger
 from zfabric.cli.metrics import metrics_at
 from zfabric.cli.settings import CONFIG_VARIABLE
+from zfabric.cli.traces import traces_to
 from zfabric.controller.config import ControllerConfig
 from zfabric.controller.service import Controller
 from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.controller.dispatch import POLICIES, register_policy
+from zfabric.core.controller.spans import AttemptSpan
 from zfabric.errors import ConfigurationError
 from zfabric.transport.context import keep_memory, own_the_process
 from zfabric.transport.endpoints import default_endpoint
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 HELP = """Broker between clients and workers: one ROUTER socket, a registry of workers, and a queue per model.
 
@@ -67,6 +72,7 @@ def build(arguments: list[str]) -> cyclopts.App:
         spin_us: int | None = None,
         drain_ms: int = limits.DRAIN_MS,
         metrics: str | None = None,
+        traces: str | None = None,
         log_level: LogLevel = "info",
         log_format: LogFormat = "auto",
         uvloop: bool = True,
@@ -94,6 +100,8 @@ def build(arguments: list[str]) -> cyclopts.App:
                 sleeping; $ZFABRIC_SPIN_US, else not at all, by default.
             drain_ms: How long a drain waits for running requests.
             metrics: Serve OpenMetrics at this PORT (of loopback) or HOST:PORT, under /metrics.
+            traces: Export traces by OTLP over HTTP to this collector, as http://localhost:4318, or to the one that
+                OTEL_EXPORTER_OTLP_… variables name (env).
             log_level: debug, info, warning or error.
             log_format: console, json, or auto (by terminal).
             uvloop: Use uvloop where it is installed.
@@ -121,7 +129,7 @@ def build(arguments: list[str]) -> cyclopts.App:
             drain_ms=drain_ms,
             broker=broker,
         )
-        return run(serve(settings, log_level, log_format, metrics), use_uvloop=uvloop)
+        return run(serve(settings, log_level, log_format, metrics, traces), use_uvloop=uvloop)
 
     return app
 
@@ -146,13 +154,22 @@ def _policy(name: str) -> str:
     return name
 
 
-async def serve(settings: ControllerConfig, level: LogLevel, form: LogFormat, metrics: str | None = None) -> int:
+async def serve(
+    settings: ControllerConfig,
+    level: LogLevel,
+    form: LogFormat,
+    metrics: str | None = None,
+    traces: str | None = None,
+) -> int:
     """Run until drained."""
     own_the_process()
     keep_memory()
     log = make_logger("controller", level, form)
     stopped = asyncio.Event()
-    async with Controller(settings, log=events(log)) as controller:
+    async with (
+        traces_to(traces, "zfabric-controller") as provider,
+        Controller(settings, log=events(log), traces=_sink(provider)) as controller,
+    ):
 
         async def drain() -> None:
             whole = await controller.drain()
@@ -164,6 +181,14 @@ async def serve(settings: ControllerConfig, level: LogLevel, form: LogFormat, me
             ready(endpoint=",".join(controller.endpoints), **url)
             await stopped.wait()
     return 0
+
+
+def _sink(provider: TracerProvider | None) -> Callable[[list[AttemptSpan]], None] | None:
+    if provider is None:
+        return None
+    from zfabric.tracing.controller import ControllerTraces
+
+    return ControllerTraces(provider)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

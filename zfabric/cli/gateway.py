@@ -7,6 +7,7 @@ import importlib
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,12 +19,15 @@ from zfabric.cli.daemon import on_signals, ready, run
 from zfabric.cli.logs import LogFormat, LogLevel, events, make_logger
 from zfabric.cli.settings import CONFIG_VARIABLE
 from zfabric.cli.supervise import Child, Supervisor
+from zfabric.cli.traces import traces_to
 from zfabric.client.aio import AsyncClient
 from zfabric.errors import ConfigurationError, EndpointInUseError
 from zfabric.transport.curve import credentials_of
 from zfabric.transport.endpoints import check_endpoint, default_endpoint
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
     from zfabric.gateway.config import GatewayConfig
 
 HELP = """The OpenAI API over HTTP, for programs that speak it: a client of the fabric as any other.
@@ -52,10 +56,12 @@ class Link:
     controller_key: Path | None
     transport: str | None
 
-    def connect(self, identity: str | None) -> AsyncClient:
+    def connect(self, identity: str | None, tracing: bool | TracerProvider = False) -> AsyncClient:
         """A client that shows this secret key file, or the gateway's own. Raises: ConfigurationError."""
         credentials = credentials_of(identity or self.key, self.controller_key)
-        return AsyncClient(self.endpoint, label="gateway", credentials=credentials, transport=self.transport)
+        return AsyncClient(
+            self.endpoint, label="gateway", credentials=credentials, transport=self.transport, tracing=tracing
+        )
 
 
 def build(arguments: list[str]) -> cyclopts.App:
@@ -77,6 +83,7 @@ def build(arguments: list[str]) -> cyclopts.App:
         tls_cert: Path | None = None,
         tls_key: Path | None = None,
         transport: str | None = None,
+        traces: str | None = None,
         drain_ms: int = limits.DRAIN_MS,
         log_level: LogLevel = "info",
         log_format: LogFormat = "auto",
@@ -99,6 +106,8 @@ def build(arguments: list[str]) -> cyclopts.App:
             tls_cert: PEM file with the certificate chain, for HTTPS; goes with --tls-key.
             tls_key: PEM file with the certificate's key.
             transport: The driver of the socket, loop or libzmq; $ZFABRIC_TRANSPORT, else loop, by default.
+            traces: Export traces by OTLP over HTTP to this collector, as http://localhost:4318, or to the one that
+                OTEL_EXPORTER_OTLP_… variables name (env).
             drain_ms: How long a drain waits for running requests.
             log_level: debug, info, warning or error.
             log_format: console, json, or auto (by terminal).
@@ -118,11 +127,11 @@ def build(arguments: list[str]) -> cyclopts.App:
             transport=transport,
         )  # fmt: skip
         if workers == 1:
-            return run(serve(settings, link, log_level, log_format), use_uvloop=uvloop)
+            return run(serve(settings, link, log_level, log_format, traces), use_uvloop=uvloop)
         same = _flags(
             host=host, endpoint=link.endpoint, key=key, controller_key=controller_key, api_keys=api_keys,
             cors_origin=cors_origin, body_limit=body_limit, tls_cert=tls_cert, tls_key=tls_key, transport=transport,
-            drain_ms=drain_ms, log_level=log_level, log_format=log_format, config=config,
+            traces=traces, drain_ms=drain_ms, log_level=log_level, log_format=log_format, config=config,
         )  # fmt: skip
         same += ["--uvloop" if uvloop else "--no-uvloop"]
         return run(serve_several(settings, same, workers, log_level, log_format), use_uvloop=uvloop)
@@ -159,11 +168,16 @@ def _flags(**settings: object) -> list[str]:
     return flags
 
 
-async def serve(settings: GatewayConfig, link: Link, level: LogLevel, form: LogFormat) -> int:
+async def serve(
+    settings: GatewayConfig, link: Link, level: LogLevel, form: LogFormat, traces: str | None = None
+) -> int:
     """Run until drained."""
     log = make_logger("gateway", level, form)
     stopped = asyncio.Event()
-    async with _parts().Gateway(settings, link.connect, events(log)) as gateway:
+    async with (
+        traces_to(traces, "zfabric-gateway") as provider,
+        _parts().Gateway(settings, partial(link.connect, tracing=provider or False), events(log)) as gateway,
+    ):
 
         async def drain() -> None:
             await gateway.drain()

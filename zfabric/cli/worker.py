@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import cyclopts
 
@@ -20,6 +20,7 @@ from zfabric.cli.daemon import leave, on_hangup, on_signals, ready, run
 from zfabric.cli.logs import LogFormat, LogLevel, events, make_logger
 from zfabric.cli.metrics import metrics_at
 from zfabric.cli.settings import CONFIG_VARIABLE, config_file, read_section
+from zfabric.cli.traces import traces_to
 from zfabric.errors import ConfigurationError
 from zfabric.transport.curve import credentials_of
 from zfabric.transport.endpoints import default_endpoint
@@ -27,6 +28,10 @@ from zfabric.wire.messages import ModelInfo
 from zfabric.worker.base import BaseModelWorker
 from zfabric.worker.config import WorkerConfig, default_name
 from zfabric.worker.service import WorkerService
+from zfabric.worker.traces import Traces
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 #: Between the descriptions of two backends of one process.
 AND: Final = "--and"
@@ -75,6 +80,8 @@ class WorkerSettings:
         drain_ms: How long a drain lets running requests finish.
         close_ms: How long after that an engine may take to end, or a model that is still loading to finish.
         metrics: Serve OpenMetrics at this PORT (of loopback) or HOST:PORT, under /metrics.
+        traces: Export traces by OTLP over HTTP to this collector, as http://localhost:4318, or to the one that
+            OTEL_EXPORTER_OTLP_… variables name (env).
         key: This worker's secret key file, for a controller with keys; $ZFABRIC_KEY by default.
         controller_key: The controller's public key file; $ZFABRIC_CONTROLLER_KEY by default.
         log_level: debug, info, warning or error.
@@ -95,6 +102,7 @@ class WorkerSettings:
     drain_ms: int = limits.DRAIN_MS
     close_ms: int = 10_000
     metrics: str | None = None
+    traces: str | None = None
     key: Path | None = None
     controller_key: Path | None = None
     log_level: LogLevel = "info"
@@ -231,7 +239,27 @@ async def serve(settings: WorkerSettings, makers: Sequence[Callable[[], BaseMode
         names = ",".join(name for info in models for name in (info.name, *info.aliases))
         ready(worker=settings.name, models=names, **served)
 
-    service = WorkerService([make() for make in makers], settings.worker_config(), log=events(log), on_ready=on_ready)
+    async with traces_to(settings.traces, "zfabric-worker", settings.name) as provider:
+        service = WorkerService(
+            [make() for make in makers],
+            settings.worker_config(),
+            log=events(log),
+            on_ready=on_ready,
+            traces=_sink(provider, settings.name),
+        )
+        return await _run(service, settings, log, served)
+
+
+def _sink(provider: TracerProvider | None, name: str) -> Traces | None:
+    if provider is None:
+        return None
+    from zfabric.tracing.worker import WorkerTraces
+
+    return WorkerTraces(provider, name)
+
+
+async def _run(service: WorkerService, settings: WorkerSettings, log: Any, served: dict[str, str]) -> int:
+    """Run a service until it was drained. Args: served: Gets what is told when it is ready."""
 
     async def drain() -> None:
         await service.drain()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Unpack, cast
+from typing import TYPE_CHECKING, Unpack, cast
 
 from zfabric.client import values
 from zfabric.client.connection import Connection
@@ -19,11 +19,15 @@ from zfabric.client.requests import (
 from zfabric.client.results import Completion
 from zfabric.client.stream import TokenStream
 from zfabric.client.tasks import AsyncTasks
+from zfabric.client.traces import tracer_of
 from zfabric.errors import ConfigurationError, RequestError
 from zfabric.limits import DEADLINE_MAX_MS
 from zfabric.transport.curve import Credentials, default_credentials
 from zfabric.transport.endpoints import check_endpoint, default_endpoint
 from zfabric.transport.links import choose, choose_spin
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 
 class AsyncClient(AsyncTasks, AsyncQueries):
@@ -42,6 +46,8 @@ class AsyncClient(AsyncTasks, AsyncQueries):
         transport: The driver of the socket, "loop" or "libzmq"; $ZFABRIC_TRANSPORT by default, else loop.
         spin_us: Busy polling: look for answers for so many microseconds after each message before the loop sleeps, for a
             program that has a core to itself; $ZFABRIC_SPIN_US by default, else not at all.
+        tracing: Make an OpenTelemetry span of each request, below the caller's current one, with the program's own tracer
+            provider (True) or another. It needs `zfabric[tracing]`.
 
     Raises:
         ConfigurationError: One of them cannot work.
@@ -61,6 +67,7 @@ class AsyncClient(AsyncTasks, AsyncQueries):
         credentials: Credentials | None = None,
         transport: str | None = None,
         spin_us: int | None = None,
+        tracing: bool | TracerProvider = False,
     ) -> None:
         try:
             timeout_ms = values.whole("connect_timeout_ms", connect_timeout_ms)
@@ -81,6 +88,7 @@ class AsyncClient(AsyncTasks, AsyncQueries):
             credentials=credentials or default_credentials(),
             transport=choose(transport),
             spin_us=choose_spin(spin_us, transport),
+            tracer=tracer_of(tracing),
         )
 
     async def __aenter__(self) -> AsyncClient:

@@ -16,6 +16,7 @@ from msgspec import Raw
 
 from zfabric.client import process
 from zfabric.client.mailbox import Collector
+from zfabric.client.traces import PassedOn, Tracer, above
 from zfabric.core.client.pending import Pending, Sink
 from zfabric.core.client.session import ClientSession
 from zfabric.errors import ClosedError, ConnectionLostError, FabricError
@@ -28,6 +29,7 @@ from zfabric.transport.loop_timer import LoopTimer
 from zfabric.version import __version__
 from zfabric.wire.fields import Operation
 from zfabric.wire.payloads import AnyRequest
+from zfabric.wire.traces import TraceContext
 
 _log: Final = logging.getLogger("zfabric.client")
 _SECRET_BYTES: Final = 16
@@ -45,6 +47,7 @@ class Connection:
     Args:
         endpoint: The controller's, checked.
         connect_timeout_ms, label, credentials, transport, spin_us: As of `AsyncClient`.
+        tracer: Makes a span of each request; None for no spans.
 
     Attributes:
         session: The protocol's state.
@@ -60,8 +63,10 @@ class Connection:
         credentials: Credentials | None,
         transport: str | None = None,
         spin_us: int | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.endpoint = endpoint
+        self._tracer = tracer
         self._transport = transport
         self._spin_us = spin_us
         self._credentials = credentials
@@ -137,7 +142,11 @@ class Connection:
         """Accept a request. It leaves now, or when the controller is there. Raises: FabricError if it never can."""
         link = self.check_open()
         now_ns = monotonic_ns()
-        pending = self.session.submit(operation, request, sink, now_ns, **options)
+        context = above()
+        if self._tracer is not None or context is not None:
+            pending = self._submit_traced(operation, request, sink, now_ns, context, options)
+        else:
+            pending = self.session.submit(operation, request, sink, now_ns, **options)
         if not self.session.ready:
             self._wait_for_controller()
         elif not self._flush_due:
@@ -145,6 +154,28 @@ class Connection:
             self._schedule_flush()
             link.send_all(self._taken())
         self._timer.arm(self.session.timers.next_ns(), now_ns)
+        return pending
+
+    def _submit_traced(
+        self,
+        operation: Operation,
+        request: AnyRequest,
+        sink: Sink,
+        now_ns: int,
+        context: TraceContext | None,
+        options: dict[str, Any],
+    ) -> Pending:
+        """As `submit`, below the caller's span."""
+        if self._tracer is None:
+            assert context is not None
+            return self.session.submit(operation, request, sink, now_ns, trace=PassedOn(context), **options)
+        trace = self._tracer.begin(operation, options["model"], request, context)
+        try:
+            pending = self.session.submit(operation, request, sink, now_ns, trace=trace, **options)
+        except FabricError as error:
+            trace.ended(error, None)
+            raise
+        trace.submitted(f"{pending.number:x}")
         return pending
 
     async def call(

@@ -30,6 +30,7 @@ from zfabric.transport.curve import Credentials
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from opentelemetry.trace import TracerProvider
 
 
 class Client(BlockingQueries):
@@ -39,8 +40,8 @@ class Client(BlockingQueries):
     interrupt (Ctrl-C) while a call waits ends the call's request.
 
     Args:
-        endpoint, connect_timeout_ms, label, credentials, transport, spin_us: As of `AsyncClient`; with the last its own
-            thread holds the interpreter more often than it would.
+        endpoint, connect_timeout_ms, label, credentials, transport, tracing: As of `AsyncClient`.
+        spin_us: As well; its own thread then holds the interpreter more often than it would.
 
     Raises:
         ConfigurationError: One of them cannot work.
@@ -59,6 +60,7 @@ class Client(BlockingQueries):
         credentials: Credentials | None = None,
         transport: str | None = None,
         spin_us: int | None = None,
+        tracing: bool | TracerProvider = False,
     ) -> None:
         self._client = AsyncClient(
             endpoint,
@@ -67,6 +69,7 @@ class Client(BlockingQueries):
             credentials=credentials,
             transport=transport,
             spin_us=spin_us,
+            tracing=tracing,
         )
         self._thread = LoopThread(self._client.open, self._client.close)
 

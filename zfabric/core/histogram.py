@@ -31,7 +31,10 @@ class Histogram:
         self.total_ns = 0
 
     def observe(self, duration_ns: int, times: int = 1) -> None:
-        """Count one, or several that are alike. What is negative counts as nothing: clocks of one process do not go back, but stamps may be of another."""
+        """Count one, or several that are alike.
+
+        What is negative counts as nothing: clocks of one process do not go back, but stamps may be of another.
+        """
         self.counts[bisect_left(BOUNDS_NS, duration_ns)] += times
         if duration_ns > 0:
             self.total_ns += duration_ns * times

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+from zfabric.client.traces import below
 from zfabric.errors import (
     BackendError,
     FabricError,
@@ -93,7 +94,8 @@ class Application:
             key = self._admit(headers)
             body = await read_body(receive, headers, self._config.body_limit) if endpoint.method == "POST" else b""
             fabric = self._fabrics[key.fabric_key if key is not None else None]
-            await endpoint.handle(Call(request_id, headers, body, rest, receive, response, fabric, key))
+            with below(_trace_headers(headers)):
+                await endpoint.handle(Call(request_id, headers, body, rest, receive, response, fabric, key))
         except FabricError as error:
             await self._failed(error, endpoint, request_id, response)
         except asyncio.CancelledError:
@@ -155,6 +157,12 @@ class Application:
             return
         word = endpoint.errors if endpoint is not None else error_body
         await response.whole(status, word(error, status), headers_of(error))
+
+
+def _trace_headers(headers: dict[bytes, bytes]) -> dict[str, str]:
+    """W3C trace context, as far as the caller has sent it."""
+    given = ((name, headers.get(name, b"")) for name in (b"traceparent", b"tracestate"))
+    return {name.decode(): value.decode("latin-1") for name, value in given if value}
 
 
 def _request_id(headers: dict[bytes, bytes]) -> str:

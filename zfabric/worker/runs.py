@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from msgspec import structs
 
-from zfabric.core.worker.orders import Columns, client_name_of
+from zfabric.core.worker.orders import Columns
 from zfabric.core.worker.session import Begin, Order, WorkerSession
 from zfabric.core.worker.soundness import sound_text
 from zfabric.errors import BackendError, FabricError
@@ -22,6 +22,7 @@ from zfabric.wire.tasks import EmbedResult
 from zfabric.worker.base import BaseModelWorker, StepwiseModelWorker
 from zfabric.worker.capabilities import check_options, check_request, refuse_unknown_extra
 from zfabric.worker.served import Served, ServedModels
+from zfabric.worker.traces import Traces, within
 
 #: What a backend may raise for a request. A cancellation that nobody here asked for is a failure like any other.
 _FAILURES: Final = (Exception, asyncio.CancelledError)
@@ -47,6 +48,7 @@ class Runs:
         log: Called with an event's name and fields.
         obey: Does what the session's calls led to.
         changed: Called when something is to be sent, or a slot became free.
+        traces: Told in whose trace backends work; None where nobody makes spans.
     """
 
     def __init__(
@@ -56,7 +58,9 @@ class Runs:
         log: Callable[..., Any],
         obey: Callable[[Sequence[Order]], None],
         changed: Callable[[], None],
+        traces: Traces | None = None,
     ) -> None:
+        self._traces = traces
         self._session = session
         self._loop = loop
         self._log = log
@@ -77,6 +81,13 @@ class Runs:
 
     def begin(self, order: Begin, served: ServedModels) -> None:
         """Hand a request to its backend."""
+        if order.trace is None:
+            self._begin(order, served)
+            return
+        with within(order.trace, self._traces):
+            self._begin(order, served)
+
+    def _begin(self, order: Begin, served: ServedModels) -> None:
         request, request_id = order.request, order.request_id
         try:
             if request_id in self._runs:
@@ -220,7 +231,7 @@ class Runs:
             error if isinstance(error, FabricError) else BackendError(f"{type(error).__name__}: {sound_text(error)}")
         )
         if known is not error:
-            self._log("backend_error", request=client_name_of(request_id), error=known.message)
+            self._log("backend_error", **self._session.log_names(request_id), error=known.message)
         self._session.fail(request_id, known, monotonic_ns())
         self._forget_stepped(request_id)
         self._changed()
@@ -250,14 +261,15 @@ class Runs:
             except _FAILURES as error:
                 self._log(
                     "abort_failed",
-                    request=client_name_of(request_id),
+                    **self._session.log_names(request_id),
                     error=f"{type(error).__name__}: {sound_text(error)}",
                 )
         self._stopped(request_id)
 
     def _stop_is_late(self, request_id: str, run: _Run) -> None:
         backend = type(run.backend).__name__
-        self._log("stop_limit_reached", request=client_name_of(request_id), backend=backend, limit_s=STOP_MS / 1_000)
+        names = self._session.log_names(request_id)
+        self._log("stop_limit_reached", **names, backend=backend, limit_s=STOP_MS / 1_000)
         self._stopped(request_id)
 
     def _stopped(self, request_id: str) -> None:

@@ -9,7 +9,9 @@ import secrets
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
-from zfabric.core.worker.orders import Columns, client_name_of
+from zfabric.core.spans import Spans
+from zfabric.core.worker.figures import WorkerFigures
+from zfabric.core.worker.orders import Columns
 from zfabric.core.worker.session import (
     Begin,
     DrainAsked,
@@ -22,6 +24,7 @@ from zfabric.core.worker.session import (
     WorkerSession,
 )
 from zfabric.core.worker.soundness import sound_text
+from zfabric.core.worker.spans import StreamSpan
 from zfabric.errors import BackendError, ConfigurationError, FabricError, IncorrectKeyError, WorkerLostError
 from zfabric.limits import SLOTS_MAX
 from zfabric.transport.clock import monotonic_ns
@@ -36,6 +39,7 @@ from zfabric.worker.reports import LoadReports
 from zfabric.worker.runs import Runs
 from zfabric.worker.served import ServedModels
 from zfabric.worker.sink import BackendSink
+from zfabric.worker.traces import Traces
 
 Log = Callable[..., Any]
 #: What leaves libzmq's pipe within this time after a goodbye is sent; the rest is for the next worker anyway.
@@ -61,6 +65,8 @@ class WorkerService:
         config: See `WorkerConfig`.
         log: Called with an event's name and fields; never per request, but for requests that a backend fails.
         on_ready: Called with all models, once, when the controller has accepted the worker.
+        traces: Told of requests whose clients have them traced; None passes what is said of their traces on to backends,
+            and makes no spans.
     """
 
     def __init__(
@@ -70,6 +76,7 @@ class WorkerService:
         *,
         log: Log | None = None,
         on_ready: Callable[[list[ModelInfo]], None] | None = None,
+        traces: Traces | None = None,
     ) -> None:
         if not backends:
             raise ConfigurationError("no backend is given, one at least is needed")
@@ -77,6 +84,8 @@ class WorkerService:
         self._backends = list(backends)
         self._log = _harmless(log)
         self._on_ready = on_ready
+        self._traces = traces
+        self._spans: Spans[StreamSpan] | None = None
         self._served = ServedModels(self.config.name, backends, [()] * len(self._backends))
         self._reports = LoadReports(self._backends, self.config.slots, self._log)
         self._link: DealerDriver | None = None
@@ -99,6 +108,11 @@ class WorkerService:
         """Deltas that its backends made. Not before `load` tells something."""
         return self._runs.units
 
+    @property
+    def figures(self) -> WorkerFigures:
+        """What is counted of its requests. Not before `load` tells something."""
+        return self._session.figures
+
     # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def run(self) -> None:
@@ -119,7 +133,8 @@ class WorkerService:
             beats=self.config.beats,
             stream_interval=self.config.stream_interval,
         )
-        self._runs = Runs(self._session, self._loop, self._log, self._obey_all, self._changed)
+        self._spans = self._session.trace() if self._traces is not None else None
+        self._runs = Runs(self._session, self._loop, self._log, self._obey_all, self._changed, self._traces)
         self._timer = LoopTimer(self._loop, self._tick)
         try:
             await self._load()
@@ -205,6 +220,7 @@ class WorkerService:
             self._link.close()
             self._link = None
         await self._runs.close()
+        self._hand_on_spans()
         for backend in self._backends:
             try:
                 await backend.close()
@@ -240,6 +256,14 @@ class WorkerService:
         if self._session.outbox:
             self._link.send_all(_taken(self._session))
         self._timer.arm(self._session.timers.next_ns(), monotonic_ns())
+        if self._spans is not None and self._spans.pending:
+            self._hand_on_spans()
+
+    def _hand_on_spans(self) -> None:
+        """Tell traces of what has ended. Whoever reads them must not cost anybody an answer."""
+        if self._spans is not None and self._traces is not None:
+            with contextlib.suppress(Exception):
+                self._traces.ended(self._spans.take())
 
     def _tick(self) -> None:
         now_ns = monotonic_ns()
@@ -259,7 +283,7 @@ class WorkerService:
         elif isinstance(order, Stop):
             self._runs.stop(order.request_id)
         elif isinstance(order, Spoiled):
-            self._log("backend_error", request=client_name_of(order.request_id), error=order.error.message)
+            self._log("backend_error", **self._session.log_names(order.request_id), error=order.error.message)
         elif isinstance(order, Registered):
             self._was_registered = True
             self._log("registered", worker=self.config.name, models=self._served.names)
@@ -336,6 +360,8 @@ class WorkerService:
             self._obey_all(orders)
         if self._link is not None and self._session.outbox:
             self._link.send_all(_taken(self._session))
+        if self._spans is not None and self._spans.pending:
+            self._hand_on_spans()
 
 
 def _taken(session: WorkerSession) -> list[tuple[bytes, bytes]]:

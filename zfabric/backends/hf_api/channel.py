@@ -18,6 +18,7 @@ from zfabric.backends.hf_api.failures import RETRIED, backoff_s, from_status, re
 from zfabric.backends.hf_api.lanes import ONE, Lanes
 from zfabric.backends.hf_api.models_file import Upstream
 from zfabric.errors import BackendError, ConnectionLostError, EngineStalledError, FabricError
+from zfabric.worker.traces import trace_headers
 
 #: The most of an error's body that is read: its message is near the beginning.
 _ERROR_BYTES_MAX: Final = 64 * 1024
@@ -197,7 +198,7 @@ class Channel:
     async def _send(self, client: httpx2.AsyncClient, path: str, body: dict[str, Any]) -> httpx2.Response:
         """The response, its body not read yet, if it is a good one."""
         url = self.upstream.base_url.rstrip("/") + path
-        response = await client.send(client.build_request("POST", url, json=body), stream=True)
+        response = await client.send(client.build_request("POST", url, json=body, headers=trace_headers()), stream=True)
         if response.status_code == 200:
             return response
         try:

@@ -24,6 +24,7 @@ from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import CountRequest, Delta, FinishReason, GenerateRequest, OperateRequest, Usage
 from zfabric.wire.tasks import ClassifyRequest, DetokenizeRequest, EmbedRequest, EmbedResult, ScoreRequest
 from zfabric.worker.base import EngineLoad, StepwiseModelWorker
+from zfabric.worker.traces import trace_headers
 
 T = TypeVar("T")
 
@@ -198,6 +199,7 @@ class VLLMWorker(StepwiseModelWorker):
             given,
             parameters,
             lora_request=adapter,
+            trace_headers=trace_headers() or None,
             priority=request.priority if runtime.priorities else 0,
         )
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 from msgspec import Raw
 
 from zfabric import limits
 from zfabric.core.timers import Timer
-from zfabric.errors import FabricError
+from zfabric.errors import FabricError, ParameterRangeError
 from zfabric.wire.answers import ChunkExtra, Outcome
 from zfabric.wire.fields import Operation
 from zfabric.wire.messages import Claim
+from zfabric.wire.traces import TraceContext
+
+T = TypeVar("T")
 
 #: Whether a stream that broke off may go on at another worker: "exact" only where the text is the same as without the
 #: break, "any" also where tokens are drawn anew from there, "never" not at all.
@@ -28,6 +32,26 @@ class Sink(Protocol):
 
     def ended(self, error: FabricError | None, outcome: Outcome | None) -> None:
         """The one terminal. Nothing comes after it."""
+
+
+class Trace(Protocol):
+    """Which trace a request belongs to, and what that is told of it. It must not raise."""
+
+    @property
+    def context(self) -> TraceContext:
+        """Which span the fabric's own belong below."""
+
+    def began(self, worker: str) -> None:
+        """The first chunk of an attempt is there."""
+
+    def choice_ended(self, index: int, reason: str) -> None:
+        """One of its choices has ended."""
+
+    def failed_over(self, attempt: int, error: FabricError) -> None:
+        """An attempt was lost; this is the number of the next."""
+
+    def ended(self, error: FabricError | None, outcome: Outcome | None) -> None:
+        """It is over."""
 
 
 class Inquirer(Protocol):
@@ -77,12 +101,13 @@ class Pending:
         waits: How often the loss of a worker was waited out.
         next: The first unit that has not arrived.
         granted, consumed: Units that may be sent, and those that the reader took.
+        trace: Which trace it belongs to; None for none.
     """
 
     __slots__ = (
         "accepted_ns", "attempt", "barren", "body", "characters", "consumed", "deadline_ns", "drawn_seed", "exact",
         "granted", "guard", "loss", "model", "next", "number", "operation", "pinned", "priority", "reproducible",
-        "resume", "single", "sink", "submitted", "token_ids", "waits", "window", "worker",
+        "resume", "single", "sink", "submitted", "token_ids", "trace", "waits", "window", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -125,6 +150,7 @@ class Pending:
         self.exact = False
         self.pinned = False
         self.drawn_seed: int | None = None
+        self.trace: Trace | None = None
 
     @property
     def repeatable(self) -> bool:
@@ -167,3 +193,21 @@ def in_parts(pendings: list[Pending]) -> list[list[Pending]]:
         parts[-1].append(pending)
         used += size
     return parts
+
+
+def slices(items: list[T]) -> Iterator[list[T]]:
+    """A list in parts that a message takes."""
+    for start in range(0, len(items), limits.LIST_LENGTH_MAX):
+        yield items[start : start + limits.LIST_LENGTH_MAX]
+
+
+def check_ranges(model: str, worker: str, priority: int, deadline_ms: int | None) -> None:
+    """Raises: ParameterRangeError: What an envelope cannot hold."""
+    for name, value, low, high in (
+        ("deadline_ms", deadline_ms or 0, 0, limits.DEADLINE_MAX_MS),
+        ("priority", priority, -limits.PRIORITY_MAX, limits.PRIORITY_MAX),
+        ("length of model", len(model), 0 if worker else 1, limits.NAME_LENGTH_MAX),
+        ("length of worker", len(worker), 0, limits.NAME_LENGTH_MAX),
+    ):
+        if not low <= value <= high:
+            raise ParameterRangeError(f"{name} is {value}, it must be {low} … {high}", parameter=name, value=value)

@@ -13,22 +13,20 @@ nothing. What cannot go on elsewhere is claimed: if its worker had only lost its
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
 
 from msgspec import structs
 
 from zfabric import limits
 from zfabric.core.client.bodies import continued, encoded
 from zfabric.core.client.failover import may_return, nobody_continues, refuses_seed, why_final
-from zfabric.core.client.pending import Pending, Resume, SessionCounters, Sink, in_parts
+from zfabric.core.client.pending import Pending, Resume, SessionCounters, Sink, Trace, check_ranges, in_parts, slices
 from zfabric.core.timers import Timers
 from zfabric.errors import (
     ClosedError,
     ConnectionLostError,
     DeadlineExceededError,
     FabricError,
-    ParameterRangeError,
     ProtocolError,
     QuotaExceededError,
     RequestCancelledError,
@@ -44,8 +42,6 @@ from zfabric.wire.flow import Cancel, Credit, CreditLine
 from zfabric.wire.messages import Claims, Submit, Welcome
 from zfabric.wire.payloads import AnyRequest, TextRequest
 from zfabric.wire.pieces import Broken, ends_of
-
-T = TypeVar("T")
 
 
 class ClientRequests:
@@ -92,11 +88,13 @@ class ClientRequests:
         worker: str = "",
         resume: Resume = "exact",
         window: int = limits.WINDOW_UNITS,
+        trace: Trace | None = None,
     ) -> Pending:
         """Accept a request. It leaves now, or when the controller is there.
 
         Args:
             request: One that its `validate` has nothing against; its worker looks again.
+            trace: The trace that it belongs to, and that is told of it.
 
         Raises:
             FabricError: It can never be sent: closed, too many in flight, out of range, not encodable, or too large.
@@ -107,7 +105,7 @@ class ClientRequests:
             raise QuotaExceededError(
                 f"{len(self.requests)} requests are in flight, limit is {limits.CLIENT_REQUESTS_MAX}"
             )
-        _check_ranges(model, worker, priority, deadline_ms)
+        check_ranges(model, worker, priority, deadline_ms)
         seed: int | None = None
         if isinstance(request, TextRequest) and request.sampling.seed is None:
             seed = self._rng.getrandbits(63)
@@ -135,6 +133,7 @@ class ClientRequests:
             pending.deadline_ns = now_ns + milliseconds(deadline_ms)
             guard_ns = pending.deadline_ns + milliseconds(limits.DEADLINE_GUARD_MS)
             pending.guard = self.timers.at(guard_ns, lambda _: self._guard(pending))
+        pending.trace = trace
         self.requests[number] = pending
         self.counters.submitted += 1
         if self.ready:
@@ -167,7 +166,7 @@ class ClientRequests:
         """Send what can wait for the end of a turn: cancels, claims and credit, of all streams together."""
         if self._cancels:
             cancels, self._cancels = self._cancels, []
-            self.outbox += [codec.pack(Cancel(part)) for part in _slices(cancels)]
+            self.outbox += [codec.pack(Cancel(part)) for part in slices(cancels)]
         if self._claims:
             claims, self._claims = self._claims, {}
             self._claim([pending for pending in claims.values() if pending.number in self.requests])
@@ -185,7 +184,7 @@ class ClientRequests:
                 lines.append(line)
         self._credit.clear()
         if self.ready:
-            self.outbox += [codec.pack(Credit(part)) for part in _slices(lines)]
+            self.outbox += [codec.pack(Credit(part)) for part in slices(lines)]
 
     def _claim(self, pendings: list[Pending]) -> None:
         self.counters.claims += len(pendings)
@@ -211,6 +210,9 @@ class ClientRequests:
             resume_from=pending.next,
             worker=pending.worker,
         )
+        if pending.trace is not None:
+            context = pending.trace.context
+            envelope.traceparent, envelope.tracestate = context.traceparent, context.state
         self.outbox.append((codec.pack_envelope(envelope), body))
         pending.submitted = True
         if not pending.repeatable:
@@ -231,6 +233,8 @@ class ClientRequests:
             return
         self.timers.cancel(pending.guard)
         self._credit.pop(pending.number, None)
+        if pending.trace is not None:
+            pending.trace.ended(error, outcome)
         pending.sink.ended(error, outcome)
 
     def _give_up(self, pending: Pending, error: FabricError) -> None:
@@ -267,6 +271,8 @@ class ClientRequests:
             pending.attempt += 1
             pending.barren += 1
             pending.submitted = False
+            if pending.trace is not None:
+                pending.trace.failed_over(pending.attempt, error)
             if self.ready:
                 self._submit_or_end(pending, now_ns)
         elif current and final is error and may_return(error) and pending.waits < limits.ATTEMPTS_MAX:
@@ -302,7 +308,9 @@ class ClientRequests:
                 continue
             try:
                 token_ids = tokens if isinstance(tokens, list) else [tokens]
-                pending.next = offset + ((len(token_ids) or 1) if extra is None else _units(pending, token_ids, extra))
+                pending.next = offset + (
+                    (len(token_ids) or 1) if extra is None else _units(pending, index, token_ids, extra)
+                )
                 pending.characters += len(text)
                 pending.token_ids += token_ids
                 pending.barren = 0
@@ -365,10 +373,12 @@ class ClientRequests:
         return True
 
 
-def _units(pending: Pending, token_ids: list[int], extra: ChunkExtra) -> int:
+def _units(pending: Pending, index: int, token_ids: list[int], extra: ChunkExtra) -> int:
     """How far a chunk with rare parts goes; notes what they say of its attempt. Raises: ProtocolError."""
     if extra.worker is not None:
         pending.exact = extra.exact
+    if pending.trace is not None:
+        _tell(pending.trace, index, extra)
     if extra.reasoning or extra.tool_calls:
         pending.characters += extra.characters
     if extra.units is None:
@@ -378,22 +388,13 @@ def _units(pending: Pending, token_ids: list[int], extra: ChunkExtra) -> int:
     return extra.units
 
 
+def _tell(trace: Trace, index: int, extra: ChunkExtra) -> None:
+    """What few chunks have, as far as it is a trace's business."""
+    if extra.worker is not None:
+        trace.began(extra.worker)
+    if extra.finish_reason is not None:
+        trace.choice_ended(index, extra.finish_reason)
+
+
 #: Offsets are 32 bits wide.
 _UNITS_MAX = 2**32 - 1
-
-
-def _slices(items: list[T]) -> Iterator[list[T]]:
-    """A list in parts that a message takes."""
-    for start in range(0, len(items), limits.LIST_LENGTH_MAX):
-        yield items[start : start + limits.LIST_LENGTH_MAX]
-
-
-def _check_ranges(model: str, worker: str, priority: int, deadline_ms: int | None) -> None:
-    for name, value, low, high in (
-        ("deadline_ms", deadline_ms or 0, 0, limits.DEADLINE_MAX_MS),
-        ("priority", priority, -limits.PRIORITY_MAX, limits.PRIORITY_MAX),
-        ("length of model", len(model), 0 if worker else 1, limits.NAME_LENGTH_MAX),
-        ("length of worker", len(worker), 0, limits.NAME_LENGTH_MAX),
-    ):
-        if not low <= value <= high:
-            raise ParameterRangeError(f"{name} is {value}, it must be {low} … {high}", parameter=name, value=value)

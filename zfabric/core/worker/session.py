@@ -17,7 +17,7 @@ import msgspec
 from zfabric import limits
 from zfabric.core.spans import Spans
 from zfabric.core.timers import Timer, Timers
-from zfabric.core.worker.orders import Begin, Spoiled, Stop
+from zfabric.core.worker.orders import Begin, Spoiled, Stop, client_name_of
 from zfabric.core.worker.packing import key_of, pack_carried, pack_hello
 from zfabric.core.worker.spans import StreamSpan
 from zfabric.core.worker.streams import WorkerStreams
@@ -126,6 +126,15 @@ class WorkerSession(WorkerStreams):
         """Note from now on what traces are told. Returns where that is collected."""
         self.spans = Spans(self._rng)
         return self.spans
+
+    def log_names(self, request_id: str) -> dict[str, str]:
+        """What a request, and its trace if it has one, is called in logs."""
+        entry = self.stopping.get(request_id)
+        stream = self.streams.get(request_id) if entry is None else entry.stream
+        names = {"request": client_name_of(request_id)}
+        if stream is not None and stream.trace is not None:
+            names["trace"] = f"{stream.trace.trace_id:032x}"
+        return names
 
     def announce(self, models: Sequence[ModelInfo], now_ns: int) -> None:
         """Set what is served, which may be nothing; a registered worker tells the controller at once.

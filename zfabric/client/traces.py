@@ -1,0 +1,93 @@
+"""Which trace a program's requests belong to, where it knows that from somebody else's headers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any, Final, Protocol
+
+from zfabric.core.client.pending import Trace
+from zfabric.errors import ConfigurationError, FabricError
+from zfabric.wire.answers import Outcome
+from zfabric.wire.payloads import AnyRequest
+from zfabric.wire.traces import TraceContext, parse_headers
+
+_above: Final[ContextVar[TraceContext | None]] = ContextVar("zfabric_trace_above", default=None)
+
+
+@contextlib.contextmanager
+def below(headers: Mapping[str, str]) -> Iterator[None]:
+    """Have the requests of a block belong below the span that W3C trace context names.
+
+    Args:
+        headers: `traceparent` and, if there is one, `tracestate`, in lower case; what is malformed is ignored. A span that
+            OpenTelemetry has as its current one goes before them, in a client that makes spans.
+
+    Example:
+        >>> with below({"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}):
+        ...     stream = client.stream("smollm2", "Once upon a time")
+    """
+    token = _above.set(parse_headers(headers))
+    try:
+        yield
+    finally:
+        _above.reset(token)
+
+
+def above() -> TraceContext | None:
+    """The span that `below` named."""
+    return _above.get()
+
+
+class NamedTrace(Trace, Protocol):
+    """A trace that wants to know what its request is called in logs, once it was accepted."""
+
+    def submitted(self, request_id: str) -> None: ...
+
+
+class Tracer(Protocol):
+    """Makes a span of each request."""
+
+    def begin(self, operation: str, model: str, request: AnyRequest, above: TraceContext | None) -> NamedTrace:
+        """The span of a request that is about to be submitted."""
+
+
+class PassedOn(Trace):
+    """A trace that is told nothing here, and goes on at the worker."""
+
+    __slots__ = ("_context",)
+
+    def __init__(self, context: TraceContext) -> None:
+        self._context = context
+
+    @property
+    def context(self) -> TraceContext:
+        return self._context
+
+    def submitted(self, request_id: str) -> None:
+        """Nothing is noted."""
+
+    def began(self, worker: str) -> None:
+        """Nothing is noted."""
+
+    def choice_ended(self, index: int, reason: str) -> None:
+        """Nothing is noted."""
+
+    def failed_over(self, attempt: int, error: FabricError) -> None:
+        """Nothing is noted."""
+
+    def ended(self, error: FabricError | None, outcome: Outcome | None) -> None:
+        """Nothing is noted."""
+
+
+def tracer_of(tracing: object) -> Tracer | None:
+    """Who makes spans for a client. Args: tracing: As of `AsyncClient`. Raises: ConfigurationError: Nobody can."""
+    if tracing is False or tracing is None:
+        return None
+    try:
+        from zfabric.tracing.client import ClientTracer
+    except ImportError as error:
+        raise ConfigurationError(f"tracing needs {error.name}: pip install 'zfabric[tracing]'") from None
+    provider: Any = None if tracing is True else tracing
+    return ClientTracer(provider)
