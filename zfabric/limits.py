@@ -255,6 +255,8 @@ SCRAPE_MS: Final = 5_000
 TOP_INTERVAL_S: Final = 1.0
 #: How long such a look may take; then it is said that what is shown is older.
 TOP_TIMEOUT_S: Final = 5.0
+#: Requests that it shows, the oldest: more than a person reads in a second.
+TOP_REQUESTS_MAX: Final = 200
 #: Samples that a controller with metrics keeps for plots, one each TOP_INTERVAL_S: fifteen minutes, some 100 KB.
 HISTORY_SAMPLES: Final = 900
 #: Rows of a table that the page of live figures is given: more than a person reads, and a second of a browser's work.

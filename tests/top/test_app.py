@@ -93,6 +93,24 @@ async def test_a_worker_is_drained_when_that_is_confirmed(ipc: str) -> None:
         assert not any(line.startswith("w1") for line in text.splitlines())
 
 
+async def test_requests_are_listed_and_the_chosen_one_is_explained(ipc: str) -> None:
+    async with fabric(ipc) as made, AsyncClient(ipc, label="alice") as client, AsyncClient(ipc) as operator:
+        await made.add_worker("w0", EchoWorker(EchoOptions(tokens_per_second=100)), slots=1)
+        first, second = (client.stream("echo", "a b", max_new_tokens=100_000) for _ in range(2))
+        await anext(first)
+        top = Top(operator, ipc)
+        async with top.run_test(size=(100, 24)) as pilot:
+            view = Shown(top, pilot, made, operator)
+            rows = [line.split() for line in (await view.press("3")).splitlines() if "alice" in line]
+            assert [(row[1:4], row[4]) for row in rows] == [
+                (["alice", "echo", "running"], "0"),
+                (["alice", "echo", "queued"], "1"),
+            ]
+            assert "slot" in await view.press("end")
+        await first.aclose()
+        await second.aclose()
+
+
 async def test_a_thousand_workers_cost_the_rows_in_sight(ipc: str) -> None:
     async with shown(ipc, workers=1) as view:
         [row] = await view.client.workers()

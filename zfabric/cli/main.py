@@ -15,6 +15,7 @@ from zfabric.cli.look import clients, models, queue, requests, status, workers
 from zfabric.cli.sampling import AnswerFlags
 from zfabric.cli.serve import serve
 from zfabric.cli.steer import drain, operate
+from zfabric.cli.top import top
 
 HELP = """Look at a fabric, talk to it, and operate it.
 
@@ -23,6 +24,8 @@ HELP = """Look at a fabric, talk to it, and operate it.
 `zfabric serve ./SmolLM2-135M-Instruct`
 
 `zfabric models` · `zfabric workers --json` · `zfabric status`
+
+`zfabric top` shows all of that live
 
 `zfabric queue` · `zfabric requests --state queued --sort place` · `zfabric clients`
 
@@ -40,6 +43,7 @@ def build(arguments: list[str]) -> cyclopts.App:
     """The parser with all commands."""
     commands = (
         models, workers, status, requests, clients, queue, generate, chat, embed, count, drain, operate, keys, serve,
+        top,
     )  # fmt: skip
     app = make_app("zfabric", HELP, "client", arguments, shared=_options(commands))
     for command in commands:

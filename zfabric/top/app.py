@@ -12,10 +12,10 @@ from textual.widgets import Footer, Input, Sparkline, Static, TabbedContent, Tab
 
 from zfabric.client.aio import AsyncClient
 from zfabric.errors import FabricError
-from zfabric.limits import TOP_INTERVAL_S, TOP_TIMEOUT_S
+from zfabric.limits import TOP_INTERVAL_S, TOP_REQUESTS_MAX, TOP_TIMEOUT_S
 from zfabric.top.rates import History
 from zfabric.top.rows import Rows
-from zfabric.top.tables import MODELS, WORKERS, duration
+from zfabric.top.tables import MODELS, REQUESTS, WORKERS, duration
 from zfabric.wire.status import FabricStatus, WorkerStatus
 
 _CSS: Final = """
@@ -43,8 +43,9 @@ class Top(App[None]):
     CSS = _CSS
     ENABLE_COMMAND_PALETTE = False
     BINDINGS = [
-        Binding("1", "table('workers')", "Workers"),
-        Binding("2", "table('models')", "Models"),
+        Binding("1", "table('workers')", show=False),
+        Binding("2", "table('models')", show=False),
+        Binding("3", "table('requests')", show=False),
         Binding("s", "sort", "Sort"),
         Binding("r", "reverse", "Reverse"),
         Binding("slash", "filter", "Filter"),
@@ -60,8 +61,7 @@ class Top(App[None]):
         self._client = client
         self._endpoint = endpoint
         self._history = History()
-        self._status: FabricStatus | None = None
-        self._tables = {"workers": Rows(WORKERS), "models": Rows(MODELS)}
+        self._tables = {"workers": Rows(WORKERS), "models": Rows(MODELS), "requests": Rows(REQUESTS)}
         self._paused = False
         #: What the operator is asked to confirm.
         self._asked: Callable[[], Awaitable[str]] | None = None
@@ -72,8 +72,8 @@ class Top(App[None]):
             yield Static(id="figures", markup=False)
             yield Sparkline(id="tokens", summary_function=max)
             with TabbedContent(id="tabs"):
-                for name, rows in self._tables.items():
-                    with TabPane(rows.table.title, id=name):
+                for key, (name, rows) in enumerate(self._tables.items(), 1):
+                    with TabPane(f"{key} {rows.table.title}", id=name):
                         yield rows
             yield Static(id="said", markup=False)
             yield Input(id="filter", placeholder="only rows with this text; Enter keeps it, Esc clears it")
@@ -92,15 +92,16 @@ class Top(App[None]):
             status = await self._client.status(timeout=TOP_TIMEOUT_S)
             workers = await self._client.workers(timeout=TOP_TIMEOUT_S)
             models = await self._client.models(timeout=TOP_TIMEOUT_S)
+            requests = await self._client.requests(limit=TOP_REQUESTS_MAX, timeout=TOP_TIMEOUT_S)
         except FabricError as error:
             self._say(f"error {error.code}: {error.message}; what is shown is older")
             return
-        if self._status is None or self._asked is None:
-            self._say("")
-        self._status = status
         self._history.add(status, workers)
         self._tables["workers"].show(workers)
         self._tables["models"].show(models)
+        self._tables["requests"].show(requests.rows)
+        if self._asked is None:
+            self._explain()
         self._show_figures(status, workers)
 
     def _show_figures(self, status: FabricStatus, workers: list[WorkerStatus]) -> None:
@@ -213,6 +214,15 @@ class Top(App[None]):
 
     def _say(self, text: str) -> None:
         self.query_one("#said", Static).update(text)
+
+    def on_rows_chosen(self) -> None:
+        """Say why the chosen request is where it is."""
+        if self._asked is None:
+            self._explain()
+
+    def _explain(self) -> None:
+        row = self._rows.chosen
+        self._say(str(getattr(row, "why", "")))
 
     def on_tabbed_content_tab_activated(self, event: Any) -> None:
         """A table that is chosen with the mouse takes the keys."""

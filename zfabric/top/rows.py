@@ -9,6 +9,7 @@ from rich.segment import Segment
 from rich.style import Style
 from textual import events
 from textual.binding import Binding
+from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -32,10 +33,13 @@ class Rows(Widget, can_focus=True):
         Binding("end", "move(1000000)", show=False),
     ]
 
+    class Chosen(Message):
+        """Another row is chosen, or the chosen one has changed."""
+
     def __init__(self, table: Table) -> None:
         super().__init__()
         self.table = table
-        self.order = Order()
+        self.order = Order(*table.order)
         self._all: Sequence[Any] = ()
         self._rows: list[Any] = []
         self._chosen = ""
@@ -68,6 +72,7 @@ class Rows(Widget, can_focus=True):
             self._chosen = self.table.key(self._rows[place])
             self._bring_in_sight()
             self.refresh()
+            self.post_message(self.Chosen())
 
     def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
         """As the key."""
@@ -145,7 +150,7 @@ class Rows(Widget, can_focus=True):
 
 
 def _is_text(column: Column) -> bool:
-    return not column.width or column.title == "state"
+    return not column.width or column.title in ("state", "client", "model", "worker")
 
 
 def _fitted(text: str, width: int, left: bool) -> str:

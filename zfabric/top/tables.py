@@ -33,12 +33,14 @@ class Table:
         key: What a row is known by, from one look to the next.
         columns: From left to right; the first is wide.
         empty: What is said where there are no rows.
+        order: The column that rows are ordered by at first, from 0, and whether the greatest is first.
     """
 
     title: str
     key: Callable[[Any], str]
     columns: Sequence[Column]
     empty: str
+    order: tuple[int, bool] = (0, False)
 
 
 @dataclass(slots=True)
@@ -137,4 +139,20 @@ MODELS: Final = Table(
         Column("context", lambda row: row.context_length, 9),
     ),
     "no model is served",
+)
+REQUESTS: Final = Table(
+    "Requests",
+    lambda row: f"{row.request}/{row.attempt}",
+    (
+        Column("request", lambda row: row.request, 0),
+        Column("client", lambda row: row.client, 11),
+        Column("model", lambda row: row.model or row.asked, 11),
+        Column("state", lambda row: row.state),
+        Column("place", lambda row: row.place or 0, 6),
+        Column("worker", lambda row: row.worker, 9),
+        Column("age s", lambda row: row.age_s or 0.0, 8),
+        Column("tokens", lambda row: row.units, 8),
+    ),
+    "no request is here",
+    order=(6, True),
 )
