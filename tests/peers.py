@@ -47,18 +47,21 @@ class FakeFabric:
         self.refusals: list[type[FabricError]] = []
         self.faults: list[type[FabricError]] = []
         self.answers: list[Any] = []
+        #: What each peer was sent of other kinds, by name.
+        self.sent: dict[str, list[Any]] = {}
         self.instances: dict[str, int] = {}
         self._tokens: dict[str, bytes] = {}
         self._connections: dict[str, int] = {}
 
     # ── peers ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def client(self, name: str) -> str:
+    def client(self, name: str, label: str = "") -> str:
         """A client says HELLO."""
         self._connect(name)
-        self._receive(
-            name, codec.pack(ClientHello(version=kinds.PROTOCOL_VERSION, build="", instance=self.instances[name]))
+        hello = ClientHello(
+            version=kinds.PROTOCOL_VERSION, build="", instance=self.instances[name], label=label, secret=name.encode()
         )
+        self._receive(name, codec.pack(hello))
         return name
 
     def worker(
@@ -69,6 +72,7 @@ class FakeFabric:
         speed: float = 1.0,
         draining: bool = False,
         again: bool = False,
+        minor: int = kinds.MINOR_VERSION,
     ) -> str:
         """A worker says HELLO; `again` on the session that it has."""
         if not again:
@@ -82,6 +86,7 @@ class FakeFabric:
             models=list(models),
             load=Load(slots=slots, draining=draining),
             speed=speed,
+            minor=minor,
         )
         self._receive(name, codec.pack(hello))
         return name
@@ -190,6 +195,8 @@ class FakeFabric:
             elif kind == kinds.ANSWER:
                 answer = codec.unpack_control(header)
                 self.answers.append(codec.unpack_result(answer.result, object) if not answer.code else answer)
+            else:
+                self.sent.setdefault(name, []).append(codec.unpack_control(header) if len(header) > 1 else None)
 
     def _terminals(self, client: str, envelope: Ends, body: EndsBody) -> None:
         for end, outcome in zip(envelope.ends, body.outcomes, strict=True):

@@ -87,6 +87,9 @@ MODEL_MEMORY_MS: Final = 30_000
 #: How long requests wait for workers that are there and take nothing, since they drain or hang: a whole drain, then the time
 #: that a model without workers is remembered.
 UNTAKEN_MS: Final = DRAIN_MS + MODEL_MEMORY_MS
+#: A client that an operator has thrown out gets no session for this, unless told otherwise: long enough to find out whose it
+#: is, and to take its key away.
+KICK_MS: Final = 60_000
 #: A policy that fails does so at each request: one line of log for each kind of failure in this time.
 POLICY_REPORT_MS: Final = 60_000
 #: A client waits so long beyond a request's deadline for the controller's word before it ends the request itself.
@@ -220,6 +223,8 @@ SLOW_READERS_MAX: Final = 16
 #: message.
 LISTED_DEFAULT: Final = 100
 LISTED_MAX: Final = 1_000
+#: Orders of operators of one sort that hold at a time: more models, workers or clients than anybody names by hand.
+DIRECTIVES_MAX: Final = 1_024
 #: What a parked message costs beside its bytes.
 PARKED_MESSAGE_BYTES: Final = 256
 #: Frames of a message that has too many that are dropped before the loop gets its turn: about 1 ms of work.

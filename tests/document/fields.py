@@ -22,12 +22,13 @@ from zfabric.wire import (
     questions,
     sampling,
     status,
+    steering,
     tasks,
     tool_calls,
 )
 
 _MODULES: Final = (
-    answers, chat, chunks, flow, listings, messages, payloads, questions, sampling, status, tasks, tool_calls,
+    answers, chat, chunks, flow, listings, messages, payloads, questions, sampling, status, steering, tasks, tool_calls,
 )  # fmt: skip
 _ATTRIBUTE: Final = re.compile(r"^    (?P<names>\w+(?:, \w+)*): (?P<text>.+(?:\n {5,}\S.*)*)", re.MULTILINE)
 

@@ -14,6 +14,7 @@ from tests.peers import FakeFabric, model
 from zfabric.core.controller import dispatch, hosting, queues, registry
 from zfabric.core.controller.hosting import Hosting
 from zfabric.core.controller.peers import Request, WorkerState
+from zfabric.core.controller.reasons import Reasons
 from zfabric.errors import WorkerDrainingError
 from zfabric.ids import milliseconds
 from zfabric.limits import MODEL_MEMORY_MS, UNTAKEN_MS
@@ -68,7 +69,7 @@ class DeskMachine(RuleBasedStateMachine):
         self.fabric = FakeFabric(
             recovery_ms=3_000 if recovering else 0, queue_depth_max=4, policy=policy, stall_ms=4_000
         )
-        for name in CLIENTS:
+        for name in (*CLIENTS, "operator"):
             self.fabric.client(name)
 
     # ── workers ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -152,6 +153,48 @@ class DeskMachine(RuleBasedStateMachine):
     def cancel(self, client: str, count: int) -> None:
         self.fabric.cancel(client, *range(self.number - count, self.number))
 
+    # ── operators ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def order(self, what: str, **arguments: object) -> None:
+        self.fabric.query("operator", what, **arguments)
+
+    @rule(model=names, wait_ms=st.sampled_from([0, 2_000, UNTAKEN_MS]))
+    def pause(self, model: str, wait_ms: int) -> None:
+        self.order("pause", model=model, wait_ms=wait_ms)
+
+    @rule(model=names)
+    def resume(self, model: str) -> None:
+        self.order("resume", model=model)
+
+    @rule(worker=workers, stay=st.booleans())
+    def drain(self, worker: str, stay: bool) -> None:
+        self.order("drain", worker=worker, stay=stay)
+
+    @rule(worker=workers)
+    def undrain(self, worker: str) -> None:
+        self.order("undrain", worker=worker)
+
+    @rule(back=st.integers(0, 3))
+    def cancel_anybodys(self, back: int) -> None:
+        self.order("cancel", request=f"{max(1, self.number - back):x}")
+
+    @rule(client=clients)
+    def kick(self, client: str) -> None:
+        """Its requests have their terminals, and it comes back as another run."""
+        number = self.fabric.broker.registry.clients[self.fabric.instances[client]].number
+        self.order("kick", client=str(number), refuse_ms=0)
+        assert not [key for key in self.fabric.broker.registry.clients if key == self.fabric.instances[client]]
+        ended = {(client, it.request, it.attempt) for it in self.fabric.terminals.get(client, [])}
+        assert {key for key in self.owed if key[0] == client} <= ended
+        self.fabric.client(client)
+
+    @rule(
+        policy=st.sampled_from(["shortest_queue", "lottery", "round_robin"]), speed=st.sampled_from([0, 0.5, 2, None])
+    )
+    def configure(self, policy: str, speed: float | None) -> None:
+        self.order("set_config", name="policy", value=policy)
+        self.order("set_config", name="speed.w0", value=speed)
+
     @rule(client=clients)
     def come_anew(self, client: str) -> None:
         """A client leaves, and another run of it comes."""
@@ -184,8 +227,49 @@ class DeskMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_waits_that_somebody_could_do(self) -> None:
+        paused = self.fabric.broker.registry.directives.paused
         for request in self.fabric.waiting():
-            assert not [host.name for host in self.hosts_of(request) if able(host, request) and has_slot(host)]
+            assert request.model is not None
+            if request.model.name not in paused:
+                assert not [host.name for host in self.hosts_of(request) if able(host, request) and has_slot(host)]
+
+    @invariant()
+    def why_it_waits_is_what_the_hosts_say(self) -> None:
+        """Judged anew, from announcements, slots and states."""
+        broker = self.fabric.broker
+        reasons = Reasons(broker.registry, broker.scheduler.queues)
+        for request in self.fabric.waiting():
+            assert request.model is not None
+            able_ones = [host for host in self.hosts_of(request) if able(host, request)]
+            taking = [
+                host
+                for host in able_ones
+                if host.worker.state is WorkerState.READY
+                and host.worker.load.slots
+                and host.engine not in host.worker.hung
+            ]
+            if request.model.name in broker.registry.directives.paused:
+                expected = "paused"
+            elif taking:
+                expected = "slots"
+            elif able_ones:
+                expected = "not_taking"
+            elif broker.scheduler.queues.recovering:
+                expected = "recovering"
+            else:
+                expected = "capability" if self.hosts_of(request) else "no_worker"
+            why = reasons.of(request)
+            assert why.reason == expected
+            assert why.text
+
+    @invariant()
+    def places_are_a_line(self) -> None:
+        for known in self.fabric.broker.registry.models.values():
+            for demand in known.queue.demands:
+                line = list(known.queue.in_order(demand))
+                assert set(line) == set(known.queue.waiting(demand))
+                assert line[0] is known.queue.head(demand).item
+                assert [item.priority for item in line] == sorted(item.priority for item in line)
 
     @invariant()
     def nothing_waits_without_end(self) -> None:
@@ -199,6 +283,8 @@ class DeskMachine(RuleBasedStateMachine):
                 for host in self.hosts_of(request)
                 if host.engine not in host.worker.hung
             )
+            if request.model.name in self.fabric.broker.registry.directives.paused:
+                assert supply.timer is not None
             assert taken or supply.timer is not None or request.model.forget is not None or recovering
 
     @invariant()

@@ -38,6 +38,14 @@ _CONTROLLER: Final[dict[str, LogEvent]] = {
     "worker_registered": LogEvent("info", "controller", "A worker has a session, with these models."),
     "models_announced": LogEvent("info", "controller", "A worker serves other models than before."),
     "worker_draining": LogEvent("info", "controller", "A worker takes nothing new, since an operator or it itself wants so."),
+    "worker_undrained": LogEvent("info", "controller", "An operator has a worker take requests again; `by` says who, as of all "
+                                 "that operators do."),
+    "model_paused": LogEvent("info", "controller", "An operator has a model's requests wait, for `wait_ms` at the most."),
+    "model_resumed": LogEvent("info", "controller", "An operator has a model's requests dispatched again."),
+    "request_cancelled": LogEvent("info", "controller", "An operator has ended a request."),
+    "client_kicked": LogEvent("warning", "controller", "An operator has ended a client's session and its requests."),
+    "config_changed": LogEvent("warning", "controller", "An operator has changed a setting, from `former` to `now`; the next "
+                               "start has the former again."),
     "worker_left": LogEvent("info", "controller", "A worker said goodbye."),
     "worker_lost": LogEvent("warning", "controller", "A worker's connection is gone, or it was silent for too long; `why` "
                             "says which. Its requests go on elsewhere."),
@@ -89,6 +97,7 @@ _WORKER: Final[dict[str, LogEvent]] = {
     "close_limit_reached": LogEvent("error", "worker", "A backend does not close; the process ends without it."),
     "reloaded": LogEvent("info", "worker", "A backend read its files anew."),
     "reload_failed": LogEvent("error", "worker", "A backend could not use its new files; the old ones hold."),
+    "drain_withdrawn": LogEvent("info", "worker", "An operator has taken a drain back; it takes requests again."),
     "drain_limit_reached": LogEvent("warning", "worker", "What still ran was handed back, and goes on at other workers."),
 }  # fmt: skip
 

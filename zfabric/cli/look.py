@@ -29,11 +29,12 @@ _MODEL_COLUMNS: Sequence[Column] = (
     ("queued", lambda row: row.queued),
     ("context", lambda row: row.context_length),
     ("can", lambda row: row.capabilities),
+    ("paused by", lambda row: row.paused_by),
     ("defaults", lambda row: [f"{name}={value:g}" for name, value in row.defaults.items()]),
 )
 _WORKER_COLUMNS: Sequence[Column] = (
     ("name", lambda row: row.name),
-    ("state", lambda row: row.state),
+    ("state", lambda row: f"{row.state} by {row.drained_by}" if row.drained_by else row.state),
     ("models", lambda row: row.models),
     ("slots", lambda row: row.slots),
     ("running", lambda row: row.in_flight),
@@ -43,6 +44,7 @@ _WORKER_COLUMNS: Sequence[Column] = (
     ("silent ms", lambda row: row.silence_ms),
     ("unread bytes", lambda row: row.buffered_bytes),
     ("up s", lambda row: row.age_s),
+    ("version", lambda row: row.build),
 )
 _REQUEST_COLUMNS: Sequence[Column] = (
     ("request", lambda row: row.request),

@@ -14,7 +14,7 @@ from zfabric.cli.keys import keys
 from zfabric.cli.look import clients, models, queue, requests, status, workers
 from zfabric.cli.sampling import AnswerFlags
 from zfabric.cli.serve import serve
-from zfabric.cli.steer import drain, operate
+from zfabric.cli.steer import cancel, config_get, config_set, drain, kick, operate, pause, resume, undrain
 from zfabric.cli.top import top
 
 HELP = """Look at a fabric, talk to it, and operate it.
@@ -31,7 +31,9 @@ HELP = """Look at a fabric, talk to it, and operate it.
 
 `zfabric generate chat "The capital of France is" --max-new-tokens 16 --temperature 0`
 
-`zfabric chat smollm2` · `zfabric embed minilm "one text" "another" --json` · `zfabric drain worker-7`
+`zfabric chat smollm2` · `zfabric embed minilm "one text" "another" --json`
+
+`zfabric drain worker-7` · `zfabric pause smollm2` · `zfabric cancel 2f1c66ab01d4e3f0` · `zfabric config get`
 
 The controller is the one of --endpoint, $ZFABRIC_ENDPOINT, or this host's default. Other settings come from flags, then
 ZFABRIC_CLIENT_… variables, then the [client] table of a TOML file, which all commands share. For a controller with
@@ -39,15 +41,23 @@ keys, $ZFABRIC_KEY and $ZFABRIC_CONTROLLER_KEY name this side's secret key file 
 """
 
 
+_COMMANDS: Sequence[Callable[..., int | None]] = (
+    models, workers, status, requests, clients, queue, generate, chat, embed, count, drain, undrain, pause, resume, cancel, kick,
+    operate, keys, serve, top,
+)  # fmt: skip
+#: Those of `zfabric config`.
+_CONFIG: dict[str, Callable[..., int | None]] = {"get": config_get, "set": config_set}
+
+
 def build(arguments: list[str]) -> cyclopts.App:
     """The parser with all commands."""
-    commands = (
-        models, workers, status, requests, clients, queue, generate, chat, embed, count, drain, operate, keys, serve,
-        top,
-    )  # fmt: skip
-    app = make_app("zfabric", HELP, "client", arguments, shared=_options(commands))
-    for command in commands:
+    app = make_app("zfabric", HELP, "client", arguments, shared=_options([*_COMMANDS, *_CONFIG.values()]))
+    for command in _COMMANDS:
         app.command(command)
+    settings = cyclopts.App(name="config", help="Settings of the running controller: get, set.")
+    for name, command in _CONFIG.items():
+        settings.command(command, name=name)
+    app.command(settings)
     return app
 
 

@@ -17,6 +17,7 @@ from zfabric.client.requests import (
     model_name,
 )
 from zfabric.client.results import Completion
+from zfabric.client.steering import AsyncSteering
 from zfabric.client.stream import TokenStream
 from zfabric.client.tasks import AsyncTasks
 from zfabric.client.traces import tracer_of
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
 
-class AsyncClient(AsyncTasks, AsyncQueries):
+class AsyncClient(AsyncTasks, AsyncQueries, AsyncSteering):
     """A client of the fabric, for one event loop. Use as an async context manager.
 
     Every error of its calls is a FabricError: one of a wrong argument names it, and is raised before anything is sent.

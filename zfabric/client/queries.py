@@ -52,14 +52,29 @@ def list_arguments(wanted: ListOptions) -> dict[str, object]:
     return arguments
 
 
-class AsyncQueries:
+class Asking:
+    """Asks a controller."""
+
+    _connection: Connection
+
+    async def _ask(self, what: str, form: type[T], timeout: float | None, **arguments: object) -> T:
+        parts = await self._parts(what, timeout, arguments)
+        return codec.unpack_result(parts[-1], form)
+
+    async def _ask_list(self, what: str, form: type[T], timeout: float | None, **arguments: object) -> list[T]:
+        parts = await self._parts(what, timeout, arguments)
+        return [row for part in parts for row in codec.unpack_result(part, list[form])]  # type: ignore[valid-type]
+
+    async def _parts(self, what: str, timeout: float | None, arguments: dict[str, object]) -> list[Raw]:
+        return await self._connection.ask(what, arguments, query_timeout_ms(timeout))
+
+
+class AsyncQueries(Asking):
     """Questions that the controller answers from memory.
 
     Each takes a `timeout` in seconds; None is 10. When it is over the call raises DeadlineExceededError, or what keeps this
     client from the controller.
     """
-
-    _connection: Connection
 
     async def models(self, kind: str = "all", *, timeout: float | None = None) -> list[ModelStatus]:
         """Models that are served now: "all", "language", "multimodal" or "embedding" ones.
@@ -152,26 +167,3 @@ class AsyncQueries:
             ['gpu-1', 'gpu-2']
         """
         return await self._ask_list("refresh", str, timeout)
-
-    async def drain_worker(self, worker: str, limit_ms: int = 0, *, timeout: float | None = None) -> str:
-        """Have a worker finish and leave; 0 is the worker's own limit. Returns its name. Raises: NoWorkerError.
-
-        Example:
-            >>> await client.drain_worker("gpu-1", limit_ms=60_000)
-            'gpu-1'
-        """
-        limit = values.whole("limit_ms", limit_ms)
-        if not 0 <= limit < 2**32:
-            raise values.out_of_range("limit_ms", limit, f"0 … {2**32 - 1}")
-        return await self._ask("drain", str, timeout, worker=model_name(worker, "worker"), limit_ms=limit)
-
-    async def _ask(self, what: str, form: type[T], timeout: float | None, **arguments: object) -> T:
-        parts = await self._parts(what, timeout, arguments)
-        return codec.unpack_result(parts[-1], form)
-
-    async def _ask_list(self, what: str, form: type[T], timeout: float | None, **arguments: object) -> list[T]:
-        parts = await self._parts(what, timeout, arguments)
-        return [row for part in parts for row in codec.unpack_result(part, list[form])]  # type: ignore[valid-type]
-
-    async def _parts(self, what: str, timeout: float | None, arguments: dict[str, object]) -> list[Raw]:
-        return await self._connection.ask(what, arguments, query_timeout_ms(timeout))

@@ -1,4 +1,4 @@
-"""What a blocking client asks the controller: the questions of `queries`, behind calls that wait."""
+"""What a blocking client asks the controller and has it change: `queries` and `steering`, behind calls that wait."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Unpack
 from zfabric.client.aio import AsyncClient
 from zfabric.client.loop_thread import LoopThread
 from zfabric.client.queries import ListOptions
+from zfabric.limits import KICK_MS, UNTAKEN_MS
 from zfabric.wire.listings import ClientList, QueueList, RequestList
 from zfabric.wire.status import FabricStatus, ModelStatus, WorkerStatus
+from zfabric.wire.steering import Setting, Stopped
 
 
 class BlockingQueries:
-    """As `AsyncQueries`."""
+    """As `AsyncQueries` and `AsyncSteering`."""
 
     _client: AsyncClient
     _thread: LoopThread
@@ -85,11 +87,74 @@ class BlockingQueries:
         """
         return self._thread.wait(self._client.refresh(timeout=timeout))
 
-    def drain_worker(self, worker: str, limit_ms: int = 0, *, timeout: float | None = None) -> str:
+    # ── an operator's ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def drain_worker(self, worker: str, limit_ms: int = 0, *, stay: bool = False, timeout: float | None = None) -> str:
         """As `AsyncClient.drain_worker`.
 
         Example:
             >>> client.drain_worker("gpu-1", limit_ms=60_000)
             'gpu-1'
         """
-        return self._thread.wait(self._client.drain_worker(worker, limit_ms, timeout=timeout))
+        return self._thread.wait(self._client.drain_worker(worker, limit_ms, stay=stay, timeout=timeout))
+
+    def undrain_worker(self, worker: str, *, timeout: float | None = None) -> str:
+        """As `AsyncClient.undrain_worker`.
+
+        Example:
+            >>> client.undrain_worker("gpu-1")
+            'gpu-1'
+        """
+        return self._thread.wait(self._client.undrain_worker(worker, timeout=timeout))
+
+    def pause_model(self, model: str, *, wait_ms: int = UNTAKEN_MS, timeout: float | None = None) -> str:
+        """As `AsyncClient.pause_model`.
+
+        Example:
+            >>> client.pause_model("smollm2", wait_ms=300_000)
+            'smollm2'
+        """
+        return self._thread.wait(self._client.pause_model(model, wait_ms=wait_ms, timeout=timeout))
+
+    def resume_model(self, model: str, *, timeout: float | None = None) -> str:
+        """As `AsyncClient.resume_model`.
+
+        Example:
+            >>> client.resume_model("smollm2")
+            'smollm2'
+        """
+        return self._thread.wait(self._client.resume_model(model, timeout=timeout))
+
+    def cancel_request(self, request: str, *, client: str = "", timeout: float | None = None) -> Stopped:
+        """As `AsyncClient.cancel_request`.
+
+        Example:
+            >>> client.cancel_request("2f1c66ab01d4e3f0").client
+            'backend-1'
+        """
+        return self._thread.wait(self._client.cancel_request(request, client=client, timeout=timeout))
+
+    def kick_client(self, client: str, *, refuse_ms: int = KICK_MS, timeout: float | None = None) -> Stopped:
+        """As `AsyncClient.kick_client`.
+
+        Example:
+            >>> client.kick_client("backend-1").requests
+        """
+        return self._thread.wait(self._client.kick_client(client, refuse_ms=refuse_ms, timeout=timeout))
+
+    def settings(self, *, timeout: float | None = None) -> list[Setting]:
+        """As `AsyncClient.settings`.
+
+        Example:
+            >>> {row.name: row.value for row in client.settings() if row.changeable}
+        """
+        return self._thread.wait(self._client.settings(timeout=timeout))
+
+    def change_setting(self, name: str, value: int | float | str | None, *, timeout: float | None = None) -> Setting:
+        """As `AsyncClient.change_setting`.
+
+        Example:
+            >>> client.change_setting("speed.gpu-1", 2.0).value
+            2.0
+        """
+        return self._thread.wait(self._client.change_setting(name, value, timeout=timeout))

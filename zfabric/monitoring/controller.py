@@ -68,12 +68,11 @@ def _requests(figures: Figures, broker: Broker) -> Iterator[Metric]:
         {(name,): it.resumptions for name, it in models.items()},
         "model",
     )
-    policy = broker.config.policy
     yield counter(
         "zfabric_dispatches",
         "Dispatches, by policy and by how they came about: chosen at once, queued before, moved to another model, or asked "
         "for by the worker's name.",
-        {(policy, decision): count for decision, count in figures.decisions.items()},
+        {(policy, decision): count for (policy, decision), count in figures.by_policy(broker.config.policy).items()},
         "policy",
         "reason",
     )

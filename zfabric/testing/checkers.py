@@ -57,13 +57,13 @@ def check_bounds(broker: Broker, outsiders: Container[int] = ()) -> None:
 
 
 def check_liveness(broker: Broker, workers: Container[str]) -> None:
-    """No request waits while a worker that suits it has a free slot.
+    """No request waits while a worker that suits it has a free slot, unless an operator has its model paused.
 
     Args:
         workers: Names of the well-behaved ones; others may well be such that no policy takes them.
     """
     for model in broker.registry.models.values():
-        if not model.queue or not model.hosts:
+        if not model.queue or not model.hosts or model.name in broker.registry.directives.paused:
             continue
         free = [host for host in model.hosts.values() if host.worker.name in workers and _has_room(host)]
         for request in model.queue.items():

@@ -374,9 +374,12 @@ class Drain(Struct, array_like=True, gc=False):
 
     Attributes:
         limit_ms: How long it may take, in milliseconds; 0 for the worker's own limit.
+        withdrawn: It is to stay and take requests again, unless somebody at its host wants it to leave. Only a worker that
+            speaks version 2.1 or a later one is told so.
     """
 
     limit_ms: Unsigned32
+    withdrawn: bool = False
 
 
 class Goodbye(Struct, array_like=True, gc=False):

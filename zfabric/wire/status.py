@@ -68,6 +68,7 @@ class WorkerStatus(Struct, kw_only=True):
         gauges: Whatever else its engines tell.
         build: Version of its program.
         minor: Minor version of the protocol that is spoken with it.
+        drained_by: The operator who has it take nothing new; "" where nobody does.
     """
 
     name: str
@@ -91,6 +92,7 @@ class WorkerStatus(Struct, kw_only=True):
     gauges: dict[str, float] = {}
     build: str = ""
     minor: int = 0
+    drained_by: str = ""
 
 
 class SlowReader(Struct, kw_only=True):

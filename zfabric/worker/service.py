@@ -15,6 +15,7 @@ from zfabric.core.worker.orders import Columns
 from zfabric.core.worker.session import (
     Begin,
     DrainAsked,
+    DrainWithdrawn,
     Faulted,
     Order,
     Refused,
@@ -95,6 +96,7 @@ class WorkerService:
         self._idle = asyncio.Event()
         self._drain_limit: float | None = None
         self._draining: asyncio.Task[None] | None = None
+        self._host_drains = False
         self._drain_asked: asyncio.Task[None] | None = None
         self._was_registered = False
 
@@ -155,6 +157,10 @@ class WorkerService:
         Args:
             limit_ms: How long running requests may take; None for the configuration's `drain_ms`.
         """
+        self._host_drains = True
+        await self._drain_within(limit_ms)
+
+    async def _drain_within(self, limit_ms: int | None) -> None:
         if self._link is None:
             self._stopping.set()
             return
@@ -168,6 +174,15 @@ class WorkerService:
             self.link_idle()
             self._draining = self._loop.create_task(self._drain())
         await asyncio.shield(self._draining)
+
+    def _stay(self) -> None:
+        """An operator takes a drain back. What the host itself wants, and a drain that is over, stays as it is."""
+        if self._host_drains or self._draining is None or self._draining.done():
+            return
+        self._draining.cancel()
+        self._draining = self._drain_limit = None
+        self._log("drain_withdrawn", running=len(self._session.streams))
+        self._session.undrain(monotonic_ns())
 
     async def _drain(self) -> None:
         """Wait until nothing runs, or the limit has come, which may move meanwhile."""
@@ -297,7 +312,9 @@ class WorkerService:
         elif isinstance(order, Faulted):
             self._log("fault", error=str(order.error), code=order.error.code)
         elif isinstance(order, DrainAsked):
-            self._drain_asked = self._loop.create_task(self.drain(order.limit_ms or None))
+            self._drain_asked = self._loop.create_task(self._drain_within(order.limit_ms or None))
+        elif isinstance(order, DrainWithdrawn):
+            self._stay()
 
     # ── from engines ────────────────────────────────────────────────────────────────────────────────────────────────
 

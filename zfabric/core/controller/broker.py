@@ -16,6 +16,7 @@ import contextlib
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict, replace
 
 from zfabric.core.controller import queries
 from zfabric.core.controller.access import EVERYBODY, Grant
@@ -63,7 +64,10 @@ class Broker:
         build: str = "",
         make_token: Callable[[], bytes] | None = None,
     ) -> None:
-        self.config = config
+        # Its operator may change it, and the caller's is the caller's.
+        self.config = config = replace(config)
+        #: What it was told at the start, by name.
+        self.started_with = asdict(config)
         self.build = build
         self.epoch = rng.getrandbits(63)
         self.started_ns = now_ns

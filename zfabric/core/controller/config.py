@@ -9,9 +9,11 @@ from zfabric import limits
 from zfabric.errors import ConfigurationError
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class BrokerConfig:
     """Policy, timings and bounds; see `zfabric.limits` for the reasons of the defaults.
+
+    A broker has a copy of its own, in which its operator may change what is read anew at each use (`settings`).
 
     Attributes:
         policy: Name of a dispatch policy (`zfabric.core.controller.dispatch.POLICIES`).
@@ -21,6 +23,7 @@ class BrokerConfig:
         claim_ms: How long requests outlive a lost connection: after so long unclaimed they are stopped.
         queue_depth_max, queue_bytes_max: Waiting requests of one kind for one model, and bytes of all waiting bodies.
         client_requests_max: Requests in flight per client.
+        clients_max, workers_max: Sessions.
     """
 
     policy: str = "shortest_queue"

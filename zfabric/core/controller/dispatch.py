@@ -257,6 +257,10 @@ class Chooser:
         self.failures = 0
         self.on_failure: Callable[[str, int], None] = lambda what, times: None
 
+    def use(self, name: str) -> None:
+        """Choose by another policy from now on. Raises: ConfigurationError for an unknown name."""
+        self._policy, self._name = find_policy(name), name
+
     def choose(self, candidates: Candidates, now_ns: int) -> Host:
         """One of the candidates, of which there is at least one."""
         host: object

@@ -61,6 +61,8 @@ class Endings:
         self._outbox = outbox
         self._routes = routes
         self._leave_queue = unqueue
+        #: Says why a request has not ended, in words; "" where there is nothing to say.
+        self.explain: Callable[[Request], str] = lambda _: ""
         self.figures = figures
 
     # ── places ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -280,14 +282,31 @@ class Endings:
         self._abort(aborts)
 
     def deadline(self, request: Request) -> None:
-        """The time is up: tell the client now, and have the worker stop."""
+        """The time is up: tell the client now, and why it has waited so long, and have the worker stop."""
         if request.state not in _COUNTED:
             self._count(request, "expired", DeadlineExceededError.code, self._timers.now_ns)
-        before, request.state = request.state, advance(request.state, RequestEvent.DEADLINE)
-        error = DeadlineExceededError(f"deadline passed while the request was {before.name.lower()}", state=before.name)
+        state, why = request.state.name, self.explain(request)
+        told = f"deadline passed while the request was {state.lower()}{why and ': '}{why}"
+        self._cut_short(request, RequestEvent.DEADLINE, DeadlineExceededError(told, state=state))
+
+    def stop(self, requests: Iterable[Request], error: FabricError) -> None:
+        """End what clients wait for, at an operator's wish: tell the client now, and have the worker stop. One that is away
+        is told when it comes back."""
+        for request in requests:
+            client = request.client
+            if client is not None and client.away:
+                client.stopped[request.request] = error
+            if request.state not in _COUNTED:
+                self._count(request, "cancelled", error.code, self._timers.now_ns)
+            self._cut_short(request, RequestEvent.GAVE_UP, error)
+
+    def _cut_short(self, request: Request, event: RequestEvent, error: FabricError) -> None:
+        """Give a request its terminal now, wherever it is."""
+        before, request.state = request.state, advance(request.state, event)
         if before in AT_WORKER:
             client = request.client
             assert client is not None
+            self._timers.cancel(request.deadline)
             self._unread(request)
             self._outbox.end(client, request.request, request.attempt, error)
             if before is not RequestState.CANCELLING:

@@ -28,8 +28,6 @@ class EngineWatch:
             self.late_beats += 1
         worker.reported_ns = now_ns
         worker.load = load
-        if load.draining:
-            self._drains(worker, asked=False)
         # A worker that does not tell of its engines has one.
         counters = dict(enumerate(load.engines or [load.progress]))
         for index, engine in worker.engines.items():
@@ -40,19 +38,17 @@ class EngineWatch:
                 request.units = max(request.units, line.units)
         # Told once: it would only keep memory.
         load.streams = []
-        self._registry.refresh(worker)
+        self.judge(worker)
 
-    def drain(self, worker: WorkerPeer) -> None:
-        """A worker gets nothing new."""
-        self._drains(worker, asked=True)
+    def judge(self, worker: WorkerPeer) -> None:
+        """A worker gets nothing new while itself or an operator wants so, and work otherwise."""
+        operator = worker.leaves_for or self._registry.directives.held.get(worker.name, "")
+        drains = bool(operator) or worker.load.draining
+        before, worker.state = worker.state, WorkerState.DRAINING if drains else WorkerState.READY
+        if drains and before is not WorkerState.DRAINING:
+            by = f"operator {operator}" if operator else "worker"
+            self._journal.note("worker_draining", worker=worker.name, by=by, in_flight=worker.in_flight)
         self._registry.refresh(worker)
-
-    def _drains(self, worker: WorkerPeer, *, asked: bool) -> None:
-        if worker.state is not WorkerState.DRAINING:
-            worker.state = WorkerState.DRAINING
-            self._journal.note(
-                "worker_draining", worker=worker.name, by="operator" if asked else "worker", in_flight=worker.in_flight
-            )
 
     def _look(self, worker: WorkerPeer, engine: Engine, progress: int | None, now_ns: int) -> None:
         """An engine that has work hangs if its counter stands still for too long; one that tells none is not judged. It hangs

@@ -51,18 +51,20 @@ class Figures:
     Attributes:
         submitted: Attempts accepted.
         queued_bytes: Bytes of the bodies that wait now.
-        decisions: Dispatches by how they came about.
+        decisions: Dispatches by how they came about, since the policy is the present one.
+        former_decisions: The same of policies that were in use before, by policy.
         failures: Attempts that ended with an error, by its code.
         models: By model.
     """
 
-    __slots__ = ("decisions", "failures", "models", "queued_bytes", "submitted")
+    __slots__ = ("decisions", "failures", "former_decisions", "models", "queued_bytes", "submitted")
 
     def __init__(self) -> None:
         self.submitted = 0
         self.queued_bytes = 0
         self.decisions: dict[Decision, int] = dict.fromkeys(DECISIONS, 0)
         self.failures: dict[int, int] = {}
+        self.former_decisions: dict[tuple[str, Decision], int] = {}
         self.models: dict[str, ModelFigures] = {}
 
     def failed(self, code: int) -> None:
@@ -90,4 +92,16 @@ class Figures:
     @property
     def dispatched(self) -> int:
         """Attempts given to workers."""
-        return sum(self.decisions.values())
+        return sum(self.decisions.values()) + sum(self.former_decisions.values())
+
+    def policy_changes(self, former: str) -> None:
+        """Another policy decides from now on."""
+        self.former_decisions = self.by_policy(former)
+        self.decisions = dict.fromkeys(DECISIONS, 0)
+
+    def by_policy(self, present: str) -> dict[tuple[str, Decision], int]:
+        """Dispatches by policy and by how they came about."""
+        found = dict(self.former_decisions)
+        for decision, count in self.decisions.items():
+            found[present, decision] = found.get((present, decision), 0) + count
+        return found

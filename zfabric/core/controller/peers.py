@@ -12,6 +12,7 @@ from zfabric.core.controller.hosting import Hosting, Model, demand_of
 from zfabric.core.controller.request_state import RequestState
 from zfabric.core.controller.spans import AttemptSpan
 from zfabric.core.timers import Timer
+from zfabric.errors import FabricError
 from zfabric.ids import RoutingId
 from zfabric.limits import FORMER_ATTEMPTS_MAX
 from zfabric.wire.fields import Operation
@@ -50,12 +51,13 @@ class ClientPeer:
         settle: When what it has not claimed is stopped.
         requests: What has not had its terminal, by number.
         former: Requests whose last attempt a worker's loss ended, and which may be submitted again; the newest ones only.
+        stopped: Requests that an operator has ended while it was away, and what it is told when it claims them.
         build, minor: Of its program, and the minor version of the protocol that is spoken with it.
     """
 
     __slots__ = (
         "away", "build", "former", "grant", "heard_ns", "instance", "label", "lock", "minor", "number", "requests",
-        "routing_id", "settle", "since_ns", "token",
+        "routing_id", "settle", "since_ns", "stopped", "token",
     )  # fmt: skip
 
     def __init__(
@@ -64,6 +66,7 @@ class ClientPeer:
         self.instance = hello.instance
         self.requests: dict[int, Request] = {}
         self.former: OrderedDict[int, Former] = OrderedDict()
+        self.stopped: dict[int, FabricError] = {}
         self.settle: Timer | None = None
         self.since_ns = now_ns
         self.open_session(number, hello, token, routing_id, grant, now_ns)
@@ -121,19 +124,21 @@ class WorkerPeer:
 
     `live` holds every attempt in the worker's hands, by (client instance, request, attempt): its size is the load. Those
     `aside` need no slot: operators' calls, and finished answers that wait for their reader. `hung` are those of its
-    `engines` that have work and have not moved for too long. `filled` counts requests that it got from queues.
+    `engines` that have work and have not moved for too long. `filled` counts requests that it got from queues. `leaves_for` is
+    the operator who has told it to leave, "" if nobody has in this session.
     """
 
     __slots__ = (
-        "aside", "beats", "build", "dispatched", "engines", "failed", "filled", "finished", "heard_ns", "hosts", "hung",
-        "instance", "lease", "line", "live", "load", "minor", "name", "open", "reported_ns", "routes", "routing_id",
-        "session", "since_ns", "speed", "state", "token",
+        "announced_speed", "aside", "beats", "build", "dispatched", "engines", "failed", "filled", "finished",
+        "heard_ns", "hosts", "hung", "instance", "lease", "leaves_for", "line", "live", "load", "minor", "name", "open",
+        "reported_ns", "routes", "routing_id", "session", "since_ns", "speed", "state", "token",
     )  # fmt: skip
 
     def __init__(self, hello: WorkerHello, session: int, token: bytes, routing_id: RoutingId, now_ns: int) -> None:
         self.name = hello.name
         self.instance = hello.instance
-        self.speed = hello.speed
+        self.speed = self.announced_speed = hello.speed
+        self.leaves_for = ""
         self.beats = hello.beats
         self.build, self.minor = hello.build, min(hello.minor, MINOR_VERSION)
         self.session = session

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from zfabric.core.controller import listings, status
+from zfabric.core.controller import listings, settings, status, steering
 from zfabric.core.controller.batches import batches
 from zfabric.core.controller.peers import ClientPeer
-from zfabric.errors import FabricError, NoWorkerError, ParameterRangeError, TooLargeError
+from zfabric.errors import FabricError, TooLargeError
 from zfabric.limits import CONTROL_BODY_BYTES_MAX, FRAME_BYTES_GOAL, HEADER_BYTES_MAX
 from zfabric.wire import codec
-from zfabric.wire.messages import Beat, Drain
+from zfabric.wire.messages import Beat
 from zfabric.wire.questions import Answer, Query
+from zfabric.wire.steering import Setting
 
 if TYPE_CHECKING:
     from zfabric.core.controller.broker import Broker
@@ -47,7 +48,7 @@ def _ask(broker: Broker, client: ClientPeer, query: Query) -> object:
     if change is None:
         return status.answer(broker, query.what, query.arguments)
     client.grant.check_operator(query.what)
-    return change(broker, query.arguments)
+    return change(broker, steering.who(client), query.arguments)
 
 
 def _parts(result: object) -> list[msgspec.Raw]:
@@ -73,7 +74,7 @@ def _fitting(encoded: msgspec.Raw) -> msgspec.Raw:
     return encoded
 
 
-def _refresh(broker: Broker, arguments: Arguments) -> list[str]:
+def _refresh(broker: Broker, by: str, arguments: Arguments) -> list[str]:
     """Have every worker report now; one whose connection is gone is found out by the attempt. Nothing is forgotten
     meanwhile. Returns their names."""
     for worker in broker.registry.workers.values():
@@ -81,17 +82,14 @@ def _refresh(broker: Broker, arguments: Arguments) -> list[str]:
     return sorted(broker.registry.workers)
 
 
-def _drain(broker: Broker, arguments: Arguments) -> str:
-    """Have a worker finish and leave. Returns its name."""
-    name, limit_ms = status.name_of(arguments, "worker"), arguments.get("limit_ms", 0)
-    worker = broker.registry.workers.get(name)
-    if worker is None:
-        raise NoWorkerError(f"no worker is named {name!r}", worker=name)
-    if not isinstance(limit_ms, int) or not 0 <= limit_ms <= 2**32 - 1:
-        raise ParameterRangeError("limit_ms must be a number of milliseconds below 2**32", parameter="limit_ms")
-    broker.watch.drain(worker)
-    broker.outbox.send(worker.routing_id, codec.pack(Drain(limit_ms)))
-    return worker.name
+def _config(broker: Broker, by: str, arguments: Arguments) -> list[Setting]:
+    """All settings."""
+    return settings.shown(broker)
+
+
+def _set_config(broker: Broker, by: str, arguments: Arguments) -> Setting:
+    """Change one setting. Returns how it is now."""
+    return settings.change(broker, status.name_of(arguments, "name"), arguments.get("value"), by)
 
 
 #: What is told to each client as far as it concerns it, and to an operator whole.
@@ -100,4 +98,15 @@ _LISTINGS: Final[dict[str, Callable[[Broker, ClientPeer, Arguments], object]]] =
     "clients": listings.clients,
     "queue": listings.queue,
 }
-_CHANGES: Final[dict[str, Callable[[Broker, Arguments], object]]] = {"drain": _drain, "refresh": _refresh}
+#: What only an operator may ask, and is told in the journal where it changes something.
+_CHANGES: Final[dict[str, Callable[[Broker, str, Arguments], object]]] = {
+    "refresh": _refresh,
+    "drain": steering.drain,
+    "undrain": steering.undrain,
+    "pause": steering.pause,
+    "resume": steering.resume,
+    "cancel": steering.cancel,
+    "kick": steering.kick,
+    "config": _config,
+    "set_config": _set_config,
+}

@@ -1,8 +1,9 @@
 """Requests that wait: in whose queue, for which worker, and for how long.
 
-Rule 1: no request waits while a worker that suits it has a slot free.
+Rule 1: no request waits while a worker that suits it has a slot free, unless an operator has its model paused.
 Rule 2: no request waits without end. What no host can do ends at once, unless a host that could was lost and may come back;
-        what no host takes, since all of them drain or hang, ends after UNTAKEN_MS. A model without hosts is remembered for
+        what no host takes, since all of them drain or hang, ends after UNTAKEN_MS, and what an operator has wait after a time
+        that the operator has set. A model without hosts is remembered for
         MODEL_MEMORY_MS; then its requests end. While the controller is new everybody may be on the way, and nothing ends.
 Rule 3: a request waits for the model that its name stood for. If nobody hosts that any more, it moves to the model that the
         name stands for now.
@@ -68,7 +69,7 @@ class Queues:
         if not model.hosts:
             self._expect_host(model)
         supply = self._registry.supply(model, request.demand)
-        if not supply.taking and supply.timer is None:
+        if supply.timer is None and (not supply.taking or model.name in self._registry.directives.paused):
             self._review(model, request.demand, supply)
 
     def remove(self, request: Request) -> None:
@@ -106,12 +107,13 @@ class Queues:
         Of a worker with a great many models for which requests wait, those are compared that were served the longest ago.
         """
         by_age = worker.filled % TURNS_BY_AGE == TURNS_BY_AGE - 1
+        paused = self._registry.directives.paused
         found: tuple[Request, Hosting] | None = None
         least: tuple[int, int] | None = None
         compared = 0
         for name in self._waiting if len(self._waiting) < len(worker.hosts) else worker.hosts:
             host = worker.hosts.get(name)
-            if host is None or not host.model.asked or not host.open:
+            if host is None or not host.model.asked or not host.open or name in paused:
                 continue
             for demand in host.model.queue.demands:
                 if demand not in host.demands:
@@ -164,8 +166,7 @@ class Queues:
             self._timers.cancel(model.forget)
             model.forget = None
             self._sweep_aliases(model)
-        for demand, supply in list(model.supplies.items()):
-            self._review(model, demand, supply)
+        self.review(model)
 
     def _reroute(self, model: Model, name: str) -> None:
         """Requests for a name whose model nobody hosts go to the model that it stands for now. Not those in mid-answer: only
@@ -183,6 +184,11 @@ class Queues:
         """Why a demand is not to be waited for any longer; None where it is."""
         now_ns = self._timers.now_ns
         supply.note(now_ns)
+        pause = self._registry.directives.paused.get(model.name)
+        if pause is not None and now_ns >= pause.until_ns:
+            return NoWorkerError(
+                f"model {model.name!r} is paused by operator {pause.by!r}", model=model.name, by=pause.by
+            )
         if supply.taking or self.recovering:
             return None
         absent = not supply.hosts and bool(model.hosts)
@@ -202,8 +208,22 @@ class Queues:
         if error is not None:
             for request in model.queue.waiting(demand):
                 self._give_up(request, error)
-        elif not supply.taking and not self.recovering and demand in model.queue.demands:
-            supply.timer = self._timers.judge_at(_due_ns(supply), lambda _: self._review(model, demand, supply))
+        elif demand in model.queue.demands:
+            due_ns = self._due_ns(model, supply)
+            if due_ns is not None:
+                supply.timer = self._timers.judge_at(due_ns, lambda _: self._review(model, demand, supply))
+
+    def review(self, model: Model) -> None:
+        """An operator has paused a model, or has it go on: what waits ends at another time."""
+        for demand, supply in list(model.supplies.items()):
+            self._review(model, demand, supply)
+
+    def _due_ns(self, model: Model, supply: Supply) -> int | None:
+        """Until when what waits is waited for; None while somebody takes it sooner or later."""
+        pause = self._registry.directives.paused.get(model.name)
+        untaken = not supply.taking and not self.recovering
+        times = [_due_ns(supply)] if untaken else []
+        return min([*times, pause.until_ns] if pause is not None else times, default=None)
 
     def _expect_host(self, model: Model) -> None:
         """Nobody hosts a model: wait for somebody, but not for ever."""

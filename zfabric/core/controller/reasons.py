@@ -62,7 +62,7 @@ class Reasons:
     def _look(self, model: Model, demand: Demand) -> Why:
         """In the order in which dispatch is kept from it."""
         supply = self._registry.supply(model, demand)
-        pause = self._registry.paused.get(model.name)
+        pause = self._registry.directives.paused.get(model.name)
         if pause is not None:
             return Why("paused", f"model {model.name!r} is paused by operator {pause.by!r}")
         if not supply.hosts:

@@ -165,6 +165,9 @@ class Recovery:
 
     def _claim(self, client: ClientPeer, claim: Claim, granted: _Grants) -> None:
         """Take one claim. Raises: FabricError, why it is in vain."""
+        stopped = client.stopped.pop(claim.request, None)
+        if stopped is not None:
+            raise stopped
         known = client.requests.get(claim.request)
         if known is not None and known.attempt < claim.attempt:
             # The client went on to another attempt, and that SUBMIT was lost on its way.

@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import itertools
 import random
-from typing import NamedTuple
 
+from zfabric.core.controller.directives import Directives
 from zfabric.core.controller.dispatch import CANDIDATES_UNORDERED_MAX, Candidates
 from zfabric.core.controller.fair_queue import FairQueue
 from zfabric.core.controller.hosting import Alias, Demand, Hosting, Model, Supply
 from zfabric.core.controller.names import Names
 from zfabric.core.controller.peers import ClientPeer, Key, Request, WorkerPeer
 from zfabric.wire.messages import ModelInfo
-
-
-class Pause(NamedTuple):
-    """An operator has a model's requests wait.
-
-    Attributes:
-        by: Who.
-        until_ns: When what waits is given up, and nothing new is taken.
-    """
-
-    by: str
-    until_ns: int
 
 
 class Registry:
@@ -33,11 +21,11 @@ class Registry:
         live: Every attempt in a worker's hands.
         changed: Models that gained or lost a host, or a host that takes requests: see `Queues.settle`.
         held: Names that a hosted model has now, and had not before.
-        paused: Models whose requests an operator has wait, by their own name, whoever serves them.
+        directives: What operators have ordered.
     """
 
     __slots__ = (
-        "_aliases", "_names", "_rng", "_turns", "changed", "clients", "held", "live", "models", "paused", "workers",
+        "_aliases", "_names", "_rng", "_turns", "changed", "clients", "directives", "held", "live", "models", "workers",
     )  # fmt: skip
 
     def __init__(self, rng: random.Random) -> None:
@@ -51,7 +39,7 @@ class Registry:
         self.live: dict[Key, Request] = {}
         self.changed: dict[Model, None] = {}
         self.held: dict[str, None] = {}
-        self.paused: dict[str, Pause] = {}
+        self.directives = Directives()
 
     # ── names ───────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -47,6 +47,7 @@ from zfabric.core.controller.journal import Journal
 from zfabric.core.controller.outbox import Outbox
 from zfabric.core.controller.peers import ClientPeer, Request, WorkerPeer
 from zfabric.core.controller.queues import Queues, cannot_continue, cannot_serve
+from zfabric.core.controller.reasons import Reasons
 from zfabric.core.controller.registry import Registry
 from zfabric.core.controller.request_state import RequestEvent, RequestState, advance
 from zfabric.core.controller.routes import Routes
@@ -106,6 +107,7 @@ class Scheduler:
             self._offer,
         )
         self.endings = Endings(registry, timers, outbox, routes, self.figures, self.queues.remove)
+        self.endings.explain = lambda request: Reasons(registry, self.queues).of(request).text
         self.draining = False
         #: Where what traces are told is collected; None where nobody makes any.
         self.spans: Spans[AttemptSpan] | None = None
@@ -288,7 +290,9 @@ class Scheduler:
     # ── to a worker ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _choose(self, model: Model, demand: Demand, now_ns: int) -> Hosting | None:
-        """The host that takes a request now; None where nobody can."""
+        """The host that takes a request now; None where nobody can, or nobody may."""
+        if model.name in self._registry.directives.paused:
+            return None
         candidates = self._registry.candidates(self._registry.supply(model, demand))
         if not len(candidates):
             return None

@@ -26,6 +26,7 @@ from zfabric.core.timers import Timers
 from zfabric.errors import (
     FabricError,
     NameTakenError,
+    PermissionDeniedError,
     ProtocolError,
     QuotaExceededError,
     WorkerLostError,
@@ -98,6 +99,7 @@ class Sessions:
             # It did not wait for the answer. Only a session's first HELLO tells of what came before it.
             self._welcome(sender, present.number, present.token, present.minor)
             return
+        self._check_kicked(hello, now_ns)
         self._check_instance(hello)
         client = self._registry.clients.get(hello.instance)
         if client is not None and not client.away:
@@ -116,6 +118,18 @@ class Sessions:
         self.peers[sender] = client
         self._welcome(sender, number, token, client.minor)
         self._recovery.claim(client, hello.claims)
+
+    def _check_kicked(self, hello: ClientHello, now_ns: int) -> None:
+        """Raises: PermissionDeniedError, an operator lets the client have no session for now."""
+        kick = self._registry.directives.kicked.get(hello.instance)
+        if kick is not None:
+            raise _kicked(kick.by, (kick.until_ns - now_ns) // 1_000_000)
+
+    def kick(self, client: ClientPeer, by: str, refuse_ms: int) -> None:
+        """An operator ends a client's session. What it had in flight has ended before."""
+        self.client_left(client)
+        if not client.away:
+            self._outbox.send(client.routing_id, codec.pack_refused(_kicked(by, refuse_ms)))
 
     def _check_instance(self, hello: ClientHello) -> None:
         """Raises: NameTakenError, the client's number is another's."""
@@ -228,7 +242,8 @@ class Sessions:
         raise NameTakenError(f"a live worker is named {hello.name!r}", worker=hello.name)
 
     def _announce(self, worker: WorkerPeer, hello: WorkerHello, now_ns: int) -> None:
-        worker.speed = hello.speed
+        worker.announced_speed = hello.speed
+        worker.speed = self._registry.directives.speeds.get(worker.name, hello.speed)
         self._registry.announce(worker, hello.models)
         self._watch.report(worker, hello.load, now_ns)
         self._scheduler.fill(worker, now_ns)
@@ -311,3 +326,11 @@ class Sessions:
         # 0 is nobody's.
         self._session = self._session % 0xFFFFFFFF + 1
         return self._session
+
+
+def _kicked(by: str, left_ms: int) -> PermissionDeniedError:
+    return PermissionDeniedError(
+        f"operator {by!r} has ended this client's session, and lets it have none for another {left_ms} ms",
+        by=by,
+        left_ms=left_ms,
+    )

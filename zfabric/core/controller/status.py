@@ -85,7 +85,7 @@ def model_status(registry: Registry, model: Model) -> ModelStatus:
             name[:NAME_LENGTH_MAX]: value[:MESSAGE_LENGTH_MAX] if isinstance(value, str) else value
             for name, value in list(info.details.items())[:DETAILS_MAX]
         },
-        paused_by=pause.by if (pause := registry.paused.get(model.name)) is not None else "",
+        paused_by=pause.by if (pause := registry.directives.paused.get(model.name)) is not None else "",
     )
 
 
@@ -116,6 +116,7 @@ def worker_status(broker: Broker, worker: WorkerPeer) -> WorkerStatus:
         gauges=worker.load.gauges,
         build=worker.build,
         minor=worker.minor,
+        drained_by=worker.leaves_for or broker.registry.directives.held.get(worker.name, ""),
     )
 
 

@@ -27,7 +27,18 @@ from zfabric.wire import codec, kinds
 from zfabric.wire.messages import Dispatch, Goodbye, Load, ModelInfo, Welcome, WorkerHello
 from zfabric.wire.plain import ENCODING_ERRORS, encode_plain
 
-__all__ = ["Begin", "DrainAsked", "Faulted", "Order", "Refused", "Registered", "Spoiled", "Stop", "WorkerSession"]
+__all__ = [
+    "Begin",
+    "DrainAsked",
+    "DrainWithdrawn",
+    "Faulted",
+    "Order",
+    "Refused",
+    "Registered",
+    "Spoiled",
+    "Stop",
+    "WorkerSession",
+]
 
 _models: Final = msgspec.msgpack.Decoder(list[ModelInfo])
 
@@ -56,7 +67,11 @@ class DrainAsked(NamedTuple):
     limit_ms: int
 
 
-Order = Begin | Stop | Spoiled | Registered | Refused | Faulted | DrainAsked
+class DrainWithdrawn(NamedTuple):
+    """An operator wants it to stay after all."""
+
+
+Order = Begin | Stop | Spoiled | Registered | Refused | Faulted | DrainAsked | DrainWithdrawn
 
 
 class WorkerSession(WorkerStreams):
@@ -150,6 +165,11 @@ class WorkerSession(WorkerStreams):
         """Take nothing new. The controller knows with the next load report, which leaves now."""
         self.draining = True
         self.load.draining = True
+        self.report(now_ns)
+
+    def undrain(self, now_ns: int) -> None:
+        """Take requests again, which the controller knows with the load report that leaves now."""
+        self.draining = self.load.draining = False
         self.report(now_ns)
 
     def goodbye(self, reason: str) -> None:
@@ -257,7 +277,8 @@ class WorkerSession(WorkerStreams):
         if kind == kinds.WELCOME:
             return self._welcome(codec.unpack_control(header), now_ns)
         if kind == kinds.DRAIN:
-            return [DrainAsked(codec.unpack_control(header).limit_ms)]
+            drain = codec.unpack_control(header)
+            return [DrainWithdrawn() if drain.withdrawn else DrainAsked(drain.limit_ms)]
         if kind == kinds.UNKNOWN_SESSION:
             # The controller does not know this connection: it has restarted, or took this worker for dead.
             self._start_over(now_ns, self._rng.uniform(0, limits.HELLO_JITTER_MS) or 1)
