@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from zfabric.testing import Report, simulate
+from zfabric.testing import ClusterOptions, Report, simulate
 
 #: What each of these found is in the history of the code that it changed.
 REGRESSIONS = (
@@ -20,7 +20,8 @@ FRESH = 300
 
 @pytest.mark.parametrize("seed", REGRESSIONS)
 def test_seeds_that_once_failed(seed: int) -> None:
-    simulate(seed)
+    """As they were when they failed: before there were operators, and versions."""
+    simulate(seed, ClusterOptions(operators=False, versions=False))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,8 @@ def test_everything_that_is_simulated_happens(reports: list[Report]) -> None:
     assert set(_sum([report.operations for report in reports])) == {
         "generate", "embed", "count_tokens", "operate", "query"
     }  # fmt: skip
-    assert len(_sum([report.faults for report in reports])) == 18
+    assert len(_sum([report.faults for report in reports])) == 18 + 6
+    assert set(_sum([report.connections for report in reports])) == {"older", "newer"}
     said = _sum([report.hostile for report in reports])
     assert set(said) == {
         "CLIENT_HELLO", "SUBMIT", "CANCEL", "CREDIT", "QUERY", "CLAIMS", "BEAT", "GOODBYE",

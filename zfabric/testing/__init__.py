@@ -11,9 +11,10 @@ as ZeroMQ does, and checks the promises of docs/reliability.md while it runs and
 seed; ``python -m zfabric.testing --seed N`` replays it.
 """
 
-from zfabric.testing.cluster import ClusterOptions, Report, simulate
+from zfabric.testing.cluster import simulate
 from zfabric.testing.conformance import conformance, examine
 from zfabric.testing.records import Violation
+from zfabric.testing.reports import ClusterOptions, Report
 from zfabric.testing.serving import run_backend, serving
 
 __all__ = ["ClusterOptions", "Report", "Violation", "conformance", "examine", "run_backend", "serving", "simulate"]

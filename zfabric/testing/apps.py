@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Final
 
 from zfabric.client.aio import AsyncClient
 from zfabric.core.client.session import ClientSession
@@ -13,6 +13,19 @@ from zfabric.testing.network import Link, Network
 from zfabric.testing.records import Record, Violation, Wish
 from zfabric.testing.sockets import ENDPOINT, ProcessLoop, SimDealer
 from zfabric.testing.world import World
+
+#: Calls of the library that are not called as their questions are.
+_CALLS: Final = {
+    "model": "model_details",
+    "drain": "drain_worker",
+    "undrain": "undrain_worker",
+    "pause": "pause_model",
+    "resume": "resume_model",
+    "cancel": "cancel_request",
+    "kick": "kick_client",
+    "config": "settings",
+    "set_config": "change_setting",
+}
 
 
 class SimApp:
@@ -116,12 +129,9 @@ class SimApp:
         client = self.client
         error = None
         try:
-            if question.what == "model":
-                await client.model_details(arguments["name"])
-            elif question.what == "drain":
-                await client.drain_worker(**arguments)
-            else:
-                await getattr(client, question.what)()
+            call = getattr(client, _CALLS.get(question.what, question.what))
+            name = [arguments.pop("name")] if question.what == "model" else []
+            await call(*name, **arguments)
         except FabricError as failure:
             error = failure
         question.answered(error, [])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import random
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 
 from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.controller.dispatch import POLICIES, register_policy
@@ -19,58 +18,14 @@ from zfabric.testing.controllers import BROKEN_POLICY, SimController, broken_pol
 from zfabric.testing.grammar import Gossip
 from zfabric.testing.hostile import Hostile, HostileClient, HostileWorker
 from zfabric.testing.network import Network
+from zfabric.testing.operators import Operators
 from zfabric.testing.plan import Faults, draw_query, draw_wish
 from zfabric.testing.records import Record, Violation, Wish
+from zfabric.testing.reports import ClusterOptions, Report
 from zfabric.testing.sockets import SimDealer, SimSecrets
 from zfabric.testing.substitutes import substituted
 from zfabric.testing.workers import SimWorker
 from zfabric.testing.world import MILLISECOND, World
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterOptions:
-    """Size and duration of a run.
-
-    Attributes:
-        workers, clients: How many at most; a run draws its own numbers.
-        requests: How many at most.
-        faults: Kinds of faults that happen, all of them in every run; None is a few of all kinds, drawn for each run.
-        fault_ms: How long faults happen.
-        heal_ms: How long everything may take to come to rest after the last fault.
-    """
-
-    workers: int = 4
-    clients: int = 4
-    requests: int = 40
-    faults: tuple[str, ...] | None = None
-    fault_ms: int = 12_000
-    heal_ms: int = 150_000
-
-
-@dataclass
-class Report:
-    """What happened in a run.
-
-    Attributes:
-        seed: Replays it.
-        faults: Injected, by kind.
-        operations: Requests by what they ask, and queries.
-        outcomes: Terminals, by the name of the error, or "done".
-        hostile: Messages of outsiders, by kind.
-        failovers: Attempts beyond the first.
-        recovered: Streams put together again after a controller's start.
-        steps: Things that happened.
-    """
-
-    seed: int
-    faults: Counter[str] = field(default_factory=Counter)
-    operations: Counter[str] = field(default_factory=Counter)
-    outcomes: Counter[str] = field(default_factory=Counter)
-    hostile: Counter[str] = field(default_factory=Counter)
-    failovers: int = 0
-    recovered: int = 0
-    steps: int = 0
-
 
 #: Bounds of a run whose frames, lists and control messages have to be split.
 _TIGHT = {"_ROOM": 600, "FRAME_BYTES_GOAL": 1_024, "CONTROL_BODY_BYTES_MAX": 1_024, "FRAME_BYTES_MAX": 64 * 1_024}
@@ -159,10 +114,24 @@ class Cluster:
         kinds: list[type[SimClient] | type[SimApp]] = [SimApp] if self.crowded else [SimClient, SimApp]
         self.clients = [rng.choice(kinds)(world, self.network, number) for number in range(clients)]
         self.faults = Faults(world, self.network, self.controller, self.workers, self.clients)
+        self.operators = Operators(seed, world, self.controller, self.workers, self.clients)
+        if options.versions:
+            self._mix_versions(random.Random(f"{seed} versions"))
         self.gossip = Gossip(workers=[worker.name for worker in self.workers])
         self.hostile: list[Hostile] = []
         self.records: list[Record] = []
         self._held: dict[str, dict[str, int]] = {}
+
+    def _mix_versions(self, rng: random.Random) -> None:
+        """As while a fabric is upgraded: whoever comes, or comes back, may be of either version."""
+        share = rng.choice([0.0, 0.5, 0.5, 1.0])
+
+        def is_older() -> bool:
+            older = rng.random() < share
+            self.report.connections["older" if older else "newer"] += 1
+            return older
+
+        self.network.is_older = is_older
 
     def _worker(self, name: str) -> SimWorker:
         rng = self.world.rng
@@ -178,6 +147,8 @@ class Cluster:
         self._plan_outsiders()
         self._plan_requests()
         self._plan_faults()
+        if self.options.operators:
+            self.operators.plan(self.options.fault_ms, self._fault)
         while self.world.now_ns < end_ns:
             self.world.run(min(end_ns, self.world.now_ns + 100 * MILLISECOND))
             self._check()
@@ -259,6 +230,7 @@ class Cluster:
     def _heal(self) -> None:
         """Everything comes back; half of the outsiders stay as they are."""
         self.faults.heal()
+        self.operators.heal()
         for hostile in self.hostile:
             if self.world.rng.random() < 0.5:
                 hostile.die()

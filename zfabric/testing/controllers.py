@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Final
 
+from zfabric.core.controller import steering
 from zfabric.core.controller.access import Grant
 from zfabric.core.controller.broker import Broker
 from zfabric.core.controller.config import BrokerConfig
@@ -86,6 +87,19 @@ class SimController:
         """Take no new requests."""
         if self.broker is not None:
             self.broker.drain(self.world.now_ns)
+            self._after()
+
+    def take_back(self) -> None:
+        """Nothing that an operator has ordered holds any more."""
+        if self.broker is None:
+            return
+        directives = self.broker.registry.directives
+        for model in list(directives.paused):
+            steering.resume(self.broker, "nobody", {"model": model})
+        for worker in list(directives.held):
+            steering.undrain(self.broker, "nobody", {"worker": worker})
+        directives.kicked.clear()
+        if self._waiting is None:
             self._after()
 
     def pause(self, milliseconds: float) -> None:

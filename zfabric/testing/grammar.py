@@ -163,7 +163,7 @@ class Grammar:
 
     def query(self, number: int) -> codec.Frames:
         rng = self.rng
-        what = rng.choice(["models", "model", "workers", "status", "nothing"])
+        what = rng.choice(["models", "model", "workers", "status", "nothing", "requests", "clients", "queue"])
         arguments: dict[str, object] = {"kind": "all"} if what == "models" else {"name": rng.choice(NAMES)}
         return codec.pack(Query(number=number, what=what, arguments=arguments))
 

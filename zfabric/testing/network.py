@@ -15,6 +15,7 @@ from typing import Protocol
 from zfabric import limits
 from zfabric.core.controller.access import Grant
 from zfabric.ids import RoutingId
+from zfabric.testing.older import as_of_2_0
 from zfabric.testing.records import Violation
 from zfabric.testing.world import World
 from zfabric.wire import kinds
@@ -50,6 +51,7 @@ class Link:
         self.peer = peer
         self.routing_id = routing_id
         self.honest = peer.honest
+        self.older = peer.honest and network.is_older()
         self.alive = True
         self.silent = False
         self._last_in_ns = self._last_out_ns = 0
@@ -57,6 +59,8 @@ class Link:
 
     def to_hub(self, header: bytes, body: bytes) -> None:
         """From the peer to the hub."""
+        if self.older:
+            header = as_of_2_0(header)
         if self.honest:
             self.network.check_size(header, body)
         times = 2 if self.network.stutters and header[:1] in _HELLOS else 1
@@ -67,6 +71,8 @@ class Link:
 
     def to_peer(self, header: bytes, body: bytes) -> None:
         """From the hub to the peer."""
+        if self.older:
+            header = as_of_2_0(header)
         self.network.check_size(header, body)
         self._last_out_ns = self._carry(self._last_out_ns, lambda: self._arrive(frames_of(header, body)))
 
@@ -118,6 +124,8 @@ class Network:
         self.stutters = False
         #: What any receiver takes, in bytes.
         self.frame_bytes_max = limits.FRAME_BYTES_MAX
+        #: Whether the next connection is one of which an end is of the version before.
+        self.is_older: Callable[[], bool] = lambda: False
         self._next_id = 0
 
     def check_size(self, header: bytes, body: bytes) -> None:

@@ -13,8 +13,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 
-from zfabric.testing.cluster import Report, simulate
+from zfabric.testing.cluster import simulate
 from zfabric.testing.records import Violation
+from zfabric.testing.reports import Report
 
 #: Seeds that one process takes at a time.
 _PORTION = 20

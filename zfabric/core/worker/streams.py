@@ -88,10 +88,11 @@ class WorkerStreams:
         return [_carried(stream) for stream in (*self.streams.values(), *stopping, *self._kept)]
 
     def units_made(self) -> list[StreamUnits]:
-        """How far each stream is; as many as leave room for the rest of a load report."""
+        """How far each stream is; as many as leave room for the rest of a load report. A client may say that it has more units
+        than can be told."""
         most = min(limits.SLOTS_MAX, limits.CONTROL_BODY_BYTES_MAX // 2 // _UNITS_BYTES)
         return [
-            StreamUnits(instance=it.instance, request=it.request, attempt=it.attempt, units=it.end)
+            StreamUnits(instance=it.instance, request=it.request, attempt=it.attempt, units=min(it.end, 2**32 - 1))
             for it in islice(self.streams.values(), most)
         ]
 

@@ -1,0 +1,42 @@
+"""Messages as version 2.0 has them: what a peer of the released version says, and what it understands of what is said to it."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from zfabric.wire import kinds
+
+#: How many fields messages had in version 2.0. A peer of that version says no more of them, and looks at no more.
+FIELDS: Final[dict[int, int]] = {
+    kinds.ENDS: 3,
+    kinds.SUBMIT: 9,
+    kinds.DISPATCH: 11,
+    kinds.CLIENT_HELLO: 7,
+    kinds.WORKER_HELLO: 10,
+    kinds.WELCOME: 8,
+    kinds.REFUSED: 6,
+    kinds.BEAT: 1,
+    kinds.LOAD: 10,
+    kinds.GOODBYE: 1,
+    kinds.CANCEL: 1,
+    kinds.CREDIT: 1,
+    kinds.GRANT: 3,
+    kinds.ABORT: 2,
+    kinds.QUERY: 3,
+    kinds.ANSWER: 6,
+    kinds.FAULT: 6,
+    kinds.DRAIN: 1,
+    kinds.CLAIMS: 1,
+    kinds.CARRIED: 1,
+}
+
+
+def as_of_2_0(header: bytes) -> bytes:
+    """The first frame of a message without the fields that came later."""
+    count = FIELDS.get(header[0])
+    if count is None or len(header) == 1:
+        return header
+    fields: list[Any] = msgspec.msgpack.decode(header[1:])
+    return header if len(fields) <= count else header[:1] + msgspec.msgpack.encode(fields[:count])
