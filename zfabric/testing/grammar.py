@@ -6,6 +6,7 @@ Numbers come from a `Gossip`: whatever an outsider could have overheard or read 
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import dataclass, field
 from typing import Final
@@ -68,6 +69,8 @@ class Grammar:
     def __init__(self, rng: random.Random, gossip: Gossip) -> None:
         self.rng = rng
         self.gossip = gossip
+        #: In turn, so that what is drawn is what was drawn before there were these.
+        self._unusual = itertools.cycle(["nothing", "requests", "clients", "queue", "config", "kick"])
         self.own: list[int] = [0, _LAST_63, *(rng.getrandbits(63) for _ in range(6))]
 
     def attempt(self) -> tuple[int, int, int]:
@@ -163,7 +166,9 @@ class Grammar:
 
     def query(self, number: int) -> codec.Frames:
         rng = self.rng
-        what = rng.choice(["models", "model", "workers", "status", "nothing", "requests", "clients", "queue"])
+        what = rng.choice(["models", "model", "workers", "status", "nothing"])
+        if what == "nothing":
+            what = next(self._unusual)
         arguments: dict[str, object] = {"kind": "all"} if what == "models" else {"name": rng.choice(NAMES)}
         return codec.pack(Query(number=number, what=what, arguments=arguments))
 
