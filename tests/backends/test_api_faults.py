@@ -42,6 +42,8 @@ from zfabric.errors import (
 )
 from zfabric.wire.payloads import GenerateRequest, Usage
 from zfabric.wire.tasks import EmbedRequest
+from zfabric.wire.traces import TraceContext
+from zfabric.worker.traces import within
 
 ONCE: dict[str, Any] = {"attempts": 1}
 
@@ -60,6 +62,18 @@ async def test_a_good_answer(tmp_path: Path) -> None:
     assert server.asked[0].head.startswith("POST /chat/completions ")
     assert (body["model"], body["stop"], body["seed"], body["max_tokens"]) == ("theirs", ["x"], 0, 9)
     assert body["stream_options"] == {"include_usage": True}
+
+
+async def test_an_upstream_goes_on_with_a_requests_trace(tmp_path: Path) -> None:
+    context = TraceContext(1, 2, state="vendor=a")
+    async with faulty(usual()) as server, api_worker(tmp_path, server.url) as worker:
+        await ask(worker)
+        with within(context, None):
+            await ask(worker)
+    plain, traced = (asked.head for asked in server.asked)
+    assert "traceparent" not in plain
+    assert f"traceparent: {context.traceparent}\r\n" in traced
+    assert "tracestate: vendor=a\r\n" in traced
 
 
 @pytest.mark.parametrize(

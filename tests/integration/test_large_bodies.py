@@ -23,7 +23,7 @@ from zfabric import limits
 from zfabric.transport.loop_bodies import BodyReader
 from zfabric.transport.loop_dealer import LoopDealer
 from zfabric.transport.loop_router import LoopRouter
-from zfabric.transport.loop_wire import Wire
+from zfabric.transport.loop_wire import ByteCount, Wire
 from zfabric.zmtp.bodies import Body
 from zfabric.zmtp.frames import MORE, head
 
@@ -206,7 +206,7 @@ class VectoredTransport(Transport):
 async def test_a_large_body_is_written_as_it_is_on_any_transport(made: type[Transport]) -> None:
     from tests.unit.test_zmtp import null
 
-    wire, transport = Wire(null(), asyncio.get_running_loop()), made()
+    wire, transport = Wire(null(), asyncio.get_running_loop(), ByteCount()), made()
     wire.connection_made(transport)
     transport.written.clear()
     wire.write_large(b"before", BODY)

@@ -39,11 +39,13 @@ _COPY_BYTES_MAX: Final = 64 * 1024
 
 @dataclass(slots=True)
 class DealerFigures:
-    """What the link counted."""
+    """What the link counted; bytes are those of messages' frames."""
 
     malformed: int = 0
     rescued: int = 0
     connections: int = 0
+    received_bytes: int = 0
+    sent_bytes: int = 0
 
 
 class DealerLink:
@@ -143,7 +145,7 @@ class DealerLink:
         if self._outbox:
             self._outbox.extend(messages)
             return
-        send = self._send
+        send, figures = self._send, self.figures
         pending = iter(messages)
         for header, body in pending:
             try:
@@ -151,6 +153,7 @@ class DealerLink:
                     self._send_both(header, body)
                 else:
                     send(header, LAST)
+                figures.sent_bytes += len(header) + len(body)
             except zmq.Again:
                 self._outbox.append((header, body))
                 self._outbox.extend(pending)
@@ -182,6 +185,7 @@ class DealerLink:
                     self._send_both(header, body)
                 else:
                     self._send(header, LAST)
+                self.figures.sent_bytes += len(header) + len(body)
                 waiting.popleft()
         if waiting:
             moved = len(waiting) < before
@@ -219,12 +223,13 @@ class DealerLink:
 
     def _read(self, count_max: int) -> bool:
         """Hand on up to so many messages. False if there were fewer."""
-        receive, handle = self._receive, self._receiver.link_message
+        receive, handle, figures = self._receive, self._receiver.link_message, self.figures
         try:
             for _ in range(count_max):
                 # A zmq.Frame knows whether another follows; to ask the socket costs more.
                 first = receive(LAST, False)
                 header: bytes = first.bytes
+                figures.received_bytes += len(header)
                 if first.more or (header and header[0] in WITH_BODY):
                     self._read_rest(header, first)
                 else:
@@ -242,6 +247,7 @@ class DealerLink:
         if has_body and first.more:
             last = self._receive(LAST, False)
             body = last.bytes
+            self.figures.received_bytes += len(body)
         if last.more or (has_body and last is first):
             self.figures.malformed += 1
             body = EMPTY

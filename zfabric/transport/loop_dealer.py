@@ -17,7 +17,7 @@ from zfabric.transport.greeting import exchange_mechanisms
 from zfabric.transport.ipc import check_ipc_owner, check_listener
 from zfabric.transport.links import DealerReceiver
 from zfabric.transport.loop_mechanisms import DealerConnections
-from zfabric.transport.loop_wire import Wire
+from zfabric.transport.loop_wire import ByteCount, Wire
 from zfabric.transport.refusals import NO_KEYS_HERE, NO_KEYS_THERE, OTHER_KEY, UNKNOWN_KEY, Refusal, refused
 from zfabric.transport.spin import Spinner
 from zfabric.wire.codec import EMPTY
@@ -36,7 +36,7 @@ class _Peer(Wire):
     def __init__(
         self, link: LoopDealer, connection: Connection, where: Endpoint, loop: asyncio.AbstractEventLoop
     ) -> None:
-        super().__init__(connection, loop, link.spinner)
+        super().__init__(connection, loop, link.moved, link.spinner)
         self._link = link
         self.over = loop.create_future()
         #: The address that it is a connection to.
@@ -107,6 +107,7 @@ class LoopDealer:
         self._connections = DealerConnections(credentials)
         self._loop = asyncio.get_running_loop()
         self.spinner = Spinner(self._loop, spin_us) if spin_us else None
+        self.moved = ByteCount()
         #: The connection once its handshake is over, and the one that is tried or used.
         self._peer: _Peer | None = None
         self._current: _Peer | None = None
@@ -131,6 +132,8 @@ class LoopDealer:
             "malformed": self._malformed,
             "connections": self._connected_count,
             "protocol_errors": self._protocol_errors,
+            "received_bytes": self.moved.received,
+            "sent_bytes": self.moved.sent,
             "rescued": 0,
         }
 

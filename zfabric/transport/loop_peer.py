@@ -43,7 +43,7 @@ class Peer(Wire):
     def __init__(
         self, router: LoopRouter, connection: Connection, source: str, loop: asyncio.AbstractEventLoop
     ) -> None:
-        super().__init__(connection, loop, router.spinner)
+        super().__init__(connection, loop, router.moved, router.spinner)
         #: Its name once the handshake is over.
         self.name = _NOBODY
         #: The key that it has proved.

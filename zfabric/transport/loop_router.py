@@ -22,6 +22,7 @@ from zfabric.transport.loop_accept import Acceptor, Handshakes
 from zfabric.transport.loop_addresses import listen
 from zfabric.transport.loop_mechanisms import RouterConnections
 from zfabric.transport.loop_peer import Peer
+from zfabric.transport.loop_wire import ByteCount
 from zfabric.transport.monitor import Happened
 from zfabric.transport.spin import Spinner
 from zfabric.wire.codec import EMPTY
@@ -68,6 +69,7 @@ class LoopRouter:
         self.closed = False
         self._loop = asyncio.get_running_loop()
         self.spinner = Spinner(self._loop, spin_us) if spin_us else None
+        self.moved = ByteCount()
         self._connections = RouterConnections(keys)
         self._failures = FailedHandshakes(has_keys=keys is not None)
         self._all: set[Peer] = set()
@@ -155,6 +157,8 @@ class LoopRouter:
             "unroutable": self.unroutable,
             "overflowed": self.overflowed,
             "protocol_errors": self.protocol_errors,
+            "received_bytes": self.moved.received,
+            "sent_bytes": self.moved.sent,
             "handshakes_failed": self._failures.failed,
             "connections": len(self.peers),
             "handshakes": self.handshakes.count,

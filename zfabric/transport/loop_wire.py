@@ -21,20 +21,41 @@ _PING_TTL: Final = 0
 FULL_BYTES: Final = 64 * 1024
 
 
+class ByteCount:
+    """What all connections of a link have moved, ZMTP's own bytes and encryption included.
+
+    Attributes:
+        received, sent: Bytes since its start.
+    """
+
+    __slots__ = ("received", "sent")
+
+    def __init__(self) -> None:
+        self.received = self.sent = 0
+
+
 class Wire(asyncio.Protocol):
     """What both sides' connections do: feed ZMTP, answer it, and find a path that has died.
 
     Args:
         connection: New.
         loop: The running loop.
+        moved: What is read and written is counted there.
         spinner: Told of each read, if there is one.
     """
 
     #: What a buffer holds that is called full, to begin with.
     full_bytes: ClassVar[int] = FULL_BYTES
 
-    def __init__(self, connection: Connection, loop: asyncio.AbstractEventLoop, spinner: Spinner | None = None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        loop: asyncio.AbstractEventLoop,
+        moved: ByteCount,
+        spinner: Spinner | None = None,
+    ) -> None:
         self.connection = connection
+        self._moved = moved
         self._plain = connection.mechanism.plain
         #: Whether the transport's buffer is full.
         self.full = False
@@ -93,10 +114,11 @@ class Wire(asyncio.Protocol):
                 wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 wire.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._timer = self._loop.call_later(limits.HANDSHAKE_MS / 1_000, self.abort)
-        made.write(self.connection.take_output())
+        self.write(self.connection.take_output())
 
     def data_received(self, data: bytes) -> None:
         self._heard = True
+        self._moved.received += len(data)
         if self._spinner is not None:
             self._spinner.worked()
         if self._working:
@@ -157,6 +179,7 @@ class Wire(asyncio.Protocol):
     def body_read(self, count: int) -> None:
         """So much of a large body was read to where it stays."""
         self._heard = True
+        self._moved.received += count
         if self._spinner is not None:
             self._spinner.worked()
         reader = self.connection.reader
@@ -233,12 +256,14 @@ class Wire(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         """Send bytes that are ZMTP already."""
         if self._transport is not None and not self.ended:
+            self._moved.sent += len(data)
             self._transport.write(data)
 
     def write_large(self, before: bytes, body: bytes) -> None:
         """Send bytes that are ZMTP already, and a body behind them that is not to be copied."""
         if self._transport is None or self.ended:
             return
+        self._moved.sent += len(before) + len(body)
         if self._joins:
             self._transport.write(before)
             # A transport that keeps the rest of it would copy a slice of bytes.

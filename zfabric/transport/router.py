@@ -54,6 +54,7 @@ class RouterFigures:
         handshakes_failed: Connections that got no further.
         buffered_peers, buffered_bytes: Readers that do not read now, and what waits for them.
         buffered_peer_bytes_max: The most that one of them has had.
+        received_bytes, sent_bytes: What the frames of messages hold.
     """
 
     malformed: int = 0
@@ -65,6 +66,8 @@ class RouterFigures:
     buffered_peers: int = 0
     buffered_bytes: int = 0
     buffered_peer_bytes_max: int = 0
+    received_bytes: int = 0
+    sent_bytes: int = 0
 
 
 class RouterLink:
@@ -92,6 +95,7 @@ class RouterLink:
         self._figures = RouterFigures()
         self._handshakes = Handshakes(has_keys=keys is not None)
         self._parking = Parking(self._offer)
+        self._relayed = 0
         self._dropping = False
         self._descriptors: dict[int, set[RoutingId]] = {}
         self._descriptor_of: dict[RoutingId, int] = {}
@@ -140,6 +144,10 @@ class RouterLink:
         figures.buffered_peers = len(parking.peers)
         figures.buffered_bytes = parking.total_bytes
         figures.buffered_peer_bytes_max = parking.peer_bytes_max
+        # Most bytes come and go, so they are counted once.
+        figures.received_bytes += self._relayed
+        figures.sent_bytes += self._relayed
+        self._relayed = 0
         return figures
 
     # ── in ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -173,6 +181,7 @@ class RouterLink:
                 continue
             route = route_of(sender + header[:ROUTE_BYTES])
             if route is None:
+                self._figures.received_bytes += len(header)
                 receiver.link_message(sender, header, EMPTY)
                 continue
             route.worker.heard_ns = now_ns
@@ -186,8 +195,10 @@ class RouterLink:
                     there = self._not_sent(error, client, header, EMPTY)
                 else:
                     send(header, LAST)
+                    self._relayed += len(header)
                     continue
             # Rare: the reader's pipe is full, or the reader is gone.
+            self._figures.received_bytes += len(header)
             if not there:
                 receiver.link_lost(client)
 
@@ -202,6 +213,7 @@ class RouterLink:
             body = last.bytes if len(last) < _COPY_BYTES_MAX else cast(bytes, last)
         elif kind in _HELLOS:
             self._note_peer(sender, first)
+        self._figures.received_bytes += len(header) + len(body)
         if last.more or (has_body and last is first):
             self._figures.malformed += 1
             if last.more:
@@ -243,6 +255,7 @@ class RouterLink:
     def _send_rest(self, header: bytes, body: bytes) -> None:
         """The pipe took the address, so it takes the whole message."""
         send = self._send
+        self._figures.sent_bytes += len(header) + len(body)
         if header[0] in WITH_BODY:
             send(header, MORE)
             send(body, LAST, type(body) is bytes)

@@ -21,6 +21,8 @@ from zfabric.errors import (
 )
 from zfabric.wire.payloads import CountRequest, GenerateRequest
 from zfabric.wire.sampling import SamplingParams
+from zfabric.wire.traces import TraceContext
+from zfabric.worker.traces import within
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -288,6 +290,24 @@ async def test_a_request_aborted_at_once_never_runs(served: Served) -> None:
     worker.abort("unknown")
     await run(served, ask("next", temperature=0, max_new_tokens=5, ignore_eos=True))
     assert answers.deltas.keys() == {"next"}
+
+
+async def test_the_engine_goes_on_with_a_requests_trace(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, answers = served
+    engine, given = worker._served().engine, []
+    add_request = engine.add_request
+
+    async def noted(*arguments: Any, **named: Any) -> Any:
+        given.append(named["trace_headers"])
+        return await add_request(*arguments, **named)
+
+    monkeypatch.setattr(engine, "add_request", noted)
+    context = TraceContext(1, 2)
+    with within(context, None):
+        worker.begin(ask("traced", temperature=0, max_new_tokens=2))
+    worker.begin(ask("plain", temperature=0, max_new_tokens=2))
+    await answers.until("traced", "plain")
+    assert given == [context.headers, None]
 
 
 async def test_requests_that_cannot_be_served_say_why(served: Served) -> None:

@@ -22,20 +22,29 @@ class Answer:
         echo: Text that the answer begins with.
         redraw: The engine draws the answer anew from its first token; what the reader has is checked and left out.
         tries: How often it may be asked for once more, when the engine turns out to lack an image.
+        headers: By which the engine goes on with the request's trace.
     """
 
     __slots__ = (
-        "_completion_tokens", "_lacking", "_leads", "_plain", "_redraw", "_top", "_top_prompt", "prompt_tokens", "request",
-        "tries",
+        "_completion_tokens", "_lacking", "_leads", "_plain", "_redraw", "_top", "_top_prompt", "headers", "prompt_tokens",
+        "request", "tries",
     )  # fmt: skip
 
     def __init__(
-        self, request: GenerateRequest, prompt_tokens: int, *, echo: str = "", redraw: bool = False, tries: int = 0
+        self,
+        request: GenerateRequest,
+        prompt_tokens: int,
+        *,
+        echo: str = "",
+        redraw: bool = False,
+        tries: int = 0,
+        headers: dict[str, str] | None = None,
     ) -> None:
         drawn = request.resume_token_ids
         self.request = request
         self.prompt_tokens = prompt_tokens
         self.tries = tries
+        self.headers = headers or {}
         self._lacking = False
         self._top = request.sampling.logprobs
         self._top_prompt = request.sampling.prompt_logprobs

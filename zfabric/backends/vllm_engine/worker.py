@@ -134,10 +134,10 @@ class VLLMWorker(StepwiseModelWorker):
     def begin(self, request: GenerateRequest) -> None:
         if self._served().asleep:
             raise WorkerDrainingError("the engine sleeps")
-        self._start_admission(request, _IMAGE_TRIES)
+        self._start_admission(request, _IMAGE_TRIES, trace_headers())
 
-    def _start_admission(self, request: GenerateRequest, tries: int) -> None:
-        self._admissions[request.request_id] = self._loop.create_task(self._admit(request, tries))
+    def _start_admission(self, request: GenerateRequest, tries: int, headers: dict[str, str]) -> None:
+        self._admissions[request.request_id] = self._loop.create_task(self._admit(request, tries, headers))
 
     def abort(self, request_id: str) -> None:
         task = self._admissions.pop(request_id, None)
@@ -157,11 +157,11 @@ class VLLMWorker(StepwiseModelWorker):
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)
 
-    async def _admit(self, request: GenerateRequest, tries: int) -> None:
-        """Hand a request to the engine. Args: tries: See `Answer`."""
+    async def _admit(self, request: GenerateRequest, tries: int, headers: dict[str, str]) -> None:
+        """Hand a request to the engine. Args: tries, headers: See `Answer`."""
         request_id = request.request_id
         try:
-            await self._add(request, tries)
+            await self._add(request, tries, headers)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 — whatever vLLM raises for a request is that request's error
@@ -172,7 +172,7 @@ class VLLMWorker(StepwiseModelWorker):
             if self._admissions.get(request_id) is asyncio.current_task():
                 del self._admissions[request_id]
 
-    async def _add(self, request: GenerateRequest, tries: int) -> None:
+    async def _add(self, request: GenerateRequest, tries: int, headers: dict[str, str]) -> None:
         runtime, request_id = self._served(), request.request_id
         # Now: it may be unloaded while the prompt is prepared.
         adapter = runtime.adapters.find(request.model)
@@ -193,13 +193,14 @@ class VLLMWorker(StepwiseModelWorker):
             self._tap.continue_after(request_id, drawn, max(0, request.resume_characters - len(echo)))
         given = salted(given, request.extra.get("cache_salt"))
         tries = 0 if prompt.plain else tries
-        self._answers[request_id] = Answer(request, len(prompt.token_ids), echo=echo, redraw=redraw, tries=tries)
+        answer = Answer(request, len(prompt.token_ids), echo=echo, redraw=redraw, tries=tries, headers=headers)
+        self._answers[request_id] = answer
         await runtime.engine.add_request(
             request_id,
             given,
             parameters,
             lora_request=adapter,
-            trace_headers=trace_headers() or None,
+            trace_headers=headers or None,
             priority=request.priority if runtime.priorities else 0,
         )
 
@@ -244,7 +245,7 @@ class VLLMWorker(StepwiseModelWorker):
             if answer.tries and answer.lacks_image(output):
                 if output.finished:
                     del answers[request_id]
-                    self._start_admission(answer.request, answer.tries - 1)
+                    self._start_admission(answer.request, answer.tries - 1, answer.headers)
                 continue
             try:
                 plain = answer.plain_token(output)
