@@ -89,6 +89,22 @@ async def tiny_engine(vllm_llama: Path) -> AsyncIterator[VLLMWorker]:
     await worker.close()
 
 
+@pytest_asyncio.fixture(scope="package", loop_scope="package")
+async def lora_engine(vllm_llama: Path) -> AsyncIterator[VLLMWorker]:
+    """The same with places for two adapters, and a connector of caches."""
+    connector = {
+        "kv_connector": "NotingConnector",
+        "kv_connector_module_path": "tests.backends.vllm_engine.connector",
+        "kv_role": "kv_both",
+    }
+    lora = ["--enable-lora", "--max-lora-rank", "8", "--max-loras", "2", "--kv-transfer-config", json.dumps(connector)]
+    worker = VLLMWorker(["--model", str(vllm_llama), "--model-names", "tiny", "small", *lora, *TINY])
+    worker.steps = Answers()
+    await worker.load()
+    yield worker
+    await worker.close()
+
+
 @pytest_asyncio.fixture(loop_scope="package")
 async def served(tiny_engine: VLLMWorker) -> AsyncIterator[Served]:
     """The engine, with a sink of its own. At the end nothing may be left in it."""

@@ -1,13 +1,41 @@
-"""The adapters of a model: each is a model of its own to clients, by name."""
+"""The adapters of a model: each is a model of its own to clients, by name; operators have them loaded and unloaded.
+
+An adapter that is loaded under a name that another has replaces it, and one that is unloaded is found no more. Requests that run
+then end with what they began with.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
-from zfabric.errors import RequestError, UnknownModelError
+from zfabric.backends.front.operator_calls import arguments_of
+from zfabric.errors import Detail, RequestError, UnknownModelError
+from zfabric.wire.payloads import OperateRequest
 
-_Adapter = TypeVar("_Adapter")
+
+class LoadedAdapter(Protocol):
+    """What is told of an adapter, whatever it is to its engine.
+
+    Attributes:
+        name: The model's name for clients.
+        path: Where it was read from.
+        rank: The greatest of its layers; None where its files do not tell.
+        pinned: Whether the engine keeps it, whatever else is loaded. One that never drops any keeps all.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def rank(self) -> int | None: ...
+    @property
+    def pinned(self) -> bool: ...
+
+
+_Adapter = TypeVar("_Adapter", bound=LoadedAdapter)
 
 
 class Adapters(Generic[_Adapter]):
@@ -83,3 +111,90 @@ class Adapters(Generic[_Adapter]):
         except BaseException:
             self._by_name = before
             raise
+
+
+class AdapterLoader(Protocol[_Adapter]):
+    """What an engine does of it."""
+
+    async def load(self, name: str, path: str, *, pinned: bool) -> _Adapter:
+        """Read an adapter and make it ready; nobody finds it yet. Raises: RequestError."""
+        ...
+
+    async def drop(self, adapter: _Adapter) -> None:
+        """Forget an adapter that nobody finds any more, as soon as no request runs on it."""
+        ...
+
+    def users(self, adapter: _Adapter) -> int:
+        """Requests that have it."""
+        ...
+
+
+class AdapterCalls(Generic[_Adapter]):
+    """Operators' calls, the same on all engines that have adapters; they run one after another.
+
+    Args:
+        adapters: Those that requests can name.
+        loader: The engine.
+        base: The model's own name.
+        changed: Called after the set of adapters has changed.
+    """
+
+    #: What there is to call.
+    NAMES: Final = ("list_adapters", "load_adapter", "unload_adapter")
+
+    def __init__(
+        self, adapters: Adapters[_Adapter], loader: AdapterLoader[_Adapter], base: str, changed: Callable[[], None]
+    ) -> None:
+        self._adapters = adapters
+        self._loader = loader
+        self._base = base
+        self._changed = changed
+        self._lock = asyncio.Lock()
+
+    async def run(self, request: OperateRequest) -> dict[str, dict[str, Any]]:
+        """`load_adapter` (name, path, pinned=False), `unload_adapter` (name), `list_adapters`.
+
+        Returns:
+            The adapters that there are then: {name: {path, base, rank, pinned, in_use}}, in the order of loading.
+
+        Raises:
+            RequestError: Arguments are others than it takes, the name is the model's own, or the adapter cannot be loaded.
+            UnknownModelError: There is no such adapter.
+        """
+        async with self._lock:
+            if request.call == "load_adapter":
+                given = arguments_of(request, "name", "path", pinned=False)
+                await self.load(given["name"], given["path"], pinned=given["pinned"])
+            elif request.call == "unload_adapter":
+                given = arguments_of(request, "name")
+                await self._loader.drop(self._adapters.drop(given["name"], self._changed))
+            else:
+                arguments_of(request)
+            return {adapter.name: self._told(adapter) for adapter in self._adapters}
+
+    async def load(self, name: str, path: str, *, pinned: bool = False) -> None:
+        """Load an adapter, instead of another of its name. Raises: RequestError."""
+        self._adapters.check(name)
+        adapter = await self._loader.load(name, path, pinned=pinned)
+        before = self._adapters.get(name)
+        try:
+            self._adapters.put(name, adapter, self._changed)
+        except BaseException:
+            await self._loader.drop(adapter)
+            raise
+        if before is not None:
+            await self._loader.drop(before)
+
+    def _told(self, adapter: _Adapter) -> dict[str, Any]:
+        return {
+            "path": adapter.path,
+            "base": self._base,
+            "rank": adapter.rank,
+            "pinned": adapter.pinned,
+            "in_use": self._loader.users(adapter),
+        }
+
+
+def adapter_details(adapter: LoadedAdapter, base: str) -> dict[str, Detail]:
+    """What a model that is an adapter has among its details."""
+    return {"base": base, "adapter": adapter.path, "rank": adapter.rank, "pinned": adapter.pinned}

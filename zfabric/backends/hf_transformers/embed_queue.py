@@ -17,6 +17,7 @@ import torch
 
 from zfabric.backends.hf_transformers.embedding import Embedder, EmbedPass, Pieces
 from zfabric.backends.hf_transformers.failures import as_fabric_error, out_of_memory
+from zfabric.backends.hf_transformers.lora import Adapter
 from zfabric.backends.hf_transformers.token_budget import TokenBudget
 from zfabric.wire.tasks import EmbedResult
 
@@ -74,6 +75,12 @@ class EmbedQueue:
             self._works.append(work)
         self._schedule()
         return work.future
+
+    def users(self, adapter: Adapter) -> int:
+        """Requests that have this adapter. On any thread."""
+        with self._lock:
+            works = {id(work): work for work in (*self._works, *(work for work, _ in self._chosen))}
+        return sum(work.pieces.adapter is adapter and not work.future.done() for work in works.values())
 
     def _schedule(self) -> None:
         """Have one pass made. If the engine has ended, nobody will: say so."""

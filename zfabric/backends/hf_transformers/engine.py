@@ -21,6 +21,7 @@ from zfabric.backends.hf_transformers.engine_core import EngineCore, Step
 from zfabric.backends.hf_transformers.failures import give_memory_back
 from zfabric.backends.hf_transformers.input_processor import InputProcessor
 from zfabric.backends.hf_transformers.jobs import Jobs
+from zfabric.backends.hf_transformers.lora import Adapter
 from zfabric.backends.hf_transformers.model_runner import ModelRunner
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
 from zfabric.backends.hf_transformers.token_budget import TokenBudget
@@ -142,6 +143,10 @@ class Engine:
     def running(self) -> bool:
         """Whether anything is in the batch."""
         return self._core.running > 0
+
+    def users(self, adapter: Adapter) -> int:
+        """Requests that have this adapter."""
+        return sum(answer.adapter is adapter for answer in list(self._answers.values()))
 
     @property
     def gauges(self) -> dict[str, float]:

@@ -48,11 +48,13 @@ class Adapter:
         name: The model's name for clients.
         path: Where it was read from.
         layers: By the layer's name: down (inputs, rank), and up (rank, outputs), which holds the scale.
+        pinned: What an operator asked for; none is ever dropped here while it is loaded.
     """
 
     name: str
     path: str
     layers: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    pinned: bool = False
 
     @property
     def rank(self) -> int:
@@ -74,7 +76,7 @@ class Lora:
         self._active: list[tuple[Adapter, torch.Tensor | None]] = []
         self._rows = 0
 
-    def read(self, name: str, directory: Path) -> Adapter:
+    def read(self, name: str, directory: Path, *, pinned: bool = False) -> Adapter:
         """Read an adapter that PEFT saved. On any thread.
 
         Raises:
@@ -101,7 +103,7 @@ class Lora:
                 layers[layer] = self._fitted(directory, layer, known.get(layer), tensors[key], up, settings)
         if not layers:
             raise ConfigurationError(f"adapter {directory} changes no layer")
-        return Adapter(name, str(directory), layers)
+        return Adapter(name, str(directory), layers, pinned)
 
     def _fitted(
         self, directory: Path, layer: str, module: Any, down: torch.Tensor, up: torch.Tensor | None, settings: Any

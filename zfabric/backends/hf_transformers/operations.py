@@ -7,58 +7,54 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from zfabric.backends.front.adapters import AdapterCalls
+from zfabric.backends.front.operator_calls import no_such_call
 from zfabric.backends.hf_transformers.assembly import Assembled
-from zfabric.errors import RequestError, UnsupportedOperationError
+from zfabric.backends.hf_transformers.lora import Adapter
+from zfabric.errors import ConfigurationError, RequestError
 from zfabric.wire.payloads import OperateRequest
 
 
 class Operations:
-    """The calls of one worker; they run one after another.
+    """The calls of one worker.
 
     Args:
         assembled: The running engine.
+        base: The model's own name.
         changed: Called after the set of adapters has changed.
     """
 
-    def __init__(self, assembled: Assembled, changed: Callable[[], None]) -> None:
+    def __init__(self, assembled: Assembled, base: str, changed: Callable[[], None]) -> None:
         self._assembled = assembled
-        self._changed = changed
-        self._lock = asyncio.Lock()
+        self._adapters: AdapterCalls[Adapter] = AdapterCalls(assembled.adapters, self, base, changed)
 
     async def run(self, request: OperateRequest) -> Any:
-        """Run a call. All return the adapters there are then, as {name: {path, rank}}.
+        """Run a call; see `AdapterCalls.run`.
 
         Raises:
             UnsupportedOperationError: There is no such call.
-            RequestError: Its arguments are others than it takes, or the name is the model's own.
-            UnknownModelError: There is no such adapter.
-            ConfigurationError: The adapter cannot be read, or does not fit the model.
         """
-        async with self._lock:
-            arguments = request.arguments
-            if request.call == "load_adapter":
-                await self._load(_text(arguments, "name"), Path(_text(arguments, "path")))
-            elif request.call == "unload_adapter":
-                self._assembled.adapters.drop(_text(arguments, "name"), self._changed)
-            elif request.call != "list_adapters":
-                raise UnsupportedOperationError(
-                    f"there is no call {request.call!r}, there are list_adapters, load_adapter, unload_adapter",
-                    operation="operate",
-                    call=request.call,
-                )
-            return {adapter.name: {"path": adapter.path, "rank": adapter.rank} for adapter in self._assembled.adapters}
+        if request.call not in AdapterCalls.NAMES:
+            raise no_such_call(request, "transformers", list(AdapterCalls.NAMES))
+        return await self._adapters.run(request)
 
-    async def _load(self, name: str, path: Path) -> None:
-        """An adapter of the same name is replaced; who runs on that goes on with it."""
-        adapters, lora = self._assembled.adapters, self._assembled.lora
-        adapters.check(name)
-        adapter = await asyncio.to_thread(lora.read, name, path)
+    # ── what the engine does of it ──────────────────────────────────────────────────────────────────────────────────
+
+    async def load(self, name: str, path: str, *, pinned: bool) -> Adapter:
+        """See `AdapterLoader`. All adapters stay in the device's memory here, so all are as if they were pinned."""
+        lora = self._assembled.lora
+        try:
+            adapter = await asyncio.to_thread(lora.read, name, Path(path), pinned=pinned)
+        except ConfigurationError as error:
+            raise RequestError(
+                f"adapter {name!r} cannot be loaded from {path}: {error.message}", name=name, path=path
+            ) from None
         await asyncio.wrap_future(self._assembled.engine.run_job(lambda: lora.install(adapter)))
-        adapters.put(name, adapter, self._changed)
+        return adapter
 
+    async def drop(self, adapter: Adapter) -> None:
+        """Requests hold what they began with; it goes with the last of them."""
 
-def _text(arguments: dict[str, Any], name: str) -> str:
-    value = arguments.get(name)
-    if not isinstance(value, str) or not value:
-        raise RequestError(f"argument {name} is {value!r}, it must be a text", argument=name)
-    return value
+    def users(self, adapter: Adapter) -> int:
+        """Requests that have it."""
+        return self._assembled.engine.users(adapter) + self._assembled.queue.users(adapter)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import structs
 
+from zfabric.backends.front.adapters import adapter_details
 from zfabric.backends.front.prompts import known_tokens
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.errors import EngineStalledError, FabricError, UnsupportedOperationError
@@ -61,7 +62,8 @@ class ModelWorker(StepwiseModelWorker):
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._assembled = await asyncio.to_thread(self._assemble)
         self.slots = self._assembled.loaded.batch_size_max
-        self._operations = Operations(self._assembled, lambda: self.steps.models_changed(self._models()))
+        changed = lambda: self.steps.models_changed(self._models())  # noqa: E731
+        self._operations = Operations(self._assembled, self._names[0], changed)
         self._watch = self._loop.create_task(self._watch_engine(self._assembled.engine))
         return self._models()
 
@@ -111,7 +113,7 @@ class ModelWorker(StepwiseModelWorker):
         return [model] + [
             structs.replace(
                 model, name=adapter.name, aliases=[],
-                details={**model.details, "base": first, "adapter": adapter.path, "rank": adapter.rank},
+                details={**model.details, **adapter_details(adapter, first)},
             )
             for adapter in self._assembled.adapters
         ]  # fmt: skip
@@ -186,7 +188,7 @@ class ModelWorker(StepwiseModelWorker):
         return await asyncio.to_thread(make)
 
     async def operate(self, request: OperateRequest) -> Any:
-        """`load_adapter` (name, path), `unload_adapter` (name), `list_adapters`: see `Operations.run`."""
+        """See `Operations.run`."""
         assert self._operations is not None
         return await self._operations.run(request)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from zfabric.backends.front.adapters import AdapterCalls
+from zfabric.backends.front.operator_calls import arguments_of, no_such_call
+from zfabric.backends.vllm_engine.adapters import Adapter
 from zfabric.errors import RequestError, UnsupportedOperationError
 from zfabric.wire.payloads import OperateRequest
 
@@ -26,13 +29,12 @@ class Operations:
 
     def __init__(self, runtime: Runtime, on_models: Callable[[], None]) -> None:
         self._runtime = runtime
-        self._on_models = on_models
+        base = runtime.arguments.names[0]
+        adapters: AdapterCalls[Adapter] = AdapterCalls(runtime.adapters, runtime.lora, base, on_models)
         self._calls: dict[str, Callable[[OperateRequest], Awaitable[Any]]] = {
-            "list_adapters": self._list_adapters,
-            "load_adapter": self._load_adapter,
+            **dict.fromkeys(AdapterCalls.NAMES, adapters.run),
             "reset_prefix_cache": self._reset_prefix_cache,
             "sleep": self._sleep,
-            "unload_adapter": self._unload_adapter,
             "wake_up": self._wake_up,
         }
 
@@ -41,22 +43,19 @@ class Operations:
 
         Raises:
             UnsupportedOperationError: No such call, or the model or device has none.
-            RequestError: An argument is missing or unknown.
+            RequestError: An argument is missing, unknown, or of another type; or see `AdapterCalls.run`.
         """
         call = self._calls.get(request.call)
         if call is None:
-            known = ", ".join(sorted(self._calls))
-            raise UnsupportedOperationError(
-                f"vllm has no call {request.call!r}, it has {known}", operation="operate", call=request.call
-            )
+            raise no_such_call(request, "vllm", list(self._calls))
         return await call(request)
 
     async def _reset_prefix_cache(self, request: OperateRequest) -> bool:
-        _arguments(request)
+        arguments_of(request)
         return bool(await self._runtime.engine.reset_prefix_cache())
 
     async def _sleep(self, request: OperateRequest) -> bool:
-        given = _arguments(request, level=1)
+        given = arguments_of(request, level=1)
         if not self._runtime.engine.vllm_config.model_config.enable_sleep_mode:
             raise UnsupportedOperationError("this worker was started without --enable-sleep-mode", operation="sleep")
         level = given["level"]
@@ -68,7 +67,7 @@ class Operations:
         return True
 
     async def _wake_up(self, request: OperateRequest) -> bool:
-        _arguments(request)
+        arguments_of(request)
         level, engine = self._runtime.asleep, self._runtime.engine
         if level == _WITHOUT_WEIGHTS:
             await engine.wake_up(["weights"])
@@ -78,28 +77,3 @@ class Operations:
             await engine.wake_up()
         self._runtime.asleep = 0
         return True
-
-    async def _load_adapter(self, request: OperateRequest) -> dict[str, Any]:
-        given = _arguments(request, "name", "path")
-        await self._runtime.adapters.load(str(given["name"]), str(given["path"]), self._on_models)
-        return self._runtime.adapters.told
-
-    async def _unload_adapter(self, request: OperateRequest) -> dict[str, Any]:
-        given = _arguments(request, "name")
-        await self._runtime.adapters.unload(str(given["name"]), self._on_models)
-        return self._runtime.adapters.told
-
-    async def _list_adapters(self, request: OperateRequest) -> dict[str, Any]:
-        _arguments(request)
-        return self._runtime.adapters.told
-
-
-def _arguments(request: OperateRequest, *required: str, **optional: Any) -> dict[str, Any]:
-    """The call's arguments. Raises: RequestError if some are missing or unknown."""
-    given = request.arguments
-    missing = [name for name in required if name not in given]
-    unknown = [name for name in given if name not in required and name not in optional]
-    if missing or unknown:
-        words = [f"{name} is missing" for name in missing] + [f"{name} is unknown" for name in unknown]
-        raise RequestError(f"call {request.call!r}: {', '.join(words)}", call=request.call)
-    return {**optional, **given}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from zfabric.backends.front.adapters import Adapters
 from zfabric.backends.vllm_engine import sampling
-from zfabric.backends.vllm_engine.adapters import Adapters
+from zfabric.backends.vllm_engine.adapters import Adapter, Lora
 from zfabric.backends.vllm_engine.arguments import Arguments
 from zfabric.backends.vllm_engine.compat.lifecycle import warm_up, watch_outputs
 from zfabric.backends.vllm_engine.compat.metrics import record_alone, statistics_logger
@@ -41,7 +42,8 @@ class Runtime:
         self.priorities = configuration.scheduler_config.policy == "priority"
         self.end_tokens = end_tokens(engine)
         self.defaults = sampling.defaults(engine)
-        self.adapters = Adapters(engine, arguments.names, enabled=configuration.lora_config is not None)
+        self.adapters: Adapters[Adapter] = Adapters(arguments.names)
+        self.lora = Lora(engine, int(getattr(configuration.lora_config, "max_loras", 0)))
         self.prompts = Prompts(engine, self.context_length, arguments.chat_template)
         self.tasks: tuple[str, ...] = ()
         self.pooling = Pooling(engine, self.prompts, ())
@@ -77,7 +79,8 @@ class Runtime:
         watch_outputs(self.engine)
         self.pooling = Pooling(self.engine, self.prompts, self.tasks)
         for name, path in self.arguments.adapters.items():
-            await self.adapters.load(name, path)
+            self.adapters.check(name)
+            self.adapters.put(name, await self.lora.load(name, path, pinned=False))
         return tap
 
     @property

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
+from zfabric.backends.front.adapters import adapter_details
 from zfabric.backends.front.continuation import continues
 from zfabric.backends.vllm_engine import sampling
 from zfabric.backends.vllm_engine.answers import Answer
@@ -100,7 +101,7 @@ class VLLMWorker(StepwiseModelWorker):
             "kv_blocks": runtime.statistics.kv_blocks,
         }
 
-        def info(name: str, aliases: Sequence[str], **more: str) -> ModelInfo:
+        def info(name: str, aliases: Sequence[str], **more: Detail) -> ModelInfo:
             return ModelInfo(
                 name=name,
                 aliases=list(aliases),
@@ -114,7 +115,8 @@ class VLLMWorker(StepwiseModelWorker):
             )
 
         name, *aliases = runtime.arguments.names
-        return [info(name, aliases), *(info(adapter, (), base=name) for adapter in runtime.adapters.names)]
+        adapters = [info(adapter.name, (), **adapter_details(adapter, name)) for adapter in runtime.adapters]
+        return [info(name, aliases), *adapters]
 
     def load_report(self) -> EngineLoad:
         runtime = self._runtime
@@ -145,11 +147,16 @@ class VLLMWorker(StepwiseModelWorker):
             task.cancel()
         elif request_id not in self._answers:
             return
-        self._answers.pop(request_id, None)
+        self._forget(request_id)
         if not self._aborted:
             # All that end in this turn of the loop, as when their client died, leave as one message.
             self._loop.call_soon(self._abort_all)
         self._aborted.append(request_id)
+
+    def _forget(self, request_id: str) -> None:
+        """A request has ended here."""
+        self._answers.pop(request_id, None)
+        self._served().lora.release(request_id)
 
     def _abort_all(self) -> None:
         doomed, self._aborted = self._aborted, []
@@ -169,13 +176,15 @@ class VLLMWorker(StepwiseModelWorker):
             self.steps.fail(request_id, translated(error))
         finally:
             self._tap.forget(request_id)
+            if request_id not in self._answers:
+                self._forget(request_id)
             if self._admissions.get(request_id) is asyncio.current_task():
                 del self._admissions[request_id]
 
     async def _add(self, request: GenerateRequest, tries: int, headers: dict[str, str]) -> None:
         runtime, request_id = self._served(), request.request_id
         # Now: it may be unloaded while the prompt is prepared.
-        adapter = runtime.adapters.find(request.model)
+        adapter = await runtime.lora.hold(request_id, runtime.adapters.find(request.model))
         prompt = await runtime.prompts.of(request)
         request.sampling = runtime.defaults.lengths(request.sampling, len(prompt.token_ids))
         echo = self._echo(request, prompt)
@@ -244,7 +253,7 @@ class VLLMWorker(StepwiseModelWorker):
                 continue
             if answer.tries and answer.lacks_image(output):
                 if output.finished:
-                    del answers[request_id]
+                    self._forget(request_id)
                     self._start_admission(answer.request, answer.tries - 1, answer.headers)
                 continue
             try:
@@ -258,7 +267,7 @@ class VLLMWorker(StepwiseModelWorker):
             except Exception as error:  # noqa: BLE001 — one answer must not take the engine's reader along
                 failed.append((request_id, translated(error)))
             if output.finished:
-                del answers[request_id]
+                self._forget(request_id)
         if names or others:
             self.steps.emit_columns(names, token_ids, texts, others)
         for request_id, failure in failed:
@@ -274,8 +283,7 @@ class VLLMWorker(StepwiseModelWorker):
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """One vector per input. When cancelled, the engine drops what is left."""
-        runtime = self._served()
-        return await self._pooled(runtime.pooling.embed(request, runtime.adapters.find(request.model)))
+        return await self._pooled(request, lambda adapter: self._served().pooling.embed(request, adapter))
 
     async def count_tokens(self, request: CountRequest) -> int:
         return len(await self.tokenize(request))
@@ -289,18 +297,22 @@ class VLLMWorker(StepwiseModelWorker):
         return prompts.text(prompts.checked(request.token_ids), skip_special_tokens=skip)
 
     async def score(self, request: ScoreRequest) -> list[float]:
-        runtime = self._served()
-        adapter = runtime.adapters.find(request.model)
-        return await self._pooled(runtime.pooling.score(request.query, request.documents, request.request_id, adapter))
+        pooling, name = self._served().pooling, request.request_id
+        return await self._pooled(
+            request, lambda adapter: pooling.score(request.query, request.documents, name, adapter)
+        )
 
     async def classify(self, request: ClassifyRequest) -> list[list[float]]:
-        runtime = self._served()
-        adapter = runtime.adapters.find(request.model)
-        return await self._pooled(runtime.pooling.classify(request.inputs, request.request_id, adapter))
+        pooling, name = self._served().pooling, request.request_id
+        return await self._pooled(request, lambda adapter: pooling.classify(request.inputs, name, adapter))
 
-    async def _pooled(self, work: Awaitable[T]) -> T:
+    async def _pooled(
+        self, request: EmbedRequest | ScoreRequest | ClassifyRequest, work: Callable[[Any], Awaitable[T]]
+    ) -> T:
+        runtime = self._served()
         try:
-            return await work
+            async with runtime.lora.using(request.request_id, runtime.adapters.find(request.model)) as adapter:
+                return await work(adapter)
         except Exception as error:  # noqa: BLE001 — as above
             raise translated(error) from None
 
