@@ -234,12 +234,13 @@ async def test_vectors_are_made_with_the_adapter_that_is_named(
 async def test_calls_say_what_is_wrong(served: tuple[ModelWorker, Adapting], adapters: dict[str, Path]) -> None:
     worker, answers = served
     listed = await worker.operate(call("list_adapters"))
-    assert listed == {"red": {"path": str(adapters["red"]), "rank": 4}}
+    told = {"path": str(adapters["red"]), "base": "base", "rank": 4, "pinned": False, "in_use": 0}
+    assert listed == {"red": told}
     wrong: list[tuple[OperateRequest, type[FabricError], str]] = [
         (call("dance"), UnsupportedOperationError, "dance"),
         (call("load_adapter", name="x"), RequestError, "path"),
         (call("load_adapter", name="base", path="x"), RequestError, "base"),
-        (call("load_adapter", name="x", path="/nowhere"), ConfigurationError, "nowhere"),
+        (call("load_adapter", name="x", path="/nowhere"), RequestError, "nowhere"),
         (call("unload_adapter", name="green"), RequestError, "green"),
     ]
     for request, error, text in wrong:
@@ -257,7 +258,7 @@ async def test_adapters_that_are_not_understood_are_refused(
 ) -> None:
     worker, _ = served
     save_adapter(tmp_path / "odd", tiny_llama, 3, **settings)
-    with pytest.raises(ConfigurationError, match=reason):
+    with pytest.raises(RequestError, match=reason):
         await worker.operate(call("load_adapter", name="odd", path=str(tmp_path / "odd")))
 
 
@@ -273,7 +274,7 @@ async def test_adapters_that_do_not_fit_are_refused(
         ({"base_model.model.model.embed_tokens.lora_embedding_A": torch.zeros(4, 64)}, "lora_embedding_A"),
     ):
         save_file(tensors, tmp_path / "adapter_model.safetensors")
-        with pytest.raises(ConfigurationError, match=reason):
+        with pytest.raises(RequestError, match=reason):
             await worker.operate(call("load_adapter", name="odd", path=str(tmp_path)))
 
 
