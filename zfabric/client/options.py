@@ -55,6 +55,9 @@ class TemplateOptions(TypedDict, total=False):
         add_generation_prompt: Whether the prompt ends with the beginning of the assistant's turn; it does by default.
         continue_final_message: The last message is gone on with, instead of being answered.
         documents: Texts to answer from, for templates that know them.
+        tool_choice: "auto" by default; "none" keeps tools from being called, "required" and
+            `{"type": "function", "function": {"name": …}}` have one called.
+        parallel_tool_calls: False for one call at most.
     """
 
     tools: Sequence[Mapping[str, Any]] | None
@@ -62,6 +65,8 @@ class TemplateOptions(TypedDict, total=False):
     add_generation_prompt: bool | None
     continue_final_message: bool | None
     documents: Sequence[Mapping[str, Any]] | None
+    tool_choice: str | Mapping[str, Any] | None
+    parallel_tool_calls: bool | None
 
 
 class AnswerOptions(SharedOptions, TemplateOptions, total=False):

@@ -247,6 +247,10 @@ def _map(name: str, value: object, *, binary: bool = False) -> dict[str, Any]:
     return cast("dict[str, Any]", values.structure(name, value, binary=binary))
 
 
+def _text_or_map(name: str, value: object) -> str | dict[str, Any]:
+    return values.text(name, value) if isinstance(value, str) else _map(name, value)
+
+
 #: What a request for text has besides its prompt and its parameters.
 _PARTS: Final[dict[str, values.Take]] = {
     "messages": _messages,
@@ -281,4 +285,6 @@ _CHAT: Final[dict[str, Callable[[str, Any], Any]]] = {
     "add_generation_prompt": lambda name, value: values.taken(values.flag, name, value),
     "continue_final_message": lambda name, value: values.taken(values.flag, name, value),
     "documents": lambda name, value: values.taken(_maps, name, value),
+    "tool_choice": lambda name, value: values.taken(_text_or_map, name, value),
+    "parallel_tool_calls": lambda name, value: values.taken(values.flag, name, value),
 }

@@ -7,6 +7,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from zfabric.errors import RequestError
+from zfabric.wire.tools import check_choice
 
 #: A chat message, as tokenizer chat templates take it: {"role": …, "content": str | parts, …}.
 Message = dict[str, Any]
@@ -14,6 +15,7 @@ Message = dict[str, Any]
 #: What a request may ask for that is a parameter like those of its sampling: a model announces whether it honours it.
 OPTIONS: Final = (
     "tools", "response_format", "chat_template_kwargs", "add_generation_prompt", "continue_final_message", "documents",
+    "tool_choice", "parallel_tool_calls",
 )  # fmt: skip
 #: Names that `chat_template_kwargs` may not have: they are options of their own, or would have a template do something else than
 #: write a text.
@@ -35,12 +37,17 @@ class ChatOptions(Struct, array_like=True, kw_only=True, frozen=True):
             `continue_final_message` is.
         continue_final_message: The last message is to be gone on with: the prompt ends within it.
         documents: Texts to answer from, for templates that know them: maps with a `title` and a `text`.
+        tool_choice: "auto" (as None), "none", "required", or {"type": "function", "function": {"name": …}}: whether tools may be
+            called, or have to be.
+        parallel_tool_calls: Whether an answer may have several calls; else it has its first alone.
     """
 
     chat_template_kwargs: dict[str, Any] = {}
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     documents: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool = True
 
     def validate(self) -> None:
         """Raises: RequestError."""
@@ -64,8 +71,15 @@ class ChatOptions(Struct, array_like=True, kw_only=True, frozen=True):
             "add_generation_prompt": self.add_generation_prompt is not None,
             "continue_final_message": self.continue_final_message,
             "documents": self.documents is not None,
+            "tool_choice": self.forces,
+            "parallel_tool_calls": not self.parallel_tool_calls,
         }
         return [name for name, given in named.items() if given]
+
+    @property
+    def forces(self) -> bool:
+        """Whether the answer has to be calls."""
+        return self.tool_choice not in (None, "auto", "none")
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -83,11 +97,14 @@ class ChatOptions(Struct, array_like=True, kw_only=True, frozen=True):
 PLAIN: Final = ChatOptions()
 
 
-def check_chat(chat: ChatOptions | None, messages: list[Message] | None) -> None:
+def check_chat(
+    chat: ChatOptions | None, messages: list[Message] | None, tools: list[dict[str, Any]] | None = None
+) -> None:
     """Raises: RequestError: Options contradict one another, or stand beside a prompt that is no chat."""
     if chat is None:
         return
     chat.validate()
+    check_choice(chat.tool_choice, tools)
     if messages is None and (given := chat.set):
         raise RequestError(f"{given[0]} goes with messages, there are none", parameter=given[0])
 

@@ -147,7 +147,7 @@ class TextRequest(Struct, array_like=True, kw_only=True):
     def validate(self) -> None:
         """Raises: RequestError, ParameterRangeError, TooLargeError."""
         _require_one_prompt(self.prompt, self.messages, self.prompt_token_ids)
-        check_chat(self.chat, self.messages)
+        check_chat(self.chat, self.messages, self.tools)
         self.sampling.validate()
         if self.extra:
             check_extra(self.extra)

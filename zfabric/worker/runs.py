@@ -140,7 +140,10 @@ class Runs:
             sampling = structs.replace(sampling, seed=request.drawn_seed)
         if sampling.reproducible:
             self._session.mark_exact(request.request_id)
-        return GenerateRequest(**{**structs.asdict(request), "sampling": sampling})
+        # Tools that may not be called are not shown to the model.
+        called = request.chat is None or request.chat.tool_choice != "none"
+        tools = request.tools if called else None
+        return GenerateRequest(**{**structs.asdict(request), "sampling": sampling, "tools": tools})
 
     async def _guarded(self, request_id: str, work: Callable[[], Awaitable[None]]) -> None:
         """Whatever a backend raises is its request's error. A cancellation is either ours, and `_ended` sees what is

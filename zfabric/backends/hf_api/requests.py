@@ -38,8 +38,11 @@ _GUIDES: Final = ("json", "regex", "choice", "grammar")
 _TGI_STOPS_MAX: Final = 4
 
 
+#: How tools are called, and which servers know it.
+_CALLING: Final = ("tool_choice", "parallel_tool_calls")
+_CALLING_SERVERS: Final = frozenset({"openai", "vllm", "tgi"})
 #: What a chat template is told beside messages and tools.
-_TEMPLATE: Final = frozenset(OPTIONS) - {"tools", "response_format"}
+_TEMPLATE: Final = frozenset(OPTIONS) - {"tools", "response_format", *_CALLING}
 
 
 def parameters_of(upstream: Upstream) -> frozenset[str]:
@@ -58,7 +61,8 @@ def options_for(upstream: Upstream, *, templated: bool) -> frozenset[str]:
     """
     if upstream.protocol == "chat":
         # The others have no place for what a template is told.
-        return frozenset({"tools", "response_format", *(_TEMPLATE if upstream.server == "vllm" else ())})
+        calling = _CALLING if upstream.server in _CALLING_SERVERS else ()
+        return frozenset({"tools", "response_format", *calling, *(_TEMPLATE if upstream.server == "vllm" else ())})
     return frozenset({"tools", *_TEMPLATE}) if templated else frozenset()
 
 
@@ -231,5 +235,8 @@ def _told(chat: ChatOptions | None) -> dict[str, Any]:
     """What the server's template is to be told."""
     if chat is None:
         return {}
-    told = {name: getattr(chat, name) for name in chat.set}
-    return {**told, "add_generation_prompt": chat.arguments["add_generation_prompt"]} if told else {}
+    calling = {name: getattr(chat, name) for name in chat.set if name in _CALLING}
+    told = {name: getattr(chat, name) for name in chat.set if name in _TEMPLATE}
+    if told:
+        told["add_generation_prompt"] = chat.arguments["add_generation_prompt"]
+    return {**calling, **told}
