@@ -69,15 +69,16 @@ class Redraw:
     """An answer that an engine draws anew from its first token: what its reader has is checked and left out.
 
     Args:
-        request: With the tokens, and the characters of what they made, that its reader has.
+        request: With the tokens that its reader has.
+        characters: Of what they made, that are left out here; None for all that its reader has.
     """
 
     __slots__ = ("_known", "_owed", "_seen", "_unseen")
 
-    def __init__(self, request: GenerateRequest) -> None:
+    def __init__(self, request: GenerateRequest, *, characters: int | None = None) -> None:
         self._known = request.resume_token_ids
         self._seen = 0
-        self._unseen = Unseen(request.resume_characters)
+        self._unseen = Unseen(request.resume_characters if characters is None else characters)
         self._owed: list[Delta] = []
 
     def leave_out(self, delta: Delta) -> bool:

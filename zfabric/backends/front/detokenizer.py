@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from transformers import PreTrainedTokenizerFast
@@ -29,9 +29,12 @@ class Detokenizer:
     Args:
         tokenizer: A transformers tokenizer.
         skip_special_tokens: Leave special tokens out.
+        marks: Special tokens that are shown all the same, with their texts: for whoever reads the text by them.
     """
 
-    def __init__(self, tokenizer: Any, *, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self, tokenizer: Any, *, skip_special_tokens: bool = True, marks: Mapping[int, str] | None = None
+    ) -> None:
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
         # A tokenizer that has no ways of its own adds only time to what its core does.
@@ -42,6 +45,7 @@ class Detokenizer:
         self._core = tokenizer.backend_tokenizer if plain else None
         self._byte_fallback = tokenizer.convert_tokens_to_ids("<0x00>") not in (None, tokenizer.unk_token_id)
         self._left_out = frozenset(tokenizer.all_special_ids if skip_special_tokens else ())
+        self._marks = marks if marks and skip_special_tokens else {}
         self._window: list[int] = []
         #: How many tokens of the window, and how many characters of its text, have been given out.
         self._context = 0
@@ -49,6 +53,9 @@ class Detokenizer:
 
     def add(self, token: int) -> str:
         """The text that this token completes; often its own, sometimes none."""
+        if token in self._marks:
+            # Nothing that was unfinished goes on beyond it.
+            return self.finish() + self._marks[token]
         if token in self._left_out:
             return ""
         self._window.append(token)

@@ -11,6 +11,7 @@ from zfabric.backends.front import generation_config
 from zfabric.backends.front.adapters import Adapters
 from zfabric.backends.front.embed_inputs import EmbedInputs, with_special_tokens
 from zfabric.backends.front.generation_config import GenerationDefaults
+from zfabric.backends.front.parsing import AnswerFormat, template_text
 from zfabric.backends.front.prompts import PromptTokens
 from zfabric.backends.hf_transformers.embed_queue import EmbedQueue
 from zfabric.backends.hf_transformers.embedding import Embedder
@@ -39,6 +40,7 @@ class Assembled:
         defaults: What the model says of its answers, where a request does not.
         prompts: Makes tokens of them.
         lora: Reads adapters, and has the model apply them.
+        answer_format: How the model writes reasoning and calls.
     """
 
     loaded: Loaded
@@ -49,6 +51,7 @@ class Assembled:
     lora: Lora
     adapters: Adapters[Adapter]
     defaults: GenerationDefaults
+    answer_format: AnswerFormat
 
 
 def assemble(
@@ -70,6 +73,8 @@ def assemble(
         ConfigurationError: See `load`, `check_rows`, `Lora.read`; or compile is asked for where it does not go.
     """
     loaded = load(options)
+    template = template_text(loaded.tokenizer.chat_template)
+    answer_format = AnswerFormat(template, tools=options.tool_parser, reasoning=options.reasoning_parser)
     model = _model(loaded, options)
     if loaded.kind in ("causal", "vision"):
         check_rows(model, loaded.model, loaded.tokenizer, options.model)
@@ -86,7 +91,7 @@ def assemble(
     defaults = generation_defaults(loaded, options.generation_config)
     engine = Engine(
         model,
-        _input_processor(loaded, options, model, prompts, adapters, defaults),
+        _input_processor(loaded, options, model, prompts, adapters, defaults, answer_format),
         loaded.tokenizer,
         batch_size_max=loaded.batch_size_max,
         kv_tokens_max=loaded.kv_tokens_max,
@@ -109,7 +114,7 @@ def assemble(
     if loaded.generates:
         engine.run_job(model.warm_up).result()
     queue.submit(embedder.pieces(EmbedRequest(inputs=["warm-up"]))).result()
-    return Assembled(loaded, engine, embedder, queue, prompts, model.lora, adapters, defaults)
+    return Assembled(loaded, engine, embedder, queue, prompts, model.lora, adapters, defaults, answer_format)
 
 
 def _model(loaded: Loaded, options: TransformersOptions) -> ModelRunner:
@@ -130,6 +135,7 @@ def _input_processor(
     prompts: PromptTokens,
     adapters: Adapters[Adapter],
     defaults: GenerationDefaults,
+    answer_format: AnswerFormat,
 ) -> InputProcessor:
     return InputProcessor(
         loaded.tokenizer,
@@ -143,6 +149,7 @@ def _input_processor(
         processor=loaded.processor,
         logprobs_max=options.max_logprobs,
         defaults=defaults,
+        answer_format=answer_format,
     )
 
 

@@ -20,6 +20,7 @@ from zfabric.backends.hf_transformers.model_runner import ModelRunner
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
 from zfabric.errors import RequestError
 from zfabric.wire.payloads import Delta
+from zfabric.wire.tool_calls import joined_calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,8 @@ class BeamSearch:
             for token in beam.tokens:
                 delta = choice.take(token, None)
                 whole.text += delta.text
+                whole.reasoning += delta.reasoning
+                whole.tool_calls = joined_calls([*(whole.tool_calls or ()), *(delta.tool_calls or ())])
                 whole.token_ids = [*whole.token_ids, token]
                 whole.finish_reason, whole.usage = delta.finish_reason, delta.usage
                 if delta.finish_reason is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from zfabric.wire.payloads import Delta
+from zfabric.wire.tool_calls import joined_calls
 
 
 class BestOf:
@@ -24,6 +25,8 @@ class BestOf:
         """Enter a delta, with its log-probabilities. Returns what is to be given out: nothing until all have ended."""
         choice = self._choices[delta.index]
         choice.text += delta.text
+        choice.reasoning += delta.reasoning
+        choice.tool_calls = joined_calls([*(choice.tool_calls or ()), *(delta.tool_calls or ())])
         choice.token_ids = [*choice.token_ids, *delta.token_ids]
         choice.logprobs = [*(choice.logprobs or ()), *(delta.logprobs or ())]
         choice.finish_reason = delta.finish_reason or choice.finish_reason

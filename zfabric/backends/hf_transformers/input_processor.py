@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Final
 
 from zfabric.backends.front.adapters import Adapters
 from zfabric.backends.front.bounds import check_logprobs, check_prompt_logprobs
 from zfabric.backends.front.generation_config import GenerationDefaults
 from zfabric.backends.front.images import has_images, see
+from zfabric.backends.front.parsing import AnswerFormat, MarkTokens, force_calls
 from zfabric.backends.front.prompts import PromptTokens, fit, known_tokens
 from zfabric.backends.hf_transformers.lora import Adapter
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
@@ -41,6 +43,7 @@ class InputProcessor:
         processor: A transformers processor, for models that see images.
         logprobs_max: Alternatives per token that a request may ask the log-probabilities of.
         defaults: What the model itself says of its answers.
+        answer_format: How the model writes reasoning and calls; None if it writes none.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class InputProcessor:
         processor: Any = None,
         logprobs_max: int = LOGPROBS_MAX,
         defaults: GenerationDefaults | None = None,
+        answer_format: AnswerFormat | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._prompts = prompts
@@ -69,6 +73,8 @@ class InputProcessor:
         self._processor = processor
         self._adapters = adapters or Adapters()
         self._defaults = defaults or GenerationDefaults()
+        self._format = answer_format or AnswerFormat("")
+        self._marks = MarkTokens(self._format, tokenizer)
         self._suppressed, self._suppressed_first = (
             frozenset(token for token in tokens if 0 <= token < vocabulary_size)
             for tokens in (self._defaults.suppressed, self._defaults.suppressed_first)
@@ -85,6 +91,7 @@ class InputProcessor:
             FabricError: The request cannot be served: see `prompt_tokens`, `fit`; or a parameter is out of range.
         """
         request = answer.request
+        force_calls(request)
         sampling = request.sampling
         self._check(request)
         known_tokens(request.resume_token_ids, self._vocabulary_size)
@@ -107,6 +114,8 @@ class InputProcessor:
         if guides[0] is not None:
             # What is whole ends, also for those who ignore the model's own end.
             ends |= self._guides.end_tokens
+        tail = partial(self._tail, kept)
+        readers = [self._format.reader(request, tail, index=index, lead=echo or "") for index in range(answer.choices)]
         return [
             Sequence(
                 answer,
@@ -119,9 +128,15 @@ class InputProcessor:
                 tokenizer=self._tokenizer,
                 echo=echo,
                 guide=guide,
+                reader=reader,
+                marks=self._marks.of(reader),
             )
-            for index, guide in enumerate(guides)
+            for index, (guide, reader) in enumerate(zip(guides, readers, strict=True))
         ]
+
+    def _tail(self, tokens: list[int], count: int) -> str:
+        """The text of the last tokens of a prompt, special ones included."""
+        return str(self._tokenizer.decode(tokens[-count:], skip_special_tokens=False))
 
     def _tokens(self, answer: Answer) -> list[int]:
         """Tokens of the prompt; `answer.media` is set if it has images."""

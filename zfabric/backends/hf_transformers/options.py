@@ -30,6 +30,8 @@ class TransformersOptions:
         attention: Attention implementation, such as sdpa, eager or flash_attention_2; the best that the model has by default.
         trust_remote_code: Run code that the model's repository brings along.
         chat_template: File with a Jinja chat template, instead of the tokenizer's own.
+        tool_parser: How tool calls are written: auto goes by the chat template, none leaves them in the text, or a format's name.
+        reasoning_parser: The same for reasoning.
         generation_config: Where to take the model's own way of drawing from: auto is the model, none is nothing, or a directory.
         lora: LoRA adapters as name=path, each served as a model of that name beside the model itself.
         context_length: Tokens of prompt and answer; the model's own by default.
@@ -60,6 +62,8 @@ class TransformersOptions:
     attention: str | None = None
     trust_remote_code: bool = False
     chat_template: Path | None = None
+    tool_parser: str = "auto"
+    reasoning_parser: str = "auto"
     generation_config: str = "auto"
     lora: tuple[str, ...] = ()
     context_length: int | None = None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from zfabric.backends.front.detokenizer import Detokenizer
+from zfabric.backends.front.parsing import AnswerReader
 from zfabric.backends.front.stop_strings import StopStrings
 from zfabric.backends.hf_transformers.best_of import BestOf
 from zfabric.backends.hf_transformers.logits_processors import Row
@@ -106,10 +108,13 @@ class Sequence:
         tokenizer: A transformers tokenizer.
         echo: The text to begin with, None for none.
         guide: What its text has to follow.
+        reader: Tells reasoning and calls from its text, which begins with `echo` there; None for a text that is nothing else.
+        marks: Special tokens that the reader has to see, with their texts.
     """
 
     __slots__ = (
-        "_detokenizer", "_mute", "_owed", "_skip", "_stops", "answer", "end_tokens", "index", "limit", "output", "row",
+        "_detokenizer", "_mute", "_owed", "_reader", "_skip", "_stops", "answer", "end_tokens", "index", "limit", "output",
+        "row",
     )  # fmt: skip
 
     def __init__(
@@ -125,6 +130,8 @@ class Sequence:
         suppressed: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset()),
         echo: str | None = None,
         guide: Guide | None = None,
+        reader: AnswerReader | None = None,
+        marks: Mapping[int, str] | None = None,
     ) -> None:
         sampling = answer.request.sampling
         self.answer = answer
@@ -136,14 +143,19 @@ class Sequence:
         allowed = tuple(extra.get("allowed_token_ids", ()))
         self.row = Row(sampling, seed, answer.prompt, self.output, end_tokens, bad_words, guide, suppressed, allowed)
         self._mute = extra.get("detokenize") is False
-        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=sampling.skip_special_tokens)
+        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=sampling.skip_special_tokens, marks=marks)
         if echo is not None:
             self._detokenizer.go_on_after(answer.prompt)
         shown = bool(extra.get("include_stop"))
         self._stops = StopStrings(sampling.stop, free=sampling.min_new_tokens, shown=shown)
+        self._reader = reader
         #: Text that goes out with the next token.
-        self._owed = echo or ""
-        self._skip = answer.request.resume_characters if index == 0 else 0
+        self._owed = "" if reader is not None else echo or ""
+        self._skip = answer.request.resume_characters if index == 0 and reader is None else 0
+        if reader is not None:
+            answer.plain = False
+            if guide is not None:
+                guide.waits = not reader.answers
 
     @property
     def alternatives(self) -> int | None:
@@ -172,6 +184,7 @@ class Sequence:
         Text of these tokens that the reader lacks goes out with the next token.
         """
         missing = ""
+        self._hold(held=True)
         for token in tokens:
             delta = self.take(token, None)
             missing += delta.text
@@ -179,8 +192,14 @@ class Sequence:
                 delta.token_ids = []
                 delta.text = missing
                 return delta
+        self._hold(held=False)
         self._owed = missing
         return None
+
+    def _hold(self, *, held: bool) -> None:
+        """Whether what is read is kept for later."""
+        if self._reader is not None:
+            self._reader.held = held
 
     def take(self, token: int, logprobs: TokenLogprobs | None) -> Delta:
         """Enter a drawn token. The delta's `finish_reason` says whether it was the last."""
@@ -202,6 +221,10 @@ class Sequence:
             else:
                 text += self._stops.finish()
         delta = Delta(text=self._unseen(text), token_ids=[token], index=self.index, finish_reason=reason)
+        if self._reader is not None:
+            self._reader.read(delta)
+            if guide is not None and guide.waits:
+                guide.waits = not self._reader.answers
         if logprobs is not None:
             delta.logprobs = [logprobs]
         if self.answer.prompt_logprobs is not None:

@@ -42,13 +42,15 @@ class Guide:
 
     Attributes:
         failure: Set when it cannot go on: no token may come, or a bound of the library is reached.
+        waits: Set while the model reasons: its answer is what has to follow.
     """
 
-    __slots__ = ("_mask", "_matcher", "failure")
+    __slots__ = ("_mask", "_matcher", "failure", "waits")
 
     def __init__(self, matcher: Any, words: int) -> None:
         self._matcher = matcher
         self.failure: BackendError | None = None
+        self.waits = False
         self._mask = torch.empty(words, dtype=torch.int32)
 
     def ban(self, scores: torch.Tensor) -> None:
@@ -57,6 +59,8 @@ class Guide:
         Args:
             scores: Logits of one row, (vocabulary,).
         """
+        if self.waits:
+            return
         mask = self._mask
         self._matcher.unsafe_compute_mask_ptr(mask.data_ptr(), mask.numel() * mask.element_size())
         self._note_failure()
@@ -66,6 +70,8 @@ class Guide:
 
     def take(self, token: int) -> bool:
         """Enter a drawn token that does not end the answer. Returns whether the text is whole and cannot go on."""
+        if self.waits:
+            return False
         self._matcher.consume_token(token)
         self._note_failure()
         return bool(self._matcher.is_stopped())

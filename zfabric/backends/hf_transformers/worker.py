@@ -107,6 +107,7 @@ class ModelWorker(StepwiseModelWorker):
                 "dtype": loaded.dtype,
                 "kv_tokens_max": loaded.kv_tokens_max,
                 "pooling": ", ".join(loaded.pooler.modes),
+                **(self._assembled.answer_format.details if loaded.generates else {}),
                 **({"generation_config_not_done": ", ".join(not_done)} if not_done else {}),
             },
         )
@@ -124,8 +125,10 @@ class ModelWorker(StepwiseModelWorker):
 
         if not loaded.generates:
             return []
-        guided = {*structured_outputs.GUIDED, "response_format"}
+        assert self._assembled is not None
+        guided = {*structured_outputs.GUIDED, "response_format", "tool_choice"}
         missing = set() if structured_outputs.guidable(loaded.tokenizer) else guided
+        missing |= self._assembled.answer_format.missing
         if loaded.kind == "paired":
             # The encoder reads the prompt; nothing predicts it.
             missing.add("prompt_logprobs")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from zfabric.backends.front.continuation import Redraw
+from zfabric.backends.front.parsing import AnswerReader
 from zfabric.errors import BackendError, WorkerDrainingError
 from zfabric.wire.payloads import Delta, FinishReason, GenerateRequest, Logprob, TokenLogprobs, Usage
 
@@ -23,11 +24,13 @@ class Answer:
         redraw: The engine draws the answer anew from its first token; what the reader has is checked and left out.
         tries: How often it may be asked for once more, when the engine turns out to lack an image.
         headers: By which the engine goes on with the request's trace.
+        readers: What tells reasoning and calls from the text of each choice, which begins with the echo there; none for a text
+            that is nothing else.
     """
 
     __slots__ = (
-        "_completion_tokens", "_lacking", "_leads", "_plain", "_redraw", "_top", "_top_prompt", "headers", "prompt_tokens",
-        "request", "tries",
+        "_completion_tokens", "_lacking", "_leads", "_plain", "_readers", "_redraw", "_top", "_top_prompt", "headers",
+        "prompt_tokens", "request", "tries",
     )  # fmt: skip
 
     def __init__(
@@ -39,6 +42,7 @@ class Answer:
         redraw: bool = False,
         tries: int = 0,
         headers: dict[str, str] | None = None,
+        readers: Sequence[AnswerReader] = (),
     ) -> None:
         drawn = request.resume_token_ids
         self.request = request
@@ -49,12 +53,15 @@ class Answer:
         self._top = request.sampling.logprobs
         self._top_prompt = request.sampling.prompt_logprobs
         self._completion_tokens = 0 if redraw else len(drawn)
-        self._redraw = Redraw(request) if redraw else None
+        self._readers = readers
+        # A reader leaves out by itself what has been seen of its text.
+        self._redraw = Redraw(request, characters=0 if readers else None) if redraw else None
         # Of an answer that goes on in the engine, the text does so where the reader stands; only the echo is ours.
         lead = echo if redraw else echo[request.resume_characters :]
-        self._leads = dict.fromkeys(range(request.sampling.n), lead) if lead else {}
+        self._leads = dict.fromkeys(range(request.sampling.n), lead) if lead and not readers else {}
         # Of the whole answer, so that no step has one of its tokens as a delta before another that is plain.
-        self._plain = request.sampling.n == 1 and not (self._leads or redraw) and self._top is self._top_prompt is None
+        simple = request.sampling.n == 1 and not (self._leads or readers or redraw)
+        self._plain = simple and self._top is self._top_prompt is None
 
     def plain_token(self, output: Any) -> tuple[int, str] | None:
         """What one `RequestOutput` adds, where that is a token and its text and nothing else; None where `deltas` has to say."""
@@ -104,6 +111,8 @@ class Answer:
         if self._top is not None and choice.logprobs is not None:
             lines = zip(token_ids, choice.logprobs, strict=True)
             delta.logprobs = [_entry(token, line, self._top) for token, line in lines]
+        if self._readers:
+            self._readers[choice.index].read(delta)
         if self._redraw is not None and not self._redraw.leave_out(delta):
             return None
         return delta

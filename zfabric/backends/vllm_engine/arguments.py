@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from zfabric.backends.front.parsing.formats import AUTO
 from zfabric.backends.vllm_engine.compat.environment import argument_parser, prepare_environment
 from zfabric.errors import ConfigurationError
 
@@ -29,12 +30,15 @@ class Arguments:
         names: Names the model is served under; the first is the model, the others aliases.
         chat_template: Text of a chat template instead of the model's own.
         adapters: LoRA adapters: name → directory.
+        tool_parser, reasoning_parser: How calls and reasoning are written: auto, none, or the name of a format.
     """
 
     engine: Any
     names: tuple[str, ...]
     chat_template: str | None = None
     adapters: dict[str, str] = field(default_factory=dict)
+    tool_parser: str = AUTO
+    reasoning_parser: str = AUTO
 
 
 def parse(argv: Sequence[str], settings: Mapping[str, Any]) -> Arguments:
@@ -55,6 +59,8 @@ def parse(argv: Sequence[str], settings: Mapping[str, Any]) -> Arguments:
     if not given.model:
         raise ConfigurationError("--model is missing: a directory, or a name that vLLM can find")
     names = tuple(given.model_names or given.served_model_name or [Path(given.model).name])
+    # vLLM's own setting of this name says it for our parsers too; its engine is told the name once it is known.
+    reasoning_parser, given.reasoning_parser = given.reasoning_parser or AUTO, ""
     try:
         engine = AsyncEngineArgs.from_cli_args(given)
     except (OSError, ValueError) as error:
@@ -65,6 +71,8 @@ def parse(argv: Sequence[str], settings: Mapping[str, Any]) -> Arguments:
         names=names,
         chat_template=_template(given.chat_template),
         adapters=dict(_adapter(text) for text in given.lora_modules),
+        tool_parser=given.tool_parser,
+        reasoning_parser=reasoning_parser,
     )
 
 
@@ -111,6 +119,11 @@ def _parser(engine_arguments: Any) -> Any:
     ours.add_argument(
         "--lora-modules", nargs="+", action="extend", default=[], metavar="NAME=PATH",
         help="LoRA adapters, each served under its name; needs --enable-lora.",
+    )  # fmt: skip
+    ours.add_argument(
+        "--tool-parser", default=AUTO, metavar="NAME",
+        help="How tool calls are written: auto tells it by the chat template, none leaves them in the text. "
+        "--reasoning-parser is the same for reasoning.",
     )  # fmt: skip
     return parser
 

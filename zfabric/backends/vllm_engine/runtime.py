@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zfabric.backends.front.adapters import Adapters
+from zfabric.backends.front.parsing import AnswerFormat
 from zfabric.backends.vllm_engine import sampling
 from zfabric.backends.vllm_engine.adapters import Adapter, Lora
 from zfabric.backends.vllm_engine.arguments import Arguments
@@ -15,6 +16,7 @@ from zfabric.backends.vllm_engine.compat.rendering import end_tokens
 from zfabric.backends.vllm_engine.compat.step_tap import StepTap
 from zfabric.backends.vllm_engine.pooling import Pooling
 from zfabric.backends.vllm_engine.prompts import Prompts
+from zfabric.backends.vllm_engine.reading import Reading, answer_format
 from zfabric.backends.vllm_engine.statistics import Statistics
 from zfabric.errors import ConfigurationError
 
@@ -26,10 +28,11 @@ class Runtime:
         engine: vLLM's `AsyncLLM`.
         context_length: Tokens of prompt and answer.
         slots: Requests that the engine's batch holds, over all data-parallel ranks.
+        format: How the model writes reasoning and calls.
         asleep: The level at which an operator has put it to sleep, 0 if it is awake.
     """
 
-    def __init__(self, engine: Any, arguments: Arguments, statistics: Statistics) -> None:
+    def __init__(self, engine: Any, arguments: Arguments, statistics: Statistics, form: AnswerFormat) -> None:
         configuration = engine.vllm_config
         self.engine = engine
         self.arguments = arguments
@@ -45,6 +48,8 @@ class Runtime:
         self.adapters: Adapters[Adapter] = Adapters(arguments.names)
         self.lora = Lora(engine, int(getattr(configuration.lora_config, "max_loras", 0)))
         self.prompts = Prompts(engine, self.context_length, arguments.chat_template)
+        self.format = form
+        self.reading = Reading(form, self.prompts, engine.renderer.get_tokenizer())
         self.tasks: tuple[str, ...] = ()
         self.pooling = Pooling(engine, self.prompts, ())
         statistics.kv_blocks = int(configuration.cache_config.num_gpu_blocks or 0)
@@ -54,13 +59,14 @@ class Runtime:
         """Start the engine. Takes as long as that takes: seconds to many minutes.
 
         Raises:
-            ConfigurationError: vLLM refuses the model or its settings.
+            ConfigurationError: vLLM refuses the model or its settings, or there is no parser of such a name.
         """
         from vllm.v1.engine.async_llm import AsyncLLM
 
         statistics = Statistics()
         # The worker reports by itself; vLLM's own loggers and metrics would be kept up to date for nobody.
         arguments.engine.disable_log_stats = True
+        form = answer_format(arguments)
         loggers = [statistics_logger(statistics.record)]
         try:
             engine = AsyncLLM.from_engine_args(arguments.engine, stat_loggers=loggers)
@@ -68,7 +74,7 @@ class Runtime:
             model = str(arguments.engine.model)
             raise ConfigurationError(f"model {model!r} cannot be loaded: {error}", model=model) from error
         record_alone(engine, statistics.record)
-        return cls(engine, arguments, statistics)
+        return cls(engine, arguments, statistics, form)
 
     async def open(self, on_step: Callable[[list[Any]], None], on_death: Callable[[BaseException], None]) -> StepTap:
         """Connect the engine to the event loop, and load the adapters that were asked for."""

@@ -8,12 +8,14 @@ from typing import Any, Final, TypeVar
 
 from zfabric.backends.front.adapters import adapter_details
 from zfabric.backends.front.continuation import continues
+from zfabric.backends.front.parsing import force_calls
 from zfabric.backends.vllm_engine import sampling
 from zfabric.backends.vllm_engine.answers import Answer
 from zfabric.backends.vllm_engine.arguments import HELP, parse, print_help
 from zfabric.backends.vllm_engine.compat.environment import version
 from zfabric.backends.vllm_engine.compat.failures import translated
 from zfabric.backends.vllm_engine.compat.lifecycle import shut_down
+from zfabric.backends.vllm_engine.compat.reasoning import reasoning_options
 from zfabric.backends.vllm_engine.compat.rendering import salted, tokens_input
 from zfabric.backends.vllm_engine.operations import Operations
 from zfabric.backends.vllm_engine.prompts import Prompt
@@ -99,6 +101,7 @@ class VLLMWorker(StepwiseModelWorker):
             "dtype": str(configuration.dtype).removeprefix("torch."),
             "tasks": ",".join(runtime.tasks),
             "kv_blocks": runtime.statistics.kv_blocks,
+            **(runtime.format.details if runtime.generates else {}),
         }
 
         def info(name: str, aliases: Sequence[str], **more: Detail) -> ModelInfo:
@@ -107,7 +110,7 @@ class VLLMWorker(StepwiseModelWorker):
                 aliases=list(aliases),
                 context_length=runtime.context_length,
                 capabilities=capabilities,
-                parameters=sorted({*sampling.supported(runtime.engine), *OPTIONS}) if runtime.generates else [],
+                parameters=sorted(self._honoured(runtime)) if runtime.generates else [],
                 defaults=dict(runtime.defaults.parameters),
                 extra=sampling.extra_keys(runtime.engine) if runtime.generates else [],
                 dimensions=int(configuration.get_hidden_size()) if runtime.pooling.embeds else 0,
@@ -117,6 +120,12 @@ class VLLMWorker(StepwiseModelWorker):
         name, *aliases = runtime.arguments.names
         adapters = [info(adapter.name, (), **adapter_details(adapter, name)) for adapter in runtime.adapters]
         return [info(name, aliases), *adapters]
+
+    def _honoured(self, runtime: Runtime) -> set[str]:
+        """Parameters of a model that makes text."""
+        known = sampling.supported(runtime.engine)
+        missing = runtime.format.missing | (set() if "guided_json" in known else {"tool_choice"})
+        return {*known, *OPTIONS} - missing
 
     def load_report(self) -> EngineLoad:
         runtime = self._runtime
@@ -187,23 +196,33 @@ class VLLMWorker(StepwiseModelWorker):
         adapter = await runtime.lora.hold(request_id, runtime.adapters.find(request.model))
         prompt = await runtime.prompts.of(request)
         request.sampling = runtime.defaults.lengths(request.sampling, len(prompt.token_ids))
+        force_calls(request)
         echo = self._echo(request, prompt)
+        readers = runtime.reading.readers(request, prompt.token_ids, echo)
         drawn = request.resume_token_ids
         reason = self._ended(request, len(prompt.token_ids))
         if reason is not None and not request.sampling.reproducible:
-            usage = Usage(len(prompt.token_ids), len(drawn))
-            self.steps.emit([(request_id, Delta(finish_reason=reason, usage=usage))])
+            delta = Delta(finish_reason=reason)
+            if readers:
+                delta = runtime.reading.ending(request, readers[0], reason, self._ends(request))
+            delta.usage = Usage(len(prompt.token_ids), len(drawn))
+            self.steps.emit([(request_id, delta)])
             return
         redraw = bool(drawn) and (reason is not None or not (prompt.plain and continues(request)))
         parameters = sampling.translate(request, drawn=0 if redraw else len(drawn))
         given = prompt.input
         if drawn and not redraw:
             given = tokens_input([*prompt.token_ids, *drawn])
-            self._tap.continue_after(request_id, drawn, max(0, request.resume_characters - len(echo)))
+            # A reader has to see all of the text, and leaves out what has been seen.
+            seen = 0 if readers else max(0, request.resume_characters - len(echo))
+            self._tap.continue_after(request_id, drawn, seen)
+        self._tap.show_marks(request_id, runtime.reading.marks(request, readers))
         given = salted(given, request.extra.get("cache_salt"))
         tries = 0 if prompt.plain else tries
-        answer = Answer(request, len(prompt.token_ids), echo=echo, redraw=redraw, tries=tries, headers=headers)
-        self._answers[request_id] = answer
+        self._answers[request_id] = Answer(
+            request, len(prompt.token_ids), echo=echo, redraw=redraw, tries=tries, headers=headers, readers=readers
+        )
+        constrained = reasoning_options(runtime.engine, ended=not readers or readers[0].answers)
         await runtime.engine.add_request(
             request_id,
             given,
@@ -211,6 +230,7 @@ class VLLMWorker(StepwiseModelWorker):
             lora_request=adapter,
             trace_headers=headers or None,
             priority=request.priority if runtime.priorities else 0,
+            **(constrained if parameters.structured_outputs is not None else {}),
         )
 
     def _echo(self, request: GenerateRequest, prompt: Prompt) -> str:
@@ -226,8 +246,7 @@ class VLLMWorker(StepwiseModelWorker):
         drawn, wanted = request.resume_token_ids, request.sampling
         if not drawn:
             return None
-        ends = frozenset(wanted.stop_token_ids) | (frozenset() if wanted.ignore_eos else self._served().end_tokens)
-        if drawn[-1] in ends and len(drawn) > wanted.min_new_tokens:
+        if drawn[-1] in self._ends(request) and len(drawn) > wanted.min_new_tokens:
             return "stop"
         if wanted.stop and len(drawn) > wanted.min_new_tokens:
             text = self._served().prompts.text(drawn, skip_special_tokens=wanted.skip_special_tokens)
@@ -237,6 +256,11 @@ class VLLMWorker(StepwiseModelWorker):
         if len(drawn) >= min(wanted.max_new_tokens or room, room):
             return "length"
         return None
+
+    def _ends(self, request: GenerateRequest) -> frozenset[int]:
+        """Tokens that end this answer."""
+        wanted = request.sampling
+        return frozenset(wanted.stop_token_ids) | (frozenset() if wanted.ignore_eos else self._served().end_tokens)
 
     def _on_step(self, outputs: list[Any]) -> None:
         """All that one engine step brought."""

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from zfabric.backends.front.call_ids import call_id
 from zfabric.backends.front.parsing.formats import (
-    AUTO, HARMONY_REASONING, HARMONY_TOOLS, NONE, REASONING_FORMATS, TOOL_FORMATS, Schemas, chosen,
+    AUTO,
+    HARMONY_REASONING,
+    HARMONY_TOOLS,
+    NONE,
+    REASONING_FORMATS,
+    TOOL_FORMATS,
+    Schemas,
+    chosen,
 )  # fmt: skip
 from zfabric.backends.front.parsing.harmony import Harmony
 from zfabric.backends.front.parsing.json_calls import CallList, OneCall
@@ -29,16 +36,18 @@ class AnswerReader:
     Args:
         parser: Of the model's format.
         pieces: Where the parser puts what it finds.
+        calls: Whether it looks for calls in the model's own format.
 
     Attributes:
         held: Keep what is found until it is unset: the reader of a continued answer gets it with the next token.
     """
 
-    __slots__ = ("_parser", "_pieces", "held")
+    __slots__ = ("_parser", "_pieces", "calls", "held")
 
-    def __init__(self, parser: Parser, pieces: Pieces) -> None:
+    def __init__(self, parser: Parser, pieces: Pieces, *, calls: bool) -> None:
         self._parser = parser
         self._pieces = pieces
+        self.calls = calls
         self.held = False
 
     @property
@@ -72,7 +81,7 @@ class AnswerFormat:
 
     Attributes:
         tools, reasoning: Names of what was chosen, None for none.
-        forces: Whether calls may be forced by a guide: not where calls are to stay text.
+        missing: Options of a request that go beyond it: calls cannot be asked for where they are to stay text.
 
     Raises:
         ConfigurationError: A name that is none.
@@ -85,7 +94,8 @@ class AnswerFormat:
     def __init__(self, template: str, *, tools: str = AUTO, reasoning: str = AUTO) -> None:
         self.tools = chosen("tool_parser", tools, template, TOOL_FORMATS)
         self.reasoning = chosen("reasoning_parser", reasoning, template, REASONING_FORMATS)
-        self.forces = tools != NONE
+        calling = {"tool_choice"} if tools == NONE else set()
+        self.missing = frozenset(calling if self.tools else {*calling, "parallel_tool_calls"})
 
     @property
     def details(self) -> dict[str, str]:
@@ -93,16 +103,14 @@ class AnswerFormat:
         return {"tool_parser": self.tools or NONE, "reasoning_parser": self.reasoning or NONE}
 
     @property
-    def marks(self) -> frozenset[str]:
-        """What readers have to see in a text, though it may be special tokens, which a text usually lacks."""
-        found = set(TOOL_FORMATS[self.tools].marks) if self.tools else set()
+    def reasoning_marks(self) -> tuple[str, ...]:
+        """The tokens around reasoning."""
+        if self.reasoning is None:
+            return ()
         if self.reasoning == HARMONY_REASONING:
-            found |= set(TOOL_FORMATS[HARMONY_TOOLS].marks)
-        elif self.reasoning:
-            open_mark, close_mark = REASONING_FORMATS[self.reasoning].marks
-            # A name may follow the mark itself.
-            found |= {open_mark.removesuffix("thought"), close_mark}
-        return frozenset(found)
+            return TOOL_FORMATS[HARMONY_TOOLS].marks
+        # A name may follow the mark itself.
+        return tuple(mark.removesuffix("thought") for mark in REASONING_FORMATS[self.reasoning].marks)
 
     def reader(
         self, request: GenerateRequest, tail: Callable[[int], str], *, index: int = 0, lead: str = ""
@@ -130,7 +138,8 @@ class AnswerFormat:
             parallel=chat is None or chat.parallel_tool_calls,
         )
         pieces.exactly(lead)
-        return AnswerReader(self._parser(request, schemas, tail), pieces)
+        own = bool(schemas) and self.tools is not None and not forced(request)
+        return AnswerReader(self._parser(request, schemas, tail), pieces, calls=own)
 
     def _parser(self, request: GenerateRequest, schemas: Schemas, tail: Callable[[int], str]) -> Parser:
         rest = self._calls(request, schemas)
@@ -138,7 +147,7 @@ class AnswerFormat:
             return rest
         continued = request.chat is not None and request.chat.continue_final_message
         end = tail(_TAIL_TOKENS_CONTINUED if continued else _TAIL_TOKENS)
-        if HARMONY_REASONING == self.reasoning or HARMONY_TOOLS == self.tools:
+        if self.reasoning == HARMONY_REASONING or self.tools == HARMONY_TOOLS:
             begun = end.rpartition(Harmony.START)[2].removeprefix("assistant")
             calls = bool(schemas) and self.tools == HARMONY_TOOLS and not forced(request)
             return Harmony(begun, calls=calls, rest=rest)
@@ -166,6 +175,28 @@ def template_text(templates: Any) -> str:
     if isinstance(templates, dict):
         return "\n".join(str(template) for template in templates.values())
     return str(templates or "")
+
+
+class MarkTokens:
+    """Those of a format's marks that are special tokens of a tokenizer, which a text usually lacks.
+
+    Args:
+        form: The format.
+        tokenizer: Of transformers, or one with its `added_tokens_decoder`.
+    """
+
+    def __init__(self, form: AnswerFormat, tokenizer: Any) -> None:
+        added = getattr(tokenizer, "added_tokens_decoder", None) or {}
+        special = {int(token): str(known) for token, known in added.items() if known.special}
+        tools = TOOL_FORMATS[form.tools].marks if form.tools else ()
+        self._thinking = {token: text for token, text in special.items() if text in form.reasoning_marks}
+        self._calling = {token: text for token, text in special.items() if text in {*form.reasoning_marks, *tools}}
+
+    def of(self, reader: AnswerReader | None) -> Mapping[int, str]:
+        """Tokens that a reader has to see, with their texts."""
+        if reader is None:
+            return {}
+        return self._calling if reader.calls else self._thinking
 
 
 def _opened(tail: str, marks: tuple[str, str], *, within: bool) -> bool | None:

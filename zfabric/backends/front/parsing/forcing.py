@@ -71,4 +71,6 @@ def calls_schema(schemas: Mapping[str, Mapping[str, Any]], *, parallel: bool) ->
 
 def _arguments(schema: Mapping[str, Any]) -> dict[str, Any]:
     """The schema of a function's arguments, which are an object even where nothing is said of them."""
-    return {"type": "object", **schema} if schema else {"type": "object", "properties": {}, "additionalProperties": False}
+    return (
+        {"type": "object", **schema} if schema else {"type": "object", "properties": {}, "additionalProperties": False}
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+from typing import Any
 
 from zfabric.backends.front.parsing.json_values import SPACE, loads
 from zfabric.backends.front.parsing.pieces import Pieces
@@ -71,7 +71,7 @@ class GemmaCalls(Parser):
         if not self.buffer:
             return False
         mark = self.buffer[0]
-        if mark in "}]" and self._state != "value" or mark == "]":
+        if (mark in "}]" and self._state != "value") or mark == "]":
             return self._close(mark, out)
         if self._state == "next":
             self.buffer = self.buffer[1:]

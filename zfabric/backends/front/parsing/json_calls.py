@@ -55,7 +55,7 @@ class HermesCalls(Parser):
 
 
 class LlamaCalls(Parser):
-    """`{"name": …, "parameters": …}` at the beginning or after `<|python_tag|>`; several stand one after another, with `;` between.
+    """`{"name": …, "parameters": …}` at the beginning or after `<|python_tag|>`; several with `;` between.
 
     Args:
         names: Of the tools: without a mark, only an object with one of them is a call.

@@ -106,10 +106,8 @@ class CallObject:
         at = 0
         while at < len(text) and not (self.done or self.failed):
             before = at
-            if self._state in ("key", "value"):
-                at = self._read_part(text, at, out)
-            else:
-                at = self._read_mark(text, at, out)
+            read = self._read_part if self._state in ("key", "value") else self._read_mark
+            at = read(text, at, out)
             if not self.begun:
                 self.raw += text[before:at]
         return text[at:]
@@ -119,7 +117,7 @@ class CallObject:
         mark = text[at]
         if mark in SPACE:
             return at + 1
-        if self._state == "keys" and mark == '"' or self._state == "values":
+        if (self._state == "keys" and mark == '"') or self._state == "values":
             self._state = "key" if self._state == "keys" else "value"
             self._part, self._value = "", JsonValue()
             return at

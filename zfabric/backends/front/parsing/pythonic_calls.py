@@ -59,11 +59,12 @@ class PythonicCalls(Parser):
                 name = _NAME.match(inner)
                 if not inner or (name is not None and name.end() == len(inner)):
                     return False
-        if rest.startswith("[") and (name := _NAME.match(rest[1:].lstrip())) is not None:
-            if rest[1:].lstrip()[name.end() :].startswith("(") and name.group() in self._names:
-                self.buffer = rest[1:].lstrip()
-                self._state = "call"
-                return True
+        inner = rest[1:].lstrip() if rest.startswith("[") else ""
+        name = _NAME.match(inner)
+        if name is not None and inner.startswith("(", name.end()) and name.group() in self._names:
+            self.buffer = inner
+            self._state = "call"
+            return True
         self._state = "text"
         return bool(self.buffer)
 
@@ -142,5 +143,5 @@ def _value(written: str) -> Any:
 class _Words(ast.NodeTransformer):
     """Puts Python's constants in place of JSON's words."""
 
-    def visit_Name(self, node: ast.Name) -> ast.expr:  # noqa: N802 — as its base calls it
+    def visit_Name(self, node: ast.Name) -> ast.expr:
         return ast.Constant(_WORDS[node.id]) if node.id in _WORDS else node

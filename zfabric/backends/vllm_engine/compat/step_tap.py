@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from zfabric.backends.vllm_engine.compat.metrics import others_count
@@ -35,6 +35,7 @@ class StepTap:
         # Traces of requests are made of the same figures.
         self._counts = others_count() or bool(processor.tracing_enabled)
         self._continued: dict[str, tuple[list[int], int]] = {}
+        self._marks: dict[str, Mapping[int, str]] = {}
         processor.process_outputs, processor.add_request = self._process_outputs, self._add_request
         processor.update_scheduler_stats, processor.propagate_error = self._update_scheduler_stats, self._fail
 
@@ -46,9 +47,14 @@ class StepTap:
         """
         self._continued[request_id] = token_ids, characters
 
+    def show_marks(self, request_id: str, marks: Mapping[int, str]) -> None:
+        """The text of this request, about to be added, has these special tokens, by id: for whoever reads it by them."""
+        self._marks[request_id] = marks
+
     def forget(self, request_id: str) -> None:
         """The request was not added after all, or has been."""
         self._continued.pop(request_id, None)
+        self._marks.pop(request_id, None)
 
     def _process_outputs(self, outputs: Any, timestamp: Any, iteration: Any, *more: Any, **options: Any) -> Any:
         # Counting tokens and times of every request is a tenth of the work, and the worker's beats do not carry them.
@@ -81,8 +87,17 @@ class StepTap:
             request = copy.copy(request)
             request.prompt_token_ids = request.prompt_token_ids[: -len(token_ids)]
         self._add(request, prompt, parent_req, request_index, None)
-        if token_ids:
-            state = self._processor.request_states[request.request_id]
+        marks = self._marks.get(request.external_req_id)
+        state = self._processor.request_states[request.request_id] if token_ids or marks else None
+        if state is not None and marks:
+            _show(state.detokenizer, marks)
+        if state is not None and token_ids:
             state.detokenizer.update(list(token_ids), False)
             state.detokenizer._last_output_text_offset = characters
             state.sent_tokens_offset = len(token_ids)
+
+
+def _show(detokenizer: Any, marks: Mapping[int, str]) -> None:
+    """Have a detokenizer that leaves special tokens out show some of them."""
+    decode = detokenizer.decode_next
+    detokenizer.decode_next = lambda token: decode(token) + marks.get(token, "")
