@@ -5,7 +5,7 @@ SEEDS ?= 10000
 VENV_PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-full lint lock clean faults simulate sweep protocol test-vllm-previous venv
+.PHONY: help demo test bench bench-full lint lock clean faults simulate sweep protocol test-clients test-vllm-previous venv
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -21,8 +21,14 @@ test-vllm-previous:  ## the tests of the vLLM worker again, with the release bef
 	@$(PYTHON) tools/bootstrap.py previous
 	@# Images: the transformers that it wants needs torchvision for them, of which the index has no build for CPUs. The others
 	@# are tests of hf-api that use vLLM's server, and not of the worker.
-	@.venv-previous/bin/python -m pytest tests/backends/vllm_engine $(foreach name,images openai_server openai_embeddings api_failover conformance, \
+	@.venv-previous/bin/python -m pytest tests/backends/vllm_engine $(foreach name,images openai_server openai_embeddings api_failover compatibility conformance, \
 		--ignore tests/backends/vllm_engine/test_$(name).py)
+
+test-clients:  ## clients, load tools and chat programs of others against the gateway, on a real model and two engines
+	@$(PYTHON) tools/bootstrap.py test
+	@$(PYTHON) tools/bootstrap.py clients
+	@# Warnings are those of the clients.
+	@.venv-clients/bin/python -m pytest tests/clients -W default
 
 simulate:  ## SEEDS=10000 simulated clusters under faults, on all cores
 	@$(PYTHON) tools/bootstrap.py core
@@ -61,4 +67,4 @@ lock:  ## write requirements/*.txt anew
 	@tools/lock.sh
 
 clean:  ## remove what was installed and cached here
-	rm -rf .bench .venv .venv-previous .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .bench .venv .venv-clients .venv-previous .mypy_cache .ruff_cache .pytest_cache .hypothesis

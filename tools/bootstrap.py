@@ -1,8 +1,9 @@
 """Makes .venv and installs a locked set of requirements into it. Uses nothing but the standard library.
 
-Usage: python3 tools/bootstrap.py {core,bench,demo,test,previous}
+Usage: python3 tools/bootstrap.py {core,bench,clients,demo,test,previous}
 
-`previous` goes into .venv-previous, beside the others: the release of vLLM before the one that `test` has.
+Two sets go into environments of their own, beside the others: `previous` into .venv-previous, the release of vLLM before the
+one that `test` has; `clients` into .venv-clients, programs of others that call the gateway.
 
 A set that is installed already, unchanged, is left alone at once. uv does the installing where it can be had, because it
 is several times faster; pip does otherwise, and where uv fails. Indexes and local wheel folders that pip is set up for
@@ -29,10 +30,14 @@ SETS = {
     "demo": ("demo", "test"),
     "test": ("test",),
     "previous": ("previous",),
+    "clients": ("clients",),
 }
-PREVIOUS = ROOT / ".venv-previous"
+#: Sets with an environment of their own.
+APART = {name: ROOT / f".venv-{name}" for name in ("clients", "previous")}
 #: Builds of vLLM, by set.
 VLLM = {"test": "vllm", "previous": "vllm-previous"}
+#: What a Chromium may be called.
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 OLDEST = (3, 11)
 #: Looked for when the Python that runs this is too old.
 NAMES = ("python3.14", "python3.13", "python3.12", "python3.11")
@@ -50,7 +55,25 @@ def main() -> int:
     if sys.version_info < OLDEST:
         return _with_another_python()
     wanted = sys.argv[1]
-    return install(wanted, PREVIOUS if wanted == "previous" else VENV)
+    code = install(wanted, APART.get(wanted, VENV))
+    if code == 0 and wanted == "test":
+        get_browser()
+    return code
+
+
+def get_browser() -> None:
+    """Install Chromium, where there is none and this may: on Debian and its like, as root. Else tests of pages are skipped."""
+    if any(map(shutil.which, BROWSERS)) or os.geteuid() != 0 or not shutil.which("apt-get"):
+        return
+    _say("installing Chromium, for the tests of pages")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["update"], ["install", "--yes", "--no-install-recommends", "chromium"]):
+        done = subprocess.run(
+            ["apt-get", "-qq", *command], check=False, env=environment, capture_output=True, text=True
+        )
+        if done.returncode:
+            _say(f"apt-get {command[0]} does not manage that: {done.stderr.strip()[-200:]}")
+            return
 
 
 def install(wanted: str, target: Path) -> int:

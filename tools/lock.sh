@@ -27,4 +27,6 @@ compile bench --extra cli --extra metrics --extra tracing --extra gateway --extr
 compile demo --extra cli --extra metrics --extra tracing --extra gateway --extra transformers --constraint "$torch"
 # With all that vLLM needs but itself, which requirements/vllm*.txt hold: see tools/bootstrap.py.
 compile test --extra cli --extra metrics --extra tracing --extra gateway --extra hf-api --extra transformers --extra bench --extra test --override "$torch" --excludes "$excluded" requirements/vllm.txt
+# Of its own: what load tools and clients want of other packages is not what engines want.
+compile clients --extra clients --override "$torch" --excludes "$excluded"
 compile previous --extra cli --extra metrics --extra tracing --extra gateway --extra transformers --extra test --override "$torch" --excludes "$excluded" requirements/vllm-previous.txt

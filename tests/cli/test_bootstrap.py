@@ -138,6 +138,24 @@ def test_a_python_that_is_too_old_looks_for_another(
     assert bootstrap.main() == 7
 
 
+def test_a_browser_is_installed_once_and_only_by_root(
+    bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = f'#!/bin/sh\necho "$2" >> {tmp_path}/asked\n[ "$2" = update ] || touch {tmp_path}/chromium\n'
+    (tmp_path / "apt-get").write_text(script)
+    (tmp_path / "apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(bootstrap.shutil, "which", lambda name: (tmp_path / name).exists() or None)
+    user = 1_000
+    monkeypatch.setattr(bootstrap.os, "geteuid", lambda: user)
+    bootstrap.get_browser()
+    assert not (tmp_path / "asked").exists()
+    user = 0
+    bootstrap.get_browser()
+    bootstrap.get_browser()
+    assert (tmp_path / "asked").read_text().split() == ["update", "install"]
+
+
 def test_wrong_use_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "tools" / "bootstrap.py", "everything"], capture_output=True, text=True, check=False
@@ -146,7 +164,7 @@ def test_wrong_use_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Usage:" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["core", "demo", "test", "models", "previous", "vllm", "vllm-previous"])
+@pytest.mark.parametrize("name", ["core", "demo", "test", "models", "previous", "clients", "vllm", "vllm-previous"])
 def test_locks_pin_exactly_and_name_no_place(name: str) -> None:
     lines = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
     assert lines

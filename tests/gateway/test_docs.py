@@ -37,7 +37,8 @@ def test_commands_are_what_the_parsers_take(line: str) -> None:
     build: Any = {"bin/zfabric": main.build, "bin/zfabric-gateway": command.build}[name]
     _, bound, _ = build(arguments).parse_args(arguments, print_error=False, exit_on_error=False)
     own = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    assert set(bound.arguments) >= {flag[2:].replace("-", "_") for flag in own if flag.startswith("--")}
+    flags = {flag.removeprefix("--").removeprefix("no-") for flag in own if flag.startswith("--")}
+    assert set(bound.arguments) >= {flag.replace("-", "_") for flag in flags}
 
 
 async def test_the_calls_work_as_they_stand() -> None:

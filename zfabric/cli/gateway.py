@@ -82,6 +82,7 @@ def build(arguments: list[str]) -> cyclopts.App:
         body_limit: int = limits.GATEWAY_BODY_BYTES_MAX,
         tls_cert: Path | None = None,
         tls_key: Path | None = None,
+        chat_page: bool = True,
         transport: str | None = None,
         traces: str | None = None,
         drain_ms: int = limits.DRAIN_MS,
@@ -105,6 +106,7 @@ def build(arguments: list[str]) -> cyclopts.App:
             body_limit: Bytes of a request at most.
             tls_cert: PEM file with the certificate chain, for HTTPS; goes with --tls-key.
             tls_key: PEM file with the certificate's key.
+            chat_page: Have a page at / to chat in.
             transport: The driver of the socket, loop or libzmq; $ZFABRIC_TRANSPORT, else loop, by default.
             traces: Export traces by OTLP over HTTP to this collector, as http://localhost:4318, or to the one that
                 OTEL_EXPORTER_OTLP_… variables name (env).
@@ -120,7 +122,7 @@ def build(arguments: list[str]) -> cyclopts.App:
         settings = parts.GatewayConfig(
             host=host, port=port, keys=parts.read_keys(api_keys) if api_keys is not None else None,
             cors_origins=cors_origin, body_limit=body_limit, tls_cert=tls_cert, tls_key=tls_key, drain_ms=drain_ms,
-            shared=shared_port,
+            chat_page=chat_page, shared=shared_port,
         )  # fmt: skip
         link = Link(
             endpoint=check_endpoint(endpoint or default_endpoint()), key=key, controller_key=controller_key,
@@ -133,7 +135,7 @@ def build(arguments: list[str]) -> cyclopts.App:
             cors_origin=cors_origin, body_limit=body_limit, tls_cert=tls_cert, tls_key=tls_key, transport=transport,
             traces=traces, drain_ms=drain_ms, log_level=log_level, log_format=log_format, config=config,
         )  # fmt: skip
-        same += ["--uvloop" if uvloop else "--no-uvloop"]
+        same += ["--uvloop" if uvloop else "--no-uvloop", "--chat-page" if chat_page else "--no-chat-page"]
         return run(serve_several(settings, same, workers, log_level, log_format), use_uvloop=uvloop)
 
     return app

@@ -22,6 +22,7 @@ from zfabric.gateway.errors import error_body, headers_of, status_of
 from zfabric.gateway.fabric import FabricClient
 from zfabric.gateway.http import Receive, Response, Scope, Send, read_body
 from zfabric.gateway.keys import ApiKey
+from zfabric.gateway.page import chat_page
 from zfabric.gateway.sse import encode
 from zfabric.limits import READY_TIMEOUT_MS
 
@@ -83,7 +84,7 @@ class Application:
             if origin and scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
                 await response.whole(204 if self._cors.allows(origin) else 403, b"", self._cors.preflight(headers))
                 return
-            if await self._probed(scope["path"], response):
+            if await self._probed(scope["path"], response) or await self._page(scope, response):
                 return
             found = self._find(scope["method"], scope["path"])
             if isinstance(found, int):
@@ -138,6 +139,14 @@ class Application:
         why = "the gateway drains" if self.draining else None if models else "nobody serves a model"
         told = {"ready": why is None, "why": why, "models": [model.name for model in models]}
         await response.whole(200 if why is None else 503, encode(told))
+        return True
+
+    async def _page(self, scope: Scope, response: Response) -> bool:
+        """Answer a browser that asks for the chat page. Needs no key: what the page calls does."""
+        if not self._config.chat_page or scope["path"] != "/" or scope["method"] not in ("GET", "HEAD"):
+            return False
+        page, headers = chat_page()
+        await response.whole(200, page, headers, b"text/html; charset=utf-8")
         return True
 
     def _admit(self, headers: dict[bytes, bytes]) -> ApiKey | None:

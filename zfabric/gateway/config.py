@@ -21,6 +21,7 @@ class GatewayConfig:
         body_limit: Bytes of a request's body at most.
         tls_cert, tls_key: PEM files, for HTTPS; both or none.
         drain_ms: How long a drain waits for what runs.
+        chat_page: Whether there is a page at / to chat in.
         shared: Whether other processes listen at the same port (SO_REUSEPORT), each with a share of the connections.
 
     Raises:
@@ -35,6 +36,7 @@ class GatewayConfig:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     drain_ms: int = DRAIN_MS
+    chat_page: bool = True
     shared: bool = False
 
     def __post_init__(self) -> None:
