@@ -248,11 +248,13 @@ async def test_token_ids_where_they_are_asked_for() -> None:
         ({"messages": "hello"}, "messages"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "auto"}, "tool_choice"),
         ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
         ({"tools": [{"type": "function"}], "tool_choice": "required"}, "tool_choice"),
         ({"parallel_tool_calls": False}, "parallel_tool_calls"),
         ({"chat_template": "x"}, "chat_template"),
         ({"response_format": "json"}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
     ],
 )
 async def test_a_wrong_value_is_refused_by_name(change: dict[str, Any], parameter: str) -> None:
@@ -277,7 +279,7 @@ async def test_errors_have_the_status_that_openais_client_knows() -> None:
         assert missing.value.code == "model_not_found"
         with pytest.raises(openai.BadRequestError) as long:
             await served.openai.chat.completions.create(model="echo", messages=HELLO, stream=True)
-        assert long.value.code == "context_length_exceeded"
+        assert (long.value.code, long.value.param) == ("context_length_exceeded", "messages")
         with pytest.raises(openai.InternalServerError) as broken:
             await served.openai.chat.completions.create(model="broken", messages=HELLO, stream=True)
         assert broken.value.status_code == 500

@@ -12,6 +12,8 @@ import pytest
 from tests.gateway.backends import Recorder
 from tests.gateway.conftest import gateway
 from zfabric.backends.echo import EchoWorker
+from zfabric.gateway.words import OldLogprobs
+from zfabric.wire.payloads import Logprob, TokenLogprobs
 
 
 async def test_a_prompt_has_sixteen_tokens_unless_it_says_otherwise() -> None:
@@ -69,6 +71,17 @@ async def test_choices_of_several_prompts_are_numbered_through_with_log_probabil
                 assert choice.logprobs.top_logprobs[0] == {"gr": -0.5, "x": -1.5}
         assert list(tokens.values()) == [["gr", "ün", ""]] * 4
         assert list(offsets.values()) == [[0, 2, 4]] * 4
+
+
+def test_the_first_token_of_a_prompt_has_its_text_but_nothing_that_predicts_it() -> None:
+    entries = [None, *(TokenLogprobs(Logprob(n, -1.0, text), [Logprob(9, -0.5, "x")]) for n, text in enumerate("bc"))]
+    told = OldLogprobs().of(entries, "aabc")
+    assert (told["tokens"], told["text_offset"]) == (["aa", "b", "c"], [0, 2, 3])
+    assert told["token_logprobs"] == [None, -1.0, -1.0]
+    # The token itself is there even if it is not among the likeliest.
+    assert told["top_logprobs"] == [None, {"x": -0.5, "b": -1.0}, {"x": -0.5, "c": -1.0}]
+    # A mark that the text does not show has no text.
+    assert OldLogprobs().of(entries, "bc")["text_offset"] == [0, 0, 1]
 
 
 async def test_fields_of_its_own_reach_the_backend() -> None:

@@ -41,7 +41,7 @@ async def test_alive_ready_and_models() -> None:
 async def test_paths_and_methods_that_are_none() -> None:
     async with gateway(EchoWorker()) as served, httpx.AsyncClient(base_url=served.url) as web:
         missing = await web.post("/v1/nothing")
-        assert (missing.status_code, missing.json()["error"]["type"]) == (404, "not_found_error")
+        assert (missing.status_code, missing.json()["error"]["type"]) == (404, "invalid_request_error")
         wrong = await web.get("/v1/chat/completions")
         assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
 

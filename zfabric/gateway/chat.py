@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any, Final
 
 from zfabric.client.results import Choice, Completion
-from zfabric.errors import FabricError, ParameterRangeError, RequestError
+from zfabric.errors import ContextOverflowError, FabricError, ParameterRangeError, RequestError
 from zfabric.gateway import sse
 from zfabric.gateway.call import Call, Endpoint
 from zfabric.gateway.clock import created
 from zfabric.gateway.decode import decode, decoder, without_nulls
+from zfabric.gateway.errors import error_body
 from zfabric.gateway.generation import Ask, answer
 from zfabric.gateway.sampling import TextFields, text_options
 from zfabric.gateway.words import all_besides, besides, chat_logprobs, usage_object
@@ -53,7 +54,14 @@ async def chat(call: Call) -> None:
     await answer(call, [ask], ChatWording(request, f"chatcmpl-{call.id}"), stream=bool(request.stream))
 
 
-ENDPOINTS: Final = (Endpoint("POST", "/v1/chat/completions", chat),)
+def _errors(error: FabricError, status: int) -> bytes:
+    """OpenAI's words; what is too long in a chat are its messages."""
+    if isinstance(error, ContextOverflowError):
+        error.details.setdefault("parameter", "messages")
+    return error_body(error, status)
+
+
+ENDPOINTS: Final = (Endpoint("POST", "/v1/chat/completions", chat, _errors),)
 
 
 def chat_options(request: ChatRequest) -> dict[str, Any]:
@@ -75,7 +83,7 @@ def chat_options(request: ChatRequest) -> dict[str, Any]:
         raise ParameterRangeError(f"modalities is {request.modalities}, it must be text", parameter="modalities")
     if request.tools and request.tool_choice != "none":
         options["tools"] = request.tools
-    elif request.tool_choice not in (None, "none", "auto"):
+    elif request.tool_choice is not None and not request.tools:
         raise RequestError("tool_choice is given without tools", parameter="tool_choice")
     for name in _PASSED:
         value = getattr(request, name)

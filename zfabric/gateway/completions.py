@@ -125,14 +125,14 @@ class CompletionWording:
         if words is None:
             words = self._logprobs[index] = OldLogprobs()
             if self._request.echo:
-                return words.of([*(delta.prompt_logprobs or ()), *entries])
+                return words.of([*(delta.prompt_logprobs or ()), *entries], delta.text)
         return words.of(entries)
 
     def _choice(self, index: int, choice: Choice, completion: Completion) -> dict[str, Any]:
         logprobs = None
         if self._request.logprobs is not None:
             before = completion.prompt_logprobs if self._request.echo else None
-            logprobs = OldLogprobs().of([*(before or ()), *(choice.logprobs or ())])
+            logprobs = OldLogprobs().of([*(before or ()), *(choice.logprobs or ())], choice.text)
         said: dict[str, Any] = {
             "index": index, "text": choice.text, "logprobs": logprobs, "finish_reason": choice.finish_reason,
         }  # fmt: skip

@@ -41,7 +41,8 @@ _NAMES: Final[dict[type[FabricError], str]] = {
     errors.ParameterRangeError: "invalid_value",
     errors.UnsupportedParameterError: "unsupported_parameter",
 }
-_TYPES: Final = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+#: An unknown key and an unknown model are invalid requests in OpenAI's API, told apart by their codes.
+_TYPES: Final = {403: "permission_error", 429: "rate_limit_error"}
 _WORDS: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 

@@ -60,14 +60,19 @@ class OldLogprobs:
     def __init__(self) -> None:
         self._offset = 0
 
-    def of(self, entries: Sequence[TokenLogprobs | None]) -> dict[str, Any]:
-        """What comes next. None is the first token of a prompt, which nothing predicts."""
+    def of(self, entries: Sequence[TokenLogprobs | None], text: str = "") -> dict[str, Any]:
+        """What comes next. None is the first token of a prompt, which nothing predicts; it is what `text`, that of all
+        entries together, has before the others."""
+        others = "".join(entry.token.text for entry in entries if entry is not None)
+        first = text.removesuffix(others) if text.endswith(others) else ""
         said: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for entry in entries:
-            text = entry.token.text if entry is not None else ""
-            said["tokens"].append(text)
+            token = entry.token.text if entry is not None else first
+            said["tokens"].append(token)
             said["token_logprobs"].append(entry.token.logprob if entry is not None else None)
-            said["top_logprobs"].append({one.text: one.logprob for one in entry.top} if entry is not None else None)
+            # The token itself is always among them, so there may be one more than was asked for.
+            tops = {one.text: one.logprob for one in (*entry.top, entry.token)} if entry is not None else None
+            said["top_logprobs"].append(tops)
             said["text_offset"].append(self._offset)
-            self._offset += len(text)
+            self._offset += len(token)
         return said

@@ -35,6 +35,10 @@ ENGINE = ["--enforce-eager", "--distributed-executor-backend", "uni"]
 TINY = [*ENGINE, "--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "256", "--block-size", "32"]
 TINY += ["--max-logprobs", "20", "--scheduling-policy", "priority"]
 
+#: What vLLM's own server is started with, for text and for vectors.
+OPENAI_SERVER = [*TINY, "--served-model-name", "tiny", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+EMBEDDINGS_SERVER = [*ENGINE, "--runner", "pooling", "--dtype", "float32", "--served-model-name", "minilm"]
+
 Served = tuple[VLLMWorker, Answers]
 
 
@@ -60,8 +64,14 @@ def vllm_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
 async def openai_server(vllm_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
     """The root of vLLM's own server, with the tiny model as "tiny"."""
-    arguments = ("--served-model-name", "tiny", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
-    async with vllm_server(vllm_llama, tmp_path_factory.mktemp("openai"), *TINY, *arguments) as url:
+    async with vllm_server(vllm_llama, tmp_path_factory.mktemp("openai"), *OPENAI_SERVER) as url:
+        yield url
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="package")
+async def embeddings_server(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """The root of another one, with the real MiniLM as "minilm"."""
+    async with vllm_server(minilm, tmp_path_factory.mktemp("embeddings"), *EMBEDDINGS_SERVER) as url:
         yield url
 
 

@@ -11,14 +11,14 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.backends.faulty import Announced
-from tests.backends.served import vllm_server
-from tests.backends.vllm_engine.conftest import ENGINE
 from zfabric.backends.hf_api.worker import HuggingfaceApiOptions, HuggingfaceApiWorker
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ContextOverflowError
 from zfabric.wire.tasks import EmbedRequest
 from zfabric.worker.base import BaseModelWorker
+
+pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 TEXTS = ["a cat", "a kitten", "quarterly revenue", "the quick brown fox jumps over the lazy dog", "é"]
 
@@ -28,7 +28,7 @@ async def vectors(worker: BaseModelWorker, inputs: list[Any], **options: Any) ->
     return np.frombuffer(result.data, dtype="<f4").reshape(result.rows, result.dimensions)
 
 
-async def test_vectors_are_those_of_the_model(minilm: Path, tmp_path: Path) -> None:
+async def test_vectors_are_those_of_the_model(embeddings_server: str, minilm: Path, tmp_path: Path) -> None:
     options = TransformersOptions(model=str(minilm), model_names=("minilm",), dtype="float32", device="cpu", threads=1)
     here = ModelWorker(options)
     here.steps = Announced()
@@ -36,27 +36,25 @@ async def test_vectors_are_those_of_the_model(minilm: Path, tmp_path: Path) -> N
     expected = await vectors(here, TEXTS)
     await here.close()
 
-    arguments = (*ENGINE, "--runner", "pooling", "--dtype", "float32", "--served-model-name", "theirs")
-    async with vllm_server(minilm, tmp_path, *arguments) as url:
-        entry = {
-            "base_url": f"{url}/v1",
-            "model": "theirs",
-            "protocol": "embeddings",
-            "server": "vllm",
-            "batch_size": 2,
-        }
-        file = tmp_path / "models.json"
-        file.write_text(json.dumps({"models": {"minilm": entry}}))
-        worker = HuggingfaceApiWorker(HuggingfaceApiOptions(models=file))
-        worker.steps = Announced()
-        (info,) = list(await worker.load())
-        assert info.capabilities == ["embed"]
-        np.testing.assert_allclose(await vectors(worker, TEXTS), expected, atol=1e-4)
-        tokens = AutoTokenizer.from_pretrained(minilm)("a cat")["input_ids"]
-        np.testing.assert_allclose((await vectors(worker, [tokens]))[0], expected[0], atol=1e-4)
-        short = (await vectors(worker, ["a cat"], dimensions=64))[0]
-        np.testing.assert_allclose(short, expected[0][:64] / np.linalg.norm(expected[0][:64]), atol=1e-4)
-        with pytest.raises(ContextOverflowError, match="maximum"):
-            await vectors(worker, ["word " * 1_000])
-        assert (await vectors(worker, ["word " * 1_000], truncate="cut")).shape == (1, expected.shape[1])
-        await worker.close()
+    entry = {
+        "base_url": f"{embeddings_server}/v1",
+        "model": "minilm",
+        "protocol": "embeddings",
+        "server": "vllm",
+        "batch_size": 2,
+    }
+    file = tmp_path / "models.json"
+    file.write_text(json.dumps({"models": {"minilm": entry}}))
+    worker = HuggingfaceApiWorker(HuggingfaceApiOptions(models=file))
+    worker.steps = Announced()
+    (info,) = list(await worker.load())
+    assert info.capabilities == ["embed"]
+    np.testing.assert_allclose(await vectors(worker, TEXTS), expected, atol=1e-4)
+    tokens = AutoTokenizer.from_pretrained(minilm)("a cat")["input_ids"]
+    np.testing.assert_allclose((await vectors(worker, [tokens]))[0], expected[0], atol=1e-4)
+    short = (await vectors(worker, ["a cat"], dimensions=64))[0]
+    np.testing.assert_allclose(short, expected[0][:64] / np.linalg.norm(expected[0][:64]), atol=1e-4)
+    with pytest.raises(ContextOverflowError, match="maximum"):
+        await vectors(worker, ["word " * 1_000])
+    assert (await vectors(worker, ["word " * 1_000], truncate="cut")).shape == (1, expected.shape[1])
+    await worker.close()
