@@ -278,6 +278,16 @@ MEASURED_WORKERS_MAX: Final = 1_024
 SPANS_MAX: Final = 16_384
 #: Events of one span: a request that is lost and found again and again does not grow without end.
 SPAN_EVENTS_MAX: Final = 32
+#: The same of those for a recording, which has a few for each request.
+RECORDED_PENDING_MAX: Final = 65_536
+#: What a recording takes on disk, and how far it goes back: some hundred thousand requests, and an hour.
+RECORD_BYTES_MAX: Final = 64 * 1024 * 1024
+RECORD_MS_MAX: Final = 3_600_000
+#: The least that can be set for them: a part of a recording must hold the state that it begins with.
+RECORD_BYTES_MIN: Final = 256 * 1024
+RECORD_MS_MIN: Final = 1_000
+#: Parts of a recording. When one is full, or old, the oldest goes: three quarters of what may be kept is there at any time.
+RECORD_PARTS: Final = 4
 #: Bad frames from one peer before it is ignored for the rest of its connection.
 BAD_FRAMES_MAX: Final = 64
 #: Reads of chunks that come within so many microseconds of one another are taken for one look at many connections, of which so

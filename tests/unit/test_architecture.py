@@ -24,10 +24,11 @@ ALLOWED: dict[str, set[str]] = {
     "zmtp": set(),
     "core": {"wire", "errors", "limits", "ids"},
     "transport": {"wire", "zmtp", "errors", "limits", "ids"},
-    "controller": {"core", "transport", "wire", "errors", "limits", "ids", "version"},
+    "recording": {"errors", "limits"},
+    "controller": {"core", "recording", "transport", "wire", "errors", "limits", "ids", "version"},
     # A client that traces imports `tracing` when it is made.
     "client": {"tracing", "core", "transport", "wire", "errors", "limits", "ids", "version"},
-    "worker": {"core", "transport", "wire", "errors", "limits", "ids", "version"},
+    "worker": {"core", "recording", "transport", "wire", "errors", "limits", "ids", "version"},
     "backends": {"worker", "wire", "errors", "limits"},
     # A program that uses the client library, as any other could: it sees nothing of the fabric below that.
     "gateway": {"client", "wire", "errors", "limits"},
@@ -36,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"errors"},
     "monitoring": {"controller", "worker", "core", "errors", "limits"},
     # `serving` runs a backend in a test's own process, which takes all parties; it imports them when it is called.
-    "testing": {"controller", "client", "worker", "core", "transport", "wire", "errors", "limits", "ids"},
+    "testing": {"controller", "client", "worker", "core", "recording", "transport", "wire", "errors", "limits", "ids"},
     "tracing": {"client", "core", "wire", "errors", "version"},
     "cli": {
         "monitoring",
@@ -47,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
         "worker",
         "backends",
         "core",
+        "recording",
         "transport",
         "wire",
         "errors",

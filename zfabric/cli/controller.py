@@ -23,6 +23,7 @@ from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.controller.dispatch import POLICIES, register_policy
 from zfabric.core.controller.spans import AttemptSpan
 from zfabric.errors import ConfigurationError
+from zfabric.recording.config import recording_of
 from zfabric.transport.context import keep_memory, own_the_process
 from zfabric.transport.endpoints import default_endpoint
 
@@ -73,6 +74,9 @@ def build(arguments: list[str]) -> cyclopts.App:
         drain_ms: int = limits.DRAIN_MS,
         metrics: str | None = None,
         traces: str | None = None,
+        record: Path | None = None,
+        record_bytes_max: int = limits.RECORD_BYTES_MAX,
+        record_ms_max: int = limits.RECORD_MS_MAX,
         log_level: LogLevel = "info",
         log_format: LogFormat = "auto",
         uvloop: bool = True,
@@ -102,6 +106,9 @@ def build(arguments: list[str]) -> cyclopts.App:
             metrics: Serve OpenMetrics at this PORT (of loopback) or HOST:PORT, under /metrics.
             traces: Export traces by OTLP over HTTP to this collector, as http://localhost:4318, or to the one that
                 OTEL_EXPORTER_OTLP_… variables name (env).
+            record: Record what happens to peers and requests to this file, for `zfabric replay`.
+            record_bytes_max: What the recording takes on disk at most.
+            record_ms_max: How far the recording goes back at most.
             log_level: debug, info, warning or error.
             log_format: console, json, or auto (by terminal).
             uvloop: Use uvloop where it is installed.
@@ -127,6 +134,7 @@ def build(arguments: list[str]) -> cyclopts.App:
             transport=transport,
             spin_us=spin_us,
             drain_ms=drain_ms,
+            record=recording_of(record, record_bytes_max, record_ms_max),
             broker=broker,
         )
         return run(serve(settings, log_level, log_format, metrics, traces), use_uvloop=uvloop)

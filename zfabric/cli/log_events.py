@@ -111,6 +111,7 @@ _ALL: Final[dict[str, LogEvent]] = {
     "draining": LogEvent("info", "controller, worker, gateway", "It takes nothing new, and lets what runs end."),
     "drain_failed": LogEvent("error", "controller, worker, gateway", "The drain itself broke; the process ends."),
     "failed": LogEvent("error", "controller, worker, gateway", "The process ends with this error."),
+    "recording_failed": LogEvent("error", "controller, worker", "Nothing is recorded any more, and all else goes on."),
 }
 
 #: By name.

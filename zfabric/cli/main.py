@@ -12,6 +12,7 @@ from zfabric.cli.answers import chat, count, embed, generate
 from zfabric.cli.app import make_app, run_app
 from zfabric.cli.keys import keys
 from zfabric.cli.look import clients, models, queue, requests, status, workers
+from zfabric.cli.replay import replay
 from zfabric.cli.sampling import AnswerFlags
 from zfabric.cli.serve import serve
 from zfabric.cli.steer import cancel, config_get, config_set, drain, kick, operate, pause, resume, undrain
@@ -43,7 +44,7 @@ keys, $ZFABRIC_KEY and $ZFABRIC_CONTROLLER_KEY name this side's secret key file 
 
 _COMMANDS: Sequence[Callable[..., int | None]] = (
     models, workers, status, requests, clients, queue, generate, chat, embed, count, drain, undrain, pause, resume, cancel, kick,
-    operate, keys, serve, top,
+    operate, keys, replay, serve, top,
 )  # fmt: skip
 #: Those of `zfabric config`.
 _CONFIG: dict[str, Callable[..., int | None]] = {"get": config_get, "set": config_set}

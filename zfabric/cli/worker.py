@@ -22,6 +22,7 @@ from zfabric.cli.metrics import metrics_at
 from zfabric.cli.settings import CONFIG_VARIABLE, config_file, read_section
 from zfabric.cli.traces import traces_to
 from zfabric.errors import ConfigurationError
+from zfabric.recording.config import recording_of
 from zfabric.transport.curve import credentials_of
 from zfabric.transport.endpoints import default_endpoint
 from zfabric.wire.messages import ModelInfo
@@ -84,6 +85,9 @@ class WorkerSettings:
             OTEL_EXPORTER_OTLP_… variables name (env).
         key: This worker's secret key file, for a controller with keys; $ZFABRIC_KEY by default.
         controller_key: The controller's public key file; $ZFABRIC_CONTROLLER_KEY by default.
+        record: Record what happens to requests here to this file, for `zfabric replay`.
+        record_bytes_max: What the recording takes on disk at most.
+        record_ms_max: How far the recording goes back at most.
         log_level: debug, info, warning or error.
         log_format: console, json, or auto (by terminal).
         uvloop: Use uvloop where it is installed.
@@ -105,6 +109,9 @@ class WorkerSettings:
     traces: str | None = None
     key: Path | None = None
     controller_key: Path | None = None
+    record: Path | None = None
+    record_bytes_max: int = limits.RECORD_BYTES_MAX
+    record_ms_max: int = limits.RECORD_MS_MAX
     log_level: LogLevel = "info"
     log_format: LogFormat = "auto"
     uvloop: bool = True
@@ -112,10 +119,16 @@ class WorkerSettings:
 
     def worker_config(self) -> WorkerConfig:
         """The part that the service takes."""
-        shared = {f.name: getattr(self, f.name) for f in fields(WorkerConfig) if f.name != "credentials"}
-        return WorkerConfig(**shared, credentials=credentials_of(self.key, self.controller_key))
+        shared = {f.name: getattr(self, f.name) for f in fields(WorkerConfig) if f.name not in _MADE}
+        return WorkerConfig(
+            **shared,
+            credentials=credentials_of(self.key, self.controller_key),
+            record=recording_of(self.record, self.record_bytes_max, self.record_ms_max),
+        )
 
 
+#: Fields of the service's configuration that are made of several settings.
+_MADE: Final = ("credentials", "record")
 _SETTINGS: Final = frozenset(f.name for f in fields(WorkerSettings))
 #: The annotation of whatever a backend parses by itself.
 _REST: Final = Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True, help="Arguments of the backend's own.")]

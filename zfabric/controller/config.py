@@ -8,6 +8,7 @@ from pathlib import Path
 from zfabric import limits
 from zfabric.core.controller.config import BrokerConfig
 from zfabric.errors import ConfigurationError
+from zfabric.recording.config import RecordingConfig
 from zfabric.transport.endpoints import check_endpoint, default_endpoint, is_local
 from zfabric.transport.links import choose, choose_spin
 
@@ -25,6 +26,7 @@ class ControllerConfig:
         spin_us: Busy polling: look for messages for so many microseconds after work before sleeping; None is
             $ZFABRIC_SPIN_US, else not at all.
         drain_ms: How long a drain waits for running requests.
+        record: Where what happens is recorded, and how much of it is kept; None for no recording.
         broker: Policy, timings and bounds of the broker.
     """
 
@@ -35,6 +37,7 @@ class ControllerConfig:
     transport: str | None = None
     spin_us: int | None = None
     drain_ms: int = limits.DRAIN_MS
+    record: RecordingConfig | None = None
     broker: BrokerConfig = field(default_factory=BrokerConfig)
 
     def __post_init__(self) -> None:

@@ -11,11 +11,13 @@ from zfabric import limits
 from zfabric.controller.config import ControllerConfig
 from zfabric.controller.keyring import KeyRing
 from zfabric.core.controller.broker import Broker
+from zfabric.core.controller.snapshot import state_of
 from zfabric.core.controller.spans import AttemptSpan
 from zfabric.core.spans import Spans
 from zfabric.errors import ConfigurationError
 from zfabric.ids import RoutingId
-from zfabric.transport.clock import monotonic_ns
+from zfabric.recording.ring import Ring
+from zfabric.transport.clock import monotonic_ns, unix_ns
 from zfabric.transport.curve import ControllerKeys, load_secret
 from zfabric.transport.links import Log, RouterDriver, Routes, open_router, silent
 from zfabric.transport.loop_timer import LoopTimer
@@ -49,6 +51,7 @@ class Controller:
         self._spans: Spans[AttemptSpan] | None = None
         self._link: RouterDriver | None = None
         self._broker: Broker | None = None
+        self._ring: Ring | None = None
         self._idle: asyncio.Event = asyncio.Event()
 
     @property
@@ -66,10 +69,25 @@ class Controller:
     async def __aenter__(self) -> Controller:
         self._loop = asyncio.get_running_loop()
         rng = random.Random(secrets.randbits(64))
-        self._broker = Broker(
-            self.config.broker, rng, monotonic_ns(), __version__, make_token=lambda: secrets.token_bytes(16)
+        self._broker = broker = Broker(
+            self.config.broker,
+            rng,
+            monotonic_ns(),
+            __version__,
+            make_token=lambda: secrets.token_bytes(16),
+            recorded=self.config.record is not None,
         )
         self._spans = self._broker.trace() if self._traces is not None else None
+        if self.config.record is not None:
+            self._ring = Ring(
+                self.config.record,
+                of="controller",
+                build=__version__,
+                clock=monotonic_ns,
+                wall_clock=unix_ns,
+                state=lambda now_ns: state_of(broker, now_ns),
+                on_failure=lambda error: self._log("recording_failed", error=str(error)),
+            )
         self._broker.transport_figures = self._figures
         self._broker.on_bug = self._bug
         self._broker.scheduler.chooser.on_failure = lambda what, times: self._log(
@@ -113,6 +131,9 @@ class Controller:
         self._timer.cancel()
         self._hand_on_spans()
         await link.close()
+        if self._ring is not None:
+            self._record(self._ring)
+            self._ring.close()
 
     async def drain(self, limit_ms: int | None = None) -> bool:
         """Take no new requests and wait for the running ones.
@@ -180,6 +201,8 @@ class Controller:
             self._tell(broker)
         if self._spans is not None and self._spans.pending:
             self._hand_on_spans()
+        if self._ring is not None:
+            self._record(self._ring)
         if broker.scheduler.draining and not self._idle.is_set() and broker.drained(now_ns):
             self._idle.set()
 
@@ -207,6 +230,12 @@ class Controller:
             traces(spans.take())
         except Exception as error:  # noqa: BLE001 — whoever reads traces must not cost anybody an answer
             self._bug(error, 0)
+
+    def _record(self, ring: Ring) -> None:
+        """Keep what happened in this turn."""
+        recorder = self.broker.recorder
+        if recorder is not None and recorder.pending:
+            ring.write(recorder.take())
 
     def _gone(self, link: RouterDriver, broker: Broker, peer: RoutingId, now_ns: int) -> None:
         link.forget(peer)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from zfabric import limits
 from zfabric.errors import ConfigurationError
+from zfabric.recording.config import RecordingConfig
 from zfabric.transport.curve import Credentials, default_credentials
 from zfabric.transport.endpoints import check_endpoint, default_endpoint
 from zfabric.transport.links import choose, choose_spin
@@ -34,6 +35,7 @@ class WorkerConfig:
         spin_us: Busy polling: look for messages for so many microseconds after work before sleeping; None is
             $ZFABRIC_SPIN_US, else not at all.
         drain_ms: How long a drain lets running requests finish before it hands them back.
+        record: Where what happens is recorded, and how much of it is kept; None for no recording.
     """
 
     endpoint: str = field(default_factory=default_endpoint)
@@ -46,6 +48,7 @@ class WorkerConfig:
     transport: str | None = None
     spin_us: int | None = None
     drain_ms: int = limits.DRAIN_MS
+    record: RecordingConfig | None = None
 
     def __post_init__(self) -> None:
         check_endpoint(self.endpoint)

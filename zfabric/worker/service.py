@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
+from zfabric.core.recorder import Recorder
 from zfabric.core.spans import Spans
 from zfabric.core.worker.figures import WorkerFigures
 from zfabric.core.worker.orders import Columns
@@ -28,7 +29,8 @@ from zfabric.core.worker.soundness import sound_text
 from zfabric.core.worker.spans import StreamSpan
 from zfabric.errors import BackendError, ConfigurationError, FabricError, IncorrectKeyError, WorkerLostError
 from zfabric.limits import SLOTS_MAX
-from zfabric.transport.clock import monotonic_ns
+from zfabric.recording.ring import Ring
+from zfabric.transport.clock import monotonic_ns, unix_ns
 from zfabric.transport.links import DealerDriver, open_dealer
 from zfabric.transport.loop_timer import LoopTimer
 from zfabric.version import __version__
@@ -99,6 +101,7 @@ class WorkerService:
         self._host_drains = False
         self._drain_asked: asyncio.Task[None] | None = None
         self._was_registered = False
+        self._ring: Ring | None = None
 
     @property
     def load(self) -> Load | None:
@@ -113,7 +116,7 @@ class WorkerService:
     @property
     def figures(self) -> WorkerFigures:
         """What is counted of its requests. Not before `load` tells something."""
-        return self._session.figures
+        return self._session.observer.figures
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -136,6 +139,16 @@ class WorkerService:
             stream_interval=self.config.stream_interval,
         )
         self._spans = self._session.trace() if self._traces is not None else None
+        if self.config.record is not None:
+            self._session.observer.recorder = Recorder(monotonic_ns)
+            self._ring = Ring(
+                self.config.record,
+                of="worker",
+                build=__version__,
+                clock=monotonic_ns,
+                wall_clock=unix_ns,
+                on_failure=lambda error: self._log("recording_failed", error=str(error)),
+            )
         self._runs = Runs(self._session, self._loop, self._log, self._obey_all, self._changed, self._traces)
         self._timer = LoopTimer(self._loop, self._tick)
         try:
@@ -236,6 +249,9 @@ class WorkerService:
             self._link = None
         await self._runs.close()
         self._hand_on_spans()
+        if self._ring is not None:
+            self._record(self._ring)
+            self._ring.close()
         for backend in self._backends:
             try:
                 await backend.close()
@@ -379,6 +395,14 @@ class WorkerService:
             self._link.send_all(_taken(self._session))
         if self._spans is not None and self._spans.pending:
             self._hand_on_spans()
+        if self._ring is not None:
+            self._record(self._ring)
+
+    def _record(self, ring: Ring) -> None:
+        """Keep what happened in this turn."""
+        recorder = self._session.observer.recorder
+        if recorder is not None and recorder.pending:
+            ring.write(recorder.take())
 
 
 def _taken(session: WorkerSession) -> list[tuple[bytes, bytes]]:

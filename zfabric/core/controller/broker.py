@@ -32,6 +32,7 @@ from zfabric.core.controller.routes import Routes
 from zfabric.core.controller.scheduler import Scheduler
 from zfabric.core.controller.sessions import Sessions
 from zfabric.core.controller.spans import AttemptSpan
+from zfabric.core.recorder import Recorder
 from zfabric.core.spans import Spans
 from zfabric.core.timers import Timers
 from zfabric.errors import FabricError, ProtocolError
@@ -54,6 +55,7 @@ class Broker:
         now_ns: The time of the start.
         build: Version string told to peers.
         make_token: Session tokens; must be unguessable outside of simulations.
+        recorded: Whether to have a `recorder`.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Broker:
         now_ns: int,
         build: str = "",
         make_token: Callable[[], bytes] | None = None,
+        recorded: bool = False,
     ) -> None:
         # Its operator may change it, and the caller's is the caller's.
         self.config = config = replace(config)
@@ -74,7 +77,8 @@ class Broker:
         self.timers = timers = Timers()
         timers.now_ns = now_ns
         self.outbox = outbox = Outbox()
-        self.journal = journal = Journal()
+        self.recorder = Recorder(lambda: timers.now_ns) if recorded else None
+        self.journal = journal = Journal(self.recorder)
         self.routes = Routes()
         self.registry = registry = Registry(rng)
         self.scheduler = scheduler = Scheduler(config, registry, timers, outbox, self.routes, rng, journal)
@@ -115,7 +119,7 @@ class Broker:
     def trace(self) -> Spans[AttemptSpan]:
         """Note from now on what traces are told. Returns where that is collected."""
         spans: Spans[AttemptSpan] = Spans(self._rng)
-        self.scheduler.spans = spans
+        self.scheduler.observer.spans = spans
         return spans
 
     # ── doors ───────────────────────────────────────────────────────────────────────────────────────────────────────

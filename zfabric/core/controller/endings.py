@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from zfabric.core.controller.batches import batches
-from zfabric.core.controller.figures import Figures, Outcome
 from zfabric.core.controller.hosting import Hosting
+from zfabric.core.controller.observer import Observer
 from zfabric.core.controller.outbox import Notice, Outbox
 from zfabric.core.controller.peers import ClientPeer, Engine, Request, WorkerPeer
 from zfabric.core.controller.registry import Registry
@@ -53,7 +53,7 @@ class Endings:
         timers: Timers,
         outbox: Outbox,
         routes: Routes,
-        figures: Figures,
+        observer: Observer,
         unqueue: Callable[[Request], None],
     ) -> None:
         self._registry = registry
@@ -63,7 +63,7 @@ class Endings:
         self._leave_queue = unqueue
         #: Says why a request has not ended, in words; "" where there is nothing to say.
         self.explain: Callable[[Request], str] = lambda _: ""
-        self.figures = figures
+        self._observer = observer
 
     # ── places ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -138,8 +138,7 @@ class Endings:
         self._unread(request)
         if request.worker is not None:
             self._vacate(request)
-        if request.span is not None:
-            request.span.end(self._timers.now_ns)
+        self._observer.retired(request, self._timers.now_ns)
 
     def expect(self, request: Request, deadline_ns: int | None) -> None:
         """Set when the request has to have ended."""
@@ -189,24 +188,13 @@ class Endings:
         if code == 0:
             worker.finished += 1
             if request.state not in _COUNTED:
-                self._count(request, "completed", 0, now_ns)
+                self._observer.ended(request, "completed", 0, now_ns)
         elif request.state is RequestState.RUNNING:
             worker.failed += 1
-            self._count(request, "failed", code, now_ns)
+            self._observer.ended(request, "failed", code, now_ns)
         if host is not None and code == 0 and request.dispatched_ns:
             taken = now_ns - request.dispatched_ns
             host.latency_ns = taken if not host.latency_ns else 0.8 * host.latency_ns + 0.2 * taken
-
-    def _count(self, request: Request, outcome: Outcome, code: int, now_ns: int) -> None:
-        """An attempt has ended, with an error of this code."""
-        figures = self.figures.of_model(request.model)
-        figures.outcomes[outcome] += 1
-        if code:
-            self.figures.failed(code)
-        if request.span is not None:
-            request.span.judged(outcome, code)
-        if outcome == "completed" and request.accepted_ns:
-            figures.whole_time.observe(now_ns - request.accepted_ns)
 
     # ── the client's side ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -220,9 +208,8 @@ class Endings:
             if request.away:
                 self.read(request, client)
             if request.state not in _COUNTED:
-                self._count(request, "cancelled", RequestCancelledError.code, self._timers.now_ns)
-            if request.span is not None:
-                request.span.note("zfabric.cancelled", self._timers.now_ns)
+                self._observer.ended(request, "cancelled", RequestCancelledError.code, self._timers.now_ns)
+            self._observer.befell(request, "zfabric.cancelled", self._timers.now_ns)
             before, request.state = request.state, advance(request.state, RequestEvent.CANCELLED)
             if before in (RequestState.RUNNING, RequestState.FINISHED):
                 aborts.append(request)
@@ -271,6 +258,8 @@ class Endings:
         aborts: list[Request] = []
         for request in requests:
             before, request.state = request.state, advance(request.state, event)
+            if before in _LIVING:
+                self._observer.given_up(request, event.name.lower())
             if before in AT_WORKER:
                 self._timers.cancel(request.deadline)
                 self._unread(request)
@@ -284,7 +273,7 @@ class Endings:
     def deadline(self, request: Request) -> None:
         """The time is up: tell the client now, and why it has waited so long, and have the worker stop."""
         if request.state not in _COUNTED:
-            self._count(request, "expired", DeadlineExceededError.code, self._timers.now_ns)
+            self._observer.ended(request, "expired", DeadlineExceededError.code, self._timers.now_ns)
         state, why = request.state.name, self.explain(request)
         told = f"deadline passed while the request was {state.lower()}{why and ': '}{why}"
         self._cut_short(request, RequestEvent.DEADLINE, DeadlineExceededError(told, state=state))
@@ -297,7 +286,7 @@ class Endings:
             if client is not None and client.away:
                 client.stopped[request.request] = error
             if request.state not in _COUNTED:
-                self._count(request, "cancelled", error.code, self._timers.now_ns)
+                self._observer.ended(request, "cancelled", error.code, self._timers.now_ns)
             self._cut_short(request, RequestEvent.GAVE_UP, error)
 
     def _cut_short(self, request: Request, event: RequestEvent, error: FabricError) -> None:
@@ -326,7 +315,7 @@ class Endings:
         """End a request that waits in vain."""
         before, request.state = request.state, advance(request.state, RequestEvent.GAVE_UP)
         if before is RequestState.QUEUED:
-            self._count(request, "failed", error.code, self._timers.now_ns)
+            self._observer.ended(request, "failed", error.code, self._timers.now_ns)
         self._end_waiting(request, before, error)
 
     def _unqueue(self, request: Request, before: RequestState) -> None:
@@ -367,9 +356,8 @@ class Endings:
                 reason = RequestCancelledError("cancelled by the client") if cancelled else error
                 told.append((request.client, Notice(request.request, request.attempt, reason)))
                 if before not in _COUNTED:
-                    self._count(request, "failed", error.code, self._timers.now_ns)
-            if request.span is not None:
-                request.span.note("zfabric.worker_lost", self._timers.now_ns, worker=worker.name)
+                    self._observer.ended(request, "failed", error.code, self._timers.now_ns)
+            self._observer.befell(request, "zfabric.worker_lost", self._timers.now_ns, worker=worker.name)
             if before in _CARRIED:
                 carried.append(request)
             self.retire(request)
@@ -389,9 +377,8 @@ class Endings:
         for request in running:
             self._remember(request)
             if request.state is RequestState.RUNNING:
-                self._count(request, "failed", error.code, self._timers.now_ns)
-            if request.span is not None:
-                request.span.note("zfabric.engine_stalled", self._timers.now_ns, worker=worker.name)
+                self._observer.ended(request, "failed", error.code, self._timers.now_ns)
+            self._observer.befell(request, "zfabric.engine_stalled", self._timers.now_ns, worker=worker.name)
         self.abandon(running)
 
     def _tell(self, told: Iterable[tuple[ClientPeer | None, Notice]]) -> None:

@@ -27,6 +27,7 @@ class EngineWatch:
         if worker.reported_ns and now_ns - worker.reported_ns > 2 * milliseconds(self._config.beat_ms):
             self.late_beats += 1
         worker.reported_ns = now_ns
+        self._record(worker, load)
         worker.load = load
         # A worker that does not tell of its engines has one.
         counters = dict(enumerate(load.engines or [load.progress]))
@@ -39,6 +40,24 @@ class EngineWatch:
         # Told once: it would only keep memory.
         load.streams = []
         self.judge(worker)
+
+    def _record(self, worker: WorkerPeer, load: Load) -> None:
+        """A recording has loads that differ from the one before: an idle fabric records nothing."""
+        recorder, before = self._journal.recorder, worker.load
+        if recorder is None or (load.running, load.waiting, load.slots, load.draining) == (
+            before.running, before.waiting, before.slots, before.draining
+        ):  # fmt: skip
+            return
+        recorder.record(
+            "load",
+            worker=worker.name,
+            running=load.running,
+            waiting=load.waiting,
+            slots=load.slots,
+            in_flight=worker.in_flight,
+            tokens_per_second=load.tokens_per_second,
+            draining=load.draining,
+        )
 
     def judge(self, worker: WorkerPeer) -> None:
         """A worker gets nothing new while itself or an operator wants so, and work otherwise."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from zfabric.core.recorder import Recorder
 from zfabric.limits import JOURNAL_EVENTS_MAX
 
 Event = Literal[
@@ -27,19 +28,25 @@ class Entry(NamedTuple):
 class Journal:
     """Collects events until the driver takes them.
 
+    Args:
+        recorder: Keeps these events, and those of requests, for a recording; None where there is none.
+
     Attributes:
         pending: What was not taken, oldest first.
         dropped: Events that found no room since the last call of `take`.
     """
 
-    __slots__ = ("dropped", "pending")
+    __slots__ = ("dropped", "pending", "recorder")
 
-    def __init__(self) -> None:
+    def __init__(self, recorder: Recorder | None = None) -> None:
+        self.recorder = recorder
         self.pending: list[Entry] = []
         self.dropped = 0
 
     def note(self, event: Event, **fields: object) -> None:
         """Something happened."""
+        if self.recorder is not None:
+            self.recorder.record(event, **fields)
         if len(self.pending) < JOURNAL_EVENTS_MAX:
             self.pending.append(Entry(event, fields))
         else:

@@ -41,9 +41,10 @@ from typing import NamedTuple
 from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.controller.dispatch import Chooser
 from zfabric.core.controller.endings import Endings
-from zfabric.core.controller.figures import Decision, Figures
+from zfabric.core.controller.figures import Decision
 from zfabric.core.controller.hosting import Demand, Hosting, Model, demand_of
 from zfabric.core.controller.journal import Journal
+from zfabric.core.controller.observer import Observer
 from zfabric.core.controller.outbox import Outbox
 from zfabric.core.controller.peers import ClientPeer, Request, WorkerPeer
 from zfabric.core.controller.queues import Queues, cannot_continue, cannot_serve
@@ -51,8 +52,6 @@ from zfabric.core.controller.reasons import Reasons
 from zfabric.core.controller.registry import Registry
 from zfabric.core.controller.request_state import RequestEvent, RequestState, advance
 from zfabric.core.controller.routes import Routes
-from zfabric.core.controller.spans import AttemptSpan, begin
-from zfabric.core.spans import Spans
 from zfabric.core.timers import Timers
 from zfabric.errors import (
     FabricError,
@@ -97,7 +96,8 @@ class Scheduler:
         self._journal = journal
         self._arrivals = itertools.count(1)
         self.chooser = Chooser(config.policy, rng)
-        self.figures = Figures()
+        self.observer = Observer(journal)
+        self.figures = self.observer.figures
         self.queues = Queues(
             config,
             registry,
@@ -106,11 +106,9 @@ class Scheduler:
             lambda request, error: self.endings.give_up(request, error),
             self._offer,
         )
-        self.endings = Endings(registry, timers, outbox, routes, self.figures, self.queues.remove)
+        self.endings = Endings(registry, timers, outbox, routes, self.observer, self.queues.remove)
         self.endings.explain = lambda request: Reasons(registry, self.queues).of(request).text
         self.draining = False
-        #: Where what traces are told is collected; None where nobody makes any.
-        self.spans: Spans[AttemptSpan] | None = None
 
     # ── in ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -132,12 +130,9 @@ class Scheduler:
                 if host is None:
                     self._check_room(model, envelope, len(body), place)
         except FabricError as error:
-            self._count_refusal(model, envelope, error, now_ns)
-            if isinstance(error, QueueFullError):
-                self._journal.note("queue_full", model=envelope.model, client=client.label, error=error.message)
+            self.observer.refused(client, model, envelope, len(body), error, now_ns)
             self._outbox.end(client, envelope.request, envelope.attempt, error)
             return
-        self.figures.submitted += 1
         request = self._accept(client, envelope, body, place, now_ns)
         if host is not None:
             worker, model = host.worker, host.model
@@ -147,15 +142,6 @@ class Scheduler:
         else:
             assert model is not None
             self.queues.add(model, request)
-
-    def _count_refusal(self, model: Model | None, envelope: Submit, error: FabricError, now_ns: int) -> None:
-        figures = self.figures
-        figures.of_model(model).outcomes["rejected"] += 1
-        figures.failed(error.code)
-        span = begin(self.spans, envelope, now_ns) if self.spans is not None else None
-        if span is not None:
-            span.judged("rejected", error.code)
-            span.end(now_ns)
 
     def _replace(self, client: ClientPeer, envelope: Submit, known: Request | None) -> _Place | None:
         """What the request keeps of its former attempt, which is stopped where it still runs.
@@ -280,9 +266,8 @@ class Scheduler:
         request.body, request.size = body, len(body)
         request.accepted_ns = now_ns
         request.traceparent, request.tracestate = envelope.traceparent, envelope.tracestate
-        if self.spans is not None:
-            request.span = begin(self.spans, envelope, now_ns)
         client.requests[request.request] = request
+        self.observer.submitted(client, request, envelope, now_ns)
         if envelope.deadline_ms is not None:
             self.endings.expect(request, now_ns + milliseconds(envelope.deadline_ms))
         return request
@@ -310,10 +295,8 @@ class Scheduler:
         request.dispatched_ns = now_ns
         self.endings.place(request, worker, host)
         worker.dispatched += 1
-        self._count_dispatch(request, decision, now_ns)
-        model, span = request.model.name if request.model else "", request.span
-        if span is not None:
-            span.dispatched(worker.name, model, decision, now_ns)
+        self.observer.dispatched(request, worker, decision, now_ns)
+        span = request.span
         left_ms = None
         if request.deadline_ns is not None:
             left_ms = max(0, (request.deadline_ns - now_ns) // 1_000_000)
@@ -323,7 +306,7 @@ class Scheduler:
             request=request.request,
             attempt=request.attempt,
             operation=request.operation,
-            model=model,
+            model=request.model.name if request.model is not None else "",
             priority=request.priority,
             deadline_ms=left_ms,
             window=request.window,
@@ -333,15 +316,6 @@ class Scheduler:
             tracestate=request.tracestate,
         )
         self._outbox.send(worker.routing_id, (codec.pack_envelope(envelope), body))
-
-    def _count_dispatch(self, request: Request, decision: Decision, now_ns: int) -> None:
-        self.figures.decisions[decision] += 1
-        if request.model is None:
-            return
-        figures = self.figures.of_model(request.model)
-        figures.queue_time.observe(now_ns - request.accepted_ns)
-        figures.failovers += request.attempt > 0
-        figures.resumptions += request.resume_from > 0
 
     def fill(self, worker: WorkerPeer, now_ns: int) -> None:
         """Give a worker with free slots what waits and suits it."""

@@ -71,30 +71,11 @@ class WorkerFigures:
 
     def began(self, stream: Backlog, now_ns: int) -> None:
         """The first unit of a stream is there."""
-        stream.first_ns = now_ns
         self.of(stream.model).first_token.observe(now_ns - stream.began_ns)
-        if stream.span is not None:
-            stream.span.first_ns = now_ns
-
-    def held(self, stream: Backlog, now_ns: int) -> None:
-        """A stream has units that its reader has not allowed yet."""
-        if not stream.held_ns:
-            stream.held_ns = now_ns
-            self.credit_waiting += 1
-
-    def released(self, stream: Backlog, now_ns: int) -> None:
-        """Credit has come for a stream that was held, or its terminal, which needs none."""
-        waited_ns = now_ns - stream.held_ns
-        self.credit_waits.observe(waited_ns)
-        if stream.span is not None:
-            stream.span.note("zfabric.credit_wait", stream.held_ns, waited_ms=waited_ns // 1_000_000)
-        stream.held_ns = 0
 
     def ended(self, stream: Backlog, code: int, outcome: Outcome, now_ns: int) -> None:
         """A stream has ended: `code` is 0, or an error's."""
         usage = outcome.usage
-        if stream.held_ns:
-            self.released(stream, now_ns)
         figures = self.of(stream.model)
         figures.generation_tokens += stream.completion_tokens
         if usage is not None:
@@ -108,8 +89,6 @@ class WorkerFigures:
             gaps = stream.end - stream.resumed - 1
             if stream.first_ns and gaps > 0:
                 figures.between_tokens.observe((now_ns - stream.first_ns) // gaps, gaps)
-        if stream.span is not None:
-            stream.span.end(code, outcome, now_ns)
 
     def failed(self, code: int) -> None:
         """A request has ended with an error. Codes that no error of the tree has count as its root's."""

@@ -139,8 +139,8 @@ class WorkerSession(WorkerStreams):
 
     def trace(self) -> Spans[StreamSpan]:
         """Note from now on what traces are told. Returns where that is collected."""
-        self.spans = Spans(self._rng)
-        return self.spans
+        self.observer.spans = spans = Spans[StreamSpan](self._rng)
+        return spans
 
     def log_names(self, request_id: str) -> dict[str, str]:
         """What a request, and its trace if it has one, is called in logs."""

@@ -12,14 +12,12 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from zfabric import limits
-from zfabric.core.spans import Spans, recorded
 from zfabric.core.worker.backlog import Backlog
-from zfabric.core.worker.figures import WorkerFigures
 from zfabric.core.worker.kept import KeptAnswers
+from zfabric.core.worker.observer import WorkerObserver
 from zfabric.core.worker.orders import Begin, Columns, Spoiled, Stop, StreamOrder, name_of
 from zfabric.core.worker.packing import Packing, pack_whole
 from zfabric.core.worker.soundness import encoded_result, outcome_of
-from zfabric.core.worker.spans import StreamSpan
 from zfabric.errors import BackendError, FabricError, RequestCancelledError, WorkerDrainingError, WorkerLostError
 from zfabric.wire import codec
 from zfabric.wire.answers import Outcome
@@ -29,7 +27,6 @@ from zfabric.wire.flow import Abort, CreditLine, Grant
 from zfabric.wire.messages import Carried, Dispatch, End, Ends, StreamUnits
 from zfabric.wire.payloads import Delta, TextRequest
 from zfabric.wire.plain import ENCODING_ERRORS
-from zfabric.wire.traces import parse
 
 #: An upper bound of what `StreamUnits` takes.
 _UNITS_BYTES: Final = 28
@@ -55,8 +52,7 @@ class WorkerStreams:
         stopping: What is to stop, and still has its slot.
         registered: Whether there is a session.
         draining: Whether new requests are handed back.
-        figures: What is counted.
-        spans: Where what traces are told is collected; None where nobody makes any.
+        observer: Is told what happens to requests.
     """
 
     def __init__(self, name: str, stream_interval: int) -> None:
@@ -66,8 +62,7 @@ class WorkerStreams:
         self.stopping: dict[str, _Stopping] = {}
         self.registered = False
         self.draining = False
-        self.figures = WorkerFigures()
-        self.spans: Spans[StreamSpan] | None = None
+        self.observer = WorkerObserver(name)
         #: The time of the event that is being handled.
         self._now_ns = 0
         self._stream_interval = stream_interval
@@ -127,9 +122,7 @@ class WorkerStreams:
             resume_from=envelope.resume_from,
             lock=envelope.lock,
         )
-        stream.began_ns = now_ns
-        if envelope.traceparent:
-            self._trace(stream, envelope)
+        self.observer.came(stream, envelope, len(body), now_ns)
         try:
             if self.draining and envelope.operation != "operate":
                 raise WorkerDrainingError(f"worker {self.name!r} is draining", worker=self.name)
@@ -146,14 +139,6 @@ class WorkerStreams:
         if stream.span is not None:
             stream.span.engine_ns = now_ns
         self._orders.append(Begin(request_id, envelope.operation, request, stream.trace))
-
-    def _trace(self, stream: Backlog, envelope: Dispatch) -> None:
-        """Note which trace a request belongs to. What is below that belongs below its engine's span, if there is one."""
-        stream.trace = parse(envelope.traceparent, envelope.tracestate)
-        parent = recorded(envelope.traceparent, envelope.tracestate) if self.spans is not None else None
-        if parent is not None and self.spans is not None:
-            stream.span = StreamSpan(self.spans, parent, envelope, stream.began_ns)
-            stream.trace = stream.span.engine
 
     def granted(self, grant: Grant) -> None:
         """Take credit, and send again what a reader that came another way lacks."""
@@ -172,7 +157,7 @@ class WorkerStreams:
     def _granted_one(self, stream: Backlog, client: int, line: CreditLine) -> None:
         stream.window = max(stream.window, line.window)
         if stream.held_ns:
-            self.figures.released(stream, self._now_ns)
+            self.observer.released(stream, self._now_ns)
         if line.again:
             stream.client = client
             self._send_again(stream, line.next)
@@ -239,7 +224,7 @@ class WorkerStreams:
             return
         self._dirty[stream.request_id] = stream
         if not stream.first_ns:
-            self.figures.began(stream, now_ns)
+            self.observer.first_unit(stream, now_ns)
         if stream.open_choices <= 0:
             self._finish(stream, 0, Outcome(usage=stream.usage(delta.usage, 0)), now_ns)
 
@@ -284,7 +269,7 @@ class WorkerStreams:
         if not isinstance(error, RequestCancelledError):
             self._fail(stream, error, now_ns)
             return self.flush()
-        self.figures.ended(stream, *outcome_of(error), now_ns)
+        self.observer.ended(stream, *outcome_of(error), now_ns)
         if self.registered:
             self._tell(stream.instance, stream.request, stream.attempt, error)
         return ()
@@ -320,7 +305,7 @@ class WorkerStreams:
         self._finish(stream, code, outcome, now_ns)
 
     def _finish(self, stream: Backlog, code: int, outcome: Outcome, now_ns: int) -> None:
-        self.figures.ended(stream, code, outcome, now_ns)
+        self.observer.ended(stream, code, outcome, now_ns)
         stream.finish(code, outcome, now_ns)
         self.streams.pop(stream.request_id, None)
         self._dirty[stream.request_id] = stream
@@ -363,7 +348,7 @@ class WorkerStreams:
             if columns is None:
                 columns = chunks[client] = Chunks()
             if stream.take(columns, name):
-                self.figures.held(stream, self._now_ns)
+                self.observer.held(stream, self._now_ns)
         for client, columns in chunks.items():
             finished = ends.get(client)
             if not columns.requests and finished is None:

@@ -1,0 +1,1 @@
+"""Flight recordings: kept by a running controller or worker, and read afterwards."""
