@@ -84,7 +84,7 @@ def benchmark(
         list_: List the scenarios.
         scenario: Only these; repeat for several.
         system: Only these systems; repeat for several.
-        trace: Arrivals for balance: Mooncake, Azure or BurstGPT files; repeat for several.
+        trace: Arrivals for balance: Mooncake, Azure or BurstGPT files, or flight recordings; repeat for several.
         transport: The driver of zfabric's sockets, loop or libzmq; what is repeated is measured beside the first.
         output: Directory of the results.
     """

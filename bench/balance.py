@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from bench.traces import Arrival
+from bench.traces import DECODE, Arrival
 from zfabric.core.controller.dispatch import Candidates, Host, find_policy
 
-#: Tokens a second of prefill and of one stream's decoding, at speed 1.
+#: Tokens a second of prefill, at speed 1.
 _PREFILL: Final = 8_000.0
-_DECODE: Final = 50.0
 _SLOTS: Final = 8
 
 
@@ -49,7 +48,7 @@ class _Worker(Host):
 
 def service_s(arrival: Arrival, speed: float) -> float:
     """How long a request takes a slot."""
-    return (arrival.prompt_tokens / _PREFILL + arrival.answer_tokens / _DECODE) / speed
+    return (arrival.prompt_tokens / _PREFILL + arrival.answer_tokens / DECODE) / speed
 
 
 def lower_bound_s(trace: Sequence[Arrival], speeds: Sequence[float]) -> float:

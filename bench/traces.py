@@ -1,4 +1,4 @@
-"""Arrival traces: read from the forms that are published, or generated with stated parameters."""
+"""Arrival traces: read from the forms that are published or from a flight recording, or generated with stated parameters."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
+from zfabric.recording.arrivals import RecordedRequest, requests_of
+from zfabric.recording.reader import is_recording, read_recordings
+
 #: The trace that is shipped, made by `generate` with its defaults.
 SHIPPED: Final = Path(__file__).parent / "data" / "generated.jsonl"
+#: Tokens a second of one stream's decoding, at speed 1, wherever answers have tokens and no engine.
+DECODE: Final = 50.0
+#: What a token of text is taken to have, where only the size of a request is known.
+_TOKEN_BYTES: Final = 4
 
 
 @dataclass(frozen=True)
@@ -28,17 +35,29 @@ def read(path: Path) -> list[Arrival]:
     """A trace, from the first arrival on.
 
     JSON lines with ``timestamp`` (ms), ``input_length`` and ``output_length`` (Mooncake); or CSV with the columns
-    ``TIMESTAMP, ContextTokens, GeneratedTokens`` (Azure) or ``Timestamp, Request tokens, Response tokens`` (BurstGPT).
+    ``TIMESTAMP, ContextTokens, GeneratedTokens`` (Azure) or ``Timestamp, Request tokens, Response tokens`` (BurstGPT); or what
+    `zfabric-controller --record` has written: prompts have a token for each four bytes then, and answers as many as one stream
+    decodes in the time that they took.
 
     Raises:
         ValueError: None of these forms.
     """
-    found = list(_lines(path) if path.suffix == ".jsonl" else _table(path))
+    if is_recording(path):
+        found = [_recorded(request) for request in requests_of(read_recordings([path]).events)]
+    else:
+        found = list(_lines(path) if path.suffix == ".jsonl" else _table(path))
     if not found:
         raise ValueError(f"{path} holds no request")
     found.sort(key=lambda arrival: arrival.at_s)
     start = found[0].at_s
     return [Arrival(arrival.at_s - start, arrival.prompt_tokens, arrival.answer_tokens) for arrival in found]
+
+
+def _recorded(request: RecordedRequest) -> Arrival:
+    prompt_tokens = request.prompt_tokens or max(1, request.bytes // _TOKEN_BYTES)
+    return Arrival(
+        request.submitted_ns / 1e9, prompt_tokens, request.units or max(1, round(request.running_s * DECODE))
+    )
 
 
 def _lines(path: Path) -> Iterator[Arrival]:

@@ -71,7 +71,7 @@ class WorkerSide:
 
     def emit(self, *step: tuple[str, Delta]) -> list[Order]:
         """One step of the engine, flushed."""
-        return [*self.session.emit(step, 0), *self.session.flush()]
+        return [*self.session.emit(step, 1), *self.session.flush()]
 
     def grant(self, request: int, units: int, window: int, *, again: bool = False, client: int = CLIENT) -> list[Order]:
         line = CreditLine(request=request, attempt=0, next=units, window=window, again=again)

@@ -15,7 +15,8 @@ class RecordedRequest:
     Attributes:
         name: At its client.
         client: Whose it is, as operators know it.
-        operation, model, priority, deadline_ms, bytes: Of its first attempt.
+        operation, model, priority, deadline_ms, bytes: Of its first attempt. Once it is dispatched, `model` is the model's own
+            name, also where an alias was asked for.
         submitted_ns, ended_ns: In nanoseconds since 1970; `ended_ns` is 0 for one that had not ended.
         attempts: How many there were.
         dispatched_ns: When a worker got it first; 0 for never.
@@ -80,6 +81,7 @@ def _follow(request: RecordedRequest, event: Event) -> None:
     if event.name == "dispatched":
         request.dispatched_ns = request.dispatched_ns or event.unix_ns
         request.workers = (*request.workers, fields["worker"])
+        request.model = fields["model"] or request.model
     elif event.name == "ended":
         request.outcome, request.ended_ns = fields["outcome"], event.unix_ns
     elif event.name == "answered":

@@ -13,6 +13,8 @@ from zfabric.errors import ConfigurationError
 from zfabric.recording.config import part_names
 from zfabric.recording.ring import BINARY, LENGTH_BYTES, MAGIC, VERSION, Entry, Head
 
+#: What the head of a part takes at most.
+_HEAD_BYTES_MAX: Final = 1_024
 _ENTRIES: Final = msgspec.msgpack.Decoder(list[Entry])
 
 
@@ -77,6 +79,13 @@ def read_recordings(files: Sequence[Path]) -> Recording:
                 found.broken.append(part)
     found.events.sort(key=lambda event: event.unix_ns)
     return found
+
+
+def is_recording(file: Path) -> bool:
+    """Whether a file begins as a recording does."""
+    with file.open("rb") as opened:
+        frame = next(_frames(opened.read(_HEAD_BYTES_MAX)), None)
+    return frame is not None and MAGIC.encode() in frame
 
 
 def _read_part(part: Path, found: Recording) -> bool:

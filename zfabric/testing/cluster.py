@@ -60,23 +60,38 @@ def simulate(seed: int, options: ClusterOptions | None = None) -> Report:
     Raises:
         Violation: A promise was broken; the message names the seed and the command that replays it.
     """
+    return run_cluster(
+        lambda world: Cluster(world, seed, options or ClusterOptions()),
+        seed,
+        tight=_tight(seed),
+        again=f"python -m zfabric.testing --seed {seed}",
+    )
+
+
+def run_cluster(make: Callable[[World], Cluster], seed: int, *, tight: bool, again: str) -> Report:
+    """Run a cluster in a world of its own.
+
+    Args:
+        tight: Whether frames, lists and control messages have to be split.
+        again: The command that runs it again, for the message of a violation.
+
+    Raises:
+        Violation: A promise was broken.
+    """
     world = World(seed)
     with ExitStack() as stack:
-        if _tight(seed):
+        if tight:
             stack.enter_context(substituted(**_TIGHT))
         clock: dict[str, object] = {"monotonic_ns": lambda: world.now_ns}
         register_policy(BROKEN_POLICY, broken_policy)
         stack.callback(POLICIES.pop, BROKEN_POLICY)
         stack.enter_context(substituted(open_dealer=SimDealer, secrets=SimSecrets(world.rng), **clock))
-        cluster = Cluster(world, seed, options or ClusterOptions())
+        cluster = make(world)
         try:
             return cluster.run()
         except Exception as error:
             at_ms = world.now_ns // MILLISECOND
-            raise Violation(
-                f"{type(error).__name__}: {error} "
-                f"[seed={seed} at {at_ms} ms; replay: python -m zfabric.testing --seed {seed}]"
-            ) from error
+            raise Violation(f"{type(error).__name__}: {error} [seed={seed} at {at_ms} ms; replay: {again}]") from error
         finally:
             cluster.end()
 
@@ -89,30 +104,13 @@ class Cluster:
         self.world = world
         self.report = Report(seed)
         self.network = Network(world)
-        rng = world.rng
-        #: All workers serve the same, and any of them can go on with any answer, but for a few that do not resume.
-        self.uniform = rng.random() < 0.4
-        self.keyed = rng.random() < 0.5
-        self.sound = rng.random() < 0.6
-        self.tight = _tight(seed)
+        self._draw_traits(seed)
         if self.tight:
             self.network.frame_bytes_max = _TIGHT["FRAME_BYTES_MAX"]
-        #: There is no room for all clients: some are refused for now, and give up after their time to connect.
-        self.crowded = rng.random() < 0.1
-        clients = rng.randint(1, options.clients)
-        config = BrokerConfig(
-            policy=rng.choice(
-                ["shortest_queue", "lottery", "power_of_two", "round_robin", "least_latency", BROKEN_POLICY]
-            ),
-            queue_depth_max=rng.choice([4, 1_000]),
-            queue_bytes_max=rng.choice([400, 2**30, 2**30, 2**30]),
-            stall_ms=4_000,
-            clients_max=max(1, clients - 1) if self.crowded else 1_000,
-        )
-        self.controller = SimController(world, self.network, config, keyed=self.keyed)
-        self.workers = [self._worker(f"w{number}") for number in range(rng.randint(1, options.workers))]
-        kinds: list[type[SimClient] | type[SimApp]] = [SimApp] if self.crowded else [SimClient, SimApp]
-        self.clients = [rng.choice(kinds)(world, self.network, number) for number in range(clients)]
+        clients = world.rng.randint(1, options.clients)
+        self.controller = SimController(world, self.network, self._config(clients), keyed=self.keyed)
+        self.workers = self._make_workers()
+        self.clients = self._make_clients(clients)
         self.faults = Faults(world, self.network, self.controller, self.workers, self.clients)
         self.operators = Operators(seed, world, self.controller, self.workers, self.clients)
         if options.versions:
@@ -121,6 +119,35 @@ class Cluster:
         self.hostile: list[Hostile] = []
         self.records: list[Record] = []
         self._held: dict[str, dict[str, int]] = {}
+
+    def _draw_traits(self, seed: int) -> None:
+        rng = self.world.rng
+        #: All workers serve the same, and any of them can go on with any answer, but for a few that do not resume.
+        self.uniform = rng.random() < 0.4
+        self.keyed = rng.random() < 0.5
+        self.sound = rng.random() < 0.6
+        self.tight = _tight(seed)
+        #: There is no room for all clients: some are refused for now, and give up after their time to connect.
+        self.crowded = rng.random() < 0.1
+
+    def _config(self, clients: int) -> BrokerConfig:
+        rng = self.world.rng
+        return BrokerConfig(
+            policy=rng.choice(
+                ["shortest_queue", "lottery", "power_of_two", "round_robin", "least_latency", BROKEN_POLICY]
+            ),
+            queue_depth_max=rng.choice([4, 1_000]),
+            queue_bytes_max=rng.choice([400, 2**30, 2**30, 2**30]),
+            stall_ms=4_000,
+            clients_max=max(1, clients - 1) if self.crowded else 1_000,
+        )
+
+    def _make_workers(self) -> list[SimWorker]:
+        return [self._worker(f"w{number}") for number in range(self.world.rng.randint(1, self.options.workers))]
+
+    def _make_clients(self, count: int) -> list[SimClient | SimApp]:
+        kinds: list[type[SimClient] | type[SimApp]] = [SimApp] if self.crowded else [SimClient, SimApp]
+        return [self.world.rng.choice(kinds)(self.world, self.network, number) for number in range(count)]
 
     def _mix_versions(self, rng: random.Random) -> None:
         """As while a fabric is upgraded: whoever comes, or comes back, may be of either version."""
@@ -192,12 +219,7 @@ class Cluster:
             wish = draw_wish(rng, number, self.workers, uniform=self.uniform, sound=self.sound, tight=self.tight)
             client = rng.choice(self.clients)
 
-            def submit(client: SimClient | SimApp = client, wish: Wish = wish) -> None:
-                if client.alive:
-                    self.records.append(client.submit(wish))
-                    self.report.operations[wish.operation] += 1
-
-            self.world.after(rng.uniform(0, self.options.fault_ms * 0.9), submit)
+            self._submit_after(rng.uniform(0, self.options.fault_ms * 0.9), client, wish)
         for _ in range(rng.randint(0, 6)):
             what, arguments = draw_query(rng)
             client = rng.choice(self.clients)
@@ -210,6 +232,14 @@ class Cluster:
                     self.report.operations["query"] += 1
 
             self.world.after(rng.uniform(0, self.options.fault_ms * 0.9), ask)
+
+    def _submit_after(self, delay_ms: float, client: SimClient | SimApp, wish: Wish) -> None:
+        def submit() -> None:
+            if client.alive:
+                self.records.append(client.submit(wish))
+                self.report.operations[wish.operation] += 1
+
+        self.world.after(delay_ms, submit)
 
     def _plan_faults(self) -> None:
         rng = self.world.rng

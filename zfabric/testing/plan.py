@@ -99,8 +99,8 @@ class Faults:
             "worker drained": self._drain_worker,
             "worker announces": self._announce,
             "engine hung": self._hang_engine,
-            "worker link cut": lambda: self._cut(rng.choice(workers)),
-            "client link cut": lambda: self._cut(rng.choice(clients)),
+            "worker link cut": lambda: self.cut(rng.choice(workers)),
+            "client link cut": lambda: self.cut(rng.choice(clients)),
             "link silent": lambda: self._silence(rng.choice(actors)),
             "hellos doubled": self._stutter,
             "controller killed": self._kill_controller,
@@ -139,7 +139,7 @@ class Faults:
             worker.reannounce()
         else:
             worker.changes_behind_hello = True
-            self._cut(worker)
+            self.cut(worker)
 
     def _kill_controller(self) -> None:
         self.controller.die()
@@ -178,7 +178,8 @@ class Faults:
 
         self.world.after(self.world.rng.choice([500, 6_000, 12_000]), move)
 
-    def _cut(self, actor: SimWorker | SimClient | SimApp) -> None:
+    def cut(self, actor: SimWorker | SimClient | SimApp) -> None:
+        """A connection is lost."""
         if actor.alive and actor.link is not None:
             self._keep(actor)
             self.network.cut(actor.link)

@@ -1,4 +1,5 @@
-"""Simulate clusters: python -m zfabric.testing --seeds 1000, or one again with --seed N.
+"""Simulate clusters: python -m zfabric.testing --seeds 1000, or one again with --seed N. With --recording FILE, the workers,
+requests and losses are those of a flight recording (repeat it for those of workers), and seeds draw what it does not tell.
 
 Exit code 1 if a promise was broken; the seed is printed.
 """
@@ -11,9 +12,14 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
 
+from zfabric.errors import ConfigurationError
+from zfabric.recording.reader import read_recordings
 from zfabric.testing.cluster import simulate
+from zfabric.testing.incident import simulate_recording
 from zfabric.testing.records import Violation
 from zfabric.testing.reports import Report
 
@@ -21,19 +27,20 @@ from zfabric.testing.reports import Report
 _PORTION = 20
 
 
-def _attempt(seed: int) -> Report | str:
+def _attempt(seed: int, recordings: Sequence[Path] = ()) -> Report | str:
     try:
-        return simulate(seed)
+        return simulate_recording(recordings, seed) if recordings else simulate(seed)
     except Violation as violation:
         return str(violation)
 
 
-def _reports(seeds: range, jobs: int) -> Iterator[Report | str]:
+def _reports(seeds: range, jobs: int, recordings: Sequence[Path]) -> Iterator[Report | str]:
+    attempt = partial(_attempt, recordings=recordings)
     if jobs == 1:
-        yield from map(_attempt, seeds)
+        yield from map(attempt, seeds)
         return
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        yield from pool.imap_unordered(_attempt, seeds, chunksize=_PORTION)
+        yield from pool.imap_unordered(attempt, seeds, chunksize=_PORTION)
 
 
 def main() -> int:
@@ -42,6 +49,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seed", type=int, help="only this one")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--recording", type=Path, action="append", default=[], help="a flight recording; repeat it")
     arguments = parser.parse_args()
     seeds = range(arguments.first, arguments.first + arguments.seeds)
     if arguments.seed is not None:
@@ -53,7 +61,11 @@ def main() -> int:
     hostile: Counter[str] = Counter()
     failed: list[str] = []
     failovers = recovered = 0
-    for done, report in enumerate(_reports(seeds, arguments.jobs), start=1):
+    try:
+        read_recordings(arguments.recording)
+    except ConfigurationError as error:
+        parser.error(str(error))
+    for done, report in enumerate(_reports(seeds, arguments.jobs, arguments.recording), start=1):
         if isinstance(report, str):
             failed.append(report)
             _say(f"\nBROKEN {report}\n")

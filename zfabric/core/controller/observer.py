@@ -26,11 +26,10 @@ class Observer:
         spans: Where what traces are told is collected; None where nobody makes any.
     """
 
-    __slots__ = ("_journal", "_recorder", "figures", "spans")
+    __slots__ = ("_journal", "figures", "spans")
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._recorder = journal.recorder
         self.figures = Figures()
         self.spans: Spans[AttemptSpan] | None = None
 
@@ -39,8 +38,8 @@ class Observer:
         self.figures.submitted += 1
         if self.spans is not None:
             request.span = begin(self.spans, envelope, now_ns)
-        if self._recorder is not None:
-            self._recorder.record(
+        if (recorder := self._journal.recorder) is not None:
+            recorder.record(
                 "submitted",
                 request=request.key,
                 client=client.shown,
@@ -66,8 +65,8 @@ class Observer:
         if span is not None:
             span.judged("rejected", error.code)
             span.end(now_ns)
-        if self._recorder is not None:
-            self._recorder.record(
+        if (recorder := self._journal.recorder) is not None:
+            recorder.record(
                 "rejected",
                 request=(client.instance, envelope.request, envelope.attempt),
                 client=client.shown,
@@ -89,8 +88,8 @@ class Observer:
             figures.resumptions += request.resume_from > 0
         if request.span is not None:
             request.span.dispatched(worker.name, model, decision, now_ns)
-        if self._recorder is not None:
-            self._recorder.record("dispatched", request=request.key, worker=worker.name, model=model, decision=decision)
+        if (recorder := self._journal.recorder) is not None:
+            recorder.record("dispatched", request=request.key, worker=worker.name, model=model, decision=decision)
 
     def ended(self, request: Request, outcome: Outcome, code: int, now_ns: int) -> None:
         """An attempt has its terminal, with an error of this code."""
@@ -102,14 +101,14 @@ class Observer:
             figures.whole_time.observe(now_ns - request.accepted_ns)
         if request.span is not None:
             request.span.judged(outcome, code)
-        if self._recorder is not None:
+        if (recorder := self._journal.recorder) is not None:
             worker = request.worker.name if request.worker is not None else ""
-            self._recorder.record("ended", request=request.key, outcome=outcome, code=code, worker=worker)
+            recorder.record("ended", request=request.key, outcome=outcome, code=code, worker=worker)
 
     def given_up(self, request: Request, why: str) -> None:
         """An attempt is stopped, since nobody waits for it any more."""
-        if self._recorder is not None:
-            self._recorder.record("given_up", request=request.key, why=why)
+        if (recorder := self._journal.recorder) is not None:
+            recorder.record("given_up", request=request.key, why=why)
 
     def befell(self, request: Request, event: str, now_ns: int, **fields: Detail) -> None:
         """Something that its trace is told happened to an attempt."""
