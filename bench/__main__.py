@@ -34,6 +34,7 @@ NAMES: Final = (
     "balance",
     "faults",
     "curve",
+    "recording",
     "engines",
 )
 #: The default first: noise differs from run to run, so drivers are compared within one.

@@ -35,6 +35,7 @@ def fabric(
     *,
     ipc: bool = False,
     curve: bool = False,
+    recorded: bool = False,
     loop: str = "--uvloop",
     transport: Transport | None = None,
     adapter: str = "fabric",
@@ -61,6 +62,9 @@ def fabric(
             "ZFABRIC_KEY": f"{scratch}/client.key_secret",
             "ZFABRIC_CONTROLLER_KEY": f"{scratch}/controller.key",
         }
+    if recorded:
+        controller += ["--record", f"{scratch}/controller.rec"]
+        worker += ["--record", f"{scratch}/worker.rec"]
     parts = [Part(HOP, tuple(controller)), Part(WORKER, tuple(worker))]
     return Stack(parts, adapter, target, own_python(), environment, scratch)
 
@@ -73,6 +77,11 @@ def fabric_ipc(rate: float = 0) -> Stack:
 def fabric_curve(rate: float = 0) -> Stack:
     """zfabric with every connection encrypted."""
     return fabric(rate, curve=True)
+
+
+def fabric_recorded(rate: float = 0) -> Stack:
+    """zfabric whose controller and worker keep flight recordings."""
+    return fabric(rate, recorded=True)
 
 
 def fabric_asyncio(rate: float = 0) -> Stack:
@@ -257,6 +266,7 @@ SUBJECTS: Final[dict[str, Callable[[], Stack]]] = {
     "zfabric": fabric,
     "zfabric ipc": fabric_ipc,
     "zfabric curve": fabric_curve,
+    "zfabric recorded": fabric_recorded,
     "zfabric asyncio": fabric_asyncio,
     **{beside(transport): partial(fabric, transport=transport) for transport in TRANSPORTS},
     "zfabric reader": fabric_reader,

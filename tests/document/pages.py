@@ -30,6 +30,7 @@ _MAKERS: Final[dict[str, Callable[[str], str]]] = {
     "timings": lambda _: tables.timings_table(),
     "promises": lambda _: tables.promises_list(),
     "metrics": lambda _: metrics.table_of_all(),
+    "recorded-events": lambda _: tables.recorded_events_table(),
     "log-events": lambda _: tables.log_events_table(),
     "request-states": lambda _: tables.states_table(),
     "request-events": lambda _: tables.events_table(),

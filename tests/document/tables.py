@@ -9,6 +9,7 @@ from tests.document.markdown import power, table
 from zfabric import errors, limits
 from zfabric.cli.log_events import EVENTS
 from zfabric.core.controller.request_state import TERMINAL_GIVEN, TRANSITIONS, RequestEvent, RequestState
+from zfabric.core.recorder import MEANINGS
 from zfabric.testing import promises
 from zfabric.wire import kinds
 from zfabric.wire.kinds import Kind
@@ -127,3 +128,8 @@ def log_events_table() -> str:
     """What the daemons log."""
     rows = [(f"`{name}`", it.level, it.of, it.meaning) for name, it in sorted(EVENTS.items())]
     return table(("event", "level", "of", "meaning"), rows)
+
+
+def recorded_events_table() -> str:
+    """What a recording holds beside what is logged."""
+    return table(("event", "meaning"), [(f"`{name}`", meaning) for name, meaning in MEANINGS.items()])

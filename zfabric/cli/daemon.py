@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 from zfabric import limits
+from zfabric.cli.systemd import notify, watch
 from zfabric.errors import FabricError
 
 
@@ -46,6 +47,7 @@ def on_signals(drain: Callable[[], Awaitable[object]]) -> None:
     tasks: list[asyncio.Task[None]] = []
 
     async def draining() -> None:
+        notify(STOPPING=1)
         try:
             await drain()
         except Exception:  # noqa: BLE001 — a drain that fails must not keep the process alive
@@ -95,7 +97,7 @@ def leave(code: int) -> None:
 
 
 def ready(**fields: object) -> None:
-    """The one line on standard output that says: from now on it works.
+    """The one line on standard output that says: from now on it works. systemd is told as well, and its watchdog is fed.
 
     What was loaded until now stays: the collector is told to leave it alone, since one walk over a loaded engine's
     objects holds up all streams for a tenth of a second.
@@ -106,3 +108,5 @@ def ready(**fields: object) -> None:
     # Whoever started the daemon may read no more; that is no reason to end.
     with contextlib.suppress(BrokenPipeError):
         print("ready", *(f"{name}={value}" for name, value in fields.items()), flush=True)  # noqa: T201
+    notify(READY=1, STATUS=" ".join(f"{name}={value}" for name, value in fields.items()))
+    watch()

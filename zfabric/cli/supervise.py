@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from zfabric.cli.systemd import SOCKET_VARIABLE
 from zfabric.errors import ConfigurationError
 from zfabric.limits import RESTART_MAX_MS, RESTART_MIN_MS
 
@@ -36,7 +37,7 @@ class Child:
         """
         # A session of its own: Ctrl-C goes to the parent alone, which ends the children in order.
         self._process = await asyncio.create_subprocess_exec(
-            *self._command, stdout=asyncio.subprocess.PIPE, start_new_session=True, env=dict(os.environ)
+            *self._command, stdout=asyncio.subprocess.PIPE, start_new_session=True, env=_environment()
         )
         assert self._process.stdout is not None
         while line := (await self._process.stdout.readline()).decode():
@@ -121,3 +122,8 @@ class Supervisor:
             await asyncio.sleep(pause_ms / 1_000)
             with contextlib.suppress(ConfigurationError):
                 await child.start()
+
+
+def _environment() -> dict[str, str]:
+    """A child's: when the service is ready is this process's to say."""
+    return {name: value for name, value in os.environ.items() if name != SOCKET_VARIABLE}
