@@ -2,10 +2,11 @@
 PYTHON ?= python3
 BACKEND ?= transformers
 SEEDS ?= 10000
+INPUTS ?= 5000000
 VENV_PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-full lint lock clean faults simulate sweep protocol test-clients test-vllm-previous venv
+.PHONY: help demo test bench bench-full docs lint lock clean faults fuzz simulate sweep protocol test-clients test-vllm-previous venv
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -38,6 +39,10 @@ faults:  ## kill, freeze, partition and exhaust real processes, and print what i
 	@$(PYTHON) tools/bootstrap.py test
 	@$(VENV_PYTHON) -m pytest tests/faults -q
 
+fuzz:  ## INPUTS=5000000 hostile inputs at every door, guided by the code that they reach
+	@$(PYTHON) tools/bootstrap.py test
+	@$(VENV_PYTHON) -m tests.fuzz --inputs $(INPUTS)
+
 sweep:  ## a tiny random model of every architecture of transformers, through the worker and by itself (docs/architectures.md)
 	@$(PYTHON) tools/bootstrap.py test
 	@HF_HUB_OFFLINE=1 $(VENV_PYTHON) -m tests.sweep --table docs/architectures.md
@@ -54,6 +59,11 @@ bench-full:  ## the same with longer rounds and real engines
 	@$(PYTHON) tools/bootstrap.py test
 	@$(VENV_PYTHON) -m bench --full
 
+docs:  ## build the site of docs/ into build/docs; a warning is an error
+	@$(PYTHON) tools/bootstrap.py docs
+	@.venv-docs/bin/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs build/docs
+	@echo build/docs/index.html
+
 lint:  ## ruff and the strict type checker
 	@$(PYTHON) tools/bootstrap.py test
 	@.venv/bin/ruff check .
@@ -67,4 +77,4 @@ lock:  ## write requirements/*.txt anew
 	@tools/lock.sh
 
 clean:  ## remove what was installed and cached here
-	rm -rf .bench .venv .venv-clients .venv-previous .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .bench .fuzz .venv .venv-clients .venv-docs .venv-previous build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,9 +1,10 @@
 """Makes .venv and installs a locked set of requirements into it. Uses nothing but the standard library.
 
-Usage: python3 tools/bootstrap.py {core,bench,clients,demo,test,previous}
+Usage: python3 tools/bootstrap.py {core,bench,clients,demo,test,docs,previous}
 
-Two sets go into environments of their own, beside the others: `previous` into .venv-previous, the release of vLLM before the
-one that `test` has; `clients` into .venv-clients, programs of others that call the gateway.
+Some sets go into environments of their own, beside the others: `previous` into .venv-previous, the release of vLLM before the
+one that `test` has; `clients` into .venv-clients, programs of others that call the gateway; `docs` into .venv-docs, what builds
+the pages, and no more.
 
 A set that is installed already, unchanged, is left alone at once. uv does the installing where it can be had, because it
 is several times faster; pip does otherwise, and where uv fails. Indexes and local wheel folders that pip is set up for
@@ -29,11 +30,12 @@ SETS = {
     "bench": ("bench", "test"),
     "demo": ("demo", "test"),
     "test": ("test",),
+    "docs": ("docs",),
     "previous": ("previous",),
     "clients": ("clients",),
 }
 #: Sets with an environment of their own.
-APART = {name: ROOT / f".venv-{name}" for name in ("clients", "previous")}
+APART = {name: ROOT / f".venv-{name}" for name in ("clients", "docs", "previous")}
 #: Builds of vLLM, by set.
 VLLM = {"test": "vllm", "previous": "vllm-previous"}
 #: What a Chromium may be called.

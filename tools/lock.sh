@@ -24,6 +24,7 @@ echo "torch==2.13.0" > "$torch"
 printf '%s\n' torchaudio torchcodec torchvision triton > "$excluded"
 compile core --extra cli --extra metrics --extra tracing --extra gateway
 compile bench --extra cli --extra metrics --extra tracing --extra gateway --extra bench
+compile docs --extra cli --extra metrics --extra tracing --extra gateway --extra docs
 compile demo --extra cli --extra metrics --extra tracing --extra gateway --extra transformers --constraint "$torch"
 # With all that vLLM needs but itself, which requirements/vllm*.txt hold: see tools/bootstrap.py.
 compile test --extra cli --extra metrics --extra tracing --extra gateway --extra hf-api --extra transformers --extra bench --extra test --override "$torch" --excludes "$excluded" requirements/vllm.txt

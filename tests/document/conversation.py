@@ -141,7 +141,7 @@ def as_text() -> str:
     parts = []
     for number, message in enumerate(held().messages, start=1):
         kind = message.header[0]
-        parts.append(f"### {number}. {kinds.NAMES[kind]}, {message.sender} → {message.receiver}")
+        parts.append(f"## {number}. {kinds.NAMES[kind]}, {message.sender} → {message.receiver}")
         frames: list[tuple[bytes, Callable[[bytes], list[Line]]]] = [(message.header, _header_lines)]
         if kind in kinds.WITH_BODY:
             frames.append((message.body, _body_lines(message.header)))

@@ -12,17 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zfabric import limits
+from zfabric.core.recorder import FIELDS, Recorded
 from zfabric.errors import ConfigurationError
 from zfabric.recording import ring
 from zfabric.recording.config import RecordingConfig
 from zfabric.recording.reader import read_recordings
-from zfabric.recording.ring import Entry, Ring
+from zfabric.recording.ring import Ring
 
 SIZE = limits.RECORD_BYTES_MIN
 VALUES = st.none() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=40) | st.booleans()
-FIELDS = st.dictionaries(st.text(max_size=4), VALUES | st.lists(VALUES, max_size=3), max_size=3)
-TURNS = st.lists(st.lists(st.tuples(st.text(max_size=4), FIELDS), min_size=1, max_size=3), max_size=5)
+NAMED = st.dictionaries(st.text(max_size=4), VALUES | st.lists(VALUES, max_size=3), max_size=3)
+TURNS = st.lists(st.lists(st.tuples(st.text(max_size=4), NAMED), min_size=1, max_size=3), max_size=5)
 Told = list[tuple[int, str, dict[str, object]]]
+Turn = list[tuple[str, dict[str, object]]]
 
 
 class Clock:
@@ -38,9 +40,19 @@ class Clock:
         return 10**18 + self.now_ns
 
 
-def opened(file: Path, clock: Clock, *, ms_max: int = limits.RECORD_MS_MAX, state: Told | None = None) -> Ring:
+def opened(
+    file: Path, clock: Clock, *, ms_max: int = limits.RECORD_MS_MAX, state: list[Recorded] | None = None
+) -> Ring:
     config = RecordingConfig(file=file, bytes_max=SIZE, ms_max=ms_max)
-    return Ring(config, of="controller", build="b", clock=clock, wall_clock=clock.unix_ns, state=lambda _: state or [])
+    return Ring(
+        config,
+        of="controller",
+        build="b",
+        fields=FIELDS,
+        clock=clock,
+        wall_clock=clock.unix_ns,
+        state=lambda _: state or [],
+    )
 
 
 def told(file: Path) -> Told:
@@ -52,24 +64,24 @@ def clock() -> Clock:
     return Clock()
 
 
-def turns_of(turns: list[list[tuple[str, dict[str, object]]]], clock: Clock) -> Iterator[list[Entry]]:
+def turns_of(turns: list[Turn], clock: Clock) -> Iterator[list[Recorded]]:
     for turn in turns:
         entries = []
         for name, fields in turn:
             clock.now_ns += 7
-            entries.append((clock.now_ns, name, fields))
+            entries.append(Recorded(clock.now_ns, name, fields))
         yield entries
 
 
 @settings(max_examples=60, deadline=None)
 @given(turns=TURNS, crashed=st.booleans())
-def test_what_is_read_is_what_was_written(turns: list[list[tuple[str, dict[str, object]]]], crashed: bool) -> None:
+def test_what_is_read_is_what_was_written(turns: list[Turn], crashed: bool) -> None:
     with tempfile.TemporaryDirectory() as directory:
         clock, file, written = Clock(), Path(directory) / "r", []
         kept = opened(file, clock)
         for entries in turns_of(turns, clock):
             kept.write(entries)
-            written += entries
+            written += [(entry.at_ns, entry.event, entry.values) for entry in entries]
         if not crashed:
             kept.close()
             assert file.stat().st_size < SIZE // limits.RECORD_PARTS or not turns
@@ -79,9 +91,7 @@ def test_what_is_read_is_what_was_written(turns: list[list[tuple[str, dict[str, 
 
 @settings(max_examples=60, deadline=None)
 @given(turns=TURNS, data=st.data())
-def test_a_file_that_breaks_off_is_read_as_far_as_it_goes(
-    turns: list[list[tuple[str, dict[str, object]]]], data: st.DataObject
-) -> None:
+def test_a_file_that_breaks_off_is_read_as_far_as_it_goes(turns: list[Turn], data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as directory:
         clock, file, written = Clock(), Path(directory) / "r", []
         kept = opened(file, clock)
@@ -97,11 +107,11 @@ def test_a_file_that_breaks_off_is_read_as_far_as_it_goes(
             with pytest.raises(ConfigurationError, match="no recording"):
                 read_recordings([file])
             return
-        found, expected = told(file), list[Entry]()
+        found, expected = told(file), list[object]()
         for entries in written:
             if len(found) < len(expected) + len(entries):
                 break
-            expected += entries
+            expected += [(entry.at_ns, entry.event, entry.values) for entry in entries]
         assert found == expected
 
 
@@ -112,7 +122,7 @@ def test_damaged_bytes_raise_nothing_but_what_they_are_told_to(junk: bytes, at: 
         clock, file = Clock(), Path(directory) / "r"
         kept = opened(file, clock)
         for number in range(10):
-            kept.write([(clock.now_ns, "event", {"number": number})])
+            kept.write([Recorded(clock.now_ns, "event", {"number": number})])
         kept.close()
         data = file.read_bytes()
         file.write_bytes(data[:at] + junk + data[at + len(junk) :])
@@ -124,11 +134,11 @@ def test_damaged_bytes_raise_nothing_but_what_they_are_told_to(junk: bytes, at: 
 
 def test_it_takes_no_more_than_it_may_and_keeps_the_newest(tmp_path: Path, clock: Clock) -> None:
     file = tmp_path / "r"
-    state: Told = [(0, "config", {"policy": "p"})]
+    state = [Recorded(0, "config", ({"policy": "p"},))]
     kept = opened(file, clock, state=state)
     for number in range(6_000):
         clock.now_ns += 1_000
-        kept.write([(clock.now_ns, "event", {"number": number, "pad": "x" * 100})])
+        kept.write([Recorded(clock.now_ns, "event", {"number": number, "pad": "x" * 100})])
     assert sum(part.stat().st_size for part in tmp_path.iterdir()) <= SIZE
     assert len(list(tmp_path.iterdir())) == limits.RECORD_PARTS
     kept.close()
@@ -143,17 +153,17 @@ def test_it_goes_back_no_further_than_it_may(tmp_path: Path, clock: Clock) -> No
     kept = opened(file, clock, ms_max=4_000)
     for number in range(20):
         clock.now_ns += second
-        kept.write([(clock.now_ns, "event", {"number": number})])
+        kept.write([Recorded(clock.now_ns, "event", {"number": number})])
     assert [fields["number"] for _, _, fields in told(file)] == [16, 17, 18, 19]
     clock.now_ns += 3_600 * second
-    kept.write([(clock.now_ns, "event", {"number": 20})])
+    kept.write([Recorded(clock.now_ns, "event", {"number": 20})])
     assert [fields["number"] for _, _, fields in told(file)] == [20]
     kept.close()
 
 
 def test_a_turn_that_no_part_holds_is_counted(tmp_path: Path, clock: Clock) -> None:
     kept = opened(tmp_path / "r", clock)
-    kept.write([(clock.now_ns, "event", {"text": "x" * SIZE})])
+    kept.write([Recorded(clock.now_ns, "event", {"text": "x" * SIZE})])
     kept.close()
     assert [name for _, name, _ in told(tmp_path / "r")] == ["left_out"]
 
@@ -163,15 +173,17 @@ def test_a_full_disk_ends_the_recording_and_nothing_else(
 ) -> None:
     failures: list[OSError] = []
     config = RecordingConfig(file=tmp_path / "r", bytes_max=SIZE, ms_max=4_000)
-    kept = Ring(config, of="worker", build="", clock=clock, wall_clock=clock.unix_ns, on_failure=failures.append)
+    kept = Ring(
+        config, of="worker", build="", fields=FIELDS, clock=clock, wall_clock=clock.unix_ns, on_failure=failures.append
+    )
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     clock.now_ns += 10**10
-    kept.write([(clock.now_ns, "event", {})])
-    kept.write([(clock.now_ns, "event", {})])
+    kept.write([Recorded(clock.now_ns, "event", {})])
+    kept.write([Recorded(clock.now_ns, "event", {})])
     assert [failure.errno for failure in failures] == [28]
     kept.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,7 +11,7 @@ from tests.peers import FakeFabric, model
 from tests.unit.worker_side import WorkerSide, last, token
 from zfabric.core.controller import journal
 from zfabric.core.controller.snapshot import state_of
-from zfabric.core.recorder import MEANINGS, Recorder
+from zfabric.core.recorder import FIELDS, MEANINGS, Recorded, Recorder
 from zfabric.limits import RECORDED_PENDING_MAX
 from zfabric.wire import codec
 from zfabric.wire.payloads import GenerateRequest
@@ -26,6 +27,12 @@ def recorded_fabric(**settings: Any) -> tuple[FakeFabric, Recorder]:
     return fabric, recorder
 
 
+def fields_of(entry: Recorded) -> dict[str, object]:
+    """Its values by name. All of them have one."""
+    values = entry.values
+    return values if isinstance(values, dict) else dict(zip(FIELDS[entry.event], values, strict=True))
+
+
 def names(recorder: Recorder) -> list[str]:
     return [entry.event for entry in recorder.take()]
 
@@ -39,9 +46,9 @@ def test_a_request_is_recorded_from_its_arrival_to_its_end() -> None:
     entries = {entry.event: entry for entry in recorder.take()}
     assert list(entries) == ["client_registered", "worker_registered", "submitted", "dispatched", "ended"]
     key = (fabric.instances["alice"], 1, 0)
-    assert entries["submitted"].fields["request"] == key
-    assert entries["dispatched"].fields == {"request": key, "worker": "w", "model": "m", "decision": "chosen"}
-    assert entries["ended"].fields == {"request": key, "outcome": "completed", "code": 0, "worker": "w"}
+    assert fields_of(entries["submitted"])["request"] == key
+    assert fields_of(entries["dispatched"]) == {"request": key, "worker": "w", "model": "m", "decision": "chosen"}
+    assert fields_of(entries["ended"]) == {"request": key, "outcome": "completed", "code": 0, "worker": "w"}
 
 
 def test_a_loss_and_what_goes_on_elsewhere() -> None:
@@ -54,9 +61,9 @@ def test_a_loss_and_what_goes_on_elsewhere() -> None:
     fabric.worker("v", model("m"))
     fabric.submit("alice", 1, attempt=1)
     lost, ended, came, again, sent = recorder.take()
-    assert (lost.event, ended.event, ended.fields["outcome"]) == ("worker_lost", "ended", "failed")
+    assert (lost.event, ended.event, fields_of(ended)["outcome"]) == ("worker_lost", "ended", "failed")
     assert (came.event, again.event, sent.event) == ("worker_registered", "submitted", "dispatched")
-    assert again.fields["request"] == (fabric.instances["alice"], 1, 1)
+    assert fields_of(again)["request"] == (fabric.instances["alice"], 1, 1)
 
 
 def test_what_is_turned_away_and_what_is_given_up() -> None:
@@ -80,15 +87,15 @@ def test_a_beat_is_recorded_where_it_tells_something_new() -> None:
     assert names(recorder) == []
     fabric.load("w", slots=3)
     (load,) = recorder.take()
-    assert (load.event, load.fields["worker"], load.fields["slots"]) == ("load", "w", 3)
+    assert (load.event, fields_of(load)["worker"], fields_of(load)["slots"]) == ("load", "w", 3)
 
 
 def test_a_part_begins_with_what_is_there() -> None:
     fabric, _ = recorded_fabric()
     fabric.worker("w", model("m"), slots=2)
     config, there = state_of(fabric.broker, fabric.now_ns)
-    assert (config.event, config.fields["policy"]) == ("config", "shortest_queue")
-    assert (there.event, there.fields["worker"], there.fields["models"]) == ("worker_there", "w", ["m"])
+    assert (config.event, fields_of(config)["settings"]) == ("config", asdict(fabric.broker.config))
+    assert (there.event, fields_of(there)["worker"], fields_of(there)["models"]) == ("worker_there", "w", ["m"])
 
 
 def test_a_worker_records_begin_first_token_and_end() -> None:
@@ -100,16 +107,16 @@ def test_a_worker_records_begin_first_token_and_end() -> None:
     side.emit((name, last(3)))
     entries = recorder.take()
     assert [entry.event for entry in entries] == ["begun", "first_token", "answered"]
-    assert (entries[-1].fields["units"], entries[-1].fields["code"]) == (3, 0)
+    assert (fields_of(entries[-1])["units"], fields_of(entries[-1])["code"]) == (3, 0)
     assert SECRET not in repr(entries)
 
 
 def test_a_flood_is_counted_and_not_kept() -> None:
     recorder = Recorder(lambda: 1)
     for _ in range(RECORDED_PENDING_MAX + 3):
-        recorder.record("load")
+        recorder.record("load", ())
     *kept, last = recorder.take()
-    assert (len(kept), last.event, last.fields) == (RECORDED_PENDING_MAX, "left_out", {"events": 3})
+    assert (len(kept), last.event, last.values) == (RECORDED_PENDING_MAX, "left_out", (3,))
     assert recorder.take() == []
 
 
@@ -120,5 +127,5 @@ def test_every_event_that_is_recorded_has_a_meaning_and_no_other_has() -> None:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "record":
                 first = node.args[0]
                 found |= {str(first.value)} if isinstance(first, ast.Constant) else set()
-    assert found == MEANINGS.keys()
+    assert found == MEANINGS.keys() == FIELDS.keys()
     assert not MEANINGS.keys() & set(get_args(journal.Event))

@@ -13,6 +13,7 @@ from zfabric.controller.keyring import KeyRing
 from zfabric.core.controller.broker import Broker
 from zfabric.core.controller.snapshot import state_of
 from zfabric.core.controller.spans import AttemptSpan
+from zfabric.core.recorder import FIELDS
 from zfabric.core.spans import Spans
 from zfabric.errors import ConfigurationError
 from zfabric.ids import RoutingId
@@ -83,6 +84,7 @@ class Controller:
                 self.config.record,
                 of="controller",
                 build=__version__,
+                fields=FIELDS,
                 clock=monotonic_ns,
                 wall_clock=unix_ns,
                 state=lambda now_ns: state_of(broker, now_ns),

@@ -11,11 +11,11 @@ import msgspec
 
 from zfabric.errors import ConfigurationError
 from zfabric.recording.config import part_names
-from zfabric.recording.ring import BINARY, LENGTH_BYTES, MAGIC, VERSION, Entry, Head
+from zfabric.recording.ring import BINARY, LENGTH_BYTES, MAGIC, VERSION, Head
 
 #: What the head of a part takes at most.
-_HEAD_BYTES_MAX: Final = 1_024
-_ENTRIES: Final = msgspec.msgpack.Decoder(list[Entry])
+_HEAD_BYTES_MAX: Final = 16_384
+_ENTRIES: Final = msgspec.msgpack.Decoder(list[tuple[int, str, list[Any] | dict[str, Any]]])
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,15 @@ def _read_part(part: Path, found: Recording) -> bool:
         if entries is None:
             return False
         shift_ns = head.unix_ns - head.began_ns
-        found.events += [Event(at_ns + shift_ns, head.of, name, fields) for at_ns, name, fields in entries]
+        found.events += [
+            Event(at_ns + shift_ns, head.of, name, _named(values, head.fields.get(name, ())))
+            for at_ns, name, values in entries
+        ]
     return True
+
+
+def _named(values: list[Any] | dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return values if isinstance(values, dict) else dict(zip(names, values, strict=False))
 
 
 def _frames(data: bytes) -> Iterator[bytes | None]:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Protocol
 
 import msgspec
 
@@ -26,8 +26,13 @@ VERSION: Final = 1
 #: MessagePack's mark of binary data whose length follows in four bytes.
 BINARY: Final = 0xC6
 LENGTH_BYTES: Final = 4
-#: An event: when, what, and its values.
-Entry = tuple[int, str, dict[str, object]]
+
+
+class Entry(Protocol):
+    """An event: when, what, and its values, by name or in an order that `Head.fields` tells. It is encoded as an array."""
+
+    @property
+    def at_ns(self) -> int: ...
 
 
 class Head(msgspec.Struct, array_like=True, kw_only=True):
@@ -39,6 +44,7 @@ class Head(msgspec.Struct, array_like=True, kw_only=True):
         build: Of the program.
         began_ns: When the part began, on the clock of its events.
         unix_ns: The same moment in nanoseconds since 1970.
+        fields: Of each event whose values are an array, their names.
     """
 
     magic: str = MAGIC
@@ -47,6 +53,7 @@ class Head(msgspec.Struct, array_like=True, kw_only=True):
     build: str = ""
     began_ns: int = 0
     unix_ns: int = 0
+    fields: dict[str, tuple[str, ...]] = {}
 
 
 class Ring:
@@ -56,6 +63,7 @@ class Ring:
         config: Where, and how much.
         of: What the process is.
         build: Of the program.
+        fields: Names of events' values.
         clock: The clock of the events, in nanoseconds.
         wall_clock: Nanoseconds since 1970.
         state: What each part begins with, given the time.
@@ -71,14 +79,16 @@ class Ring:
         *,
         of: str,
         build: str,
+        fields: dict[str, tuple[str, ...]],
         clock: Callable[[], int],
         wall_clock: Callable[[], int],
-        state: Callable[[int], Iterable[Entry]] = lambda _: (),
+        state: Callable[[int], Sequence[Entry]] = lambda _: (),
         on_failure: Callable[[OSError], object] = lambda _: None,
     ) -> None:
         self._config = config
         self._of = of
         self._build = build
+        self._fields = fields
         self._clock = clock
         self._wall_clock = wall_clock
         self._state = state
@@ -88,19 +98,20 @@ class Ring:
         self._span_ns = config.ms_max * 1_000_000 // RECORD_PARTS
         self._map: mmap.mmap | None = None
         self._descriptor = -1
-        self._used = self._old_ns = self._last_ns = 0
+        self._used = self._old_ns = self._last_ns = self._shift_ns = 0
         try:
             self._open()
         except OSError as error:
             raise ConfigurationError(f"{config.file} cannot be recorded to: {error}", path=str(config.file)) from error
 
-    def write(self, entries: Iterable[Entry]) -> None:
-        """Keep events, in order of time. Never raises for the disk's sake."""
+    def write(self, entries: Sequence[Entry]) -> None:
+        """Keep some events, in order of time. Never raises for the disk's sake."""
         if self._map is None:
             return
-        data = self._encoder.encode(list(entries))
+        data = self._encoder.encode(entries)
+        last_ns = entries[-1].at_ns
         try:
-            if not self._has_room(data) or self._clock() >= self._old_ns:
+            if last_ns >= self._old_ns or not self._has_room(data):
                 self._finish()
                 self._open()
         except OSError as error:
@@ -109,9 +120,9 @@ class Ring:
             return
         if not self._has_room(data):
             # More in one turn than a part holds.
-            data = self._encoder.encode([(self._clock(), "left_out", {"bytes": len(data)})])
+            data = self._encoder.encode([(last_ns, "left_out", (len(data),))])
         self._put(data)
-        self._last_ns = self._wall_clock()
+        self._last_ns = last_ns
 
     def close(self) -> None:
         """Give back what was not used."""
@@ -144,11 +155,12 @@ class Ring:
         except BaseException:
             os.close(descriptor)
             raise
-        self._descriptor, self._last_ns = descriptor, self._wall_clock()
+        self._descriptor, self._last_ns = descriptor, now_ns
         self._used, self._old_ns = 0, now_ns + self._span_ns
-        head = Head(of=self._of, build=self._build, began_ns=now_ns, unix_ns=self._wall_clock())
+        head = Head(of=self._of, build=self._build, began_ns=now_ns, unix_ns=self._wall_clock(), fields=self._fields)
+        self._shift_ns = head.unix_ns - now_ns
         self._put(self._encoder.encode(head))
-        state = self._encoder.encode(list(self._state(now_ns)))
+        state = self._encoder.encode(self._state(now_ns))
         if self._has_room(state):
             self._put(state)
 
@@ -160,7 +172,8 @@ class Ring:
         descriptor, self._descriptor = self._descriptor, -1
         try:
             os.truncate(descriptor, self._used)
-            os.utime(descriptor, ns=(self._last_ns, self._last_ns))
+            last_ns = self._last_ns + self._shift_ns
+            os.utime(descriptor, ns=(last_ns, last_ns))
         finally:
             os.close(descriptor)
 

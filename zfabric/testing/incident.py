@@ -94,7 +94,7 @@ def read_incident(files: Sequence[Path]) -> Incident:
     workers = _workers_of(seen)
     if not workers:
         raise ConfigurationError(f"no worker was registered in {', '.join(map(str, files))}: nothing can be simulated")
-    policies = [event.fields["policy"] for event in seen if event.name == "config"]
+    policies = [event.fields["settings"]["policy"] for event in seen if event.name == "config"]
     policy = policies[-1] if policies and policies[-1] in _POLICIES else _POLICIES[0]
     return Incident(seen[0].unix_ns, seen[-1].unix_ns, policy, workers, requests_of(events), seen)
 

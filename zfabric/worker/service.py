@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
-from zfabric.core.recorder import Recorder
+from zfabric.core.recorder import FIELDS, Recorder
 from zfabric.core.spans import Spans
 from zfabric.core.worker.figures import WorkerFigures
 from zfabric.core.worker.orders import Columns
@@ -145,6 +145,7 @@ class WorkerService:
                 self.config.record,
                 of="worker",
                 build=__version__,
+                fields=FIELDS,
                 clock=monotonic_ns,
                 wall_clock=unix_ns,
                 on_failure=lambda error: self._log("recording_failed", error=str(error)),

@@ -50,13 +50,15 @@ class EngineWatch:
             return
         recorder.record(
             "load",
-            worker=worker.name,
-            running=load.running,
-            waiting=load.waiting,
-            slots=load.slots,
-            in_flight=worker.in_flight,
-            tokens_per_second=load.tokens_per_second,
-            draining=load.draining,
+            (
+                worker.name,
+                load.running,
+                load.waiting,
+                load.slots,
+                worker.in_flight,
+                load.tokens_per_second,
+                load.draining,
+            ),
         )
 
     def judge(self, worker: WorkerPeer) -> None:

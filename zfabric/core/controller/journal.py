@@ -46,7 +46,7 @@ class Journal:
     def note(self, event: Event, **fields: object) -> None:
         """Something happened."""
         if self.recorder is not None:
-            self.recorder.record(event, **fields)
+            self.recorder.record(event, fields)
         if len(self.pending) < JOURNAL_EVENTS_MAX:
             self.pending.append(Entry(event, fields))
         else:

@@ -41,16 +41,18 @@ class Observer:
         if (recorder := self._journal.recorder) is not None:
             recorder.record(
                 "submitted",
-                request=request.key,
-                client=client.shown,
-                operation=envelope.operation,
-                model=envelope.model,
-                worker=envelope.worker,
-                priority=envelope.priority,
-                deadline_ms=envelope.deadline_ms,
-                window=envelope.window,
-                resume_from=envelope.resume_from,
-                bytes=request.size,
+                (
+                    request.key,
+                    client.shown,
+                    envelope.operation,
+                    envelope.model,
+                    envelope.worker,
+                    envelope.priority,
+                    envelope.deadline_ms,
+                    envelope.window,
+                    envelope.resume_from,
+                    request.size,
+                ),
             )
 
     def refused(
@@ -68,13 +70,15 @@ class Observer:
         if (recorder := self._journal.recorder) is not None:
             recorder.record(
                 "rejected",
-                request=(client.instance, envelope.request, envelope.attempt),
-                client=client.shown,
-                operation=envelope.operation,
-                model=envelope.model,
-                bytes=size,
-                code=error.code,
-                error=error.message,
+                (
+                    (client.instance, envelope.request, envelope.attempt),
+                    client.shown,
+                    envelope.operation,
+                    envelope.model,
+                    size,
+                    error.code,
+                    error.message,
+                ),
             )
 
     def dispatched(self, request: Request, worker: WorkerPeer, decision: Decision, now_ns: int) -> None:
@@ -89,7 +93,7 @@ class Observer:
         if request.span is not None:
             request.span.dispatched(worker.name, model, decision, now_ns)
         if (recorder := self._journal.recorder) is not None:
-            recorder.record("dispatched", request=request.key, worker=worker.name, model=model, decision=decision)
+            recorder.record("dispatched", (request.key, worker.name, model, decision))
 
     def ended(self, request: Request, outcome: Outcome, code: int, now_ns: int) -> None:
         """An attempt has its terminal, with an error of this code."""
@@ -103,12 +107,12 @@ class Observer:
             request.span.judged(outcome, code)
         if (recorder := self._journal.recorder) is not None:
             worker = request.worker.name if request.worker is not None else ""
-            recorder.record("ended", request=request.key, outcome=outcome, code=code, worker=worker)
+            recorder.record("ended", (request.key, outcome, code, worker))
 
     def given_up(self, request: Request, why: str) -> None:
         """An attempt is stopped, since nobody waits for it any more."""
         if (recorder := self._journal.recorder) is not None:
-            recorder.record("given_up", request=request.key, why=why)
+            recorder.record("given_up", (request.key, why))
 
     def befell(self, request: Request, event: str, now_ns: int, **fields: Detail) -> None:
         """Something that its trace is told happened to an attempt."""

@@ -10,15 +10,15 @@ from zfabric.core.recorder import Recorded
 
 def state_of(broker: Broker, now_ns: int) -> list[Recorded]:
     """Its settings, and the workers that it has."""
-    state = [Recorded(now_ns, "config", asdict(broker.config))]
+    state = [Recorded(now_ns, "config", (asdict(broker.config),))]
     for worker in broker.registry.workers.values():
-        fields: dict[str, object] = {
-            "worker": worker.name,
-            "models": sorted(worker.hosts),
-            "slots": worker.load.slots,
-            "speed": worker.speed,
-            "in_flight": worker.in_flight,
-            "draining": worker.load.draining,
-        }
-        state.append(Recorded(now_ns, "worker_there", fields))
+        values = (
+            worker.name,
+            sorted(worker.hosts),
+            worker.load.slots,
+            worker.speed,
+            worker.in_flight,
+            worker.load.draining,
+        )
+        state.append(Recorded(now_ns, "worker_there", values))
     return state

@@ -40,13 +40,15 @@ class WorkerObserver:
         if self.recorder is not None:
             self.recorder.record(
                 "begun",
-                request=(envelope.instance, envelope.request, envelope.attempt),
-                worker=self._worker,
-                operation=envelope.operation,
-                model=envelope.model,
-                priority=envelope.priority,
-                resume_from=envelope.resume_from,
-                bytes=size,
+                (
+                    (envelope.instance, envelope.request, envelope.attempt),
+                    self._worker,
+                    envelope.operation,
+                    envelope.model,
+                    envelope.priority,
+                    envelope.resume_from,
+                    size,
+                ),
             )
 
     def _trace(self, stream: Backlog, envelope: Dispatch) -> None:
@@ -64,7 +66,7 @@ class WorkerObserver:
         if stream.span is not None:
             stream.span.first_ns = now_ns
         if self.recorder is not None:
-            self.recorder.record("first_token", request=_name(stream), worker=self._worker)
+            self.recorder.record("first_token", (_name(stream), self._worker))
 
     def held(self, stream: Backlog, now_ns: int) -> None:
         """A stream has units that its reader has not allowed yet."""
@@ -91,11 +93,13 @@ class WorkerObserver:
             usage = outcome.usage
             self.recorder.record(
                 "answered",
-                request=_name(stream),
-                worker=self._worker,
-                code=code,
-                units=stream.end - stream.resumed,
-                prompt_tokens=usage.prompt_tokens if usage is not None else None,
+                (
+                    _name(stream),
+                    self._worker,
+                    code,
+                    stream.end - stream.resumed,
+                    usage.prompt_tokens if usage is not None else None,
+                ),
             )
 
 
