@@ -13,12 +13,13 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx_autodoc_typehints",
     "sphinxcontrib.mermaid",
 ]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["**/.*"]
 root_doc = "index"
+# Single backticks in docstrings are code.
+default_role = "code"
 
 # Headings are called in links as they are on GitHub, where the pages are read too.
 myst_heading_anchors = 4
@@ -31,8 +32,7 @@ html_show_copyright = False
 html_extra_path = ["monitoring"]
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # sphinx-autodoc-typehints puts them beside the arguments' meanings
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
-typehints_use_rtype = False
-always_document_param_types = False

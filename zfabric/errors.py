@@ -1,4 +1,4 @@
-"""Every failure the fabric can report, as one tree.
+"""Every failure the fabric can report, as one tree::
 
     FabricError
     ├── ConfigurationError            a flag, file or argument that cannot work

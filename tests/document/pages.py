@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tests.document import conversation, fields, metrics, tables
+from tests.document import conversation, fields, metrics, states, tables
 from zfabric.wire.kinds import MINOR_VERSION, PROTOCOL_VERSION
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -33,6 +33,7 @@ _MAKERS: Final[dict[str, Callable[[str], str]]] = {
     "recorded-events": lambda _: tables.recorded_events_table(),
     "log-events": lambda _: tables.log_events_table(),
     "request-states": lambda _: tables.states_table(),
+    "diagram": states.diagram,
     "request-events": lambda _: tables.events_table(),
     "request-transitions": lambda _: tables.transitions_table(),
     "conversation": lambda _: conversation.as_text(),

@@ -174,7 +174,7 @@ class AnswerReader(AsyncClosing):
         """Ask for text; the request leaves at once, and this reader has its answer. Any time is right for it.
 
         Args:
-            model, prompt, **options: As of `AsyncClient.stream`.
+            model, prompt, options: As of `AsyncClient.stream`.
 
         Raises:
             FabricError: The request can never be sent; ClosedError, if the reader or the client was closed.

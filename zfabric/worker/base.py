@@ -142,7 +142,7 @@ class BaseModelWorker(ABC):
     What a model does not announce is refused by name before its backend is asked: operations, chat messages and images by
     `ModelInfo.capabilities`, parameters by `ModelInfo.parameters`.
 
-    Class attributes:
+    Attributes:
         parameters: Names of the parameters that the backend honours: of `SamplingParams` and of `zfabric.wire.chat.OPTIONS`.
             `max_new_tokens` is always one of them, so an empty set is a backend that bounds its answers and does nothing
             else. None, the default, says nothing of it: then every parameter is handed over. `ModelInfo.parameters`
@@ -151,9 +151,7 @@ class BaseModelWorker(ABC):
             `zfabric.wire.extra.COMMON` have theirs already, and mean what is said there. None takes any key. `ModelInfo.extra`
             says it per model.
         slots: Concurrent requests by default (`--slots` overrides it).
-
-    Instance attributes:
-        steps: Bound before `load` is called.
+        steps: Of an instance; bound before `load` is called.
 
     The command line makes a backend of the dataclass that it names `Options` (its fields become flags), or by a classmethod
     `from_arguments(argv, settings)` that parses what is left by itself, or else without arguments.
