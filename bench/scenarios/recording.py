@@ -26,12 +26,15 @@ async def run(bench: Bench, report: Report) -> None:
     requests = {name: [outcome.rate for outcome in found] for name, found in short.items()}
     tokens = {name: [outcome.rate * _TOKENS for outcome in found] for name, found in many.items()}
     plain, recorded = _PAIR
-    report.metric(
-        "p50_ratio", ratios(medians[recorded], medians[plain]), "×", "lower", goal=1.02, reference="no recording"
-    )
+    whole = {
+        name: [sum(outcome.cpu_us(role) for role in outcome.cpu_s) for outcome in found] for name, found in rest.items()
+    }
+    cpu = ratios(whole[recorded], whole[plain])
+    report.metric("cpu_ratio", cpu, "×", "lower", goal=1.05, reference="no recording; all three ends")
+    report.metric("p50_ratio", ratios(medians[recorded], medians[plain]), "×", "lower", reference="no recording")
     for name, rates in (("requests_ratio", requests), ("tokens_ratio", tokens)):
         found = ratios(rates[recorded], rates[plain])
-        report.metric(name, found, "×", "higher", goal=0.98, reference="no recording")
+        report.metric(name, found, "×", "higher", reference="no recording")
     rows = []
     for name in _PAIR:
         hop, worker = (

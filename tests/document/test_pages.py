@@ -54,7 +54,7 @@ def test_every_kind_has_its_section() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    pages = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
     dead = [
         f"{page.relative_to(ROOT)}: {target}" for page in pages for target in _targets(page) if not _leads(page, target)
     ]
