@@ -72,7 +72,7 @@ def recording(files: list[Path]) -> Recording:
 def test_what_happened_is_told_in_order(recording: Recording) -> None:
     names = [event.name for event in recording.events if event.of == "controller"]
     lost = names.index("worker_lost")
-    assert names[:4] == ["config", "worker_registered", "worker_registered", "client_registered"]
+    assert names[:5] == ["started", "config", "worker_registered", "worker_registered", "client_registered"]
     assert names[lost - 2 : lost] == ["submitted", "dispatched"]
     assert names[lost : lost + 4] == ["worker_lost", "ended", "submitted", "dispatched"]
     assert {event.name for event in recording.events if event.of == "worker"} == {"begun", "first_token", "answered"}
@@ -119,6 +119,35 @@ def test_the_simulator_goes_through_the_same(files: list[Path], seed: int) -> No
     assert report.operations == {"generate": 2, "embed": 1}
     assert report.outcomes == {"done": 3}
     assert report.failovers >= 1
+
+
+async def test_a_controller_that_is_killed_and_comes_back_is_simulated_so(tmp_path: Path, ipc: str) -> None:
+    file, arguments = tmp_path / "r", ("--endpoint", ipc, "--record", str(tmp_path / "r"))
+    tmp_path.chmod(0o700)
+    async with processes(tmp_path) as children:
+        controller = await Process.start(CONTROLLER, *arguments, directory=tmp_path)
+        worker = await Process.start(WORKER, "--endpoint", ipc, "--tokens-per-second", "100", directory=tmp_path)
+        children += [controller, worker]
+        await worker.ready()
+        async with AsyncClient(ipc) as client:
+            stream = client.stream("echo", "a b", max_new_tokens=80)
+            await anext(stream)
+            controller.kill(signal.SIGKILL)
+            await controller.ended()
+            controller = await Process.start(CONTROLLER, *arguments, directory=tmp_path)
+            children.append(controller)
+            async for _ in stream:
+                pass
+            assert stream.text == words("a b", 80)
+        controller.kill(signal.SIGTERM)
+        assert await controller.ended() == 0
+    events = read_recordings([file]).events
+    names = [event.name for event in events]
+    assert (names.count("started"), names[-1]) == (2, "stopped")
+    for seed in range(3):
+        report = simulate_recording([file], seed)
+        assert (report.faults, report.outcomes) == ({"controller killed": 1, "controller drains": 1}, {"done": 1})
+        assert report.recovered == 1
 
 
 def test_the_simulator_takes_recordings_from_its_command_line(

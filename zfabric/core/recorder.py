@@ -65,6 +65,9 @@ class Recorder:
 #: Names of the values of each event that is recorded beside those of a controller's journal. `request` is always the client's
 #: instance, the request's number and its attempt.
 FIELDS: Final[dict[str, tuple[str, ...]]] = {
+    "started": ("build",),
+    "drains": ("in_flight",),
+    "stopped": (),
     "config": ("settings",),
     "worker_there": ("worker", "models", "slots", "speed", "in_flight", "draining"),
     "submitted": (
@@ -91,6 +94,9 @@ FIELDS: Final[dict[str, tuple[str, ...]]] = {
 }  # fmt: skip
 #: What each of them means.
 MEANINGS: Final[dict[str, str]] = {
+    "started": "A controller begins, and knows nobody. Without a word that the former one stopped it follows a death.",
+    "drains": "The controller takes no new requests.",
+    "stopped": "The controller ends, and says goodbye to everybody.",
     "config": "The controller's settings, at the start of each part of the recording, and after a change.",
     "worker_there": "A worker that was registered before this part of the recording began.",
     "submitted": "An attempt of a request was accepted: whose, for what, how large, how urgent. One above 0 follows a loss.",

@@ -35,6 +35,8 @@ _OPERATIONS: Final[dict[str, Operation]] = {"generate": "generate", "embed": "em
 _TOKENS_MAX: Final = 900
 #: Time that peers have to come, before the first request.
 _OPENING_MS: Final = 500.0
+#: How long a controller takes to say goodbye.
+_GOODBYE_MS: Final = 30.0
 #: How long a drained worker lets requests finish.
 _DRAIN_MS: Final = 5_000
 _POLICIES: Final = ("shortest_queue", "lottery", "power_of_two", "round_robin", "least_latency")
@@ -191,7 +193,11 @@ class IncidentCluster(Cluster):
         for position, event in enumerate(self.incident.events):
             at_ms = self._after_ms(event.unix_ns)
             name = event.fields.get("worker", "")
-            if event.name == "client_lost":
+            if event.name == "started" and position:
+                self._restart(self.incident.events[position - 1], at_ms)
+            elif event.name == "drains":
+                self._at(at_ms, "controller drains", self.controller.drain)
+            elif event.name == "client_lost":
                 self._at(at_ms, "client link cut", partial(self._cut_client, event.fields["client"]))
             elif name not in self._actors:
                 continue
@@ -206,6 +212,16 @@ class IncidentCluster(Cluster):
                 self._at(at_ms, "worker drained", partial(self._drain, name))
             elif event.name == "engine_stalled":
                 self._at(at_ms - event.fields["silent_ms"], "engine hung", partial(self._hang, name))
+
+    def _restart(self, last: Event, started_ms: float) -> None:
+        """A controller that had not said that it stops was killed, after the last that was heard of it."""
+        at_ms = self._after_ms(last.unix_ns)
+        if last.name == "stopped":
+            self._at(at_ms, "controller leaves", self.controller.leave)
+        else:
+            self._at(at_ms, "controller killed", self.controller.die)
+        # One that says goodbye needs a moment for it.
+        self.world.after(max(started_ms, at_ms + _GOODBYE_MS), self.controller.start)
 
     def _lose(self, name: str, event: Event, following: Sequence[Event]) -> None:
         """A worker that comes back with what it had lost its connection, and no more; any other died."""

@@ -78,6 +78,8 @@ class Broker:
         timers.now_ns = now_ns
         self.outbox = outbox = Outbox()
         self.recorder = Recorder(lambda: timers.now_ns) if recorded else None
+        if self.recorder is not None:
+            self.recorder.record("started", (build,))
         self.journal = journal = Journal(self.recorder)
         self.routes = Routes()
         self.registry = registry = Registry(rng)
@@ -201,9 +203,13 @@ class Broker:
         """Take no new requests; running ones go on, if need be by another attempt at another worker."""
         self.timers.now_ns = now_ns
         self.scheduler.draining = True
+        if self.recorder is not None:
+            self.recorder.record("drains", (self.in_flight,))
 
     def goodbye(self) -> None:
         """Tell everybody that this controller leaves. Workers go on and announce their work to the next one."""
+        if self.recorder is not None:
+            self.recorder.record("stopped", ())
         for peer_id in self.sessions.peers:
             self.outbox.send(peer_id, codec.pack(Goodbye("the controller stops")))
 
