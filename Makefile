@@ -29,7 +29,7 @@ test-clients:  ## clients, load tools and chat programs of others against the ga
 	@$(PYTHON) tools/bootstrap.py test
 	@$(PYTHON) tools/bootstrap.py clients
 	@# Warnings are those of the clients.
-	@.venv-clients/bin/python -m pytest tests/clients -W default
+	@.venv-clients/bin/python -m pytest tests/clients -W ignore
 
 simulate:  ## SEEDS=10000 simulated clusters under faults, on all cores
 	@$(PYTHON) tools/bootstrap.py core

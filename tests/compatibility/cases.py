@@ -33,6 +33,7 @@ CALLED: Final[list[dict[str, Any]]] = [
 _CHAT: Final[dict[str, Any]] = {"model": MODEL, "messages": HI, "max_tokens": 8, "temperature": 0}
 _OLD: Final[dict[str, Any]] = {"model": MODEL, "prompt": "Hello there", "max_tokens": 8, "temperature": 0}
 _COUNTED: Final[dict[str, Any]] = {"stream": True, "stream_options": {"include_usage": True}}
+_ALWAYS: Final = {"include_usage": True, "continuous_usage_stats": True}
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ CHATS: Final = (
     chat("several turns", messages=TALK),
     chat("stream", stream=True),
     chat("stream with usage", **_COUNTED),
+    chat("stream with usage in each event", stream=True, stream_options=_ALWAYS),
     chat("stream of two", n=2, seed=1, temperature=1.0, stream=True),
     chat("two choices", n=2, seed=1, temperature=1.0),
     chat("max_completion_tokens", max_tokens=None, max_completion_tokens=3),
@@ -147,6 +149,7 @@ COMPLETIONS: Final = (
     old("default length", max_tokens=None),
     old("stream", stream=True),
     old("stream with usage", **_COUNTED),
+    old("stream with usage in each event", stream=True, stream_options=_ALWAYS),
     old("tokens", prompt=[40, 41, 42]),
     old("two texts", prompt=["Hello", "there"]),
     old("two lists of tokens", prompt=[[40, 41], [42]]),

@@ -231,6 +231,28 @@ async def test_token_ids_where_they_are_asked_for() -> None:
         assert ids == [7, 8, 2]
 
 
+async def test_counts_in_every_event_of_a_stream() -> None:
+    async with gateway(EchoWorker()) as served:
+        wanted: Any = {"include_usage": True, "continuous_usage_stats": True}
+        chat = await served.openai.chat.completions.create(
+            model="echo", messages=HELLO, max_tokens=3, stream=True, stream_options=wanted
+        )
+        told: list[Any] = [chunk.usage async for chunk in chat]
+        assert {usage.prompt_tokens for usage in told} == {told[-1].prompt_tokens}
+        made = [usage.completion_tokens for usage in told]
+        assert (made[0], made[-1], made) == (0, 3, sorted(made))
+        prompts: Any = ["a b", [5]]
+        old = await served.openai.completions.create(
+            model="echo", prompt=prompts, max_tokens=3, stream=True, stream_options=wanted
+        )
+        ends = [
+            (chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
+            async for chunk in old
+            if chunk.usage and chunk.choices and chunk.choices[0].finish_reason
+        ]
+        assert sorted(ends) == [(1, 3), (2, 3)]
+
+
 @pytest.mark.parametrize(
     ("change", "parameter"),
     [

@@ -9,6 +9,7 @@ from zfabric.errors import ContextOverflowError, FabricError, ParameterRangeErro
 from zfabric.gateway import sse
 from zfabric.gateway.call import Call, Endpoint
 from zfabric.gateway.clock import created
+from zfabric.gateway.counts import RunningUsage, running_usage
 from zfabric.gateway.decode import decode, decoder, without_nulls
 from zfabric.gateway.errors import error_body
 from zfabric.gateway.generation import Ask, answer
@@ -51,7 +52,8 @@ async def chat(call: Call) -> None:
     request = decode(_DECODER, call.body)
     call.check_model(request.model)
     ask = Ask(request.model, None, chat_options(request))
-    await answer(call, [ask], ChatWording(request, f"chatcmpl-{call.id}"), stream=bool(request.stream))
+    wording = ChatWording(request, f"chatcmpl-{call.id}", await running_usage(call, request, [ask]))
+    await answer(call, [ask], wording, stream=bool(request.stream))
 
 
 def _errors(error: FabricError, status: int) -> bytes:
@@ -115,8 +117,9 @@ def _message(message: dict[str, Any]) -> dict[str, Any]:
 class ChatWording:
     """How an answer reads, as a stream and whole."""
 
-    def __init__(self, request: ChatRequest, name: str) -> None:
+    def __init__(self, request: ChatRequest, name: str, running: RunningUsage | None = None) -> None:
         self._request = request
+        self._running = running
         self._usage = request.stream_options is not None and request.stream_options.include_usage
         self._reasoning = request.include_reasoning is not False
         self._head = {
@@ -128,7 +131,7 @@ class ChatWording:
         #: For each choice that has begun.
         self._texts: dict[int, sse.TextEvents] = {}
         self._called: set[int] = set()
-        self._plain = not request.return_token_ids
+        self._plain = not request.return_token_ids and running is None
 
     def delta(self, position: int, delta: Delta) -> bytes:
         texts = self._texts.get(delta.index)
@@ -171,6 +174,8 @@ class ChatWording:
         """The first event of a choice, which has its role."""
         head = sse.encode(self._head)[:-1]
         usage = b',"usage":null' if self._usage else b""
+        if self._running is not None:
+            usage = b',"usage":' + sse.encode(self._running.of(0, index))
         after = b'},"logprobs":null,"finish_reason":null}]' + usage + b"}"
         before = head + b',"choices":[{"index":%d,"delta":{' % index
         self._texts[index] = sse.TextEvents(before + b'"content":', after)
@@ -196,9 +201,13 @@ class ChatWording:
         }
         if self._request.return_token_ids:
             choice["token_ids"] = delta.token_ids
-        elif not said and logprobs is None and delta.finish_reason is None and not delta.extra:
+        elif (
+            not said and logprobs is None and delta.finish_reason is None and self._running is None and not delta.extra
+        ):
             return b""
-        usage = {"usage": None} if self._usage else {}
+        usage: dict[str, Any] = {"usage": None} if self._usage else {}
+        if self._running is not None:
+            usage = {"usage": self._running.of(0, delta.index, delta)}
         return sse.event({**self._head, "choices": [choice], **usage, **besides(delta.extra or {})})
 
     def _choice(self, choice: Choice) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from zfabric.errors import FabricError, UnsupportedParameterError
 from zfabric.gateway import sse
 from zfabric.gateway.call import Call, Endpoint
 from zfabric.gateway.clock import created
+from zfabric.gateway.counts import RunningUsage, running_usage
 from zfabric.gateway.decode import decode, decoder
 from zfabric.gateway.generation import Ask, answer
 from zfabric.gateway.inputs import Inputs, inputs_of
@@ -43,7 +44,8 @@ async def completions(call: Call) -> None:
         else Ask(request.model, None, {**options, "prompt_token_ids": prompt})
         for prompt in inputs_of("prompt", request.prompt)
     ]
-    await answer(call, asks, CompletionWording(request, f"cmpl-{call.id}"), stream=bool(request.stream))
+    wording = CompletionWording(request, f"cmpl-{call.id}", await running_usage(call, request, asks))
+    await answer(call, asks, wording, stream=bool(request.stream))
 
 
 ENDPOINTS: Final = (Endpoint("POST", "/v1/completions", completions),)
@@ -67,12 +69,13 @@ def completion_options(request: CompletionRequest) -> dict[str, Any]:
 class CompletionWording:
     """How answers read, as a stream and whole."""
 
-    def __init__(self, request: CompletionRequest, name: str) -> None:
+    def __init__(self, request: CompletionRequest, name: str, running: RunningUsage | None = None) -> None:
         self._request = request
+        self._running = running
         self._n = request.n or 1
         self._usage = request.stream_options is not None and request.stream_options.include_usage
         self._head = {"id": name, "object": "text_completion", "created": created(), "model": request.model}
-        self._plain = request.logprobs is None and not request.return_token_ids
+        self._plain = request.logprobs is None and not request.return_token_ids and running is None
         self._texts: dict[int, sse.TextEvents] = {}
         self._logprobs: dict[int, OldLogprobs] = {}
 
@@ -86,7 +89,9 @@ class CompletionWording:
         }  # fmt: skip
         if self._request.return_token_ids:
             choice["token_ids"] = delta.token_ids
-        usage = {"usage": None} if self._usage else {}
+        usage: dict[str, Any] = {"usage": None} if self._usage else {}
+        if self._running is not None:
+            usage = {"usage": self._running.of(position, delta.index, delta)}
         return sse.event({**self._head, "choices": [choice], **usage, **besides(delta.extra or {})})
 
     def ending(self, completions: list[Completion]) -> bytes:

@@ -20,7 +20,7 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     Attributes:
         include_usage: A last chunk has the counts of tokens.
         include_obfuscation: Accepted; nothing is padded here.
-        continuous_usage_stats: Of vLLM; true is refused.
+        continuous_usage_stats: Of vLLM: every chunk has the counts so far.
     """
 
     include_usage: bool = False
@@ -132,7 +132,7 @@ def text_options(request: TextFields) -> dict[str, Any]:
     if request.response_format is not None and request.response_format.get("type") != "text":
         options["response_format"] = _format(request.response_format)
     if request.stream_options is not None:
-        _check_stream_options(request, request.stream_options)
+        _check_stream_options(request)
     return options
 
 
@@ -149,14 +149,9 @@ def _extra(request: TextFields) -> dict[str, Any]:
     return found
 
 
-def _check_stream_options(request: TextFields, options: StreamOptions) -> None:
+def _check_stream_options(request: TextFields) -> None:
     if not request.stream:
         raise RequestError("stream_options is given without stream", parameter="stream_options")
-    if options.continuous_usage_stats:
-        raise ParameterRangeError(
-            "stream_options.continuous_usage_stats is true, it must be false: counts are known at the end",
-            parameter="stream_options.continuous_usage_stats",
-        )
 
 
 def _add_structured(options: dict[str, Any], wanted: StructuredOutputs) -> None:
