@@ -3,6 +3,7 @@ unless the name says otherwise."""
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -203,6 +204,34 @@ def smg_pair(rate: float = 0, **environment: str) -> Stack:
     return _router(_smg, rate, workers=2, **environment)
 
 
+def litellm(rate: float = 0) -> Stack:
+    """LiteLLM's proxy (Python), one process as of the others."""
+    python, own = python_of("litellm"), free_port()
+    worker, url = granian(python_of("http"), rate)
+    scratch = Path(tempfile.mkdtemp(prefix="zf-bench-"))
+    place = {"model": "text-completion-openai/echo", "api_base": f"{url}/v1", "api_key": "none"}
+    # YAML takes JSON.
+    settings = {
+        "model_list": [{"model_name": "echo", "litellm_params": place}],
+        # Without keys, as all of them.
+        "general_settings": {"dangerously_permit_weak_or_unset_master_key": True},
+    }
+    (scratch / "config.yaml").write_text(json.dumps(settings))
+    command: tuple[str, ...] = (
+        str(python.parent / "litellm"),
+        "--config",
+        f"{scratch}/config.yaml",
+        "--host",
+        "127.0.0.1",
+    )
+    command += ("--port", str(own), "--num_workers", "1")
+    # Its table of prices is in the package, and would be fetched anew.
+    environment = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "QUIET": "1"}
+    target = f"http://127.0.0.1:{own}"
+    hop = Part(HOP, command, f"{target}/health/liveliness", environment)
+    return Stack([worker, hop], "http", target, python_of("http"), scratch=scratch)
+
+
 def fastchat(rate: float = 0, *, workers: int = 1, **environment: str) -> Stack:
     """FastChat's controller, streams passed through it."""
     python, own = python_of("fastchat"), free_port()
@@ -276,6 +305,7 @@ SUBJECTS: Final[dict[str, Callable[[], Stack]]] = {
     "vllm-router": vllm_router,
     "sglang-router": sglang_router,
     "smg": smg,
+    "litellm": litellm,
     "fastchat": fastchat,
     "grpc": grpc,
     "nats": nats,

@@ -28,7 +28,7 @@ class HttpAdapter:
                 count = 0
                 for event in events:
                     if event[6:7] == b"{":
-                        count += bool(orjson.loads(event[6:])["choices"][0]["text"])
+                        count += bool(orjson.loads(event[6:])["choices"][0].get("text"))
                 if count:
                     arrived(count)
 

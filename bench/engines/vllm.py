@@ -1,8 +1,9 @@
-"""vLLM three ways: through the fabric, as a bare AsyncLLM in the caller's process, and behind its own OpenAI server.
+"""vLLM four ways: through the fabric, through the fabric and its gateway, as a bare AsyncLLM in the caller's process, and behind
+its own OpenAI server.
 
 Usage: python -m bench.engines.vllm [--model tiny|smollm2|DIRECTORY] [--streams 1 8 64] [--rounds 5] …
 
-All three share one engine, see `bench.engines.vllm_shared`, and are measured in turns, so that whatever else the machine
+All share one engine, see `bench.engines.vllm_shared`, and are measured in turns, so that whatever else the machine
 does hits all of them. The engine computes in one thread, pinned to the first core; with --pin everything else is kept off
 that core. Prints one JSON object: medians over the rounds; and, by driver of the wire, how soon the workers answer while they
 compute, see `bench.engines.answers`.
@@ -148,19 +149,46 @@ def engine_arguments(engine: list[str]) -> Any:
 @contextlib.asynccontextmanager
 async def openai(engine: list[str], place: dict[str, Any], directory: Path) -> AsyncIterator[Any]:
     """vLLM's own server on loopback, and a streaming HTTP client here."""
-    import aiohttp
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    base = f"http://127.0.0.1:{port}"
+    port = free_port()
     server = process(
         "bench.engines.vllm_shared", json.dumps(place), "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1",
         "--port", str(port), "--served-model-name", NAME, "--disable-log-stats", "--disable-uvicorn-access-log", *engine,
         ready=None,
     )  # fmt: skip
+    async with server, over_http(port) as stream:
+        yield stream
+
+
+@contextlib.asynccontextmanager
+async def gateway(
+    engine: list[str], place: dict[str, Any], directory: Path, transport: Transport
+) -> AsyncIterator[Any]:
+    """A fabric of its own with a gateway before it, and the same HTTP client."""
+    port, inside = free_port(), directory / "gateway"
+    inside.mkdir(mode=0o700)
+    door = ("--endpoint", f"ipc://{inside}/{transport}.sock", "--transport", transport, "--port", str(port))
+    async with (
+        fabric(engine, place, inside, transport, {}),
+        process("zfabric.cli.gateway", *door, ready=b"ready"),
+        over_http(port) as stream,
+    ):
+        yield stream
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@contextlib.asynccontextmanager
+async def over_http(port: int) -> AsyncIterator[Any]:
+    """A streaming client of OpenAI's API on loopback, once the server is well."""
+    import aiohttp
+
+    base = f"http://127.0.0.1:{port}"
     connector = aiohttp.TCPConnector(limit=0)
-    async with server, aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(None)) as session:
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(None)) as session:
 
         async def stream(prompt: list[int], new_tokens: int) -> float:
             first = 0.0
@@ -220,6 +248,7 @@ async def compare(arguments: argparse.Namespace, model: Path) -> dict[str, Any]:
     clients: dict[Transport, AsyncClient] = {}
     through = partial(fabric, clients=clients)
     makers = {"fabric": partial(through, transport=first), "bare": bare, "openai": openai}
+    makers["gateway"] = partial(gateway, transport=first)
     makers |= {f"fabric {transport}": partial(through, transport=transport) for transport in others}
     runs: dict[tuple[str, int], list[Run]] = {}
     chance = random.Random(0)
@@ -256,12 +285,12 @@ def report(arguments: argparse.Namespace, runs: dict[tuple[str, int], list[Run]]
     import vllm
 
     ratios = {
-        f"fabric/{other} at {streams}": {
-            "tokens_per_second": round(_ratio(runs, other, streams, "tokens_per_second"), 3),
-            "ttft": round(_ratio(runs, other, streams, "ttft_ms_p50"), 3),
+        f"{ours}/{other} at {streams}": {
+            "tokens_per_second": round(_ratio(runs, ours, other, streams, "tokens_per_second"), 3),
+            "ttft": round(_ratio(runs, ours, other, streams, "ttft_ms_p50"), 3),
         }
         for streams in arguments.streams
-        for other in ("bare", "openai")
+        for ours, other in (("fabric", "bare"), ("fabric", "openai"), ("gateway", "openai"))
     }
     conditions = {
         "cores": os.cpu_count(),
@@ -274,9 +303,9 @@ def report(arguments: argparse.Namespace, runs: dict[tuple[str, int], list[Run]]
     return {"conditions": conditions, "settings": vars(arguments), "results": results(runs), "ratios": ratios}
 
 
-def _ratio(runs: dict[tuple[str, int], list[Run]], other: str, streams: int, figure: str) -> float:
-    pairs = zip(runs["fabric", streams], runs[other, streams], strict=True)
-    return float(statistics.median(getattr(ours, figure) / getattr(theirs, figure) for ours, theirs in pairs))
+def _ratio(runs: dict[tuple[str, int], list[Run]], ours: str, other: str, streams: int, figure: str) -> float:
+    pairs = zip(runs[ours, streams], runs[other, streams], strict=True)
+    return float(statistics.median(getattr(one, figure) / getattr(theirs, figure) for one, theirs in pairs))
 
 
 def model_directory(name: str, scratch: Path) -> Path:

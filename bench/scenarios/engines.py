@@ -59,6 +59,13 @@ def tell(report: Report, name: str, document: dict[str, Any]) -> None:
             report.metric(f"{key}_server", ratios(ours["runs"], server["runs"]), "×", "higher", reference=reference)
             told = ratios(ours["ttft_ms_runs"], server["ttft_ms_runs"])
             report.metric(f"vllm.ttft_at_{streams}_to_server", told, "×", "lower", reference=reference)
+            door = found["gateway", streams]
+            told = ratios(door["runs"], server["runs"])
+            key = f"vllm.gateway_tokens_at_{streams}_to_server"
+            report.metric(key, told, "×", "higher", goal=1.0, reference=reference)
+            told = ratios(door["ttft_ms_runs"], server["ttft_ms_runs"])
+            key = f"vllm.gateway_ttft_at_{streams}_to_server"
+            report.metric(key, told, "×", "lower", goal=1.0, reference=reference)
     elif name == "hf_api":
         reference = "AsyncInferenceClient alone"
         for streams in sorted({streams for _, streams in found}):

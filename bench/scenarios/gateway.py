@@ -13,7 +13,7 @@ from bench.venvs import PeerMissingError
 
 NAME = "gateway"
 TITLE = "Gateway: OpenAI's API over HTTP"
-_PEERS = ("vllm-router", "sglang-router", "smg", "http")
+_PEERS = ("vllm-router", "sglang-router", "smg", "litellm", "http")
 _STREAMS = 64
 #: Tokens of an answer, where tokens are what is counted.
 _TOKENS = 128
@@ -26,6 +26,7 @@ _PACED = {
     "zfabric gateway": subjects.gateway,
     "vllm-router": subjects.vllm_router,
     "smg": subjects.smg,
+    "litellm": subjects.litellm,
 }
 
 

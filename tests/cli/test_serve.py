@@ -33,7 +33,7 @@ async def test_what_it_prints_works_and_a_signal_ends_all(
             line.removeprefix("try: ").replace("curl ", "curl -s ", 1), stdout=asyncio.subprocess.PIPE
         )
         answer = json.loads((await curl.communicate())[0])
-        assert answer["choices"][0]["message"]["content"] == "What is the capital of France? "
+        assert answer["choices"][0]["message"]["content"] == "What is the capital of France? " * 8
         theirs = psutil.Process(made.process.pid).children()
         assert len(theirs) == 3
         made.kill(number)

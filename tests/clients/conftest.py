@@ -75,7 +75,7 @@ def minilm() -> Iterator[Served]:
 def _serve(name: str, backend: str) -> Iterator[Served]:
     told = subprocess.run([ENGINES, "-m", "zfabric.models", name], capture_output=True, text=True, check=True, cwd=ROOT)
     directory = Path(told.stdout.strip())
-    command = [ENGINES, "-m", "zfabric.cli.main", "serve", directory, "--backend", backend, "--port", "0"]
+    command = [str(ENGINES), "-m", "zfabric.cli.main", "serve", str(directory), "--backend", backend, "--port", "0"]
     with tempfile.TemporaryDirectory(prefix="zf-") as short, open(f"{short}/log", "w+") as log:
         process = subprocess.Popen(
             [*command, "--endpoint", f"ipc://{short}/c.sock", "--", "--model-names", name, *FLAGS[backend]],

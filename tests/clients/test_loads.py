@@ -51,7 +51,7 @@ def test_guidellm(served: Served, tmp_path: Path) -> None:
 def test_vllms_own(served: Served, tmp_path: Path) -> None:
     for endpoint, kind in (("/v1/chat/completions", "openai-chat"), ("/v1/completions", "openai")):
         command = [
-            ENGINES, "-c", _VLLM_BENCH, "--backend", kind, "--base-url", served.root, "--endpoint", endpoint,
+            str(ENGINES), "-c", _VLLM_BENCH, "--backend", kind, "--base-url", served.root, "--endpoint", endpoint,
             "--model", MODEL, "--tokenizer", str(served.directory), "--dataset-name", "random",
             "--random-input-len", "30", "--random-output-len", "8", "--num-prompts", str(REQUESTS), "--ignore-eos",
             "--save-result", "--result-dir", str(tmp_path), "--result-filename", f"{kind}.json",

@@ -130,6 +130,18 @@ async def test_tool_calls_whole_and_their_results_sent_back() -> None:
         assert again.choices[0].message.content == "no tools"
 
 
+async def test_an_answer_of_calls_alone_is_sent_back_without_content() -> None:
+    recorder = Recorder()
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    async with gateway(recorder) as served:
+        for given in ({}, {"content": None}):
+            back: list[Any] = [*HELLO, {"role": "assistant", "tool_calls": [call], **given}]
+            await served.openai.chat.completions.create(model="recorder", messages=back)
+    assert [request.messages[-1] for request in recorder.requests if request.messages] == [
+        {"role": "assistant", "tool_calls": [call], "content": ""}
+    ] * 2
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_choices_with_log_probabilities(stream: bool) -> None:
     async with gateway(Recorder()) as served:
@@ -302,6 +314,7 @@ async def test_errors_have_the_status_that_openais_client_knows() -> None:
         with pytest.raises(openai.BadRequestError) as long:
             await served.openai.chat.completions.create(model="echo", messages=HELLO, stream=True)
         assert (long.value.code, long.value.param) == ("context_length_exceeded", "messages")
+        assert "this model's maximum context length is 2 tokens" in long.value.message
         with pytest.raises(openai.InternalServerError) as broken:
             await served.openai.chat.completions.create(model="broken", messages=HELLO, stream=True)
         assert broken.value.status_code == 500

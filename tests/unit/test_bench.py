@@ -137,6 +137,7 @@ async def test_an_engine_that_fails_says_why_in_one_line(bench: Bench, monkeypat
 
 def test_what_vllm_printed_becomes_ratios_of_its_rounds() -> None:
     speeds = {"fabric": [96.0, 98.0, 99.0], "bare": [100.0, 100.0, 100.0], "openai": [50.0, 49.0, 99.0]}
+    speeds["gateway"] = [49.0, 50.0, 97.0]
     results = [
         {"system": name, "streams": 8, "tokens_per_second": 1, "ttft_ms_p50": 1, "runs": runs, "ttft_ms_runs": runs}
         for name, runs in speeds.items()
@@ -147,7 +148,9 @@ def test_what_vllm_printed_becomes_ratios_of_its_rounds() -> None:
     assert metrics["engines.vllm.tokens_at_8_to_bare"].value == pytest.approx(0.98)
     assert metrics["engines.vllm.tokens_at_8_to_bare"].met
     assert metrics["engines.vllm.tokens_at_8_to_server"].rounds == pytest.approx([1.92, 2.0, 1.0])
-    assert len(report.tables[0].rows) == 3
+    assert not metrics["engines.vllm.gateway_tokens_at_8_to_server"].met
+    assert metrics["engines.vllm.gateway_ttft_at_8_to_server"].met
+    assert len(report.tables[0].rows) == 4
 
 
 def test_what_hf_api_costs_is_told_by_streams() -> None:

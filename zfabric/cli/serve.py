@@ -21,6 +21,8 @@ from zfabric.errors import ConfigurationError
 from zfabric.transport.endpoints import check_endpoint, default_endpoint
 
 _QUESTION: Final = "What is the capital of France?"
+#: Of the example's answer at most.
+_EXAMPLE_TOKENS: Final = 48
 
 
 def serve(
@@ -107,5 +109,7 @@ async def _example(endpoint: str, url: str, model: str) -> str:
         path, name, value = (
             ("completions", "prompt", _QUESTION) if "generate" in able else ("embeddings", "input", _QUESTION)
         )
-    body = msgspec.json.encode({"model": model, name: value}).decode()
+    # A small model may not come to an end by itself.
+    limit = {} if path == "embeddings" else {"max_tokens": _EXAMPLE_TOKENS}
+    body = msgspec.json.encode({"model": model, name: value, **limit}).decode()
     return f"curl {url}/v1/{path} -H 'Content-Type: application/json' -d {shlex.quote(body)}"

@@ -107,7 +107,10 @@ def chat_options(request: ChatRequest) -> dict[str, Any]:
 def _message(message: dict[str, Any]) -> dict[str, Any]:
     """A message as templates have it. "developer" is OpenAI's newer word for "system"."""
     taken = without_nulls(message)
-    if "content" in message:
+    if taken.get("role") == "assistant":
+        # An answer of nothing but calls has none, and most templates take a text for given.
+        taken.setdefault("content", "")
+    elif "content" in message:
         taken["content"] = message["content"]
     if taken.get("role") == "developer":
         taken["role"] = "system"

@@ -68,8 +68,12 @@ def error_object(error: FabricError, status: int | None = None) -> dict[str, obj
     status = status or status_of(error)
     kind = type(error)
     name = _NAMES.get(kind) or _WORDS.sub("_", kind.__name__.removesuffix("Error")).lower()
+    message = error.message
+    if isinstance(error, errors.ContextOverflowError) and "context_length" in error.details:
+        # Programs know OpenAI's sentence, and shorten their prompts when they read it.
+        message = f"this model's maximum context length is {error.details['context_length']} tokens: {message}"
     return {
-        "message": error.message,
+        "message": message,
         "type": _TYPES.get(status, "invalid_request_error" if status < 499 else "server_error"),
         "param": error.details.get("parameter"),
         "code": name,
