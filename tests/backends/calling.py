@@ -16,6 +16,8 @@ from zfabric.wire.payloads import GenerateRequest
 from zfabric.wire.sampling import SamplingParams
 
 USER = {"role": "user", "content": "How is the weather?"}
+#: Where there are no tools. Its script begins after the others, since places alone tell what is written.
+ALONE = {"role": "user", "content": "How is the weather? " * 17}
 THOUGHT = "Paris, é?"
 ARGUMENTS = '{"city": "Çeşme", "days": 3}'
 CALLS = (
@@ -48,7 +50,7 @@ def save_calling(directory: Path) -> Path:
     scripts = {
         len(prompt_tokens([USER], tools=TOOLS)): SCRIPT,
         len(prompt_tokens(turn, tools=TOOLS)): ANSWER,
-        len(prompt_tokens([USER])): "It " + CALLS,
+        len(prompt_tokens([ALONE])): "It " + CALLS,
     }
     return save_scripted(directory, scripts)
 
@@ -62,7 +64,7 @@ def ask_with_tools(name: str = "1-1-0", *, tools: bool = True, **options: Any) -
     }
     resumed = {key: options.pop(key) for key in ("resume_token_ids", "resume_characters") if key in options}
     return GenerateRequest(
-        messages=[USER], tools=TOOLS if tools else None, request_id=name, chat=ChatOptions(**chat) if chat else None,
+        messages=[USER if tools else ALONE], tools=TOOLS if tools else None, request_id=name, chat=ChatOptions(**chat) if chat else None,
         sampling=SamplingParams(**{"temperature": 0, "max_new_tokens": 300, **options}), **resumed,
     )  # fmt: skip
 
@@ -138,17 +140,19 @@ async def check_resumed(served: tuple[Any, Answers], **options: Any) -> None:
     answers = served[1]
     whole = await answered(served, ask_with_tools(**options))
     deltas = answers.deltas["1-1-0"]
-    for count in [*range(1, len(deltas) - 1, 7), len(deltas) - 2]:
-        seen = Seen()
+    counts = [*range(1, len(deltas) - 1, 7), len(deltas) - 2]
+    first: dict[str, Seen] = {}
+    for count in counts:
+        name = f"1-1-{count}"
+        first[name] = seen = Seen()
         for delta in deltas[:count]:
             seen.take(delta)
         tokens = [token for delta in deltas[:count] for token in delta.token_ids]
-        name = f"1-1-{count}"
-        request = ask_with_tools(name, resume_token_ids=tokens, resume_characters=seen.characters, **options)
-        worker = served[0]
-        worker.begin(request)
-        await asyncio.wait_for(answers.until(name), 60)
-        assert name not in answers.errors, answers.errors
+        again = ask_with_tools(name, resume_token_ids=tokens, resume_characters=seen.characters, **options)
+        served[0].begin(again)
+    await asyncio.wait_for(answers.until(*first), 120)
+    assert not answers.errors
+    for name, seen in first.items():
         for delta in answers.deltas.pop(name):
             seen.take(delta)
-        assert seen == whole, count
+        assert seen == whole, name

@@ -12,10 +12,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.backends.tiny import byte_tokenizer
 
-POSITIONS = 1_024
+POSITIONS = 640
 #: Writes earlier turns as Hermes does, and so tells which parsers there are for it.
 TEMPLATE = (
-    "{%- if tools %}{{ tools | tojson }}{% endif -%}"
+    "{%- for tool in tools or [] %}{{ tool.function.name }} {% endfor -%}"
     "{%- for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
     '{%- for call in m.tool_calls or [] %}<tool_call>{"name": "{{ call.function.name }}", '
     '"arguments": {{ call.function.arguments | tojson }}}</tool_call>{% endfor %}<|im_end|>\n{% endfor -%}'
@@ -55,6 +55,7 @@ def save_scripted(directory: Path, scripts: Mapping[int, str]) -> Path:
     places = [words.convert_tokens_to_ids(".")] * POSITIONS
     for length, text in scripts.items():
         tokens = [*words(text, add_special_tokens=False)["input_ids"], 1]
+        assert {*places[length - 1 : length - 1 + len(tokens)]} == {places[-1]}, "scripts overlap"
         places[length - 1 : length - 1 + len(tokens)] = tokens
     with torch.no_grad():
         for name, weight in model.named_parameters():
