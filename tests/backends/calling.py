@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.backends.scripted import prompt_tokens, save_scripted
+import pytest
+
+from tests.backends.scripted import prompt_tokens, save_scripted, tokenizer
 from tests.backends.tiny import Answers
 from tests.parsing.outputs import TOOLS
 from tests.parsing.test_formats import Seen
+from zfabric.errors import RequestError
 from zfabric.wire.chat import ChatOptions
 from zfabric.wire.payloads import GenerateRequest
 from zfabric.wire.sampling import SamplingParams
 
-USER = {"role": "user", "content": "How is the weather?"}
+USER: Any = {"role": "user", "content": "How is the weather?"}
 #: Where there are no tools. Its script begins after the others, since places alone tell what is written.
-ALONE = {"role": "user", "content": "How is the weather? " * 17}
+ALONE: Any = {"role": "user", "content": "How is the weather? " * 17}
 THOUGHT = "Paris, é?"
 ARGUMENTS = '{"city": "Çeşme", "days": 3}'
 CALLS = (
@@ -25,10 +29,10 @@ CALLS = (
     '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 )
 SCRIPT = f"<think>\n{THOUGHT}\n</think>\n\n{CALLS}"
+#: Has a thought end at once; the answer's own guide leaves no other choice.
+_END_THOUGHT = {tokenizer().convert_tokens_to_ids("</think>"): 100.0}
 RESULTS = [("get_weather", '{"sun": true}'), ("now", "12:00")]
 ANSWER = "Sun at noon."
-#: What a guide makes of a reasoning model: the script has the thought, and then nothing that the guide allows.
-GUIDED = f"{THOUGHT}\n</think>"
 
 
 def second_turn(message: dict[str, Any], names: list[str]) -> list[dict[str, Any]]:
@@ -55,18 +59,21 @@ def save_calling(directory: Path) -> Path:
     return save_scripted(directory, scripts)
 
 
-def ask_with_tools(name: str = "1-1-0", *, tools: bool = True, **options: Any) -> GenerateRequest:
+def ask_with_tools(
+    request_id: str = "1-1-0", *, tools: Sequence[dict[str, Any]] = TOOLS, **options: Any
+) -> GenerateRequest:
     """A request to that model."""
-    chat = {
-        key: options.pop(key)
-        for key in ("tool_choice", "parallel_tool_calls", "chat_template_kwargs")
-        if key in options
-    }
-    resumed = {key: options.pop(key) for key in ("resume_token_ids", "resume_characters") if key in options}
+    names = ("tool_choice", "parallel_tool_calls", "chat_template_kwargs")
+    chat = {name: options.pop(name) for name in names if name in options}
+    resumed = {name: options.pop(name) for name in ("resume_token_ids", "resume_characters") if name in options}
     return GenerateRequest(
-        messages=[USER if tools else ALONE], tools=TOOLS if tools else None, request_id=name, chat=ChatOptions(**chat) if chat else None,
-        sampling=SamplingParams(**{"temperature": 0, "max_new_tokens": 300, **options}), **resumed,
-    )  # fmt: skip
+        messages=[USER if tools else ALONE],
+        tools=list(tools) or None,
+        request_id=request_id,
+        chat=ChatOptions(**chat) if chat else None,
+        sampling=SamplingParams(**{"temperature": 0, "max_new_tokens": 300, **options}),
+        **resumed,
+    )
 
 
 def seen_of(answers: Answers, name: str, index: int = 0) -> Seen:
@@ -107,7 +114,7 @@ async def check_worker(served: tuple[Any, Answers]) -> None:
     usage = answers.last("1-1-0").usage
     assert usage is not None
     assert usage.completion_tokens == len(answers.tokens("1-1-0"))
-    plain = await answered(served, ask_with_tools(tools=False))
+    plain = await answered(served, ask_with_tools(tools=()))
     assert (plain.text, plain.calls, plain.reason) == (
         "It " + CALLS.replace("<tool_call>", "").replace("</tool_call>", ""),
         [],
@@ -156,3 +163,27 @@ async def check_resumed(served: tuple[Any, Answers], **options: Any) -> None:
         for delta in answers.deltas.pop(name):
             seen.take(delta)
         assert seen == whole, name
+
+
+async def check_forced(served: tuple[Any, Answers]) -> None:
+    """Calls that are asked for are made, whatever the model would say; so is what else a guide asks for, after the thought."""
+    one = await answered(served, ask_with_tools(tools=TOOLS[1:], tool_choice="required", parallel_tool_calls=False))
+    chosen = {"type": "function", "function": {"name": "now"}}
+    named = await answered(served, ask_with_tools(tool_choice=chosen))
+    for seen in (one, named):
+        assert [(call.name, json.loads(call.arguments)) for call in seen.calls] == [("now", {})]
+        assert (seen.text, seen.reasoning, seen.reason) == ("", "", "tool_calls")
+        assert all(call.id for call in seen.calls)
+    thought = ask_with_tools(chat_template_kwargs={"thinking": True}, guided_choice=("one",), logit_bias=_END_THOUGHT)
+    seen = await answered(served, thought)
+    assert (seen.text, seen.reason) == ("one", "stop")
+    again = ask_with_tools(
+        tools=TOOLS[1:],
+        chat_template_kwargs={"thinking": True},
+        tool_choice=chosen,
+        logit_bias=_END_THOUGHT,
+    )
+    seen = await answered(served, again)
+    assert [(call.name, json.loads(call.arguments), seen.text) for call in seen.calls] == [("now", {}, "")]
+    with pytest.raises(RequestError, match="guided_regex"):
+        await answered(served, ask_with_tools(tool_choice="required", guided_regex="a"))

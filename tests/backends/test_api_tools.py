@@ -133,3 +133,16 @@ async def test_images_go_out_through_the_fabric(tmp_path: Path) -> None:
         assert (
             server.asked[0].body["messages"][0]["content"][1]["image_url"]["url"].startswith("data:image/png;base64,")
         )
+
+
+async def test_how_tools_are_called_is_passed_on(tmp_path: Path) -> None:
+    chosen = {"type": "function", "function": {"name": "add"}}
+    async with faulty(usual("2"), usual("2")) as server:
+        options = HuggingfaceApiOptions(models=write_models(tmp_path / "models.json", server.url))
+        async with serving(HuggingfaceApiWorker(options)) as client:
+            await client.chat("m", [USER], tools=[TOOL], tool_choice=chosen, parallel_tool_calls=False)
+            await client.chat("m", [USER], tools=[TOOL], tool_choice="none")
+    forced, none = (one.body for one in server.asked)
+    assert (forced["tool_choice"], forced["parallel_tool_calls"]) == (chosen, False)
+    assert "add_generation_prompt" not in forced
+    assert "tools" not in none

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest_asyncio
 from tests.backends.calling import (
     answered,
     ask_with_tools,
+    check_forced,
     check_resumed,
     check_whole,
     check_worker,
@@ -20,7 +20,6 @@ from tests.backends.calling import (
 from tests.backends.tiny import Answers
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
-from zfabric.errors import RequestError
 
 Served = tuple[ModelWorker, Answers]
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -59,13 +58,4 @@ async def test_the_best_of_several_has_its_calls(served: Served) -> None:
 
 
 async def test_calls_are_forced_by_a_guide(served: Served) -> None:
-    seen = await answered(served, ask_with_tools(tool_choice="required", parallel_tool_calls=False))
-    assert len(seen.calls) == 1
-    assert seen.reason == "tool_calls"
-    assert (seen.text, seen.reasoning) == ("", "")
-    json.loads(seen.calls[0].arguments)
-    chosen = {"type": "function", "function": {"name": "now"}}
-    seen = await answered(served, ask_with_tools(tool_choice=chosen))
-    assert [(call.name, json.loads(call.arguments), seen.reason) for call in seen.calls] == [("now", {}, "tool_calls")]
-    with pytest.raises(RequestError, match="guided_regex"):
-        await answered(served, ask_with_tools(tool_choice="required", guided_regex="a"))
+    await check_forced(served)

@@ -20,6 +20,8 @@ Limit = Annotated[int, cyclopts.Parameter(help="Rows at most, up to 1000.")]
 Offset = Annotated[int, cyclopts.Parameter(help="Rows to leave out at the beginning.")]
 OfModel = Annotated[str, cyclopts.Parameter(help="Of this model alone, by its name or an alias.")]
 OfClient = Annotated[str, cyclopts.Parameter(help="Of this client alone, by its label or number.")]
+#: What a model says of how it writes calls and reasoning.
+_PARSERS: Final = (("tools", "tool_parser"), ("reasoning", "reasoning_parser"))
 _MODEL_COLUMNS: Sequence[Column] = (
     ("name", lambda row: row.name),
     ("aliases", lambda row: row.aliases),
@@ -29,6 +31,7 @@ _MODEL_COLUMNS: Sequence[Column] = (
     ("queued", lambda row: row.queued),
     ("context", lambda row: row.context_length),
     ("can", lambda row: row.capabilities),
+    ("parsers", lambda row: [f"{name}={row.details[key]}" for name, key in _PARSERS if key in row.details]),
     ("paused by", lambda row: row.paused_by),
     ("defaults", lambda row: [f"{name}={value:g}" for name, value in row.defaults.items()]),
 )

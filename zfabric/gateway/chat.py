@@ -83,13 +83,13 @@ def chat_options(request: ChatRequest) -> dict[str, Any]:
         raise RequestError("top_logprobs is given without logprobs", parameter="top_logprobs")
     if any(modality != "text" for modality in request.modalities or ()):
         raise ParameterRangeError(f"modalities is {request.modalities}, it must be text", parameter="modalities")
-    if request.tools and request.tool_choice != "none":
+    if request.tools:
         options["tools"] = request.tools
     elif request.tool_choice is not None and not request.tools:
         raise RequestError("tool_choice is given without tools", parameter="tool_choice")
     for name in _PASSED:
         value = getattr(request, name)
-        if value is not None and value != _USUAL.get(name) and (name, value) != ("tool_choice", "none"):
+        if value is not None and value != _USUAL.get(name):
             options[name] = value
     if request.continue_final_message and request.add_generation_prompt:
         raise RequestError(

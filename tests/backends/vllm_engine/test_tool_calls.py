@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from tests.backends.calling import answered, ask_with_tools, check_resumed, check_worker, save_calling
+from tests.backends.calling import check_forced, check_resumed, check_worker, save_calling
 from tests.backends.scripted import POSITIONS
 from tests.backends.tiny import Answers
 from tests.backends.vllm_engine.conftest import TINY, Served
@@ -46,9 +43,4 @@ async def test_an_answer_goes_on_elsewhere_within_a_call_or_a_thought(calling: S
 
 
 async def test_calls_are_forced_by_a_guide(calling: Served) -> None:
-    seen = await answered(calling, ask_with_tools(tool_choice="required", parallel_tool_calls=False))
-    assert (len(seen.calls), seen.text, seen.reasoning, seen.reason) == (1, "", "", "tool_calls")
-    json.loads(seen.calls[0].arguments)
-    chosen = {"type": "function", "function": {"name": "now"}}
-    seen = await answered(calling, ask_with_tools(tool_choice=chosen))
-    assert [(call.name, json.loads(call.arguments), seen.reason) for call in seen.calls] == [("now", {}, "tool_calls")]
+    await check_forced(calling)
