@@ -42,7 +42,7 @@ async def test_calls_and_their_results_over_two_turns(served: Served) -> None:
     assert message.model_extra == {"reasoning_content": THOUGHT}
     again = [(call.function.name, call.function.arguments) for call in message.tool_calls or ()]
     assert again == [(call.function.name, call.function.arguments) for call in calls]
-    results = [
+    results: list[Any] = [
         {"role": "tool", "tool_call_id": call.id, "content": content}
         for call, (_, content) in zip(message.tool_calls or (), RESULTS, strict=True)
     ]

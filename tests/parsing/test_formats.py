@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.parsing.outputs import OUTPUTS, TOOLS, Output
 from zfabric.backends.front.parsing import AnswerFormat, AnswerReader
+from zfabric.backends.front.parsing.formats import REASONING_FORMATS, TOOL_FORMATS
 from zfabric.wire.chat import ChatOptions
 from zfabric.wire.payloads import Delta, FinishReason, GenerateRequest
 from zfabric.wire.tool_calls import ToolCallDelta
@@ -110,7 +112,7 @@ def test_what_is_told_depends_on_the_text_so_far_and_not_on_how_it_came(output: 
 
 
 @outputs
-@settings(max_examples=10)
+@settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_a_reader_who_has_the_first_part_gets_the_rest(output: Output, data: st.DataObject) -> None:
     """An answer that is gone on with elsewhere: what its reader has is left out, wherever it was broken off."""
@@ -195,3 +197,11 @@ def test_a_prompt_that_is_echoed_comes_first_and_as_it_is() -> None:
     output = OUTPUTS[0]
     seen = read(reader_for(output, lead=" <tool_call> prompt \n"), list(output.text))
     assert (seen.text, seen.called) == (" <tool_call> prompt \n", output.calls)
+
+
+def test_the_table_of_formats_is_that_of_the_code() -> None:
+    page = (Path(__file__).parents[2] / "docs/backends.md").read_text()
+    table = page.split("| `--tool-parser` |")[1].split("\n\n")[0]
+    rows = [[cell.strip().strip("`") for cell in line.split("|")[1:3]] for line in table.splitlines()[2:]]
+    assert {tools for tools, _ in rows if tools} == set(TOOL_FORMATS)
+    assert {reasoning for _, reasoning in rows if reasoning} == set(REASONING_FORMATS)

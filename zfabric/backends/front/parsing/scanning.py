@@ -16,11 +16,14 @@ def first_of(text: str, marks: Sequence[str]) -> tuple[int, str] | None:
 
 def beginning(text: str, marks: Sequence[str]) -> int:
     """Length of the longest end of a text that may become one of the marks."""
-    for length in range(min(len(text), max(map(len, marks), default=1) - 1), 0, -1):
-        end = text[-length:]
-        if any(mark.startswith(end) for mark in marks):
-            return length
-    return 0
+    longest = 0
+    for mark in marks:
+        at = text.find(mark[0], max(0, len(text) - len(mark) + 1))
+        while at >= 0 and not mark.startswith(text[at:]):
+            at = text.find(mark[0], at + 1)
+        if at >= 0:
+            longest = max(longest, len(text) - at)
+    return longest
 
 
 class Parser(ABC):
