@@ -12,8 +12,10 @@ from zfabric.backends.vllm_engine.adapters import Adapter, Lora
 from zfabric.backends.vllm_engine.arguments import Arguments
 from zfabric.backends.vllm_engine.compat.lifecycle import warm_up, watch_outputs
 from zfabric.backends.vllm_engine.compat.metrics import record_alone, statistics_logger
+from zfabric.backends.vllm_engine.compat.one_by_one import OneByOne
 from zfabric.backends.vllm_engine.compat.rendering import end_tokens
 from zfabric.backends.vllm_engine.compat.step_tap import StepTap
+from zfabric.backends.vllm_engine.compat.tap_check import open_outputs
 from zfabric.backends.vllm_engine.pooling import Pooling
 from zfabric.backends.vllm_engine.prompts import Prompts
 from zfabric.backends.vllm_engine.reading import Reading, answer_format
@@ -76,18 +78,23 @@ class Runtime:
         record_alone(engine, statistics.record)
         return cls(engine, arguments, statistics, form)
 
-    async def open(self, on_step: Callable[[list[Any]], None], on_death: Callable[[BaseException], None]) -> StepTap:
-        """Connect the engine to the event loop, and load the adapters that were asked for."""
+    async def open(
+        self,
+        on_step: Callable[[list[Any]], None],
+        on_failure: Callable[[str, BaseException], None],
+        on_death: Callable[[BaseException], None],
+    ) -> StepTap | OneByOne:
+        """Connect the engine to the event loop, and load the adapters that were asked for. Arguments as of `open_outputs`."""
         self.tasks = tuple(await self.engine.get_supported_tasks())
         if self.generates:
             await warm_up(self.engine)
-        tap = StepTap(self.engine, on_step, on_death)
         watch_outputs(self.engine)
+        outputs = await open_outputs(self.engine, on_step, on_failure, on_death, generates=self.generates)
         self.pooling = Pooling(self.engine, self.prompts, self.tasks)
         for name, path in self.arguments.adapters.items():
             self.adapters.check(name)
             self.adapters.put(name, await self.lora.load(name, path, pinned=False))
-        return tap
+        return outputs
 
     @property
     def generates(self) -> bool:

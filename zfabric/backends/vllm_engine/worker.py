@@ -12,6 +12,7 @@ from zfabric.backends.front.parsing import force_calls
 from zfabric.backends.vllm_engine import sampling
 from zfabric.backends.vllm_engine.answers import Answer
 from zfabric.backends.vllm_engine.arguments import HELP, parse, print_help
+from zfabric.backends.vllm_engine.compat.addition import Addition
 from zfabric.backends.vllm_engine.compat.environment import version
 from zfabric.backends.vllm_engine.compat.failures import translated
 from zfabric.backends.vllm_engine.compat.lifecycle import shut_down
@@ -75,10 +76,16 @@ class VLLMWorker(StepwiseModelWorker):
         self._loop = asyncio.get_running_loop()
         runtime = await asyncio.to_thread(self._start)
         self._runtime = runtime
-        self._tap = await runtime.open(self._on_step, self._on_death)
+        await self._connect(runtime)
         self._operations = Operations(runtime, lambda: self.steps.models_changed(self._models()))
         self.slots = runtime.slots
         return self._models()
+
+    async def _connect(self, runtime: Runtime) -> None:
+        """Have the engine's outputs come here."""
+        self._outputs = await runtime.open(self._on_step, self._on_failure, self._on_death)
+        if self._outputs.lacking:
+            self.steps.log("step_tap_off", reason=self._outputs.lacking)
 
     def _start(self) -> Runtime:
         """Everything slow, on a thread: imports, parsing, processes, weights."""
@@ -102,6 +109,7 @@ class VLLMWorker(StepwiseModelWorker):
             "tasks": ",".join(runtime.tasks),
             "kv_blocks": runtime.statistics.kv_blocks,
             **(runtime.format.details if runtime.generates else {}),
+            **({"step_tap_off": self._outputs.lacking} if self._outputs.lacking else {}),
         }
 
         def info(name: str, aliases: Sequence[str], **more: Detail) -> ModelInfo:
@@ -138,6 +146,7 @@ class VLLMWorker(StepwiseModelWorker):
         for task in self._admissions.values():
             task.cancel()
         if self._runtime is not None:
+            await self._outputs.close()
             await shut_down(self._runtime.engine)
 
     # ── text ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -184,7 +193,6 @@ class VLLMWorker(StepwiseModelWorker):
             self._answers.pop(request_id, None)
             self.steps.fail(request_id, translated(error))
         finally:
-            self._tap.forget(request_id)
             if request_id not in self._answers:
                 self._forget(request_id)
             if self._admissions.get(request_id) is asyncio.current_task():
@@ -208,30 +216,32 @@ class VLLMWorker(StepwiseModelWorker):
             delta.usage = Usage(len(prompt.token_ids), len(drawn))
             self.steps.emit([(request_id, delta)])
             return
-        redraw = bool(drawn) and (reason is not None or not (prompt.plain and continues(request)))
+        continued = self._outputs.goes_on and prompt.plain and continues(request)
+        redraw = bool(drawn) and (reason is not None or not continued)
         parameters = sampling.translate(request, drawn=0 if redraw else len(drawn))
-        given = prompt.input
+        given, known = prompt.input, None
         if drawn and not redraw:
             given = tokens_input([*prompt.token_ids, *drawn])
             # A reader has to see all of the text, and leaves out what has been seen.
-            seen = 0 if readers else max(0, request.resume_characters - len(echo))
-            self._tap.continue_after(request_id, drawn, seen)
-        self._tap.show_marks(request_id, runtime.reading.marks(request, readers))
-        given = salted(given, request.extra.get("cache_salt"))
+            known = drawn, 0 if readers else max(0, request.resume_characters - len(echo))
         tries = 0 if prompt.plain else tries
         self._answers[request_id] = Answer(
             request, len(prompt.token_ids), echo=echo, redraw=redraw, tries=tries, headers=headers, readers=readers
         )
-        constrained = reasoning_options(runtime.engine, ended=not readers or readers[0].answers)
-        await runtime.engine.add_request(
+        ended = not readers or readers[0].answers
+        constrained = {} if parameters.structured_outputs is None else reasoning_options(runtime.engine, ended=ended)
+        asked = Addition(
             request_id,
-            given,
+            salted(given, request.extra.get("cache_salt")),
             parameters,
-            lora_request=adapter,
-            trace_headers=headers or None,
+            adapter=adapter,
             priority=request.priority if runtime.priorities else 0,
-            **(constrained if parameters.structured_outputs is not None else {}),
+            headers=headers,
+            constrained=constrained,
+            continued=known,
+            marks=runtime.reading.marks(request, readers),
         )
+        await self._outputs.add(asked)
 
     def _echo(self, request: GenerateRequest, prompt: Prompt) -> str:
         if not request.sampling.echo:
@@ -297,6 +307,11 @@ class VLLMWorker(StepwiseModelWorker):
         for request_id, failure in failed:
             self.abort(request_id)
             self.steps.fail(request_id, failure)
+
+    def _on_failure(self, request_id: str, error: BaseException) -> None:
+        if request_id in self._answers:
+            self._forget(request_id)
+            self.steps.fail(request_id, translated(error))
 
     def _on_death(self, error: BaseException) -> None:
         if not self._closing:

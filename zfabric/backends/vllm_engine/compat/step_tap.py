@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
+from zfabric.backends.vllm_engine.compat.addition import Addition
 from zfabric.backends.vllm_engine.compat.metrics import others_count
+
+#: What is put in the place of the output processor's own methods.
+REPLACED: Final = ("process_outputs", "add_request", "update_scheduler_stats", "propagate_error")
 
 
 class StepTap:
@@ -14,13 +18,20 @@ class StepTap:
 
     vLLM's output processor returns the outputs of requests that have no queue as a list, which is how its synchronous
     engine works. So generations are registered without a queue, and what it returns is collected until the step's
-    last part has been processed.
+    last part has been processed. None of that is vLLM's public API: `tap_check` compares it with the installed version.
 
     Args:
         engine: An `AsyncLLM`.
         on_step: Called on the event loop with all `RequestOutput`s of a step.
         on_death: Called on the event loop when the engine will give out nothing any more.
+
+    Attributes:
+        lacking: Empty; see `OneByOne`.
+        goes_on: Whether an answer can go on in the engine after tokens that its prompt ends with.
     """
+
+    lacking = ""
+    goes_on = True
 
     def __init__(
         self, engine: Any, on_step: Callable[[list[Any]], None], on_death: Callable[[BaseException], None]
@@ -28,33 +39,43 @@ class StepTap:
         processor = engine.output_processor
         self._process, self._add = processor.process_outputs, processor.add_request
         self._end_of_step, self._propagate = processor.update_scheduler_stats, processor.propagate_error
+        self._engine = engine
         self._processor = processor
-        self._on_step = on_step
-        self._on_death = on_death
+        self.on_step = on_step
+        self.on_death = on_death
         self._step: list[Any] = []
         # Traces of requests are made of the same figures.
         self._counts = others_count() or bool(processor.tracing_enabled)
         self._continued: dict[str, tuple[list[int], int]] = {}
         self._marks: dict[str, Mapping[int, str]] = {}
-        processor.process_outputs, processor.add_request = self._process_outputs, self._add_request
-        processor.update_scheduler_stats, processor.propagate_error = self._update_scheduler_stats, self._fail
+        own = (self._process_outputs, self._add_request, self._update_scheduler_stats, self._fail)
+        for name, method in zip(REPLACED, own, strict=True):
+            setattr(processor, name, method)
 
-    def continue_after(self, request_id: str, token_ids: list[int], characters: int) -> None:
-        """The prompt of this request, about to be added, ends with tokens of its answer: they are not prompt to its text.
+    def remove(self) -> None:
+        """Leave the output processor as it was."""
+        for name in REPLACED:
+            delattr(self._processor, name)
 
-        Args:
-            characters: How much of their text has been given out.
+    async def add(self, asked: Addition) -> None:
+        """Hand a request to the engine.
+
+        Raises:
+            Exception: Whatever vLLM raises for it.
         """
-        self._continued[request_id] = token_ids, characters
+        name = asked.request_id
+        if asked.continued is not None:
+            self._continued[name] = asked.continued
+        if asked.marks:
+            self._marks[name] = asked.marks
+        try:
+            await self._engine.add_request(name, asked.given, asked.parameters, **asked.arguments)
+        finally:
+            self._continued.pop(name, None)
+            self._marks.pop(name, None)
 
-    def show_marks(self, request_id: str, marks: Mapping[int, str]) -> None:
-        """The text of this request, about to be added, has these special tokens, by id: for whoever reads it by them."""
-        self._marks[request_id] = marks
-
-    def forget(self, request_id: str) -> None:
-        """The request was not added after all, or has been."""
-        self._continued.pop(request_id, None)
-        self._marks.pop(request_id, None)
+    async def close(self) -> None:
+        """Nothing runs here."""
 
     def _process_outputs(self, outputs: Any, timestamp: Any, iteration: Any, *more: Any, **options: Any) -> Any:
         # Counting tokens and times of every request is a tenth of the work, and the worker's beats do not carry them.
@@ -68,13 +89,13 @@ class StepTap:
         self._end_of_step(*arguments)
         if self._step:
             step, self._step = self._step, []
-            self._on_step(step)
+            self.on_step(step)
 
     def _fail(self, error: Exception) -> None:
         for state in self._processor.request_states.values():
             if state.queue is not None:
                 state.queue.put(error)
-        self._on_death(error)
+        self.on_death(error)
 
     def _add_request(
         self, request: Any, prompt: Any, parent_req: Any = None, request_index: int = 0, queue: Any = None
