@@ -152,7 +152,7 @@ async def test_more_adapters_than_there_are_places_beside_a_pinned_one_wait_for_
     paths = {name: save_adapter(tmp_path / name, vllm_llama, 10 + seed) for seed, name in enumerate(names)}
     for name in names:
         await client.operate(worker, "load_adapter", name=name, path=str(paths[name]), pinned=name == "pinned")
-    order = ["red", "pinned", "blue", "red", "blue", "pinned"]
+    order = ["red", "blue", "pinned", "red", "blue", "pinned"]
     streams = [client.stream(name, PROMPT, max_new_tokens=24, **GREEDY) for name in order]
     for name, stream in zip(order, streams, strict=True):
         assert (await stream.collect()).token_ids == expected(vllm_llama, paths[name], 24)

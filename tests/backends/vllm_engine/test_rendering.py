@@ -29,13 +29,24 @@ TAGGED = (
     "{%- if add_generation_prompt %}<|im_start|>assistant\n{%- if enable_thinking is defined and enable_thinking is false %}"
     "<think>\n\n</think>\n\n{%- endif %}{%- endif %}"
 )
-#: In the manner of models whose messages are parts. Results of tools are texts here: vLLM gives them as such to every template,
-#: so one that walks over their parts as well would see none of them there.
+#: In the manner of models whose messages are parts, results of tools included.
 PARTS = (
     "{%- for d in documents or [] %}[{{ d.title }}: {{ d.text }}]{%- endfor %}"
+    "{%- for m in messages %}<{{ m.role }}>"
+    "{%- for part in m.content %}{%- if part.type == 'text' %}{{ part.text }}|"
+    "{%- endif %}{%- endfor %}{%- endfor %}{%- if add_generation_prompt %}<assistant>{%- endif %}"
+)
+#: The same, where results of tools are texts.
+PARTS_AND_TEXTS = (
     "{%- for m in messages %}<{{ m.role }}>{%- if m.role == 'tool' %}{{ m.content }}{%- else %}"
     "{%- for part in m.content %}{%- if part.type == 'text' %}{{ part.text }}|"
     "{%- endif %}{%- endfor %}{%- endif %}{%- endfor %}{%- if add_generation_prompt %}<assistant>{%- endif %}"
+)
+#: Takes either, and begins with blanks and an end of a line, which the template's language leaves out.
+EITHER = (
+    "  {% for m in messages %}\n<{{ m.role }}>{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for part in m.content %}{{ part.text }}|{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 #: One for each kind of request.
 SEVERAL = {
@@ -43,7 +54,9 @@ SEVERAL = {
     "tool_use": "tool_use" + TAGGED,
     "rag": "rag{% for d in documents %}[{{ d.title }}: {{ d.text }}]{% endfor %}" + TAGGED,
 }
-TEMPLATES: dict[str, Any] = {"tagged": TAGGED, "parts": PARTS, "several": SEVERAL}
+TEMPLATES: dict[str, Any] = {
+    "tagged": TAGGED, "parts": PARTS, "parts and texts": PARTS_AND_TEXTS, "either": EITHER, "several": SEVERAL,
+}  # fmt: skip
 
 TOOL = {
     "type": "function",
@@ -64,6 +77,9 @@ CALL: Message = {
     ],
 }
 RESULT: Message = {"role": "tool", "tool_call_id": "c1", "content": "rain"}
+RESULT_PARTS: Message = {
+    "role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "rain"}, {"type": "text", "text": "7 °C"}],
+}  # fmt: skip
 DOCUMENTS = [{"title": "Lakes", "text": "Zürich lies at one."}]
 
 #: Messages, tools, and what the template is told.
@@ -76,6 +92,7 @@ CHATS: dict[str, tuple[list[Message], list[dict[str, Any]] | None, ChatOptions |
     "tools": ([SYSTEM, USER], [TOOL], None),
     "empty list of tools": ([USER], [], None),
     "result": ([USER, CALL, RESULT], [TOOL], None),
+    "result of parts": ([USER, CALL, RESULT_PARTS, USER], [TOOL], None),
     "documents": ([USER], None, ChatOptions(documents=DOCUMENTS)),
     "documents and tools": ([USER], [TOOL], ChatOptions(documents=DOCUMENTS)),
     "no thoughts": ([USER], None, ChatOptions(chat_template_kwargs={"enable_thinking": False})),

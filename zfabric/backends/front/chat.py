@@ -21,7 +21,7 @@ _TEXTS: Final = {
 }  # fmt: skip
 #: Texts that no template holds.
 _MARKS: Final = ("zQ4first7x", "zQ4second7x")
-_Render = Callable[[list[Message]], str]
+_Render = Callable[..., str]
 
 
 class _Taken:
@@ -65,20 +65,30 @@ def chat_text(
         raise no_template()
 
     template = template_of(tokenizer, tools, chat)
-
-    def render(conversation: list[Message], **told: Any) -> str:
-        arguments = {"add_generation_prompt": True, **told}
-        return str(
-            tokenizer.apply_chat_template(
-                conversation, chat_template=template, tools=tools or None, tokenize=False, **arguments
-            )
-        )
-
+    render = _renderer(tokenizer, template, tools)
     conversation = [_message(message, template, render, image) for message in messages]
     try:
         return render(conversation, **(chat or PLAIN).arguments)
     except Exception as error:  # noqa: BLE001 — templates are programs and raise what they like
         raise RequestError(f"the chat template refuses these messages: {error}") from None
+
+
+def text_parts(
+    tokenizer: Any, template: str, tools: list[dict[str, Any]] | None, message: Message
+) -> list[dict[str, Any]] | None:
+    """The content of a message as parts, where that is what `chat_text` gives to a template; None where it is a text, or no text.
+
+    Raises:
+        RequestError: A part is of a kind that is not known.
+    """
+    content = message.get("content")
+    parts = parts_of(message)
+    if not isinstance(content, str | list) or any(map(is_image, parts)):
+        return None
+    taken = _taken(template, str(message.get("role", "")), _renderer(tokenizer, template, tools))
+    if not taken.parts or (taken.text and isinstance(content, str)):
+        return None
+    return [_part(part) for part in parts or [content]]
 
 
 def template_name(templates: Any, tools: list[dict[str, Any]] | None, chat: ChatOptions | None) -> str | None:
@@ -124,6 +134,20 @@ def parts_of(message: Message) -> list[Any]:
 def is_image(part: Any) -> bool:
     """Whether a part of a message is an image."""
     return isinstance(part, dict) and part.get("type") in IMAGES
+
+
+def _renderer(tokenizer: Any, template: str, tools: list[dict[str, Any]] | None) -> _Render:
+    """What makes a text of a conversation, and of what the template is told besides."""
+
+    def render(conversation: list[Message], **told: Any) -> str:
+        arguments = {"add_generation_prompt": True, **told}
+        return str(
+            tokenizer.apply_chat_template(
+                conversation, chat_template=template, tools=tools or None, tokenize=False, **arguments
+            )
+        )
+
+    return render
 
 
 def _message(message: Message, template: str, render: _Render, image: str | None) -> Message:

@@ -23,6 +23,7 @@ from zfabric.backends.front.sentence_files import SentenceFiles
 from zfabric.backends.hf_transformers import attention
 from zfabric.backends.hf_transformers.context_length import context_length, places, token_bytes
 from zfabric.backends.hf_transformers.kinds import Kind, is_half, kind_of
+from zfabric.backends.hf_transformers.memory_plan import MemoryPlan, plan
 from zfabric.backends.hf_transformers.model_runner import EncoderDecoderRunner, ModelRunner
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.packing import pack
@@ -31,8 +32,6 @@ from zfabric.errors import ConfigurationError
 
 #: A CPU's cache: a gigabyte holds far more than a CPU can usefully step.
 _CPU_CACHE_BYTES: Final = 1024**3
-#: Part of the free device memory that the cache may take after the weights are there; the rest is for activations.
-_DEVICE_CACHE_SHARE: Final = 0.8
 #: Prompt and answer of a usual request.
 _USUAL_TOKENS: Final = 1_024
 #: A device reads its weights once for all rows, and computes so many rows in that time; a CPU only few.
@@ -66,6 +65,7 @@ class Loaded:
     sentences: SentenceFiles
     device: str
     dtype: str
+    memory: MemoryPlan | None = None
 
     @property
     def generates(self) -> bool:
@@ -132,7 +132,7 @@ def load(options: TransformersOptions) -> Loaded:
     attention.install()
     if options.pack_weights:
         pack(model)
-    kv_tokens_max = options.kv_tokens_max or _kv_tokens(model, kind)
+    kv_tokens_max, memory = _cache(model, kind, options)
     length = options.context_length or _length(config, model, tokenizer, kind, files)
     return Loaded(
         model=model,
@@ -147,6 +147,7 @@ def load(options: TransformersOptions) -> Loaded:
         sentences=files,
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
+        memory=memory,
     )
 
 
@@ -243,18 +244,27 @@ def _batch_size(device_type: str, kv_tokens_max: int) -> int:
     return max(_BATCH_MIN, min(_BATCH_MAX.get(device_type, _BATCH_MAX_OTHER), kv_tokens_max // _USUAL_TOKENS))
 
 
-def _kv_tokens(model: Any, kind: Kind) -> int:
-    """Tokens that the cache may hold: what the device has left, by what the model writes for one token."""
+def _cache(model: Any, kind: Kind, options: TransformersOptions) -> tuple[int, MemoryPlan | None]:
+    """Tokens that the cache may hold: what the device has left, by what the model writes for one token; and the plan of it."""
     if kind == "encoder":
         # It has none, and its requests are bounded by their number alone.
-        return _BATCH_MAX_OTHER * _USUAL_TOKENS
+        return options.kv_tokens_max or _BATCH_MAX_OTHER * _USUAL_TOKENS, None
+    if model.device.type != "cuda" and options.kv_tokens_max is not None:
+        return options.kv_tokens_max, None
     size = token_bytes((EncoderDecoderRunner if kind == "paired" else ModelRunner)(model).probe())
     if not size:
         raise ConfigurationError(
             f"a model of type {model.config.model_type!r} keeps no cache of keys and values, which this backend steps by",
             architecture=type(model).__name__,
         )
-    if model.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(model.device)
-        return max(1, int(free * _DEVICE_CACHE_SHARE) // size)
-    return max(1, _CPU_CACHE_BYTES // size)
+    if model.device.type != "cuda":
+        return max(1, _CPU_CACHE_BYTES // size), None
+    wanted = None if options.kv_tokens_max is None else options.kv_tokens_max * size
+    memory = plan(
+        str(torch.cuda.get_device_properties(model.device).uuid),
+        options.model,
+        lambda: int(torch.cuda.mem_get_info(model.device)[0]),
+        least=_USUAL_TOKENS * size,
+        wanted=wanted,
+    )
+    return max(1, memory.bytes // size), memory

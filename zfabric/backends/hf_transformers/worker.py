@@ -212,6 +212,8 @@ class ModelWorker(StepwiseModelWorker):
             self._watch.cancel()
         if self._assembled is not None:
             await asyncio.to_thread(self._assembled.engine.stop)
+            if self._assembled.loaded.memory is not None:
+                self._assembled.loaded.memory.release()
 
     def _post(self, call: Any, *arguments: Any) -> None:
         """From the engine's thread to the event loop, unless that is closed already."""
