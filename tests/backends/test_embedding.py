@@ -26,7 +26,7 @@ from zfabric.errors import (
     RequestError,
     UnsupportedOperationError,
 )
-from zfabric.wire.payloads import GenerateRequest
+from zfabric.wire.payloads import CountRequest, GenerateRequest
 from zfabric.wire.tasks import EmbedRequest
 
 Vectors = np.ndarray[Any, Any]
@@ -93,6 +93,39 @@ async def test_requests_that_wait_together_share_passes(embedder: ModelWorker) -
     assert all(rows * width <= 64 for rows, width in passes)
     for expected, found in zip(single, together, strict=True):
         np.testing.assert_allclose(found[0], expected, atol=1e-5)
+
+
+async def test_many_texts_of_one_request_do_not_go_before_everybody(embedder: ModelWorker) -> None:
+    """Of 2,000 texts that fill a pass by eights, no more than two passes go before a small request that comes after them."""
+    assert embedder._assembled is not None
+    queue = embedder._assembled.queue
+    begun: list[set[int]] = []
+    begin = embedder._assembled.embedder.begin
+
+    def noted(pieces: Any, *given: Any) -> Any:
+        begun.append({piece.tokens[1] for piece in pieces})
+        return begin(pieces, *given)
+
+    embedder._assembled.embedder.begin = noted  # type: ignore[method-assign, assignment]
+    gate = hold(embedder)
+    # Each text's first word tells whose it is.
+    many = asyncio.create_task(vectors(embedder, *(["dog " * 6] * 2_000)))
+    while len(queue._works) < 1:
+        await asyncio.sleep(0)
+    small = [asyncio.create_task(vectors(embedder, f"{word} sleeps")) for word in ("cat", "horse", "cow")]
+    while len(queue._works) < 4:
+        await asyncio.sleep(0)
+    gate.set()
+    await asyncio.gather(*small)
+    assert not many.done()
+    tokens = [(await embedder.tokenize(CountRequest(prompt=word)))[1] for word in ("cat", "horse", "cow")]
+    served = [next(number for number, owners in enumerate(begun) if token in owners) for token in tokens]
+    assert max(served) <= 2
+    # Those of the large one go along with them, and on.
+    dog = (await embedder.tokenize(CountRequest(prompt="dog")))[1]
+    assert all(dog in owners for owners in begun)
+    many.cancel()
+    await asyncio.gather(many, return_exceptions=True)
 
 
 async def test_a_cancelled_request_is_not_computed(embedder: ModelWorker) -> None:

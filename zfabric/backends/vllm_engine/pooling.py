@@ -17,18 +17,21 @@ from zfabric.wire.tasks import EmbedRequest, EmbedResult
 
 
 class Pooling:
-    """Runs pooling requests; texts of one call are in the engine at the same time.
+    """Runs pooling requests; several texts of one call are in the engine at the same time.
 
     Args:
         engine: An `AsyncLLM`.
         prompts: Makes its inputs.
         tasks: What the engine says it can do.
+        at_once: Texts of one call that are in the engine at a time: it serves in the order of arrival, so those of another call
+            wait for no more than these.
     """
 
-    def __init__(self, engine: Any, prompts: Prompts, tasks: Sequence[str]) -> None:
+    def __init__(self, engine: Any, prompts: Prompts, tasks: Sequence[str], *, at_once: int = 1) -> None:
         self._engine = engine
         self._prompts = prompts
         self._tasks = frozenset(tasks)
+        self._at_once = at_once
         self._calls = 0
 
     @property
@@ -115,13 +118,16 @@ class Pooling:
         self._calls += 1
         name = f"{request_id}-{self._calls}"
 
+        places = asyncio.Semaphore(self._at_once)
+
         async def one(number: int, token_ids: list[int], parameters: Any) -> Any:
-            outputs = self._engine.encode(
-                tokens_input(token_ids), parameters, f"{name}-{number}", lora_request=adapter, priority=priority
-            )
-            async for output in outputs:
-                if output.finished:
-                    return output.outputs.data.float().numpy()
+            async with places:
+                outputs = self._engine.encode(
+                    tokens_input(token_ids), parameters, f"{name}-{number}", lora_request=adapter, priority=priority
+                )
+                async for output in outputs:
+                    if output.finished:
+                        return output.outputs.data.float().numpy()
             raise RequestError("the engine gave no vector")
 
         tasks = [asyncio.ensure_future(one(number, *call)) for number, call in enumerate(calls)]

@@ -90,7 +90,7 @@ class Runtime:
             await warm_up(self.engine)
         watch_outputs(self.engine)
         outputs = await open_outputs(self.engine, on_step, on_failure, on_death, generates=self.generates)
-        self.pooling = Pooling(self.engine, self.prompts, self.tasks)
+        self.pooling = Pooling(self.engine, self.prompts, self.tasks, at_once=self.slots)
         for name, path in self.arguments.adapters.items():
             self.adapters.check(name)
             self.adapters.put(name, await self.lora.load(name, path, pinned=False))
