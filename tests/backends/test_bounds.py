@@ -15,8 +15,9 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from tests.backends.pictures import chat, png
 from tests.backends.tiny import Answers, ask, byte_tokenizer, reference, save_llama
 from zfabric import limits
-from zfabric.backends.front import images
+from zfabric.backends.front import bounds, images
 from zfabric.backends.front.bounds import check_logprobs, check_prompt_logprobs
+from zfabric.backends.front.embed_inputs import EmbedInputs, with_special_tokens
 from zfabric.backends.front.prompts import PromptTokens
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
@@ -133,6 +134,49 @@ def test_a_text_that_cannot_fit_is_not_even_read() -> None:
     assert prompts.make(None, None, [5] * 200 + [7], truncate=True)[-1] == 7
     assert tokenizer.longest <= 16 * 100
     assert len(prompts.make("x" * 3_000, None, None, bounded=False)) == 3_000
+
+
+class _NeverRead:
+    """A tokenizer that nothing may be given to."""
+
+    chat_template = "{{ messages }}"
+
+    def get_vocab(self) -> dict[str, int]:
+        return {"abc": 0}
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        pytest.fail("it was read")
+
+    apply_chat_template = get_chat_template = __call__
+
+
+def test_inputs_of_vectors_and_messages_that_cannot_fit_are_not_read() -> None:
+    size, length, huge = 16, 100, "x" * 1_601
+    inputs = EmbedInputs(with_special_tokens(_NeverRead()), context_length=length, vocabulary_size=9, longest=size)
+    with pytest.raises(ContextOverflowError, match="input 0 has 101 tokens, context is 100"):
+        inputs.pieces(EmbedRequest(inputs=[huge]))
+    part = {"type": "text", "text": huge}
+    for content in (huge, [part], [{"type": "text", "text": "x"}, part]):
+        with pytest.raises(ContextOverflowError, match="101 tokens"):
+            bounds.check_messages([{"role": "user", "content": content}], size, length)
+    # What the assistant has said may be left out by a template.
+    bounds.check_messages(
+        [{"role": "assistant", "content": huge}, {"role": "user", "content": "x" * 1_600}], size, length
+    )
+    with pytest.raises(ContextOverflowError):
+        bounds.check_pair("x" * 800, "y" * 801, size, length)
+
+
+def test_a_text_that_is_to_be_cut_is_read_as_far_as_it_can_count() -> None:
+    tokenizer = _Counting()
+    made = []
+    for longest in (16, None):
+        inputs = EmbedInputs(
+            with_special_tokens(tokenizer), context_length=100, vocabulary_size=259, longest=longest
+        )  # fmt: skip
+        made.append(inputs.pieces(EmbedRequest(inputs=["abc" * 10_000], truncate="cut")))
+        assert tokenizer.longest == (3_200 if longest else 30_000)
+    assert made[0] == made[1]
 
 
 async def test_a_long_text_is_counted_though_it_does_not_fit(tiny_worker: Served) -> None:

@@ -13,7 +13,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Final
 
-from zfabric.backends.front.prompts import context_overflow
+from zfabric.backends.front.bounds import context_overflow
 from zfabric.errors import ParameterRangeError
 from zfabric.limits import ECHO_TOKEN_LENGTH_MAX, ECHO_WORDS_MAX
 from zfabric.wire.messages import ModelInfo

@@ -4,11 +4,17 @@ too; docs/backends.md says what each is for. Nothing here imports an engine befo
 
 from typing import TYPE_CHECKING, Any
 
-from zfabric.backends.front.bounds import check_logprobs, check_prompt_logprobs
+from zfabric.backends.front.bounds import (
+    check_logprobs,
+    check_prompt_logprobs,
+    context_overflow,
+    fit,
+    known_tokens,
+)
 from zfabric.backends.front.chat import chat_text
 from zfabric.backends.front.continuation import Redraw, Unseen, continues
 from zfabric.backends.front.embed_inputs import EmbedInputs
-from zfabric.backends.front.prompts import PromptTokens, context_overflow, fit, known_tokens
+from zfabric.backends.front.prompts import PromptTokens
 from zfabric.backends.front.stop_strings import StopStrings
 from zfabric.backends.front.text import TextModelWorker, text_of
 

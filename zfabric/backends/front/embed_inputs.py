@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zfabric.backends.front.prompts import known_tokens
-from zfabric.errors import ContextOverflowError, RequestError
+from zfabric.backends.front.bounds import input_overflow, known_tokens, text_to_embed
+from zfabric.errors import RequestError
 from zfabric.wire.tasks import EmbedRequest
 
 
@@ -36,6 +36,7 @@ class EmbedInputs:
         context_length: Tokens of one piece.
         vocabulary_size: Tokens that the model has vectors for.
         prompt: What the model wants before each text.
+        longest: Characters of the longest token; without it all of a text is read before it is refused or cut.
     """
 
     def __init__(
@@ -45,8 +46,10 @@ class EmbedInputs:
         context_length: int,
         vocabulary_size: int,
         prompt: str = "",
+        longest: int | None = None,
     ) -> None:
         self._encode = encode
+        self._longest = longest
         self._context_length = context_length
         self._vocabulary_size = vocabulary_size
         self._prompt = prompt
@@ -71,6 +74,8 @@ class EmbedInputs:
     def _split(self, given: str | list[int], owner: int, truncate: str) -> list[Piece]:
         before = after = prompt = 0
         if isinstance(given, str):
+            if self._longest is not None:
+                given = text_to_embed(given, owner, self._longest, self._context_length, truncate)
             tokens, added = self._encode(self._prompt + given)
             before = added.index(0) if 0 in added else 0
             after = added[::-1].index(0) if 0 in added else 0
@@ -84,12 +89,7 @@ class EmbedInputs:
         if len(tokens) <= limit:
             return [Piece(tokens, owner, min(prompt, len(tokens) - 1))]
         if truncate == "error":
-            raise ContextOverflowError(
-                f"input {owner} has {len(tokens)} tokens, context is {limit}",
-                input=owner,
-                prompt_tokens=len(tokens),
-                context_length=limit,
-            )
+            raise input_overflow(owner, len(tokens), limit)
         begin, body, end = tokens[:before], tokens[before : len(tokens) - after], tokens[len(tokens) - after :]
         size = max(1, limit - before - after)
         count = 1 if truncate == "cut" else -(-len(body) // size)

@@ -8,9 +8,9 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from zfabric.backends.front.bounds import check_pixels, image_parts
 from zfabric.backends.front.chat import chat_text, is_image, parts_of
-from zfabric.errors import RequestError, TooLargeError, UnsupportedOperationError
-from zfabric.limits import IMAGE_PIXELS_MAX, IMAGES_MAX
+from zfabric.errors import RequestError, UnsupportedOperationError
 from zfabric.wire.chat import ChatOptions, Message
 
 
@@ -38,10 +38,7 @@ def see(
     """
     if processor is None:
         raise UnsupportedOperationError("this model takes no images", operation="generate")
-    parts = [part for message in messages for part in parts_of(message) if is_image(part)]
-    if len(parts) > IMAGES_MAX:
-        raise TooLargeError(f"the messages have {len(parts)} images, {IMAGES_MAX} are allowed", images=len(parts))
-    images = _decoded_all([_open(part) for part in parts])
+    images = _decoded_all(open_images(messages))
     image = str(getattr(processor, "image_token", None) or "<image>")
     text = chat_text(tokenizer, messages, tools, chat=chat, image=image)
     try:
@@ -53,13 +50,36 @@ def see(
     return tokens, made
 
 
+def open_images(messages: Sequence[Message], *, addresses: bool = False) -> list[Any]:
+    """Images of messages of which nothing but the head is read, if they are not too many and not too large together.
+
+    Args:
+        addresses: Leave out those that are addresses, which somebody else fetches.
+
+    Raises:
+        RequestError: One is neither bytes nor a data URI, or cannot be read.
+        TooLargeError: There are too many, or they have too many pixels.
+    """
+    parts = [part for part in image_parts(messages) if not (addresses and _is_address(_value(part)))]
+    images = [_open(part) for part in parts]
+    check_pixels(images)
+    return images
+
+
+def _value(part: dict[str, Any]) -> Any:
+    value = part.get("image", part.get("image_url"))
+    return value.get("url") if isinstance(value, dict) else value
+
+
+def _is_address(value: Any) -> bool:
+    return isinstance(value, str) and value[:5].lower() != "data:"
+
+
 def _open(part: dict[str, Any]) -> Any:
     """The image of a part: {"type": "image", "image": …} or {"type": "image_url", "image_url": {"url": …}}."""
     from PIL import Image
 
-    value = part.get("image", part.get("image_url"))
-    if isinstance(value, dict):
-        value = value.get("url")
+    value = _value(part)
     data = _decoded(value) if isinstance(value, str) else value
     if not isinstance(data, bytes):
         raise RequestError(f"an image is {type(value).__name__}, it must be bytes or a data URI")
@@ -71,12 +91,9 @@ def _open(part: dict[str, Any]) -> Any:
 
 
 def _decoded_all(images: Sequence[Any]) -> list[Any]:
-    """The images of one request, if all of them together are not too large."""
+    """The images of one request, as pixels."""
     from PIL import Image
 
-    pixels = sum(image.width * image.height for image in images)
-    if pixels > IMAGE_PIXELS_MAX:
-        raise TooLargeError(f"the images have {pixels} pixels, {IMAGE_PIXELS_MAX} are allowed", pixels=pixels)
     try:
         return [image.convert("RGB") for image in images]
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
+from zfabric.backends.front.bounds import known_tokens, longest_token, what_may_fit
 from zfabric.backends.front.chat import chat_text
-from zfabric.errors import ContextOverflowError, RequestError
+from zfabric.errors import RequestError
 from zfabric.wire.chat import ChatOptions, Message
-
-#: No tokenizer's longest token is shorter, as far as bounds are concerned.
-_LONGEST_MIN: Final = 16
 
 
 class PromptTokens:
@@ -67,56 +65,3 @@ class PromptTokens:
         if not ids:
             raise RequestError("the prompt has no tokens")
         return known_tokens(ids, self._vocabulary_size)
-
-
-def what_may_fit(given: Any, size: int, length: int | None, *, truncate: bool) -> Any:
-    """What may fit of a text, or of tokens.
-
-    Args:
-        size: Of the longest token.
-        length: Tokens that fit.
-    """
-    if length is None or len(given) <= size * length:
-        return given
-    if truncate:
-        return given[len(given) - size * length :]
-    raise context_overflow(-(-len(given) // size), length)
-
-
-def longest_token(tokenizer: Any) -> int:
-    """Characters of the longest token, or more: a text of n tokens has n times as many at most."""
-    return max(_LONGEST_MIN, max(map(len, tokenizer.get_vocab()), default=0))
-
-
-def known_tokens(token_ids: Sequence[int], vocabulary_size: int) -> list[int]:
-    """A copy of tokens that the model has vectors for.
-
-    Raises:
-        RequestError: It has none for one of them.
-    """
-    if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocabulary_size):
-        wrong = next(token for token in token_ids if not 0 <= token < vocabulary_size)
-        raise RequestError(f"token id {wrong} is outside of the vocabulary of {vocabulary_size}", token_id=wrong)
-    return list(token_ids)
-
-
-def fit(tokens: list[int], length: int, *, truncate: bool) -> list[int]:
-    """The prompt, if it leaves room for one token at least; else its end, if that is allowed.
-
-    Raises:
-        ContextOverflowError: It does not fit.
-    """
-    if len(tokens) < length:
-        return tokens
-    if truncate:
-        return tokens[len(tokens) - length + 1 :]
-    raise context_overflow(len(tokens), length)
-
-
-def context_overflow(tokens: int, length: int) -> ContextOverflowError:
-    """The error of a prompt of so many tokens, or more, that does not fit a context of such a length."""
-    return ContextOverflowError(
-        f"prompt of {tokens} tokens leaves no room for an answer, context is {length}",
-        prompt_tokens=tokens,
-        context_length=length,
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from zfabric.backends.front.bounds import image_parts
 from zfabric.backends.front.media import with_addresses
 from zfabric.backends.hf_api.extra import INCLUDE_STOP, fields_of
 from zfabric.backends.hf_api.models_file import Server, Upstream
@@ -95,6 +96,7 @@ def body_of(
 
     Raises:
         UnsupportedOperationError: This protocol has no place for this kind of prompt.
+        TooLargeError: There are too many images.
         UnsupportedParameterError: This protocol cannot say that only the context bounds an answer; or see `fields_of`.
     """
     if upstream.protocol == "tgi":
@@ -102,6 +104,7 @@ def body_of(
         return _tgi(upstream, request)
     body: dict[str, Any] = {"model": upstream.model, "stream": True}
     if upstream.protocol == "chat":
+        image_parts(request.messages or ())
         body["messages"] = with_addresses(request.messages or as_chat(_text(upstream, request.prompt)))
         if request.tools:
             body["tools"] = request.tools

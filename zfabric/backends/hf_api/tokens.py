@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from zfabric.backends.front.prompts import PromptTokens, known_tokens
+from zfabric.backends.front.bounds import known_tokens, longest_token
+from zfabric.backends.front.prompts import PromptTokens
 from zfabric.errors import ConfigurationError
 from zfabric.wire.chat import ChatOptions, Message
 
@@ -35,6 +36,8 @@ class Tokenizer:
             ) from error
 
         self._tokens = PromptTokens(self._inner, vocabulary_size=len(self._inner), context_length=None)
+        #: Characters of the longest token.
+        self.longest = longest_token(self._inner)
 
     @property
     def has_template(self) -> bool:

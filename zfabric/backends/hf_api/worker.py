@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from zfabric.backends.front.bounds import check_messages, context_overflow, what_may_fit
 from zfabric.backends.front.continuation import continues
-from zfabric.backends.front.prompts import context_overflow
 from zfabric.backends.hf_api.answers import AnswerReader
 from zfabric.backends.hf_api.channel import CLOSE_WAIT_S, USAGE_WAIT_S, AttemptError, Channel
 from zfabric.backends.hf_api.embeddings import embed
@@ -252,8 +252,11 @@ class HuggingfaceApiWorker(BaseModelWorker):
         """
         if upstream.protocol != "completions":
             return None
-        ids = request.prompt_token_ids
+        ids, length = request.prompt_token_ids, upstream.context_length
         tokenizer = self._tokenizer(upstream)
+        if tokenizer is not None and length:
+            what_may_fit(request.prompt or "", tokenizer.longest, length, truncate=False)
+            check_messages(request.messages or (), tokenizer.longest, length)
         if ids is None and tokenizer is not None and (request.messages is not None or self._takes_tokens(upstream)):
             if request.prompt is not None and len(request.prompt) <= _INLINE_CHARACTERS:
                 ids = tokenizer.prompt(request.prompt, None)
@@ -261,7 +264,6 @@ class HuggingfaceApiWorker(BaseModelWorker):
                 ids = await asyncio.to_thread(
                     tokenizer.prompt, request.prompt, request.messages, request.tools, request.chat
                 )
-        length = upstream.context_length
         if ids is not None and 0 < length <= len(ids):
             raise context_overflow(len(ids), length)
         return [*ids, *request.resume_token_ids] if goes_on and ids is not None else ids

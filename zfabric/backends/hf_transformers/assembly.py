@@ -9,6 +9,7 @@ from typing import Any
 
 from zfabric.backends.front import generation_config
 from zfabric.backends.front.adapters import Adapters
+from zfabric.backends.front.bounds import longest_token
 from zfabric.backends.front.embed_inputs import EmbedInputs, with_special_tokens
 from zfabric.backends.front.generation_config import GenerationDefaults
 from zfabric.backends.front.parsing import AnswerFormat, template_text
@@ -181,6 +182,7 @@ def _embedder(loaded: Loaded, model: ModelRunner, adapters: Adapters[Adapter]) -
         context_length=loaded.context_length,
         vocabulary_size=int(loaded.encoder.get_input_embeddings().weight.shape[0]),
         prompt=loaded.sentences.prompt,
+        longest=longest_token(loaded.tokenizer),
     )
     return Embedder(
         loaded.encoder,

@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any, Final
 
 from zfabric.backends.front.adapters import Adapters
-from zfabric.backends.front.bounds import check_logprobs, check_prompt_logprobs
+from zfabric.backends.front.bounds import check_logprobs, check_prompt_logprobs, fit, known_tokens
 from zfabric.backends.front.generation_config import GenerationDefaults
 from zfabric.backends.front.images import has_images, see
 from zfabric.backends.front.parsing import AnswerFormat, MarkTokens, force_calls
-from zfabric.backends.front.prompts import PromptTokens, fit, known_tokens
+from zfabric.backends.front.prompts import PromptTokens
 from zfabric.backends.hf_transformers.lora import Adapter
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
 from zfabric.backends.hf_transformers.structured_outputs import GUIDED, StructuredOutputs

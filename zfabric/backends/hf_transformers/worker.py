@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import structs
 
 from zfabric.backends.front.adapters import adapter_details
-from zfabric.backends.front.prompts import known_tokens
+from zfabric.backends.front.bounds import known_tokens
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.errors import EngineStalledError, FabricError, UnsupportedOperationError
 from zfabric.wire.chat import OPTIONS

@@ -7,10 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from zfabric.backends.front.bounds import (
+    check_logprobs,
+    check_messages,
+    check_pair,
+    check_prompt_logprobs,
+    context_overflow,
+    fit,
+    known_tokens,
+    longest_token,
+    what_may_fit,
+)
 from zfabric.backends.front.chat import no_template, template_of
 from zfabric.backends.front.embed_inputs import EmbedInputs, Piece, with_special_tokens
+from zfabric.backends.front.images import has_images, open_images
 from zfabric.backends.front.media import refuse_addresses, with_addresses
-from zfabric.backends.front.prompts import context_overflow, fit, known_tokens, longest_token, what_may_fit
 from zfabric.backends.front.sentence_files import SentenceFiles, read
 from zfabric.backends.vllm_engine.compat.pooling import render_pair
 from zfabric.backends.vllm_engine.compat.rendering import chat_template, render_chat, render_text, tokens_input
@@ -63,9 +74,16 @@ class Prompts:
         encode = with_special_tokens(engine.renderer.get_tokenizer(), lower_case=files.lower_case)
         self._longest = longest_token(engine.renderer.get_tokenizer())
         self._domains = frozenset(engine.vllm_config.model_config.allowed_media_domains or ())
-        size = self._vocabulary_size
-        self._embedded = EmbedInputs(encode, context_length=context_length, vocabulary_size=size, prompt=files.prompt)
-        self._classified = EmbedInputs(encode, context_length=context_length, vocabulary_size=size)
+        bounds: dict[str, Any] = {
+            "context_length": context_length,
+            "vocabulary_size": self._vocabulary_size,
+            "longest": self._longest,
+        }
+        self._embedded = EmbedInputs(encode, prompt=files.prompt, **bounds)
+        self._classified = EmbedInputs(encode, **bounds)
+        most = int(engine.vllm_config.model_config.max_logprobs)
+        # What vLLM calls -1 is the whole vocabulary.
+        self._logprobs_max = self._vocabulary_size if most < 0 else most
 
     @property
     def chat(self) -> bool:
@@ -79,20 +97,31 @@ class Prompts:
             ContextOverflowError: It leaves no room for an answer, and may not be cut.
             UnsupportedOperationError: Messages, and no chat template.
             RequestError: A token that is not in the vocabulary, messages that the template refuses, or nothing at all.
+            ParameterRangeError: More log-probabilities than are given, or than go out in one piece.
         """
+        check_logprobs(request.sampling, self._logprobs_max)
+        prompt = await self._of(request)
+        check_prompt_logprobs(request.sampling.prompt_logprobs, len(prompt.token_ids))
+        return prompt
+
+    async def _of(self, request: GenerateRequest) -> Prompt:
+        truncate = request.sampling.truncate_prompt
         if request.prompt_token_ids is not None:
-            found = Prompt(self.checked(request.prompt_token_ids), None)
+            given = what_may_fit(request.prompt_token_ids, 1, self._context_length, truncate=truncate)
+            found = Prompt(self.checked(given), None, whole=given is request.prompt_token_ids)
         elif request.messages is not None:
+            if not truncate:
+                check_messages(request.messages, self._longest, self._context_length)
             found = await self._chat(request.messages, request.tools, request.chat)
         else:
             text = request.prompt or ""
-            kept = what_may_fit(text, self._longest, self._context_length, truncate=request.sampling.truncate_prompt)
+            kept = what_may_fit(text, self._longest, self._context_length, truncate=truncate)
             tokens = self.checked(await self.tokens(kept))
             found = Prompt(tokens, None, whole=kept is text)
         tokens, length = found.token_ids, self._context_length
         if not tokens:
             raise RequestError("the prompt has no tokens")
-        may_cut = request.sampling.truncate_prompt and (found.input is None or found.plain)
+        may_cut = truncate and (found.input is None or found.plain)
         fitting = fit(tokens, length, truncate=may_cut)
         if fitting is tokens and found.input:
             return found
@@ -129,6 +158,7 @@ class Prompts:
         Raises:
             ContextOverflowError: They do not fit.
         """
+        check_pair(query, document, self._longest, self._context_length)
         tokens, segments = await asyncio.to_thread(render_pair, self._engine, query, document)
         if len(tokens) > self._context_length:
             raise context_overflow(len(tokens), self._context_length)
@@ -144,6 +174,8 @@ class Prompts:
     ) -> Prompt:
         template = self._template_for(tools, chat)
         refuse_addresses(messages, self._domains)
+        if has_images(messages):
+            await asyncio.to_thread(open_images, messages, addresses=True)
         arguments = (chat or PLAIN).arguments
         if tools:
             arguments["tools"] = tools
