@@ -163,8 +163,11 @@ def test_options_are_announced_where_they_have_a_place() -> None:
     """The worker refuses the others by name, before a backend is asked."""
     told = {"chat_template_kwargs", "add_generation_prompt", "continue_final_message", "documents"}
     chat = Upstream(name="m", base_url=URL, protocol="chat", server="vllm")
-    assert options_for(chat, templated=False) == {"tools", "response_format", *told}
-    assert options_for(dataclasses.replace(chat, server="openai"), templated=False) == {"tools", "response_format"}
+    called = {"tools", "response_format", "tool_choice", "parallel_tool_calls"}
+    assert options_for(chat, templated=False) == {*called, *told}
+    assert options_for(dataclasses.replace(chat, server="openai"), templated=False) == called
+    served = dataclasses.replace(chat, server="transformers")
+    assert options_for(served, templated=False) == {"tools", "response_format"}
     plain = Upstream(name="m", base_url=URL, protocol="completions", server="vllm")
     assert options_for(plain, templated=False) == frozenset()
     assert options_for(plain, templated=True) == {"tools", *told}

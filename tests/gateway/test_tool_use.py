@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from tests.backends.calling import ANSWER, ARGUMENTS, RESULTS, THOUGHT, USER, save_calling
+from tests.cli.test_commands import zfabric
 from tests.gateway.conftest import Served, gateway
 from tests.parsing.outputs import TOOLS
 from zfabric.backends.hf_transformers.options import TransformersOptions
@@ -63,3 +64,15 @@ async def test_how_tools_are_called_is_the_callers_choice(served: Served) -> Non
     with pytest.raises(openai.BadRequestError) as refused:
         await served.openai.chat.completions.create(messages=[USER], tool_choice=wrong, **ASKED)
     assert refused.value.param == "tool_choice"
+
+
+async def test_tools_that_may_not_be_called_are_not_shown_to_the_model(served: Served) -> None:
+    count = served.fabric.count_tokens
+    assert await count("m", messages=[USER], tools=TOOLS, tool_choice="none") == await count("m", messages=[USER])
+    assert await count("m", messages=[USER], tools=TOOLS, tool_choice="required") > await count("m", messages=[USER])
+
+
+async def test_operators_see_which_parsers_there_are(served: Served) -> None:
+    code, output, errors = await zfabric(served.fabric.endpoint, "models", COLUMNS="400")
+    assert code == 0, errors
+    assert "tools=hermes, reasoning=qwen3" in output

@@ -96,7 +96,7 @@ def test_only_what_is_unusual_has_to_be_honoured() -> None:
         return set(TextRequest(messages=[{}], tools=TOOLS, chat=ChatOptions(**chat)).options)
 
     assert options(tool_choice="auto", parallel_tool_calls=True) == {"tools"}
-    assert options(tool_choice="none") == set()
+    assert options(tool_choice="none") == {"tools"}
     assert options(tool_choice="required", parallel_tool_calls=False) == {"tools", "tool_choice", "parallel_tool_calls"}
 
 

@@ -114,7 +114,7 @@ def options_of(
 ) -> dict[str, Any]:
     """What is asked for of `OPTIONS`, by name."""
     found: dict[str, Any] = {name: getattr(chat, name) for name in chat.set} if chat is not None else {}
-    if tools and (chat is None or chat.tool_choice != "none"):
+    if tools:
         found["tools"] = tools
     if response_format and response_format != {"type": "text"}:
         found["response_format"] = response_format

@@ -206,7 +206,7 @@ class CountRequest(Struct, array_like=True, kw_only=True):
     def validate(self) -> None:
         """Raises: RequestError."""
         _require_one_prompt(self.prompt, self.messages, None)
-        check_chat(self.chat, self.messages)
+        check_chat(self.chat, self.messages, self.tools)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -92,6 +92,12 @@ def refuse_unknown_extra(extra: Iterable[str], model: str, keys: Collection[str]
             )
 
 
+def leave_tools_out(request: TextRequest | CountRequest) -> None:
+    """Tools that may not be called are not shown to the model."""
+    if request.chat is not None and request.chat.tool_choice == "none":
+        request.tools = None
+
+
 def _require_text(messages: Iterable[Message], model: str) -> None:
     for message in messages:
         found = has_media(message)

@@ -20,7 +20,7 @@ from zfabric.wire.payloads import AnyRequest, CountRequest, Delta, GenerateReque
 from zfabric.wire.plain import plain_integer
 from zfabric.wire.tasks import EmbedResult
 from zfabric.worker.base import BaseModelWorker, StepwiseModelWorker
-from zfabric.worker.capabilities import check_options, check_request, refuse_unknown_extra
+from zfabric.worker.capabilities import check_options, check_request, leave_tools_out, refuse_unknown_extra
 from zfabric.worker.served import Served, ServedModels
 from zfabric.worker.traces import Traces, within
 
@@ -99,6 +99,8 @@ class Runs:
                 known = served.find(request.model)
                 backend = known.backend
                 check_request(request, order.operation, known.label, known.capabilities)
+                if isinstance(request, TextRequest | CountRequest):
+                    leave_tools_out(request)
                 if isinstance(request, CountRequest):
                     check_options(request, known.label, known.parameters)
                 if isinstance(request, TextRequest):
@@ -140,10 +142,7 @@ class Runs:
             sampling = structs.replace(sampling, seed=request.drawn_seed)
         if sampling.reproducible:
             self._session.mark_exact(request.request_id)
-        # Tools that may not be called are not shown to the model.
-        called = request.chat is None or request.chat.tool_choice != "none"
-        tools = request.tools if called else None
-        return GenerateRequest(**{**structs.asdict(request), "sampling": sampling, "tools": tools})
+        return GenerateRequest(**{**structs.asdict(request), "sampling": sampling})
 
     async def _guarded(self, request_id: str, work: Callable[[], Awaitable[None]]) -> None:
         """Whatever a backend raises is its request's error. A cancellation is either ours, and `_ended` sees what is
