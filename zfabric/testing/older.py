@@ -31,6 +31,8 @@ FIELDS: Final[dict[int, int]] = {
     kinds.CLAIMS: 1,
     kinds.CARRIED: 1,
 }
+#: Where a worker's HELLO has its load.
+_LOAD: Final = 5
 
 
 def as_of_2_0(header: bytes) -> bytes:
@@ -38,5 +40,7 @@ def as_of_2_0(header: bytes) -> bytes:
     count = FIELDS.get(header[0])
     if count is None or len(header) == 1:
         return header
-    fields: list[Any] = msgspec.msgpack.decode(header[1:])
-    return header if len(fields) <= count else header[:1] + msgspec.msgpack.encode(fields[:count])
+    fields: list[Any] = msgspec.msgpack.decode(header[1:])[:count]
+    if header[0] == kinds.WORKER_HELLO:
+        fields[_LOAD] = fields[_LOAD][: FIELDS[kinds.LOAD]]
+    return header[:1] + msgspec.msgpack.encode(fields)

@@ -251,6 +251,10 @@ class Broker:
             self.journal.note("peer_refused", kind=kind, error=error.message, code=error.code)
             self.outbox.send(sender, codec.pack_refused(error))
             return
+        if peer.newer and header and header[0] not in kinds.NAMES:
+            # It knows more than this controller, and does without where it is told so.
+            self._refuse(sender, header, error)
+            return
         count = self._faults[sender] = self._faults.get(sender, 0) + 1
         self._refuse(sender, header, error)
         self.journal.note("bad_message", peer=peer.shown, kind=kind, error=error.message, code=error.code, count=count)

@@ -53,10 +53,11 @@ class ClientPeer:
         former: Requests whose last attempt a worker's loss ended, and which may be submitted again; the newest ones only.
         stopped: Requests that an operator has ended while it was away, and what it is told when it claims them.
         build, minor: Of its program, and the minor version of the protocol that is spoken with it.
+        newer: Whether it speaks a later minor version than this controller.
     """
 
     __slots__ = (
-        "away", "build", "former", "grant", "heard_ns", "instance", "label", "lock", "minor", "number", "requests",
+        "away", "build", "former", "grant", "heard_ns", "instance", "label", "lock", "minor", "newer", "number", "requests",
         "routing_id", "settle", "since_ns", "stopped", "token",
     )  # fmt: skip
 
@@ -81,6 +82,7 @@ class ClientPeer:
         self.routing_id = routing_id
         self.label = hello.label
         self.build, self.minor = hello.build, min(hello.minor, MINOR_VERSION)
+        self.newer = hello.minor > MINOR_VERSION
         self.lock = lock_of(hello.secret)
         self.heard_ns = now_ns
         self.away = False
@@ -130,7 +132,7 @@ class WorkerPeer:
 
     __slots__ = (
         "announced_speed", "aside", "beats", "build", "dispatched", "engines", "failed", "filled", "finished",
-        "heard_ns", "hosts", "hung", "instance", "lease", "leaves_for", "line", "live", "load", "minor", "name", "open",
+        "heard_ns", "hosts", "hung", "instance", "lease", "leaves_for", "line", "live", "load", "minor", "name", "newer", "open",
         "reported_ns", "routes", "routing_id", "session", "since_ns", "speed", "state", "token",
     )  # fmt: skip
 
@@ -141,6 +143,7 @@ class WorkerPeer:
         self.leaves_for = ""
         self.beats = hello.beats
         self.build, self.minor = hello.build, min(hello.minor, MINOR_VERSION)
+        self.newer = hello.minor > MINOR_VERSION
         self.session = session
         self.token = token
         self.routing_id = routing_id
