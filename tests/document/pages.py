@@ -23,7 +23,7 @@ _BLOCK: Final = re.compile(r"<!-- generated: (?P<name>[^>]+?) -->\n.*?<!-- end -
 #: What a block is made by; the word after its name is the argument.
 _MAKERS: Final[dict[str, Callable[[str], str]]] = {
     "fields": fields.table_of,
-    "version": lambda _: f"This is version {PROTOCOL_VERSION}.{MINOR_VERSION} of the protocol.",
+    "version": lambda _: f"This is version {PROTOCOL_VERSION} of the protocol, minor version {MINOR_VERSION}.",
     "kinds": lambda _: tables.kinds_table(),
     "errors": lambda _: tables.errors_table(),
     "bounds": lambda _: tables.bounds_table(),
