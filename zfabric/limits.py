@@ -30,6 +30,10 @@ CLAIM_MS: Final = 1_500
 SECOND_LOOK_MS: Final = 50
 #: How long a query waits for its answer unless its caller says otherwise: it is answered from memory.
 QUERY_TIMEOUT_MS: Final = 10_000
+#: How long a probe waits for a controller by default, in seconds: probes of service managers and orchestrators come every few.
+PING_TIMEOUT_S: Final = 2.0
+#: Clocks of two hosts may differ so much, in seconds, before their logs cannot be read side by side.
+CLOCK_DIFFERENCE_S_MAX: Final = 1.0
 #: Whoever watches a list sees nothing new more often than this, in seconds, and a controller has better to do.
 WATCH_S_MIN: Final = 0.1
 #: How long `count_tokens` and `operate` wait by default. Loading an adapter takes seconds, a stuck worker for ever.

@@ -20,6 +20,7 @@ from zfabric.errors import (
     AccessError,
     ConfigurationError,
     ConnectionLostError,
+    DeadlineExceededError,
     EndpointInUseError,
     FabricError,
     NameTakenError,
@@ -33,6 +34,7 @@ from zfabric.version import __version__
 _HINTS: Final[dict[type[FabricError], str]] = {
     AccessError: "$ZFABRIC_KEY and $ZFABRIC_CONTROLLER_KEY name the keys; the controller's keyring says what each may",
     ConnectionLostError: "is a controller running there? start one with: zfabric-controller",
+    DeadlineExceededError: "the controller is busy or stopped, or the way to it is slow: try a longer --timeout",
     EndpointInUseError: "stop who listens there, or choose another --endpoint or --port",
     NameTakenError: "choose another --name, or wait until the other worker is gone",
     NoWorkerError: "zfabric workers lists who is registered; start one with: zfabric-worker",
@@ -91,10 +93,15 @@ def run_app(build: Callable[[list[str]], cyclopts.App], arguments: Sequence[str]
     return result if isinstance(result, int) else 0
 
 
+def hint_of(error: FabricError) -> str:
+    """What helps against an error; "" where there is nothing to say beyond what it says."""
+    return next((hint for kind, hint in _HINTS.items() if isinstance(error, kind)), "")
+
+
 def report(error: FabricError, console: Console) -> int:
     """Say what went wrong and what helps. Returns the exit code."""
     console.print(f"error {error.code}: {error.message}", markup=False)
-    for kind, hint in _HINTS.items():
-        if isinstance(error, kind):
-            console.print(f"hint: {hint}", markup=False)
+    hint = hint_of(error)
+    if hint:
+        console.print(f"hint: {hint}", markup=False)
     return 2 if isinstance(error, ConfigurationError) else 1

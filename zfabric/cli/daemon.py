@@ -9,13 +9,17 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, Final
 
 import structlog
 
 from zfabric import limits
 from zfabric.cli.systemd import notify, watch
 from zfabric.errors import FabricError
+
+#: Whether settings are only looked at: `run` starts nothing then.
+only_checked: Final[ContextVar[bool]] = ContextVar("only_checked", default=False)
 
 
 def run(main: Coroutine[Any, Any, int], *, use_uvloop: bool) -> int:
@@ -24,6 +28,9 @@ def run(main: Coroutine[Any, Any, int], *, use_uvloop: bool) -> int:
     Raises:
         FabricError: As `main` does; every other failure goes to the log, and the exit code is 1.
     """
+    if only_checked.get():
+        main.close()
+        return 0
     # The default of Windows cannot watch a socket of libzmq's.
     factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.SelectorEventLoop
     if use_uvloop:

@@ -10,8 +10,11 @@ import cyclopts
 
 from zfabric.cli.answers import chat, count, embed, generate
 from zfabric.cli.app import make_app, run_app
+from zfabric.cli.check import check
+from zfabric.cli.doctor import doctor
 from zfabric.cli.keys import keys
 from zfabric.cli.look import clients, models, queue, requests, status, workers
+from zfabric.cli.ping import ping
 from zfabric.cli.replay import replay
 from zfabric.cli.sampling import AnswerFlags
 from zfabric.cli.serve import serve
@@ -36,6 +39,8 @@ HELP = """Look at a fabric, talk to it, and operate it.
 
 `zfabric drain worker-7` · `zfabric pause smollm2` · `zfabric cancel 2f1c66ab01d4e3f0` · `zfabric config get`
 
+`zfabric ping --quiet` · `zfabric check zfabric.toml` · `zfabric doctor`
+
 The controller is the one of --endpoint, $ZFABRIC_ENDPOINT, or this host's default. Other settings come from flags, then
 ZFABRIC_CLIENT_… variables, then the [client] table of a TOML file, which all commands share. For a controller with
 keys, $ZFABRIC_KEY and $ZFABRIC_CONTROLLER_KEY name this side's secret key file and the controller's public one.
@@ -44,7 +49,7 @@ keys, $ZFABRIC_KEY and $ZFABRIC_CONTROLLER_KEY name this side's secret key file 
 
 _COMMANDS: Sequence[Callable[..., int | None]] = (
     models, workers, status, requests, clients, queue, generate, chat, embed, count, drain, undrain, pause, resume, cancel, kick,
-    operate, keys, replay, serve, top,
+    operate, ping, check, doctor, keys, replay, serve, top,
 )  # fmt: skip
 #: Those of `zfabric config`.
 _CONFIG: dict[str, Callable[..., int | None]] = {"get": config_get, "set": config_set}
@@ -52,7 +57,7 @@ _CONFIG: dict[str, Callable[..., int | None]] = {"get": config_get, "set": confi
 
 def build(arguments: list[str]) -> cyclopts.App:
     """The parser with all commands."""
-    app = make_app("zfabric", HELP, "client", arguments, shared=_options([*_COMMANDS, *_CONFIG.values()]))
+    app = make_app("zfabric", HELP, "client", arguments, shared=client_options())
     for command in _COMMANDS:
         app.command(command)
     settings = cyclopts.App(name="config", help="Settings of the running controller: get, set.")
@@ -62,11 +67,17 @@ def build(arguments: list[str]) -> cyclopts.App:
     return app
 
 
-def _options(commands: Sequence[Callable[..., int | None]]) -> set[str]:
+def client_commands() -> list[tuple[list[str], Callable[..., int | None]]]:
+    """All commands, and the words that call them."""
+    plain = [([command.__name__], command) for command in _COMMANDS]
+    return plain + [(["config", name], command) for name, command in _CONFIG.items()]
+
+
+def client_options() -> set[str]:
     """Keys that the [client] table may have: the options of any command."""
     names = {
         parameter.name
-        for command in commands
+        for _, command in client_commands()
         for parameter in inspect.signature(command).parameters.values()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Collection, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -50,24 +51,33 @@ def _is_file(path: Path) -> bool:
         return False
 
 
+#: (table, key) of what is passed over while a file is checked, since it was found to be wrong; no key for a whole table.
+left_out: Final[ContextVar[frozenset[tuple[str, str]]]] = ContextVar("left_out", default=frozenset())
+
+
+def read_tables(path: Path) -> dict[str, Any]:
+    """All of a file. Raises: ConfigurationError, it cannot be read, or is not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{path} is not TOML: {error}", path=str(path)) from error
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}", path=str(path)) from error
+
+
 def read_section(path: Path, section: str) -> dict[str, Any]:
     """One table of the file, empty if it is not there.
 
     Raises:
         ConfigurationError: The file cannot be read, is not TOML, or holds something beside the known tables.
     """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"{path} is not TOML: {error}", path=str(path)) from error
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}", path=str(path)) from error
+    tables, passed = read_tables(path), left_out.get()
     for name, table in tables.items():
-        if name not in SECTIONS or not isinstance(table, dict):
+        if (name, "") not in passed and (name not in SECTIONS or not isinstance(table, dict)):
             known = ", ".join(f"[{known}]" for known in SECTIONS)
             raise ConfigurationError(f"{name!r} in {path} is not one of the tables {known}", path=str(path), key=name)
     found: dict[str, Any] = tables.get(section, {})
-    return found
+    return {key: value for key, value in found.items() if (section, key) not in passed}
 
 
 class FileSettings:
@@ -89,7 +99,7 @@ class FileSettings:
         table = {
             key: value
             for key, value in read_section(self._path, self._section).items()
-            if key not in self._shared or _takes(arguments, key)
+            if key not in self._shared or takes(arguments, key)
         }
         if os.environ.get(ENDPOINT_VARIABLE):
             # The environment goes before the file; without the key the default is looked up, which is this variable.
@@ -103,7 +113,8 @@ class FileSettings:
         source(app, commands, arguments)
 
 
-def _takes(arguments: ArgumentCollection, key: str) -> bool:
+def takes(arguments: ArgumentCollection, key: str) -> bool:
+    """Whether a command has a parameter of this name."""
     try:
         arguments.match("--" + key.replace("_", "-"))
     except ValueError:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from zfabric.limits import WATCH_S_MIN
@@ -31,7 +32,8 @@ def show(rows: Sequence[Any], columns: Sequence[Column], *, as_json: bool, empty
         numeric = isinstance(value(rows[0]), (int, float))
         table.add_column(name, justify="right" if numeric else "left", no_wrap=name == "name")
     for row in rows:
-        table.add_row(*(_cell(value(row)) for _, value in columns))
+        # What stands in brackets is a name, and no style.
+        table.add_row(*(escape(_cell(value(row))) for _, value in columns))
     console.print(table)
 
 

@@ -237,13 +237,13 @@ def build(arguments: list[str]) -> cyclopts.App:
             if not isinstance(parsed, tuple):
                 return 0
             makers.append(parsed[1])
-        return run(serve(settings, makers), use_uvloop=settings.uvloop)
+        return run(serve(settings, settings.worker_config(), makers), use_uvloop=settings.uvloop)
 
     app.result_action = start
     return app
 
 
-async def serve(settings: WorkerSettings, makers: Sequence[Callable[[], BaseModelWorker]]) -> int:
+async def serve(settings: WorkerSettings, config: WorkerConfig, makers: Sequence[Callable[[], BaseModelWorker]]) -> int:
     """Run until drained."""
     log = make_logger("worker", settings.log_level, settings.log_format).bind(worker=settings.name)
     served: dict[str, str] = {}
@@ -255,7 +255,7 @@ async def serve(settings: WorkerSettings, makers: Sequence[Callable[[], BaseMode
     async with traces_to(settings.traces, "zfabric-worker", settings.name) as provider:
         service = WorkerService(
             [make() for make in makers],
-            settings.worker_config(),
+            config,
             log=events(log),
             on_ready=on_ready,
             traces=_sink(provider, settings.name),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
+import time
 from collections.abc import Callable
 
 from zfabric import limits
@@ -91,6 +92,7 @@ class Controller:
                 on_failure=lambda error: self._log("recording_failed", error=str(error)),
             )
         self._broker.transport_figures = self._figures
+        self._broker.wall_clock_s = time.time
         self._broker.on_bug = self._bug
         self._broker.scheduler.chooser.on_failure = lambda what, times: self._log(
             "policy_failed", what=what, times=times

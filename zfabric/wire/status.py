@@ -141,6 +141,7 @@ class FabricStatus(Struct, kw_only=True):
         workers_left: Workers that said goodbye.
         clients_left: Clients that said goodbye.
         minor: Minor version of the protocol that it speaks.
+        unix_s: Seconds since 1970 by its host's clock, by which its log is; 0 where it has none.
     """
 
     version: str
@@ -173,3 +174,4 @@ class FabricStatus(Struct, kw_only=True):
     workers_left: int = 0
     clients_left: int = 0
     minor: int = 0
+    unix_s: float = 0.0

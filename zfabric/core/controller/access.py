@@ -15,7 +15,7 @@ from zfabric.errors import PermissionDeniedError
 
 
 class Role(StrEnum):
-    """What a peer is to the fabric. An operator is a client that may also drain, refresh and call workers."""
+    """What a peer is to the fabric. An operator is a client that may also steer it, see what is others', and call workers."""
 
     CLIENT = "client"
     WORKER = "worker"

@@ -105,6 +105,8 @@ class Broker:
         self.bad_messages: Counter[str] = Counter()
         #: The driver's own figures, shown in the status.
         self.transport_figures: Callable[[], dict[str, int]] = dict
+        #: What the host's clock says, for operators who compare logs. Nothing is decided by it.
+        self.wall_clock_s: Callable[[], float] = lambda: 0.0
         #: Bytes that wait for a connection's reader.
         self.buffered_of: Callable[[RoutingId], int] = lambda _: 0
         #: What the key of a connection allows.

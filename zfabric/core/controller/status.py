@@ -155,6 +155,7 @@ def fabric_status(broker: Broker) -> FabricStatus:
         transport=broker.transport_figures(),
         slow_readers=_slow_readers(broker),
         minor=MINOR_VERSION,
+        unix_s=broker.wall_clock_s(),
     )
 
 
