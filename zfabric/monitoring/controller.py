@@ -1,4 +1,9 @@
-"""A controller's figures as metrics."""
+"""A controller's figures as metrics.
+
+The loop copies lists of what there is, which takes some microseconds; whoever writes the metrics reads their numbers
+afterwards, on a thread of its own. Numbers change meanwhile, each for itself: a metric is right, and two of them may be some
+requests apart.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +14,11 @@ from prometheus_client.metrics_core import Metric
 
 from zfabric.controller.service import Controller
 from zfabric.core.controller.broker import Broker
-from zfabric.core.controller.figures import Figures
-from zfabric.core.controller.peers import WorkerState
-from zfabric.core.controller.registry import Registry
-from zfabric.monitoring.families import counter, gauge, histogram
+from zfabric.core.controller.figures import OTHER, Figures, ModelFigures
+from zfabric.core.controller.hosting import Hosting
+from zfabric.core.controller.peers import WorkerPeer, WorkerState
+from zfabric.limits import MEASURED_WORKERS_MAX
+from zfabric.monitoring.families import counter, errors, gauge, histogram, transport
 
 #: Those figures of a transport that go up and down.
 _LEVELS = frozenset(
@@ -20,52 +26,75 @@ _LEVELS = frozenset(
 )
 
 
-def metrics_of(controller: Controller) -> list[Metric]:
-    """All that a controller tells of itself. Call it on the loop's thread: what it reads changes there."""
+class _Snapshot:
+    """What the loop alone may look through: it changes there."""
+
+    def __init__(self, broker: Broker) -> None:
+        registry, figures = broker.registry, broker.scheduler.figures
+        #: By label: requests that wait, and hosts.
+        self.models: dict[str, list[tuple[int, list[Hosting]]]] = {}
+        for model in registry.models.values():
+            if model.hosts or len(model.queue):
+                found = len(model.queue), list(model.hosts.values())
+                self.models.setdefault(figures.label_of(model.name), []).append(found)
+        self.measured = list(figures.models.items())
+        self.workers = list(registry.workers.values())
+        self.clients = list(registry.clients.values())
+        self.transport = broker.transport_figures()
+        self.bad_messages = dict(broker.bad_messages)
+        self.failures = dict(figures.failures)
+
+
+def metrics_of(controller: Controller) -> Iterator[Metric]:
+    """All that a controller tells of itself. Call it on the loop's thread; what it returns may be read on any."""
     return broker_metrics(controller.broker)
 
 
-def broker_metrics(broker: Broker) -> list[Metric]:
-    """All that the controller's core and transport count."""
-    return [
-        *_requests(broker.scheduler.figures, broker),
-        *_models(broker.registry),
-        *_peers(broker),
-        *_transport(broker.transport_figures()),
-    ]
+def broker_metrics(broker: Broker) -> Iterator[Metric]:
+    """All that the controller's core and transport count. Called and read as `metrics_of`."""
+    return _written(broker, _Snapshot(broker))
 
 
-def _requests(figures: Figures, broker: Broker) -> Iterator[Metric]:
-    models = figures.models
+def _written(broker: Broker, snapshot: _Snapshot) -> Iterator[Metric]:
+    yield from _requests(snapshot.measured, broker.scheduler.figures, broker)
+    yield errors(
+        "zfabric_request_errors", "Attempts of requests that ended with an error, by its class.", snapshot.failures
+    )
+    yield from _models(snapshot)
+    yield from _peers(broker, snapshot)
+    yield from transport(snapshot.transport, _LEVELS)
+
+
+def _requests(models: list[tuple[str, ModelFigures]], figures: Figures, broker: Broker) -> Iterator[Metric]:
     yield counter(
         "zfabric_requests",
         "Attempts of requests that ended, by model and outcome.",
-        {(name, outcome): count for name, it in models.items() for outcome, count in it.outcomes.items()},
+        {(name, outcome): count for name, it in models for outcome, count in it.outcomes.items()},
         "model",
         "outcome",
     )
     yield histogram(
         "zfabric_request_queue_time_seconds",
         "From the arrival of an attempt to its dispatch to a worker.",
-        {(name,): it.queue_time for name, it in models.items()},
+        {(name,): it.queue_time for name, it in models},
         "model",
     )
     yield histogram(
         "zfabric_e2e_request_latency_seconds",
         "From the arrival of an attempt to its end, for those that completed.",
-        {(name,): it.whole_time for name, it in models.items()},
+        {(name,): it.whole_time for name, it in models},
         "model",
     )
     yield counter(
         "zfabric_failovers",
         "Attempts beyond a request's first that were dispatched.",
-        {(name,): it.failovers for name, it in models.items()},
+        {(name,): it.failovers for name, it in models},
         "model",
     )
     yield counter(
         "zfabric_resumptions",
         "Dispatched attempts that went on in the middle of an answer.",
-        {(name,): it.resumptions for name, it in models.items()},
+        {(name,): it.resumptions for name, it in models},
         "model",
     )
     yield counter(
@@ -83,46 +112,43 @@ def _requests(figures: Figures, broker: Broker) -> Iterator[Metric]:
     yield gauge("zfabric_queued_bytes", "Bytes of the requests that wait.", figures.queued_bytes)
 
 
-def _models(registry: Registry) -> Iterator[Metric]:
-    served = {name: model for name, model in registry.models.items() if model.hosts or len(model.queue)}
+def _models(snapshot: _Snapshot) -> Iterator[Metric]:
+    models = snapshot.models.items()
     yield gauge(
         "zfabric_requests_waiting",
         "Requests that wait for a free slot.",
-        {(name,): len(model.queue) for name, model in served.items()},
+        {(name,): sum(waiting for waiting, _ in found) for name, found in models},
         "model",
     )
     yield gauge(
         "zfabric_requests_running",
         "Requests that hold a slot of a worker.",
-        {(name,): sum(host.in_flight for host in model.hosts.values()) for name, model in served.items()},
+        {(name,): sum(host.in_flight for _, hosts in found for host in hosts) for name, found in models},
         "model",
     )
     yield gauge(
         "zfabric_model_workers",
         "Workers that serve a model.",
-        {(name,): len(model.hosts) for name, model in served.items()},
+        {(name,): sum(len(hosts) for _, hosts in found) for name, found in models},
         "model",
     )
 
 
-def _peers(broker: Broker) -> Iterator[Metric]:
-    registry, sessions = broker.registry, broker.sessions
-    states = Counter(worker.state.name.lower() for worker in registry.workers.values() if not worker.hung)
-    states["stalled"] = sum(bool(worker.hung) for worker in registry.workers.values())
+def _peers(broker: Broker, snapshot: _Snapshot) -> Iterator[Metric]:
+    workers, sessions = snapshot.workers, broker.sessions
+    states = Counter("stalled" if worker.hung else worker.state.name.lower() for worker in workers)
     known = [*(state.name.lower() for state in WorkerState if state is not WorkerState.GONE), "stalled"]
     yield gauge("zfabric_workers", "Registered workers, by state.", {(it,): states[it] for it in known}, "state")
-    yield gauge("zfabric_clients", "Connected clients.", sum(not it.away for it in registry.clients.values()))
-    yield gauge(
+    yield gauge("zfabric_clients", "Connected clients.", sum(not it.away for it in snapshot.clients))
+    yield _by_worker(
         "zfabric_worker_slots",
         "Requests that a worker takes at a time.",
-        {(name,): worker.load.slots for name, worker in registry.workers.items()},
-        "worker",
+        [(worker, worker.load.slots) for worker in workers],
     )
-    yield gauge(
+    yield _by_worker(
         "zfabric_worker_requests_running",
         "Requests that hold a slot of a worker.",
-        {(name,): worker.in_flight for name, worker in registry.workers.items()},
-        "worker",
+        [(worker, worker.in_flight) for worker in workers],
     )
     yield counter(
         "zfabric_peers_lost",
@@ -136,13 +162,15 @@ def _peers(broker: Broker) -> Iterator[Metric]:
         {("worker",): sessions.workers_left, ("client",): sessions.clients_left},
         "role",
     )
-    bad: dict[tuple[str, ...], float] = {(kind,): count for kind, count in broker.bad_messages.items()}
+    bad: dict[tuple[str, ...], float] = {(kind,): count for kind, count in snapshot.bad_messages.items()}
     yield counter("zfabric_bad_messages", "Messages that were no use, by kind.", bad, "kind")
     yield counter("zfabric_late_beats", "Workers' beats that came after two intervals.", broker.watch.late_beats)
 
 
-def _transport(figures: dict[str, int]) -> Iterator[Metric]:
-    for name, value in figures.items():
-        meaning = f"Figure {name!r} of the transport (docs/transport.md)."
-        make = gauge if name in _LEVELS else counter
-        yield make(f"zfabric_transport_{name}", meaning, value)
+def _by_worker(name: str, meaning: str, rows: list[tuple[WorkerPeer, int]]) -> Metric:
+    """A figure of each worker; of more than have labels of their own, those that came first have them."""
+    own: dict[tuple[str, ...], float] = {(worker.name,): value for worker, value in rows[:MEASURED_WORKERS_MAX]}
+    more = rows[MEASURED_WORKERS_MAX:]
+    if more:
+        own[(OTHER,)] = own.get((OTHER,), 0) + sum(value for _, value in more)
+    return gauge(name, meaning, own, "worker")

@@ -1,16 +1,18 @@
 """The HTTP port on which a daemon's figures are read.
 
 It is served by a thread of its own, with the standard library's server and prometheus_client's application: a scraper that is
-slow, or one that comes often, holds up a thread and not the loop. Figures are gathered on the loop, which alone changes them,
-in one call, and written by the thread.
+slow, or one that comes often, holds up a thread and not the loop. The loop copies what it alone may look
+through, in one call, and all else, which takes most of the time, is the thread's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import socket
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from socketserver import ThreadingMixIn
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -19,9 +21,10 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry, make_wsgi_app
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from zfabric.errors import ConfigurationError, EndpointInUseError
-from zfabric.limits import SCRAPE_MS
+from zfabric.limits import SCRAPE_MS, SCRAPE_PAUSE_US, SCRAPE_SAMPLES
 from zfabric.monitoring.families import histogram
 from zfabric.monitoring.lag import LoopLag
 
@@ -29,10 +32,21 @@ if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
 
 
+class _Sliced(list[Sample]):
+    """Samples, between which the thread that writes them lets go of the interpreter now and then."""
+
+    def __iter__(self) -> Iterator[Sample]:
+        for number, sample in enumerate(super().__iter__()):
+            if number % SCRAPE_SAMPLES == SCRAPE_SAMPLES - 1:
+                # To let go of it for no time at all gives it to nobody: whoever waits for it has to wake up first.
+                time.sleep(SCRAPE_PAUSE_US / 1e6)
+            yield sample
+
+
 class _OnLoop(Collector):
     """Gathers figures on a loop, for a thread that asks."""
 
-    def __init__(self, gather: Callable[[], list[Metric]], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, gather: Callable[[], Iterable[Metric]], loop: asyncio.AbstractEventLoop) -> None:
         self._gather = gather
         self._loop = loop
 
@@ -41,11 +55,14 @@ class _OnLoop(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        async def gathered() -> list[Metric]:
+        async def gathered() -> Iterable[Metric]:
             return self._gather()
 
         asked = asyncio.run_coroutine_threadsafe(gathered(), self._loop)
-        yield from asked.result(SCRAPE_MS / 1_000)
+        for family in asked.result(SCRAPE_MS / 1_000):
+            family.samples = _Sliced(family.samples)
+            yield family
+            time.sleep(SCRAPE_PAUSE_US / 1e6)
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -69,7 +86,8 @@ class MetricsEndpoint:
 
     Args:
         address: (host, port) to listen on; port 0 takes a free one.
-        gather: Called on the running loop at each scrape.
+        gather: Called on the running loop at each scrape. What it returns is read on another thread: an iterator that does
+            its work there holds nobody up.
         around: Puts other paths in front of the application that serves metrics.
 
     Raises:
@@ -84,14 +102,15 @@ class MetricsEndpoint:
     def __init__(
         self,
         address: tuple[str, int],
-        gather: Callable[[], list[Metric]],
+        gather: Callable[[], Iterable[Metric]],
         *,
         around: Callable[[WSGIApplication], WSGIApplication] = lambda metrics: metrics,
     ) -> None:
         self._lag = lag = LoopLag()
 
-        def all_of_it() -> list[Metric]:
-            return [*gather(), histogram("zfabric_loop_lag_seconds", "How late the event loop is.", {(): lag.measured})]
+        def all_of_it() -> Iterable[Metric]:
+            lateness = histogram("zfabric_loop_lag_seconds", "How late the event loop is.", {(): lag.measured})
+            return itertools.chain(gather(), (lateness,))
 
         registry = CollectorRegistry()
         registry.register(_OnLoop(all_of_it, asyncio.get_running_loop()))

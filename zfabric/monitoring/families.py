@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from zfabric.core.histogram import BOUNDS_NS, Histogram
+from zfabric.errors import BY_CODE
 
 _BOUNDS = (*(f"{bound / 1e9:g}" for bound in BOUNDS_NS), "+Inf")
 
@@ -41,6 +42,18 @@ def histogram(name: str, meaning: str, rows: Mapping[tuple[str, ...], Histogram]
             buckets.append((bound, so_far))
         family.add_metric(values, buckets, measured.total_ns / 1e9)
     return family
+
+
+def errors(name: str, meaning: str, codes: Mapping[int, int]) -> Metric:
+    """Counts by error code, as those of the classes."""
+    return counter(name, meaning, {(BY_CODE[code].__name__,): count for code, count in codes.items()}, "error")
+
+
+def transport(figures: Mapping[str, int], levels: Collection[str]) -> Iterator[Metric]:
+    """What a link counted. Args: levels: Those that go up and down."""
+    for name, value in figures.items():
+        make = gauge if name in levels else counter
+        yield make(f"zfabric_transport_{name}", f"Figure {name!r} of the transport (docs/transport.md).", value)
 
 
 def _rows(rows: Rows | float) -> Iterable[tuple[tuple[str, ...], float]]:

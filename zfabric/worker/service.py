@@ -118,6 +118,12 @@ class WorkerService:
         """What is counted of its requests. Not before `load` tells something."""
         return self._session.observer.figures
 
+    def counted(self) -> dict[str, int]:
+        """What its link counted; empty where there is none."""
+        link = self._link.counted() if self._link is not None else {}
+        # In a dealer it is how often it connected.
+        return {"connected" if name == "connections" else name: value for name, value in link.items()}
+
     # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def run(self) -> None:

@@ -85,6 +85,11 @@ class Figures:
             found = self.models.setdefault(name, ModelFigures())
         return found
 
+    def label_of(self, model: str) -> str:
+        """What a model that is served is called in figures: by its name, which it keeps, or as one of those beyond the bound."""
+        self.of(model)
+        return model if model in self.models else OTHER
+
     def total(self, outcome: Outcome) -> int:
         """Attempts of all models that ended so."""
         return sum([figures.outcomes[outcome] for figures in self.models.values()])
