@@ -35,6 +35,7 @@ NAMES: Final = (
     "faults",
     "curve",
     "recording",
+    "metrics",
     "engines",
 )
 #: The default first: noise differs from run to run, so drivers are compared within one.

@@ -85,13 +85,16 @@ class Bench:
         *,
         rounds: int | None = None,
         each: Mapping[str, Mapping[str, Any]] | None = None,
+        during: Mapping[str, Callable[[], contextlib.AbstractAsyncContextManager[object]]] | None = None,
         **parameters: Any,
     ) -> dict[str, list[Outcome]]:
         """One job at all systems, A B A B; a first turn of each is not counted.
 
         Args:
             each: Parameters of single systems.
+            during: What goes on beside the job of single systems.
         """
+        nothing = contextlib.nullcontext
         outcomes: dict[str, list[Outcome]] = {name: [] for name in stacks}
         failed: set[str] = set()
         for turn in range((rounds or self.rounds) + 1):
@@ -100,7 +103,8 @@ class Bench:
                     continue
                 self.say(f"{job} · {name} · {'warm-up' if not turn else f'round {turn}'}")
                 try:
-                    outcome = await stack.run(job, **{**parameters, **(each or {}).get(name, {})})
+                    async with (during or {}).get(name, nothing)():
+                        outcome = await stack.run(job, **{**parameters, **(each or {}).get(name, {})})
                 except StackError as error:
                     failed.add(name)
                     report.skipped.append(f"{name}: {error}")

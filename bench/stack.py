@@ -14,7 +14,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -90,6 +90,7 @@ class Stack:
         python: The interpreter that the client runs in.
         environment: Added to the client's.
         scratch: A directory of its files, such as keys, which goes when it ends.
+        pages: Where its processes serve metrics.
     """
 
     def __init__(
@@ -100,7 +101,9 @@ class Stack:
         python: Path,
         environment: Mapping[str, str] | None = None,
         scratch: Path | None = None,
+        pages: Sequence[str] = (),
     ) -> None:
+        self.pages = tuple(pages)
         self._environment = environment or {}
         self._scratch = scratch
         self._parts = parts

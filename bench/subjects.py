@@ -40,6 +40,7 @@ def fabric(
     loop: str = "--uvloop",
     transport: Transport | None = None,
     adapter: str = "fabric",
+    metrics: bool = False,
 ) -> Stack:
     """zfabric: controller, echo worker. Its driver is the run's if none is named."""
     driver = choose(transport)
@@ -66,8 +67,13 @@ def fabric(
     if recorded:
         controller += ["--record", f"{scratch}/controller.rec"]
         worker += ["--record", f"{scratch}/worker.rec"]
+    pages: list[str] = []
+    for command in (controller, worker) if metrics else ():
+        port = free_port()
+        command += ["--metrics", str(port)]
+        pages.append(f"http://127.0.0.1:{port}/metrics")
     parts = [Part(HOP, tuple(controller)), Part(WORKER, tuple(worker))]
-    return Stack(parts, adapter, target, own_python(), environment, scratch)
+    return Stack(parts, adapter, target, own_python(), environment, scratch, pages)
 
 
 def fabric_ipc(rate: float = 0) -> Stack:
@@ -83,6 +89,11 @@ def fabric_curve(rate: float = 0) -> Stack:
 def fabric_recorded(rate: float = 0) -> Stack:
     """zfabric whose controller and worker keep flight recordings."""
     return fabric(rate, recorded=True)
+
+
+def fabric_scraped(rate: float = 0) -> Stack:
+    """zfabric whose controller and worker serve metrics."""
+    return fabric(rate, metrics=True)
 
 
 def fabric_asyncio(rate: float = 0) -> Stack:
@@ -297,6 +308,7 @@ SUBJECTS: Final[dict[str, Callable[[], Stack]]] = {
     "zfabric curve": fabric_curve,
     "zfabric recorded": fabric_recorded,
     "zfabric asyncio": fabric_asyncio,
+    "zfabric scraped": fabric_scraped,
     **{beside(transport): partial(fabric, transport=transport) for transport in TRANSPORTS},
     "zfabric reader": fabric_reader,
     "zfabric gateway": gateway,

@@ -272,8 +272,8 @@ HISTORY_SAMPLES: Final = 900
 LIVE_ROWS_MAX: Final = 2_000
 #: Rows that are gathered before the loop gets a turn: a row takes some microseconds.
 LIVE_SLICE_ROWS: Final = 50
-#: Python gives a loop that wakes up the interpreter after 5 ms, if another thread has it. So the thread that writes a scrape pauses
-#: by itself, after so many samples, about 0.1 ms of work, for as long as it takes to wake up.
+#: Python gives a loop that wakes up the interpreter after 5 ms, if another thread has it. So the thread that writes a scrape
+#: pauses by itself, after so many samples, about 0.1 ms of work, for as long as it takes to wake up.
 SCRAPE_SAMPLES: Final = 32
 SCRAPE_PAUSE_US: Final = 100
 #: Models whose requests are counted apart; a label of a metric must not grow without end.

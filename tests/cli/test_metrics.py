@@ -80,6 +80,15 @@ async def test_a_fabric_that_worked_says_so_in_figures(ipc: str, run_directory: 
         engine = await asyncio.to_thread(scraped, at_worker)
         assert value(engine, "zfabric_worker_units_total") >= 9
         assert value(engine, "zfabric_loop_lag_seconds_count") > 0
+        assert value(engine, "zfabric_time_to_first_token_seconds_count", "echo") == 3
+        assert value(engine, "zfabric_inter_token_latency_seconds_count", "echo") == 3 * 255
+        assert value(engine, "zfabric_generation_tokens_total", "echo") == 3 * 256
+        for party in (figures, engine):
+            assert value(party, "zfabric_transport_received_bytes_total") > 0
+            assert value(party, "zfabric_transport_sent_bytes_total") > 0
+        # A client and a worker that say goodbye are not lost.
+        assert value(figures, "zfabric_peers_lost_total", "client") == 0
+        assert value(figures, "zfabric_peers_left_total", "client") == 1
         metrics_in_files = {name for path in OPERATIONS.iterdir() for name in names_in(path.read_text())}
         assert metrics_in_files
         assert metrics_in_files <= figures.keys() | engine.keys()
