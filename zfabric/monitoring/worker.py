@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Final
@@ -10,7 +11,6 @@ from prometheus_client.metrics_core import Metric
 
 from zfabric.core.worker.figures import ModelFigures, WorkerFigures
 from zfabric.monitoring.families import counter, errors, gauge, histogram, transport
-from zfabric.wire.messages import Load
 from zfabric.worker.service import WorkerService
 
 _NO_NAME: Final = re.compile(r"[^a-zA-Z0-9_]")
@@ -28,7 +28,7 @@ _KNOWN_COUNTS: Final = {
     "steps": ("zfabric_engine_steps", "Steps of the engine."),
     "preemptions": ("zfabric_engine_preemptions", "Requests that the engine put off in mid-answer."),
 }
-#: What `Load` itself has.
+#: What a beat itself has.
 _TOLD: Final = frozenset({"running", "waiting"})
 
 
@@ -38,19 +38,23 @@ def metrics_of(service: WorkerService) -> Iterator[Metric]:
     if load is None:
         return iter(())
     figures = service.figures
-    return _written(service, load, figures, list(figures.models.items()), dict(figures.failures), service.counted())
+    return itertools.chain(
+        (
+            gauge("zfabric_worker_slots", "Requests that this worker takes at a time.", load.slots),
+            gauge("zfabric_worker_requests_running", "Requests that this worker's engines have.", load.running),
+            gauge("zfabric_worker_requests_waiting", "Requests that its engines hold back.", load.waiting),
+            gauge("zfabric_worker_draining", "Whether it takes nothing new.", load.draining),
+            counter("zfabric_worker_units", "Deltas that its backends made.", service.units),
+            gauge("zfabric_worker_tokens_per_second", "Deltas a second over the last beat.", load.tokens_per_second),
+        ),
+        _requests(list(figures.models.items())),
+        _endings(figures, dict(figures.failures)),
+        _engine(dict(load.gauges), load.kv_blocks_free),
+        transport(service.counted(), ()),
+    )
 
 
-def _written(
-    service: WorkerService,
-    load: Load,
-    figures: WorkerFigures,
-    models: list[tuple[str, ModelFigures]],
-    failures: dict[int, int],
-    counted: dict[str, int],
-) -> Iterator[Metric]:
-    yield from _load(service, load)
-    yield from _requests(models)
+def _endings(figures: WorkerFigures, failures: dict[int, int]) -> Iterator[Metric]:
     yield errors("zfabric_worker_request_errors", "Requests that ended with an error here, by its class.", failures)
     yield histogram(
         "zfabric_credit_wait_seconds",
@@ -62,17 +66,6 @@ def _written(
         "Streams that wait for their readers now.",
         figures.credit_waiting - figures.credit_waits.count,
     )
-    yield from _engine(load)
-    yield from transport(counted, ())
-
-
-def _load(service: WorkerService, load: Load) -> Iterator[Metric]:
-    yield gauge("zfabric_worker_slots", "Requests that this worker takes at a time.", load.slots)
-    yield gauge("zfabric_worker_requests_running", "Requests that this worker's engines have.", load.running)
-    yield gauge("zfabric_worker_requests_waiting", "Requests that its engines hold back.", load.waiting)
-    yield gauge("zfabric_worker_draining", "Whether it takes nothing new.", load.draining)
-    yield counter("zfabric_worker_units", "Deltas that its backends made.", service.units)
-    yield gauge("zfabric_worker_tokens_per_second", "Deltas a second over the last beat.", load.tokens_per_second)
 
 
 def _requests(models: list[tuple[str, ModelFigures]]) -> Iterator[Metric]:
@@ -103,13 +96,12 @@ def _requests(models: list[tuple[str, ModelFigures]]) -> Iterator[Metric]:
         yield counter(name, meaning, {(label,): getattr(it, field) for label, it in models}, "model")
 
 
-def _engine(load: Load) -> Iterator[Metric]:
-    told = dict(load.gauges)
+def _engine(told: dict[str, float], blocks_free: int | None) -> Iterator[Metric]:
     for figure, (name, meaning, unit) in _KNOWN_LEVELS.items():
         yield gauge(name, meaning, {(): told.pop(figure) * unit} if figure in told else {})
     for figure, (name, meaning) in _KNOWN_COUNTS.items():
         yield counter(name, meaning, {(): told.pop(figure)} if figure in told else {})
-    free: dict[tuple[str, ...], float] = {} if load.kv_blocks_free is None else {(): float(load.kv_blocks_free)}
+    free: dict[tuple[str, ...], float] = {} if blocks_free is None else {(): float(blocks_free)}
     yield gauge("zfabric_kv_cache_free_blocks", "Blocks of the engine's cache that are free.", free)
     rest: dict[tuple[str, ...], float] = {
         (_NO_NAME.sub("_", name),): value for name, value in told.items() if name not in _TOLD
