@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
+import shlex
 import signal
+import sys
 import threading
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
+from typing import Any
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.fabric import Process, processes
+from zfabric.cli import controller, gateway, worker
 from zfabric.errors import ConfigurationError
 from zfabric.tracing.provider import provider_of
 
 CONTROLLER, WORKER, GATEWAY = "zfabric.cli.controller", "zfabric.cli.worker", "zfabric.cli.gateway"
+#: What the operators' page says of it.
+SECTION = (
+    (Path(__file__).resolve().parents[2] / "docs" / "operating.md").read_text().split("## Tracing")[1].split("\n## ")[0]
+)
 ABOVE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -108,6 +118,28 @@ async def test_a_call_over_http_is_one_trace_of_three_processes(ipc: str, run_di
         usage = answer["usage"]
         assert isinstance(usage, dict)
         assert told["gen_ai.usage.output_tokens"].int_value == usage["completion_tokens"]
+
+
+@pytest.mark.parametrize("line", re.findall(r"^zfabric-.*", SECTION, re.MULTILINE))
+def test_commands_of_the_page_are_what_the_parsers_take(line: str) -> None:
+    name, *arguments = shlex.split(line)
+    build: Any = {"zfabric-controller": controller, "zfabric-worker": worker, "zfabric-gateway": gateway}[name].build
+    _, bound, _ = build(arguments).parse_args(arguments, print_error=False, exit_on_error=False)
+    given = {**bound.arguments, **vars(bound.arguments.get("settings", SimpleNamespace()))}
+    assert given["traces"] == arguments[arguments.index("--traces") + 1]
+
+
+async def test_the_program_of_the_page_runs_as_it_stands(ipc: str, run_directory: Path) -> None:
+    [block] = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
+    async with processes(run_directory) as children:
+        for module, *arguments in ([CONTROLLER], [WORKER, "--backend", "echo"]):
+            child = await Process.start(module, "--endpoint", ipc, *arguments, directory=run_directory)
+            children.append(child)
+            await child.ready()
+        program = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", block, stdout=asyncio.subprocess.PIPE, env={**os.environ, "ZFABRIC_ENDPOINT": ipc}
+        )
+        assert (await program.communicate())[0].decode() == "Hello there Hello there \n"
 
 
 @pytest.mark.parametrize("wrong", ["", "localhost:4318", "4318", "ftp://host", "http://"])

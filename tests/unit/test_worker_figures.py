@@ -32,7 +32,7 @@ def test_times_are_those_of_the_first_token_the_rest_and_the_whole() -> None:
     for at in (40, 60):
         side.session.emit_columns(Columns([name], [1], ["x"]), ms(at))
     side.session.emit([(name, last(usage=Usage(5, 4, cached_tokens=2)))], ms(90))
-    measured = side.session.figures.models["m"]
+    measured = side.session.observer.figures.models["m"]
     assert (measured.first_token.count, measured.first_token.total_ns) == (1, ms(30))
     # The mean of what is between four tokens, three times.
     assert (measured.between_tokens.count, measured.between_tokens.total_ns) == (3, ms(60))
@@ -44,7 +44,7 @@ def test_times_are_those_of_the_first_token_the_rest_and_the_whole() -> None:
 def test_an_answer_of_one_token_has_nothing_between_tokens() -> None:
     side = WorkerSide()
     side.session.emit([(side.begin(1), last())], ms(10))
-    measured = side.session.figures.models["m"]
+    measured = side.session.observer.figures.models["m"]
     assert (measured.first_token.count, measured.between_tokens.count, measured.whole_time.count) == (1, 0, 1)
 
 
@@ -53,7 +53,7 @@ def test_a_continued_answer_counts_what_was_made_here() -> None:
     name = side.begin(1, attempt=1, resume_from=100)
     side.session.emit([(name, token())], ms(10))
     side.session.emit([(name, last(usage=Usage(5, 102)))], ms(20))
-    measured = side.session.figures.models["m"]
+    measured = side.session.observer.figures.models["m"]
     assert measured.generation_tokens == 2
     assert (measured.between_tokens.count, measured.between_tokens.total_ns) == (1, ms(10))
 
@@ -68,7 +68,7 @@ def test_failures_are_counted_by_their_codes() -> None:
     odd = BackendError("x")
     odd.code = 77_777  # type: ignore[misc]
     side.session.fail(names[3], odd, ms(1))
-    figures = side.session.figures
+    figures = side.session.observer.figures
     assert figures.failures == {BackendError.code: 2, WorkerLostError.code: 1, RequestCancelledError.code: 1}
     measured = figures.models["m"]
     assert (measured.completed, measured.whole_time.count) == (0, 0)
@@ -80,7 +80,7 @@ def test_a_wait_for_credit_is_counted_once_and_timed() -> None:
     for at in (10, 20, 50):
         side.session.emit([(name, token())], ms(at))
         side.session.flush()
-    figures = side.session.figures
+    figures = side.session.observer.figures
     assert (figures.credit_waiting, figures.credit_waits.count) == (1, 0)
     line = CreditLine(request=1, attempt=0, next=1, window=2)
     side.session.receive(*codec.pack(Grant(client=CLIENT, instance=INSTANCE, lines=[line])), ms(80))

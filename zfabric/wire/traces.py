@@ -73,6 +73,12 @@ def parse(traceparent: str, tracestate: str = "") -> TraceContext | None:
     return TraceContext(trace_id, span_id, flags, tracestate if _is_state(tracestate) else "")
 
 
+def log_name(traceparent: str) -> dict[str, str]:
+    """What a trace is called in logs: nothing, where there is none."""
+    context = parse(traceparent) if traceparent else None
+    return {} if context is None else {"trace": f"{context.trace_id:032x}"}
+
+
 def parse_headers(headers: Mapping[str, str]) -> TraceContext | None:
     """As `parse`, of headers with names in lower case."""
     return parse(headers.get("traceparent", ""), headers.get("tracestate", ""))

@@ -13,6 +13,7 @@ from zfabric.core.controller.spans import AttemptSpan, begin
 from zfabric.core.spans import Spans
 from zfabric.errors import Detail, FabricError, QueueFullError
 from zfabric.wire.messages import Submit
+from zfabric.wire.traces import log_name
 
 
 class Observer:
@@ -62,7 +63,8 @@ class Observer:
         self.figures.of_model(model).outcomes["rejected"] += 1
         self.figures.failed(error.code)
         if isinstance(error, QueueFullError):
-            self._journal.note("queue_full", model=envelope.model, client=client.label, error=error.message)
+            names = {"request": f"{envelope.request:x}", **log_name(envelope.traceparent)}
+            self._journal.note("queue_full", model=envelope.model, client=client.label, error=error.message, **names)
         span = begin(self.spans, envelope, now_ns) if self.spans is not None else None
         if span is not None:
             span.judged("rejected", error.code)
