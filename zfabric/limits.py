@@ -282,8 +282,6 @@ MEASURED_MODELS_MAX: Final = 512
 JOURNAL_EVENTS_MAX: Final = 2_048
 #: Workers that have labels of their own; the others are one line together, called `other`.
 MEASURED_WORKERS_MAX: Final = 1_024
-#: Spans of traced requests that wait to be handed on at the end of a turn of the loop: as many as may end in one.
-SPANS_MAX: Final = 16_384
 #: Events of one span: a request that is lost and found again and again does not grow without end.
 SPAN_EVENTS_MAX: Final = 32
 #: The same of those for a recording, which has a few for each request.

@@ -20,6 +20,9 @@ from zfabric.gateway.config import GatewayConfig
 from zfabric.gateway.keys import ApiKey, KeyTable, read_keys
 from zfabric.gateway.server import Gateway
 from zfabric.testing import serving
+from zfabric.wire.payloads import GenerateRequest
+from zfabric.wire.tasks import EmbedRequest, EmbedResult
+from zfabric.worker.traces import trace_headers
 
 CHAT: dict[str, Any] = {"model": "echo", "messages": [{"role": "user", "content": "one two"}]}
 
@@ -36,6 +39,28 @@ async def test_alive_ready_and_models() -> None:
         assert (await served.openai.models.retrieve("org/echo")).id == "org/echo"
         assert (await web.get("/v1/models/nick")).json()["root"] == "org/echo"
         assert (await web.get("/v1/models/nobody")).status_code == 404
+
+
+async def test_a_callers_trace_goes_on_to_the_engine() -> None:
+    """Also where nobody here makes spans; and what is malformed, or the call before, leaves none."""
+    told: list[dict[str, str]] = []
+
+    class Told(EchoWorker):
+        def begin(self, request: GenerateRequest) -> None:
+            told.append(trace_headers())
+            super().begin(request)
+
+        async def embed(self, request: EmbedRequest) -> EmbedResult:
+            told.append(trace_headers())
+            return await super().embed(request)
+
+    given = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00", "tracestate": "vendor=a"}
+    async with gateway(Told()) as served, httpx.AsyncClient(base_url=served.url) as web:
+        for headers in (given, {}, {"traceparent": "00-nonsense"}):
+            assert (await web.post("/v1/chat/completions", json=CHAT, headers=headers)).status_code == 200
+        asked = {"model": "echo", "input": "x"}
+        assert (await web.post("/v1/embeddings", json=asked, headers=given)).status_code == 200
+    assert told == [given, {}, {}, given]
 
 
 async def test_paths_and_methods_that_are_none() -> None:

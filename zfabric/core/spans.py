@@ -10,7 +10,6 @@ import random
 from typing import Generic, NamedTuple, TypeVar
 
 from zfabric.errors import Detail
-from zfabric.limits import SPANS_MAX
 from zfabric.wire.traces import TraceContext, parse
 
 S = TypeVar("S")
@@ -31,16 +30,14 @@ class Spans(Generic[S]):
         rng: Draws their numbers.
 
     Attributes:
-        pending: What has ended and was not taken.
-        dropped: Those that found no room.
+        pending: What has ended and was not taken: no more than was there while it ran.
     """
 
-    __slots__ = ("_rng", "dropped", "pending")
+    __slots__ = ("_rng", "pending")
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self.pending: list[S] = []
-        self.dropped = 0
 
     def new_below(self, parent: TraceContext) -> TraceContext:
         """The context of a new span below another."""
@@ -48,10 +45,7 @@ class Spans(Generic[S]):
 
     def put(self, span: S) -> None:
         """A span is complete."""
-        if len(self.pending) < SPANS_MAX:
-            self.pending.append(span)
-        else:
-            self.dropped += 1
+        self.pending.append(span)
 
     def take(self) -> list[S]:
         """All that are complete since the last call."""
