@@ -136,6 +136,7 @@ def test_every_module_loads_on_other_systems(system: str) -> None:
     program = f"""
 import asyncio, concurrent.futures, ctypes, importlib, multiprocessing, os, pkgutil, signal, subprocess, sys, tempfile
 import cyclopts, msgspec, numpy, prometheus_client, rich.console, rich.table, structlog, uvicorn
+import opentelemetry.exporter.otlp.proto.http.trace_exporter, opentelemetry.sdk.trace.export
 import zmq, zmq.auth.thread, zmq.utils.monitor
 sys.platform = {system!r}
 engines = ["torch", "transformers", "tokenizers", "vllm", "httpx2", "PIL", "safetensors", "llguidance"]
