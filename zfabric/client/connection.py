@@ -16,7 +16,7 @@ from msgspec import Raw
 
 from zfabric.client import process
 from zfabric.client.mailbox import Collector
-from zfabric.client.traces import PassedOn, Tracer, above
+from zfabric.client.traces import Tracer, above, submit_traced
 from zfabric.core.client.pending import Pending, Sink
 from zfabric.core.client.session import ClientSession
 from zfabric.errors import ClosedError, ConnectionLostError, FabricError
@@ -29,7 +29,6 @@ from zfabric.transport.loop_timer import LoopTimer
 from zfabric.version import __version__
 from zfabric.wire.fields import Operation
 from zfabric.wire.payloads import AnyRequest
-from zfabric.wire.traces import TraceContext
 
 _log: Final = logging.getLogger("zfabric.client")
 _SECRET_BYTES: Final = 16
@@ -144,7 +143,7 @@ class Connection:
         now_ns = monotonic_ns()
         context = above()
         if self._tracer is not None or context is not None:
-            pending = self._submit_traced(operation, request, sink, now_ns, context, options)
+            pending = submit_traced(self.session, self._tracer, context, operation, request, sink, now_ns, **options)
         else:
             pending = self.session.submit(operation, request, sink, now_ns, **options)
         if not self.session.ready:
@@ -154,28 +153,6 @@ class Connection:
             self._schedule_flush()
             link.send_all(self._taken())
         self._timer.arm(self.session.timers.next_ns(), now_ns)
-        return pending
-
-    def _submit_traced(
-        self,
-        operation: Operation,
-        request: AnyRequest,
-        sink: Sink,
-        now_ns: int,
-        context: TraceContext | None,
-        options: dict[str, Any],
-    ) -> Pending:
-        """As `submit`, below the caller's span."""
-        if self._tracer is None:
-            assert context is not None
-            return self.session.submit(operation, request, sink, now_ns, trace=PassedOn(context), **options)
-        trace = self._tracer.begin(operation, options["model"], request, context)
-        try:
-            pending = self.session.submit(operation, request, sink, now_ns, trace=trace, **options)
-        except FabricError as error:
-            trace.ended(error, None)
-            raise
-        trace.submitted(f"{pending.number:x}")
         return pending
 
     async def call(

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, Final, Protocol
 
-from zfabric.core.client.pending import Trace
+from zfabric.core.client.pending import Pending, Sink, Trace
+from zfabric.core.client.session import ClientSession
 from zfabric.errors import ConfigurationError, FabricError
 from zfabric.wire.answers import Outcome
+from zfabric.wire.fields import Operation
 from zfabric.wire.payloads import AnyRequest
 from zfabric.wire.traces import TraceContext, parse_headers
 
@@ -79,6 +81,34 @@ class PassedOn(Trace):
 
     def ended(self, error: FabricError | None, outcome: Outcome | None) -> None:
         """Nothing is noted."""
+
+
+def submit_traced(
+    session: ClientSession,
+    tracer: Tracer | None,
+    context: TraceContext | None,
+    operation: Operation,
+    request: AnyRequest,
+    sink: Sink,
+    now_ns: int,
+    **options: Any,
+) -> Pending:
+    """Submit a request that belongs to a trace. Args: context: The span above it, where OpenTelemetry has no current one.
+
+    Raises:
+        FabricError: As `ClientSession.submit`; its span has ended with that.
+    """
+    if tracer is None:
+        trace = PassedOn(context) if context is not None else None
+        return session.submit(operation, request, sink, now_ns, trace=trace, **options)
+    span = tracer.begin(operation, options["model"], request, context)
+    try:
+        pending = session.submit(operation, request, sink, now_ns, trace=span, **options)
+    except FabricError as error:
+        span.ended(error, None)
+        raise
+    span.submitted(f"{pending.number:x}")
+    return pending
 
 
 def tracer_of(tracing: object) -> Tracer | None:

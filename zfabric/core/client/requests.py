@@ -19,6 +19,7 @@ from msgspec import structs
 
 from zfabric import limits
 from zfabric.core.client.bodies import continued, encoded
+from zfabric.core.client.extras import units_of
 from zfabric.core.client.failover import may_return, nobody_continues, refuses_seed, why_final
 from zfabric.core.client.pending import Pending, Resume, SessionCounters, Sink, Trace, check_ranges, in_parts, slices
 from zfabric.core.timers import Timers
@@ -35,7 +36,7 @@ from zfabric.errors import (
 )
 from zfabric.ids import milliseconds
 from zfabric.wire import codec
-from zfabric.wire.answers import ChunkExtra, Outcome
+from zfabric.wire.answers import Outcome
 from zfabric.wire.chunks import Chunks
 from zfabric.wire.fields import Operation
 from zfabric.wire.flow import Cancel, Credit, CreditLine
@@ -309,7 +310,7 @@ class ClientRequests:
             try:
                 token_ids = tokens if isinstance(tokens, list) else [tokens]
                 pending.next = offset + (
-                    (len(token_ids) or 1) if extra is None else _units(pending, index, token_ids, extra)
+                    (len(token_ids) or 1) if extra is None else units_of(pending, index, token_ids, extra)
                 )
                 pending.characters += len(text)
                 pending.token_ids += token_ids
@@ -371,30 +372,3 @@ class ClientRequests:
             return False
         self._fail(pending, error, now_ns)
         return True
-
-
-def _units(pending: Pending, index: int, token_ids: list[int], extra: ChunkExtra) -> int:
-    """How far a chunk with rare parts goes; notes what they say of its attempt. Raises: ProtocolError."""
-    if extra.worker is not None:
-        pending.exact = extra.exact
-    if pending.trace is not None:
-        _tell(pending.trace, index, extra)
-    if extra.reasoning or extra.tool_calls:
-        pending.characters += extra.characters
-    if extra.units is None:
-        return len(token_ids) or 1
-    if not 0 < extra.units <= _UNITS_MAX - pending.next:
-        raise ProtocolError(f"a chunk says that it has {extra.units} units", units=extra.units)
-    return extra.units
-
-
-def _tell(trace: Trace, index: int, extra: ChunkExtra) -> None:
-    """What few chunks have, as far as it is a trace's business."""
-    if extra.worker is not None:
-        trace.began(extra.worker)
-    if extra.finish_reason is not None:
-        trace.choice_ended(index, extra.finish_reason)
-
-
-#: Offsets are 32 bits wide.
-_UNITS_MAX = 2**32 - 1

@@ -195,3 +195,16 @@ def _encoded_bytes(line: Carried) -> int:
 
 def _too_large(what: str, size: int, limit: int) -> TooLargeError:
     return TooLargeError(f"{what} holds {size} bytes, limit is {limit}", size=size, limit=limit)
+
+
+def carried_of(stream: Backlog) -> Carried:
+    """A request as another controller has to know of it."""
+    return Carried(
+        instance=stream.instance,
+        request=stream.request,
+        attempt=stream.attempt,
+        operation=stream.operation,
+        model=stream.model,
+        finished=stream.finished,
+        lock=stream.lock,
+    )

@@ -16,7 +16,7 @@ from zfabric.core.worker.backlog import Backlog
 from zfabric.core.worker.kept import KeptAnswers
 from zfabric.core.worker.observer import WorkerObserver
 from zfabric.core.worker.orders import Begin, Columns, Spoiled, Stop, StreamOrder, name_of
-from zfabric.core.worker.packing import Packing, pack_whole
+from zfabric.core.worker.packing import Packing, carried_of, pack_whole
 from zfabric.core.worker.soundness import encoded_result, outcome_of
 from zfabric.errors import BackendError, FabricError, RequestCancelledError, WorkerDrainingError, WorkerLostError
 from zfabric.wire import codec
@@ -80,7 +80,7 @@ class WorkerStreams:
     def carried(self) -> list[Carried]:
         """All that another controller has to know of: what runs, what still stops, and what may have a reader."""
         stopping = [entry.stream for entry in self.stopping.values()]
-        return [_carried(stream) for stream in (*self.streams.values(), *stopping, *self._kept)]
+        return [carried_of(stream) for stream in (*self.streams.values(), *stopping, *self._kept)]
 
     def units_made(self) -> list[StreamUnits]:
         """How far each stream is; as many as leave room for the rest of a load report. A client may say that it has more units
@@ -381,15 +381,3 @@ class WorkerStreams:
 
 def _as_fabric_error(error: Exception) -> FabricError:
     return error if isinstance(error, FabricError) else BackendError(f"{type(error).__name__}: {error}")
-
-
-def _carried(stream: Backlog) -> Carried:
-    return Carried(
-        instance=stream.instance,
-        request=stream.request,
-        attempt=stream.attempt,
-        operation=stream.operation,
-        model=stream.model,
-        finished=stream.finished,
-        lock=stream.lock,
-    )
