@@ -44,12 +44,13 @@ class Caller(BaseModelWorker):
 
 
 class Recorder(BaseModelWorker):
-    """Notes what it is asked, and gives two tokens with log-probabilities where they are wanted."""
+    """Notes what it is asked, and gives two tokens with log-probabilities where they are wanted, or a text."""
 
     parameters = ALL_PARAMETERS | set(OPTIONS)
 
-    def __init__(self) -> None:
+    def __init__(self, text: str = "") -> None:
         self.requests: list[GenerateRequest] = []
+        self._text = text
 
     async def load(self) -> ModelInfo:
         return ModelInfo(
@@ -58,6 +59,9 @@ class Recorder(BaseModelWorker):
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
         self.requests.append(request)
+        if self._text:
+            yield Delta(text=self._text, token_ids=[7], finish_reason="stop")
+            return
         top = request.sampling.logprobs
         for index in range(request.sampling.n):
             for token, text in ((7, "gr"), (8, "\N{LATIN SMALL LETTER U WITH DIAERESIS}n")):

@@ -1,4 +1,4 @@
-"""/v1/completions and /generate."""
+"""/v1/completions, and /generate and /inference/v1/generate."""
 
 from __future__ import annotations
 
@@ -127,3 +127,44 @@ async def test_token_ids_in_and_out() -> None:
         assert stream.endswith("data: [DONE]\n\n")
         refused = await web.post("/generate", json={"model": "echo"})
         assert refused.status_code == 400
+
+
+@pytest.mark.parametrize("mode", ["tokens", "text"])
+async def test_vllms_form_of_tokens_in_and_out(mode: str) -> None:
+    recorder = Recorder()
+    async with gateway(recorder) as served, httpx.AsyncClient(base_url=served.url) as web:
+        asked: dict[str, Any] = {
+            "token_ids": [9, 8], "output_mode": mode, "return_token_ids": True, "request_id": "mine",
+            "sampling_params": {"logprobs": 1, "seed": 3, "logit_bias": {"5": -1}, "min_tokens": 2},
+        }  # fmt: skip
+        answer = (await web.post("/inference/v1/generate", json=asked)).json()
+        [choice] = answer["choices"]
+        assert (answer["request_id"], answer["model"], answer["prompt_token_ids"]) == ("mine", "recorder", [9, 8])
+        assert (choice["token_ids"], choice["finish_reason"]) == ([7, 8, 2], "stop")
+        assert choice.get("text") == (None if mode == "tokens" else "grün")
+        first = choice["logprobs"]["content"][0]
+        assert (first["logprob"], len(first["top_logprobs"])) == (-0.5, 1)
+        assert first["token_id" if mode == "tokens" else "token"] == (7 if mode == "tokens" else "gr")
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        stream = (await web.post("/inference/v1/generate", json=asked | options)).text
+        events = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: {")]
+        assert [token for event in events[:-1] for token in event["choices"][0]["token_ids"]] == [7, 8, 2]
+        assert events[0]["prompt_token_ids"] == [9, 8]
+        assert (events[-1]["choices"], events[-1]["usage"]) == ([], answer["usage"])
+    request = recorder.requests[0]
+    assert (request.prompt_token_ids, request.sampling.seed, request.sampling.logit_bias) == ([9, 8], 3, {5: -1})
+    assert (request.sampling.max_new_tokens, request.sampling.min_new_tokens) == (None, 2)
+
+
+async def test_what_vllms_form_of_tokens_lacks_is_refused_by_name() -> None:
+    async with gateway(EchoWorker(), Recorder()) as served, httpx.AsyncClient(base_url=served.url) as web:
+
+        async def refused(**change: Any) -> str:
+            asked = {"token_ids": [1], "sampling_params": {}, **change}
+            response = await web.post("/inference/v1/generate", json=asked)
+            assert response.status_code == 400
+            return str(response.json()["error"]["param"])
+
+        assert await refused() == "model"
+        assert await refused(model="echo", features={}) == "features"
+        assert await refused(model="echo", sampling_params={"detokenize": False}) == "sampling_params.detokenize"

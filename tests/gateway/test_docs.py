@@ -1,4 +1,4 @@
-"""docs/gateway.md: what is shown is run."""
+"""docs/gateway.md and docs/gateway/: what is shown is run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from zfabric.gateway.app import ENDPOINTS
 from zfabric.gateway.errors import status_of
 from zfabric.gateway.keys import read_keys
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "gateway.md").read_text()
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = "\n".join(page.read_text() for page in (DOCS / "gateway.md", *sorted((DOCS / "gateway").glob("*.md"))))
 
 
 def blocks(language: str) -> list[str]:
@@ -68,5 +69,5 @@ def test_the_file_of_keys_is_one(tmp_path: Path) -> None:
 def test_every_path_is_told_of_and_every_status() -> None:
     assert [endpoint.path for endpoint in ENDPOINTS if endpoint.path.rstrip("/") not in PAGE] == []
     statuses = {status_of(kind("x")) for kind in errors.BY_CODE.values()}
-    told = set(map(int, re.findall(r"\b(4\d\d|5\d\d)\b", PAGE.partition("## Errors")[2].partition("## Keys")[0])))
+    told = set(map(int, re.findall(r"\b(4\d\d|5\d\d)\b", PAGE.partition("## Errors")[2].partition("## Adding")[0])))
     assert statuses <= told

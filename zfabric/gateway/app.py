@@ -14,7 +14,18 @@ from zfabric.errors import (
     FabricError,
     UnsupportedOperationError,
 )
-from zfabric.gateway import chat, completions, embeddings, models, native, ranking, tokens
+from zfabric.gateway import (
+    chat,
+    completions,
+    embeddings,
+    messages,
+    models,
+    native,
+    ranking,
+    responses,
+    tokens,
+    tokenwise,
+)
 from zfabric.gateway.call import Call, Endpoint
 from zfabric.gateway.config import GatewayConfig
 from zfabric.gateway.cors import Cors
@@ -31,9 +42,12 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     *chat.ENDPOINTS,
     *completions.ENDPOINTS,
     *embeddings.ENDPOINTS,
+    *messages.ENDPOINTS,
     *models.ENDPOINTS,
     *native.ENDPOINTS,
     *ranking.ENDPOINTS,
+    *responses.ENDPOINTS,
+    *tokenwise.ENDPOINTS,
     *tokens.ENDPOINTS,
 )
 
@@ -91,6 +105,8 @@ class Application:
                 await self._refuse(found, scope, response)
                 return
             endpoint, rest = found
+            if endpoint.name_header is not None:
+                response.headers.append((endpoint.name_header, request_id.encode()))
             # Who may not call is told so before anything of the body is read.
             key = self._admit(headers)
             body = await read_body(receive, headers, self._config.body_limit) if endpoint.method == "POST" else b""
@@ -159,13 +175,13 @@ class Application:
         return self._config.keys.find(authorization)[1]
 
     async def _failed(self, error: FabricError, endpoint: Endpoint | None, request_id: str, response: Response) -> None:
-        status = status_of(error)
+        status = endpoint.status(error) if endpoint is not None else status_of(error)
         if status >= 500:
             self._log("request_failed", request=request_id, status=status, code=error.code, error=error.message)
         if response.started:
             return
         word = endpoint.errors if endpoint is not None else error_body
-        await response.whole(status, word(error, status), headers_of(error))
+        await response.whole(status, word(error, status, request_id), headers_of(error))
 
 
 def _trace_headers(headers: dict[bytes, bytes]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from zfabric.client.aio import AsyncClient
 from zfabric.errors import FabricError, RequestCancelledError
-from zfabric.gateway.errors import error_body
+from zfabric.gateway.errors import error_body, status_of
 from zfabric.gateway.fabric import FabricClient
 from zfabric.gateway.http import Receive, Response
 from zfabric.gateway.keys import ApiKey
@@ -85,10 +85,14 @@ class Endpoint:
         method: "GET" or "POST".
         path: Exactly; or what it begins with, where it ends with "/".
         handle: Answers a call. FabricErrors that it raises before anything was said are worded by `errors`.
-        errors: The body of an error with its status, in the API's own form.
+        errors: The body of an error with its status and the request's name, in the API's own form.
+        status: The status of an error, as the API has it.
+        name_header: What the API calls the header with the request's name, beside X-Request-Id.
     """
 
     method: str
     path: str
     handle: Callable[[Call], Awaitable[None]]
-    errors: Callable[[FabricError, int], bytes] = field(default=error_body)
+    errors: Callable[[FabricError, int, str], bytes] = field(default=error_body)
+    status: Callable[[FabricError], int] = field(default=status_of)
+    name_header: bytes | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -63,3 +64,19 @@ def _path(at: str | None, name: str) -> str:
 def without_nulls(value: dict[str, Any]) -> dict[str, Any]:
     """A map without what is null in it: SDKs send back answers with each field that they know."""
     return {name: item for name, item in value.items() if item is not None}
+
+
+def refuse_set(request: msgspec.Struct, names: Mapping[str, str | None], what: str) -> None:
+    """Refuse fields that other APIs have.
+
+    Args:
+        names: Of the fields, and what each is called in this API, if there is such a thing.
+        what: What the API makes.
+
+    Raises:
+        UnsupportedParameterError: One of them is set.
+    """
+    for name, ours in names.items():
+        if getattr(request, name) is not None:
+            hint = f", {ours!r} is" if ours is not None else ""
+            raise UnsupportedParameterError(f"{name!r} is not a parameter of {what}{hint}", parameter=name)

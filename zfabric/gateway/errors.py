@@ -82,6 +82,6 @@ def error_object(error: FabricError, status: int | None = None) -> dict[str, obj
     }
 
 
-def error_body(error: FabricError, status: int) -> bytes:
-    """A whole response: the form of OpenAI's API."""
+def error_body(error: FabricError, status: int, _request_id: str = "") -> bytes:
+    """A whole response: the form of OpenAI's API, which names the request in a header alone."""
     return msgspec.json.encode({"error": error_object(error, status)})

@@ -35,16 +35,17 @@ class Response:
         headers: Of every response, such as the request's name.
 
     Attributes:
+        headers: Those of every response; more may be added until a status is out.
         started: Whether a status is out.
         overflowed: Whether more waits for the caller than is kept for one that does not read.
         written_at: When something was last written, in seconds of the monotonic clock.
     """
 
-    __slots__ = ("_headers", "_send", "_sending", "_unsent", "_unsent_bytes", "overflowed", "started", "written_at")
+    __slots__ = ("_send", "_sending", "_unsent", "_unsent_bytes", "headers", "overflowed", "started", "written_at")
 
     def __init__(self, send: Send, headers: Headers) -> None:
         self._send = send
-        self._headers = headers
+        self.headers = headers
         self._sending: asyncio.Task[None] | None = None
         self._unsent: deque[dict[str, Any]] = deque()
         self._unsent_bytes = 0
@@ -77,7 +78,7 @@ class Response:
 
     def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self.started = True
-        self._push({"type": "http.response.start", "status": status, "headers": [*headers, *self._headers]})
+        self._push({"type": "http.response.start", "status": status, "headers": [*headers, *self.headers]})
 
     def _push(self, message: dict[str, Any]) -> None:
         if self._sending is not None:

@@ -31,6 +31,7 @@ class TextEvents:
     Args:
         before: The event's value as it begins, up to the text.
         after: The rest of it.
+        name: The event's name, for APIs that name them.
 
     Example:
         >>> TextEvents(b'{"text":', b"}").of("a")
@@ -39,8 +40,8 @@ class TextEvents:
 
     __slots__ = ("_after", "_before")
 
-    def __init__(self, before: bytes, after: bytes) -> None:
-        self._before = b"data: " + before
+    def __init__(self, before: bytes, after: bytes, *, name: bytes = b"") -> None:
+        self._before = (b"event: " + name + b"\n" if name else b"") + b"data: " + before
         self._after = after + b"\n\n"
 
     def of(self, text: str) -> bytes:
