@@ -11,6 +11,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.cli.test_metrics import scraped
 from tests.fabric import Process, echo_fabric, processes
 from zfabric.cli import gateway
 
@@ -21,7 +22,16 @@ GATEWAY = "zfabric.cli.gateway"
 async def test_it_serves_until_a_signal_and_leaves_nothing(ipc: str, run_directory: Path, workers: int) -> None:
     async with echo_fabric(ipc) as (_, _), processes(run_directory) as children:
         made = await Process.start(
-            GATEWAY, "--endpoint", ipc, "--port", "0", "--workers", str(workers), directory=run_directory
+            GATEWAY,
+            "--endpoint",
+            ipc,
+            "--port",
+            "0",
+            "--workers",
+            str(workers),
+            "--metrics",
+            "0",
+            directory=run_directory,
         )
         children.append(made)
         ready = dict(word.partition("=")[::2] for word in (await made.ready()).split()[1:])
@@ -33,6 +43,11 @@ async def test_it_serves_until_a_signal_and_leaves_nothing(ipc: str, run_directo
                 asked = {"model": "echo", "messages": [{"role": "user", "content": "a b"}], "max_tokens": 3}
                 answer = await web.post("/v1/chat/completions", json=asked)
                 assert answer.json()["choices"][0]["message"]["content"] == "a b a "
+        # Each process tells its own.
+        urls = ready["metrics"].split(",")
+        told = [await asyncio.to_thread(scraped, url) for url in urls]
+        assert len(told) == workers
+        assert sum(sum(one.get("zfabric_gateway_requests_total", {}).values()) for one in told) == 4
         made.kill(signal.SIGTERM)
         assert await made.ended() == 0
         assert [one for one in processes_of if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
@@ -81,6 +96,12 @@ def test_a_port_in_use_is_told(ipc: str, capfd: pytest.CaptureFixture[str]) -> N
 def test_wrong_settings_are_told(flags: list[str], told: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert gateway.main(flags) == 2
     assert told in capfd.readouterr().err
+
+
+def test_each_process_has_a_port_of_its_own_for_its_figures() -> None:
+    assert gateway._ports("0.0.0.0:9464", 2) == [["--metrics", "0.0.0.0:9464"], ["--metrics", "0.0.0.0:9465"]]
+    assert gateway._ports("0", 2) == [["--metrics", "0"]] * 2
+    assert gateway._ports(None, 2) == [[], []]
 
 
 def test_settings_come_from_the_file(ipc: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

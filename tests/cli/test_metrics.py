@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
@@ -21,7 +22,7 @@ from zfabric.monitoring.endpoint import MetricsEndpoint, parse_address
 
 ROOT = Path(__file__).resolve().parents[2]
 OPERATIONS = ROOT / "docs" / "monitoring"
-CONTROLLER, WORKER = "zfabric.cli.controller", "zfabric.cli.worker"
+CONTROLLER, GATEWAY, WORKER = "zfabric.cli.controller", "zfabric.cli.gateway", "zfabric.cli.worker"
 _OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
 
 
@@ -89,9 +90,34 @@ async def test_a_fabric_that_worked_says_so_in_figures(ipc: str, run_directory: 
         # A client and a worker that say goodbye are not lost.
         assert value(figures, "zfabric_peers_lost_total", "client") == 0
         assert value(figures, "zfabric_peers_left_total", "client") == 1
+        gateway = await Process.start(
+            GATEWAY, "--endpoint", ipc, "--port", "0", "--metrics", "0", directory=run_directory
+        )
+        children.append(gateway)
+        line = await gateway.ready()
+        (base,) = re.findall(r" url=(\S+)", line)
+        async with httpx.AsyncClient(base_url=base) as web:
+            asked: dict[str, Any] = {"model": "echo", "prompt": "a b", "max_tokens": 5}
+            for change in ({}, {"stream": True}, {"model": "nobody"}, {"suffix": "x"}):
+                await web.post("/v1/completions", json=asked | change)
+            await web.get("/v1/nothing")
+        door = await asyncio.to_thread(scraped, url_of(line))
+        path = "/v1/completions"
+        counted = door["zfabric_gateway_requests_total"]
+        assert counted == {
+            frozenset((path, "echo", "200")): 2, frozenset((path, "other", "404")): 1, frozenset((path, "echo", "400")): 1,
+            frozenset(("other", "404")): 1,
+        }  # fmt: skip
+        assert value(door, "zfabric_gateway_request_seconds_count", path) == 4
+        assert value(door, "zfabric_gateway_time_to_first_token_seconds_count", "echo") == 2
+        assert value(door, "zfabric_gateway_time_per_output_token_seconds_count", "echo") == 2
+        assert value(door, "zfabric_gateway_tokens_total", "echo", "completion") == 10
+        assert value(door, "zfabric_gateway_tokens_total", "echo", "prompt") == 4
+        assert value(door, "zfabric_gateway_streams") == value(door, "zfabric_gateway_disconnects_total") == 0
+        assert value(door, "zfabric_gateway_body_bytes_total", "sent") > 500
         metrics_in_files = {name for path in OPERATIONS.iterdir() for name in names_in(path.read_text())}
         assert metrics_in_files
-        assert metrics_in_files <= figures.keys() | engine.keys()
+        assert metrics_in_files <= figures.keys() | engine.keys() | door.keys()
 
 
 def names_in(text: str) -> set[str]:

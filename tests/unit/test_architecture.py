@@ -31,11 +31,11 @@ ALLOWED: dict[str, set[str]] = {
     "worker": {"core", "recording", "transport", "wire", "errors", "limits", "ids", "version"},
     "backends": {"worker", "wire", "errors", "limits"},
     # A program that uses the client library, as any other could: it sees nothing of the fabric below that.
-    "gateway": {"client", "wire", "errors", "limits"},
+    "gateway": {"client", "core", "wire", "errors", "limits"},
     # Another such program, for a person at a terminal.
     "top": {"client", "wire", "errors", "limits"},
     "models": {"errors"},
-    "monitoring": {"controller", "worker", "core", "errors", "limits"},
+    "monitoring": {"controller", "worker", "gateway", "core", "errors", "limits"},
     # `serving` runs a backend in a test's own process, which takes all parties; it imports them when it is called.
     "testing": {"controller", "client", "worker", "core", "recording", "transport", "wire", "errors", "limits", "ids"},
     "tracing": {"client", "core", "wire", "errors", "version"},
@@ -105,6 +105,11 @@ def test_imports_point_down(path: Path) -> None:
         target = rest.partition(".")[0]
         if target and target != part:
             assert target in ALLOWED[part], f"{part} must not import zfabric.{rest}"
+
+
+def test_the_gateway_has_of_the_core_only_how_durations_are_counted() -> None:
+    found = {name for path in (PACKAGE / "gateway").glob("*.py") for name in imports_of(path)}
+    assert {name for name in found if name.startswith("zfabric.core")} == {"zfabric.core.histogram"}
 
 
 def test_the_machines_do_not_know_one_another() -> None:

@@ -17,6 +17,7 @@ from zfabric import limits
 from zfabric.cli.app import make_app, run_app
 from zfabric.cli.daemon import on_signals, ready, run
 from zfabric.cli.logs import LogFormat, LogLevel, events, make_logger
+from zfabric.cli.metrics import metrics_at
 from zfabric.cli.settings import CONFIG_VARIABLE
 from zfabric.cli.supervise import Child, Supervisor
 from zfabric.cli.traces import traces_to
@@ -86,6 +87,7 @@ def build(arguments: list[str]) -> cyclopts.App:
         transport: str | None = None,
         traces: str | None = None,
         drain_ms: int = limits.DRAIN_MS,
+        metrics: str | None = None,
         log_level: LogLevel = "info",
         log_format: LogFormat = "auto",
         uvloop: bool = True,
@@ -111,6 +113,8 @@ def build(arguments: list[str]) -> cyclopts.App:
             traces: Export traces by OTLP over HTTP to this collector, as http://localhost:4318, or to the one that
                 OTEL_EXPORTER_OTLP_… variables name (env).
             drain_ms: How long a drain waits for running requests.
+            metrics: Serve OpenMetrics at this PORT (of loopback) or HOST:PORT, under /metrics; with --workers, each process
+                at a port of its own, from this one upwards.
             log_level: debug, info, warning or error.
             log_format: console, json, or auto (by terminal).
             uvloop: Use uvloop where it is installed.
@@ -129,14 +133,14 @@ def build(arguments: list[str]) -> cyclopts.App:
             transport=transport,
         )  # fmt: skip
         if workers == 1:
-            return run(serve(settings, link, log_level, log_format, traces), use_uvloop=uvloop)
+            return run(serve(settings, link, log_level, log_format, metrics, traces), use_uvloop=uvloop)
         same = _flags(
             host=host, endpoint=link.endpoint, key=key, controller_key=controller_key, api_keys=api_keys,
             cors_origin=cors_origin, body_limit=body_limit, tls_cert=tls_cert, tls_key=tls_key, transport=transport,
             traces=traces, drain_ms=drain_ms, log_level=log_level, log_format=log_format, config=config,
         )  # fmt: skip
         same += ["--uvloop" if uvloop else "--no-uvloop", "--chat-page" if chat_page else "--no-chat-page"]
-        return run(serve_several(settings, same, workers, log_level, log_format), use_uvloop=uvloop)
+        return run(serve_several(settings, same, _ports(metrics, workers), log_level, log_format), use_uvloop=uvloop)
 
     return app
 
@@ -170,8 +174,22 @@ def _flags(**settings: object) -> list[str]:
     return flags
 
 
+def _ports(metrics: str | None, workers: int) -> list[list[str]]:
+    """For each process the flags of its metrics: a scraper adds up what processes tell, as it does for hosts."""
+    if metrics is None:
+        return [[]] * workers
+    host, separator, port = metrics.rpartition(":")
+    first = int(port) if port.isdecimal() else 0
+    return [["--metrics", f"{host}{separator}{first + number if first else port}"] for number in range(workers)]
+
+
 async def serve(
-    settings: GatewayConfig, link: Link, level: LogLevel, form: LogFormat, traces: str | None = None
+    settings: GatewayConfig,
+    link: Link,
+    level: LogLevel,
+    form: LogFormat,
+    metrics: str | None = None,
+    traces: str | None = None,
 ) -> int:
     """Run until drained."""
     log = make_logger("gateway", level, form)
@@ -187,15 +205,16 @@ async def serve(
             stopped.set()
 
         on_signals(drain)
-        ready(url=gateway.url)
-        await stopped.wait()
+        with metrics_at(metrics, "gateway", gateway.figures) as url:
+            ready(url=gateway.url, **url)
+            await stopped.wait()
     return 0
 
 
 async def serve_several(
-    settings: GatewayConfig, same: Sequence[str], workers: int, level: LogLevel, form: LogFormat
+    settings: GatewayConfig, same: Sequence[str], each: Sequence[list[str]], level: LogLevel, form: LogFormat
 ) -> int:
-    """Run processes that share a port until drained."""
+    """Run processes that share a port until drained. Args: each: Flags of each process, beside the same of all."""
     log = make_logger("gateway", level, form)
     stopped = asyncio.Event()
     supervisor = Supervisor(events(log), settings.drain_ms / 1_000 + limits.RESTART_MAX_MS / 1_000)
@@ -205,12 +224,16 @@ async def serve_several(
         on_signals(lambda: _stop(supervisor, stopped))
         try:
             told = await asyncio.gather(
-                *(supervisor.add(Child(f"gateway-{n}", "zfabric.cli.gateway", flags)) for n in range(workers))
+                *(
+                    supervisor.add(Child(f"gateway-{n}", "zfabric.cli.gateway", flags + own))
+                    for n, own in enumerate(each)
+                )
             )
         except BaseException:
             await supervisor.stop()
             raise
-        ready(url=told[0]["url"], workers=workers)
+        at = ",".join(one["metrics"] for one in told if "metrics" in one)
+        ready(url=told[0]["url"], workers=len(each), **({"metrics": at} if at else {}))
         await stopped.wait()
     return 0
 

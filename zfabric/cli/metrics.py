@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from zfabric.controller.service import Controller
 from zfabric.errors import ConfigurationError
+from zfabric.gateway.figures import Figures
 from zfabric.monitoring.live import LiveView
 from zfabric.monitoring.pages import with_pages
 from zfabric.worker.service import WorkerService
@@ -17,14 +18,14 @@ from zfabric.worker.service import WorkerService
 
 @contextlib.contextmanager
 def metrics_at(
-    address: str | None, of: Literal["controller", "worker"], subject: Controller | WorkerService
+    address: str | None, of: Literal["controller", "gateway", "worker"], subject: Controller | Figures | WorkerService
 ) -> Iterator[dict[str, str]]:
     """Serve the metrics of a daemon within a block.
 
     Args:
         address: PORT or HOST:PORT; None for no metrics, which costs nothing and imports nothing.
         of: What the daemon is: which module of `zfabric.monitoring` reads its figures.
-        subject: The daemon's service.
+        subject: The daemon's service, or what it counts.
 
     Yields:
         What is told when the daemon is ready: where they are.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 import uuid
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -31,6 +32,7 @@ from zfabric.gateway.config import GatewayConfig
 from zfabric.gateway.cors import Cors
 from zfabric.gateway.errors import error_body, headers_of, status_of
 from zfabric.gateway.fabric import FabricClient
+from zfabric.gateway.figures import OTHER, Figures
 from zfabric.gateway.http import Receive, Response, Scope, Send, read_body
 from zfabric.gateway.keys import ApiKey
 from zfabric.gateway.page import chat_page
@@ -65,6 +67,7 @@ class Application:
 
     Attributes:
         draining: Whether it is about to end: no longer ready, but what comes is still answered.
+        figures: What it counts.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Application:
         endpoints: Iterable[Endpoint] = ENDPOINTS,
     ) -> None:  # fmt: skip
         self.draining = False
+        self.figures = Figures()
         self._config = config
         self._fabrics = fabrics
         self._log = log
@@ -94,6 +98,8 @@ class Application:
         shown = [(b"x-request-id", request_id.encode()), *(self._cors.headers(origin) if origin else ())]
         response = Response(send, shown)
         endpoint: Endpoint | None = None
+        call: Call | None = None
+        begun_ns = time.monotonic_ns()
         try:
             if origin and scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
                 await response.whole(204 if self._cors.allows(origin) else 403, b"", self._cors.preflight(headers))
@@ -111,8 +117,9 @@ class Application:
             key = self._admit(headers)
             body = await read_body(receive, headers, self._config.body_limit) if endpoint.method == "POST" else b""
             fabric = self._fabrics[key.fabric_key if key is not None else None]
+            call = Call(request_id, headers, body, rest, receive, response, fabric, key, self.figures, begun_ns)
             with below(_trace_headers(headers)):
-                await endpoint.handle(Call(request_id, headers, body, rest, receive, response, fabric, key))
+                await endpoint.handle(call)
         except FabricError as error:
             await self._failed(error, endpoint, request_id, response)
         except asyncio.CancelledError:
@@ -121,6 +128,25 @@ class Application:
             self._log("internal_error", request=request_id, exc_info=error)
             told = BackendError(f"the gateway failed: {type(error).__name__}: {error}")
             await self._failed(told, endpoint, request_id, response)
+        finally:
+            self._count(endpoint, call, response, begun_ns)
+
+    def _count(self, endpoint: Endpoint | None, call: Call | None, response: Response, begun_ns: int) -> None:
+        """Count a request that has ended. Probes are none."""
+        figures = self.figures
+        figures.sent_bytes += response.body_bytes
+        model, status = "", response.status
+        if call is not None:
+            model = call.model
+            figures.received_bytes += len(call.body)
+            if call.gone:
+                figures.disconnects += 1
+                status = 499
+            elif call.broke is not None:
+                status = status_of(call.broke)
+        if status and (endpoint is not None or status >= 400):
+            path = endpoint.path if endpoint is not None else OTHER
+            figures.ended(path, model, status, time.monotonic_ns() - begun_ns)
 
     def _find(self, method: str, path: str) -> tuple[Endpoint, str] | int:
         """The endpoint, and what follows it in the path; or the status of there being none."""

@@ -11,6 +11,7 @@ from zfabric.client.aio import AsyncClient
 from zfabric.errors import FabricError, RequestCancelledError
 from zfabric.gateway.errors import error_body, status_of
 from zfabric.gateway.fabric import FabricClient
+from zfabric.gateway.figures import Figures
 from zfabric.gateway.http import Receive, Response
 from zfabric.gateway.keys import ApiKey
 
@@ -30,7 +31,11 @@ class Call:
         response: Where the answer goes.
         fabric: The caller's client of the fabric.
         key: The caller's entry in the file of keys, None where there is no file.
+        figures: What this process counts.
+        begun_ns: When the request came, by the monotonic clock.
+        model: What was asked for, once that is known.
         gone: Whether the caller went away.
+        broke: What ended a stream that had begun.
     """
 
     id: str
@@ -41,7 +46,11 @@ class Call:
     response: Response
     fabric: FabricClient
     key: ApiKey | None
+    figures: Figures
+    begun_ns: int
+    model: str = ""
     gone: bool = False
+    broke: FabricError | None = None
 
     @property
     def client(self) -> AsyncClient:
@@ -50,6 +59,7 @@ class Call:
 
     def check_model(self, model: str) -> str:
         """The model, if the caller may ask for it. Raises: UnknownModelError."""
+        self.model = model
         if self.key is not None:
             self.key.check_model(model)
         return model

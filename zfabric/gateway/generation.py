@@ -62,6 +62,7 @@ async def answer(call: Call, asks: Sequence[Ask], wording: Wording, *, stream: b
         FabricError: What ended a request before anything was said to the caller.
     """
     answers = _Answers(call, wording, len(asks), stream=stream)
+    call.figures.streams += stream
     try:
         for ask in asks:
             answers.submit(ask)
@@ -76,6 +77,7 @@ async def answer(call: Call, asks: Sequence[Ask], wording: Wording, *, stream: b
             await call.response.whole(200, wording.whole(answers.completions()))
         await call.response.flushed()
     finally:
+        call.figures.streams -= stream
         answers.cancel()
 
 
@@ -91,6 +93,7 @@ class _Answers:
         self._positions: dict[AnswerStream, int] = {}
         self._completions: list[Completion | None] = [None] * count
         self._left = count
+        self._first_ns = 0
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def submit(self, ask: Ask) -> None:
@@ -133,6 +136,8 @@ class _Answers:
     # ── told by the task that reads ───────────────────────────────────────────────────────────────────────────────────
 
     def arrived(self, stream: AnswerStream, delta: Delta) -> None:
+        if not self._first_ns:
+            self._first_ns = time.monotonic_ns()
         if not self._streamed or self.error is not None:
             return
         events = self._wording.delta(self._positions[stream], delta)
@@ -151,6 +156,8 @@ class _Answers:
             return
         self._left -= 1
         if not self._left and self.error is None:
+            call, now_ns = self._call, time.monotonic_ns()
+            call.figures.answered(call.model, call.begun_ns, self._first_ns or now_ns, now_ns, self.completions())
             if self._streamed:
                 if not self._response.started:
                     self._response.start_events()
@@ -161,7 +168,7 @@ class _Answers:
         """One error ends the whole answer: nobody can use the half of it."""
         if self.error is not None:
             return
-        self.error = error
+        self.error = self._call.broke = error
         self.cancel()
         if self._streamed and self._response.started:
             self._response.write(self._wording.failure(error), more=False)

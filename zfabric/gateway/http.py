@@ -37,11 +37,15 @@ class Response:
     Attributes:
         headers: Those of every response; more may be added until a status is out.
         started: Whether a status is out.
+        status: The one that is.
+        body_bytes: Bytes of the body, so far.
         overflowed: Whether more waits for the caller than is kept for one that does not read.
         written_at: When something was last written, in seconds of the monotonic clock.
     """
 
-    __slots__ = ("_send", "_sending", "_unsent", "_unsent_bytes", "headers", "overflowed", "started", "written_at")
+    __slots__ = (
+        "_send", "_sending", "_unsent", "_unsent_bytes", "body_bytes", "headers", "overflowed", "started", "status", "written_at",
+    )  # fmt: skip
 
     def __init__(self, send: Send, headers: Headers) -> None:
         self._send = send
@@ -50,6 +54,8 @@ class Response:
         self._unsent: deque[dict[str, Any]] = deque()
         self._unsent_bytes = 0
         self.started = False
+        self.status = 0
+        self.body_bytes = 0
         self.overflowed = False
         self.written_at = 0.0
 
@@ -69,6 +75,7 @@ class Response:
     def write(self, body: bytes, *, more: bool = True) -> None:
         """Send bytes of the body; the last ones without `more`."""
         self.written_at = time.monotonic()
+        self.body_bytes += len(body)
         self._push({"type": "http.response.body", "body": body, "more_body": more})
 
     async def flushed(self) -> None:
@@ -78,6 +85,7 @@ class Response:
 
     def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self.started = True
+        self.status = status
         self._push({"type": "http.response.start", "status": status, "headers": [*headers, *self.headers]})
 
     def _push(self, message: dict[str, Any]) -> None:

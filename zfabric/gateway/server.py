@@ -46,6 +46,7 @@ class Gateway:
 
     Attributes:
         url: Where it listens, such as "http://127.0.0.1:8000".
+        figures: What it counts.
 
     Raises:
         ConfigurationError, EndpointInUseError: It cannot listen there.
@@ -67,6 +68,7 @@ class Gateway:
         identities = {None, *(config.keys.fabric_keys if config.keys is not None else ())}
         self._fabrics = {identity: FabricClient(connect(identity), log) for identity in identities}
         self._app = Application(config, self._fabrics, log)
+        self.figures = self._app.figures
         self._socket: socket.socket | None = None
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
