@@ -115,6 +115,8 @@ BODY_PAUSE_MS: Final = 30_000
 RETRY_AFTER_S: Final = 1
 #: Who asks whether the gateway is ready waits a second or so, by the defaults of Kubernetes.
 READY_TIMEOUT_MS: Final = 800
+#: How often a gateway looks whether its file of keys has changed: a key that was taken out is refused a second later.
+KEYS_LOOK_MS: Final = 1_000
 #: A body: REQUEST_TEXT_BYTES_MAX as JSON, of which images are most and take no escapes.
 GATEWAY_BODY_BYTES_MAX: Final = 32 * 1024 * 1024
 #: Texts of one request to embed, to rank or to complete: OpenAI's own bound.

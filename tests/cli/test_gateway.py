@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 from pathlib import Path
@@ -67,6 +68,37 @@ async def test_one_of_several_that_dies_is_started_anew(ipc: str, run_directory:
         while len(psutil.Process(made.process.pid).children()) < 2:
             await asyncio.sleep(0.02)
         assert second.is_running()
+        made.kill(signal.SIGTERM)
+        assert await made.ended() == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_hangup_has_all_read_their_keys(ipc: str, run_directory: Path, tmp_path: Path, workers: int) -> None:
+    file = tmp_path / "keys.toml"
+    file.write_text('[a]\nkey = "sk-a"\n')
+    async with echo_fabric(ipc) as (_, _), processes(run_directory) as children:
+        made = await Process.start(
+            GATEWAY, "--endpoint", ipc, "--port", "0", "--workers", str(workers), "--api-keys", str(file),
+            "--log-format", "json", directory=run_directory,
+        )  # fmt: skip
+        children.append(made)
+        ready = dict(word.partition("=")[::2] for word in (await made.ready()).split()[1:])
+        assert made.log.read_text().count('"event": "keys"') == workers
+        stamp = file.stat()
+        file.write_text('[b]\nkey = "sk-b"\n')
+        # What looks the same is read all the same when it is asked for.
+        os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+        made.kill(signal.SIGHUP)
+        async with asyncio.timeout(30):
+            while made.log.read_text().count('"event": "keys"') < 2 * workers:
+                await asyncio.sleep(0.02)
+        for _ in range(4):
+            async with httpx.AsyncClient(base_url=ready["url"]) as web:
+                codes = [
+                    (await web.get("/v1/models", headers={"authorization": f"Bearer sk-{name}"})).status_code
+                    for name in "ab"
+                ]
+                assert codes == [401, 200]
         made.kill(signal.SIGTERM)
         assert await made.ended() == 0
 

@@ -15,9 +15,10 @@ from tests.gateway.conftest import gateway
 from zfabric import AnswerReader, AsyncClient
 from zfabric.backends.echo import EchoOptions, EchoWorker
 from zfabric.errors import ConfigurationError
-from zfabric.gateway import chat, generation, http
+from zfabric.gateway import chat, generation, http, reload
 from zfabric.gateway.config import GatewayConfig
 from zfabric.gateway.keys import ApiKey, KeyTable, read_keys
+from zfabric.gateway.reload import KeysFile
 from zfabric.gateway.server import Gateway
 from zfabric.testing import serving
 from zfabric.wire.payloads import GenerateRequest
@@ -164,6 +165,49 @@ async def test_each_key_is_the_client_of_the_fabric_that_it_names() -> None:
             assert (await ask("sk-a"), await ask("sk-b")) == (200, 200)
             await clients["/keys/b.key_secret"].close()
             assert (await ask("sk-a"), await ask("sk-b")) == (200, 503)
+
+
+async def test_keys_change_while_streams_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reload, "KEYS_LOOK_MS", 1)
+    file = tmp_path / "keys.toml"
+    file.write_text('[old]\nkey = "sk-old"\n')
+    slow = Slow()
+    async with (
+        gateway(EchoWorker(), slow, keys=read_keys(file)) as served,
+        httpx.AsyncClient(base_url=served.url, timeout=30) as web,
+    ):
+        told: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
+        keys = KeysFile(file, served.gateway.take_keys, lambda event, **fields: told.put_nowait((event, fields)))
+        keys.read()
+        watching = asyncio.create_task(keys.watch())
+
+        async def ask(secret: str) -> int:
+            return (
+                await web.post("/v1/chat/completions", json=CHAT, headers={"authorization": f"Bearer {secret}"})
+            ).status_code
+
+        async def change(text: str) -> tuple[str, dict[str, Any]]:
+            # As whoever writes files well: in one step.
+            (tmp_path / "new").write_text(text)
+            (tmp_path / "new").replace(file)
+            return await told.get()
+
+        async with asyncio.timeout(30):
+            assert await told.get() == ("keys", {"path": str(file), "keys": 1})
+            headers, asked = {"authorization": "Bearer sk-old"}, {**CHAT, "model": "slow", "stream": True}
+            async with web.stream("POST", "/v1/chat/completions", json=asked, headers=headers) as response:
+                assert (await change('[new]\nkey = "sk-new"\n'))[0] == "keys"
+                assert (await ask("sk-old"), await ask("sk-new")) == (401, 200)
+                event, fields = await change("no toml")
+                assert (event, str(file) in fields["error"]) == ("keys_kept", True)
+                event, fields = await change('[new]\nkey = "sk-new"\nfabric_key = "/no/such"\n')
+                assert event == "keys"
+                slow.go_on.set()
+                assert "[DONE]" in (await response.aread()).decode()
+            file.unlink()
+            assert (await told.get())[0] == "keys_kept"
+            assert (await ask("sk-old"), await ask("sk-new")) == (401, 200)
+        watching.cancel()
 
 
 async def test_pages_of_named_origins_may_call() -> None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import signal
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
 
 from zfabric import limits
 from zfabric.cli.app import make_app, run_app
-from zfabric.cli.daemon import on_signals, ready, run
+from zfabric.cli.daemon import on_hangup, on_signals, ready, run
 from zfabric.cli.logs import LogFormat, LogLevel, events, make_logger
 from zfabric.cli.metrics import metrics_at
 from zfabric.cli.settings import CONFIG_VARIABLE
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
     from zfabric.gateway.config import GatewayConfig
+    from zfabric.gateway.reload import KeysFile
+    from zfabric.gateway.server import Gateway
 
 HELP = """The OpenAI API over HTTP, for programs that speak it: a client of the fabric as any other.
 
@@ -133,7 +136,7 @@ def build(arguments: list[str]) -> cyclopts.App:
             transport=transport,
         )  # fmt: skip
         if workers == 1:
-            return run(serve(settings, link, log_level, log_format, metrics, traces), use_uvloop=uvloop)
+            return run(serve(settings, link, api_keys, log_level, log_format, metrics, traces), use_uvloop=uvloop)
         same = _flags(
             host=host, endpoint=link.endpoint, key=key, controller_key=controller_key, api_keys=api_keys,
             cors_origin=cors_origin, body_limit=body_limit, tls_cert=tls_cert, tls_key=tls_key, transport=transport,
@@ -160,9 +163,10 @@ class _Parts:
     def __init__(self) -> None:
         from zfabric.gateway.config import GatewayConfig
         from zfabric.gateway.keys import read_keys
+        from zfabric.gateway.reload import KeysFile
         from zfabric.gateway.server import Gateway
 
-        self.GatewayConfig, self.read_keys, self.Gateway = GatewayConfig, read_keys, Gateway
+        self.GatewayConfig, self.read_keys, self.Gateway, self.KeysFile = GatewayConfig, read_keys, Gateway, KeysFile
 
 
 def _flags(**settings: object) -> list[str]:
@@ -186,17 +190,19 @@ def _ports(metrics: str | None, workers: int) -> list[list[str]]:
 async def serve(
     settings: GatewayConfig,
     link: Link,
+    keys: Path | None,
     level: LogLevel,
     form: LogFormat,
-    metrics: str | None = None,
-    traces: str | None = None,
+    metrics: str | None,
+    traces: str | None,
 ) -> int:
     """Run until drained."""
     log = make_logger("gateway", level, form)
     stopped = asyncio.Event()
+    parts = _parts()
     async with (
         traces_to(traces, "zfabric-gateway") as provider,
-        _parts().Gateway(settings, partial(link.connect, tracing=provider or False), events(log)) as gateway,
+        parts.Gateway(settings, partial(link.connect, tracing=provider or False), events(log)) as gateway,
     ):
 
         async def drain() -> None:
@@ -205,10 +211,28 @@ async def serve(
             stopped.set()
 
         on_signals(drain)
+        watching = _watch(keys, parts.KeysFile, gateway, log)
         with metrics_at(metrics, "gateway", gateway.figures) as url:
             ready(url=gateway.url, **url)
             await stopped.wait()
+        if watching is not None:
+            watching.cancel()
     return 0
+
+
+def _watch(path: Path | None, kind: type[KeysFile], gateway: Gateway, log: Any) -> asyncio.Task[None] | None:
+    """Take other keys when their file changes, and at SIGHUP."""
+    if path is None:
+        return None
+    file = kind(path, gateway.take_keys, events(log))
+    # It may have changed since the settings were checked.
+    file.read()
+
+    async def reload() -> None:
+        file.read()
+
+    on_hangup(reload)
+    return asyncio.create_task(file.watch(), name="keys")
 
 
 async def serve_several(
@@ -222,6 +246,11 @@ async def serve_several(
         port = place.getsockname()[1]
         flags = [*same, "--port", str(port), "--workers", "1", "--shared-port"]
         on_signals(lambda: _stop(supervisor, stopped))
+
+        async def hang_up() -> None:
+            supervisor.send_signal(signal.SIGHUP)
+
+        on_hangup(hang_up)
         try:
             told = await asyncio.gather(
                 *(

@@ -28,7 +28,7 @@ class LogEvent(NamedTuple):
 
 _CONTROLLER: Final[dict[str, LogEvent]] = {
     "listening": LogEvent("info", "controller, gateway", "It takes connections."),
-    "keys": LogEvent("info", "controller", "A keyring was read, with so many keys."),
+    "keys": LogEvent("info", "controller, gateway", "A keyring or a file of API keys was read, with so many keys."),
     "recovered": LogEvent("info", "controller", "The time after the start is over in which running streams are claimed: so many "
                           "go on, so many found nobody."),
     "client_registered": LogEvent("info", "controller", "A client has a session; `returned` says that it was here before and "
@@ -106,6 +106,8 @@ _WORKER: Final[dict[str, LogEvent]] = {
 _GATEWAY: Final[dict[str, LogEvent]] = {
     "request_failed": LogEvent("warning", "gateway", "An HTTP request ended in a status of 500 or more; `request` is the "
                                "X-Request-Id that its caller knows."),
+    "keys_kept": LogEvent("error", "gateway", "The file of API keys has changed and cannot be used; the former keys stay in "
+                          "force."),
     "child_ended": LogEvent("warning", "gateway, serve", "A process that this one started ended, and is started anew."),
 }  # fmt: skip
 

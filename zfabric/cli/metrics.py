@@ -48,7 +48,7 @@ def metrics_at(
         yield {"metrics": served.url}
 
 
-def _pages(subject: Controller | WorkerService, held: contextlib.ExitStack) -> dict[str, Any]:
+def _pages(subject: object, held: contextlib.ExitStack) -> dict[str, Any]:
     """Beside a controller's metrics there is a page of live figures."""
     if not isinstance(subject, Controller):
         return {}

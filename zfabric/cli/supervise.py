@@ -54,6 +54,12 @@ class Child:
             pass
         return await self._process.wait()
 
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal, if it runs."""
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
     async def stop(self, limit_s: float) -> None:
         """Have it drain; after the limit it is killed."""
         process = self._process
@@ -108,6 +114,11 @@ class Supervisor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for child in reversed(self._children):
             await child.stop(self._limit_s)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to all."""
+        for child in self._children:
+            child.send_signal(number)
 
     async def _keep(self, child: Child) -> None:
         loop = asyncio.get_running_loop()

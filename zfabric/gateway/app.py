@@ -68,6 +68,7 @@ class Application:
     Attributes:
         draining: Whether it is about to end: no longer ready, but what comes is still answered.
         figures: What it counts.
+        keys: Who may call; None for everybody. Calls that run go on when it changes.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Application:
     ) -> None:  # fmt: skip
         self.draining = False
         self.figures = Figures()
+        self.keys = config.keys
         self._config = config
         self._fabrics = fabrics
         self._log = log
@@ -193,12 +195,12 @@ class Application:
 
     def _admit(self, headers: dict[bytes, bytes]) -> ApiKey | None:
         """The caller's entry. Raises: AuthenticationError."""
-        if self._config.keys is None:
+        if self.keys is None:
             return None
         authorization = headers.get(b"authorization")
         if authorization is None and b"x-api-key" in headers:
             authorization = b"Bearer " + headers[b"x-api-key"]
-        return self._config.keys.find(authorization)[1]
+        return self.keys.find(authorization)[1]
 
     async def _failed(self, error: FabricError, endpoint: Endpoint | None, request_id: str, response: Response) -> None:
         status = endpoint.status(error) if endpoint is not None else status_of(error)

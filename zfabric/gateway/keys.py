@@ -56,6 +56,9 @@ class KeyTable:
                 raise ConfigurationError(f"key {name!r} has the secret of another", key=name)
             self._by_hash[digest.lower()] = (name, entry)
 
+    def __len__(self) -> int:
+        return len(self._by_hash)
+
     def find(self, authorization: bytes | None) -> tuple[str, ApiKey]:
         """Whose key a header has: "Bearer" and the secret.
 

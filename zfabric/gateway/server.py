@@ -17,6 +17,7 @@ from zfabric.errors import ConfigurationError, EndpointInUseError
 from zfabric.gateway.app import Application
 from zfabric.gateway.config import GatewayConfig
 from zfabric.gateway.fabric import FabricClient
+from zfabric.gateway.keys import KeyTable
 from zfabric.limits import BACKLOG, HTTP_IDLE_MS
 
 
@@ -65,6 +66,7 @@ class Gateway:
         self.url = ""
         self._log = log
         self._config = config
+        self._connect = connect
         identities = {None, *(config.keys.fabric_keys if config.keys is not None else ())}
         self._fabrics = {identity: FabricClient(connect(identity), log) for identity in identities}
         self._app = Application(config, self._fabrics, log)
@@ -103,6 +105,21 @@ class Gateway:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.drain()
+
+    def take_keys(self, keys: KeyTable) -> None:
+        """Other keys from now on. What runs goes on; a caller whose key is gone is refused at its next request.
+
+        Raises:
+            FabricError: An identity of theirs cannot be used; nothing has changed then.
+        """
+        new = {
+            name: FabricClient(self._connect(name), self._log) for name in keys.fabric_keys if name not in self._fabrics
+        }
+        for fabric in new.values():
+            fabric.open()
+        # Those that nobody has any more stay until the end: answers may still be on their way.
+        self._fabrics |= new
+        self._app.keys = keys
 
     async def drain(self) -> None:
         """Take no new connections, let what runs end within the limit, and close. Safe to call twice."""
