@@ -56,7 +56,7 @@ async def chat(call: Call) -> None:
     await answer(call, [ask], wording, stream=bool(request.stream))
 
 
-def _errors(error: FabricError, status: int) -> bytes:
+def _errors(error: FabricError, status: int, _request_id: str) -> bytes:
     """OpenAI's words; what is too long in a chat are its messages."""
     if isinstance(error, ContextOverflowError):
         error.details.setdefault("parameter", "messages")
