@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -254,11 +256,15 @@ async def test_a_caller_who_does_not_read_holds_up_nobody(monkeypatch: pytest.Mo
     """Its answer ends when too much waits for it; others are served meanwhile."""
     monkeypatch.setattr(http, "UNSENT_BYTES_MAX", 100_000)
     async with gateway(EchoWorker()) as served:
-        body = httpx.Request(
-            "POST", f"{served.url}/v1/chat/completions", json={**CHAT, "stream": True, "max_tokens": 10_000_000}
-        )
-        reader, writer = await asyncio.open_connection("127.0.0.1", int(served.url.rpartition(":")[2]), limit=1_024)
-        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body.content)
+        # Long words fill the kernel's buffers soon.
+        asked = {"model": "echo", "prompt": "w" * 10_000, "stream": True, "max_tokens": 10_000_000}
+        body = httpx.Request("POST", f"{served.url}/v1/completions", json=asked)
+        place = socket.socket()
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        place.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(place, ("127.0.0.1", int(served.url.rpartition(":")[2])))
+        reader, writer = await asyncio.open_connection(sock=place, limit=1_024)
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body.content)
         writer.write(head + body.content)
         async with asyncio.timeout(30):
             while (await served.fabric.status()).in_flight == 0:
@@ -276,7 +282,9 @@ async def test_a_drain_lets_what_runs_end() -> None:
         asked = {**CHAT, "model": "slow", "stream": True}
         async with web.stream("POST", "/v1/chat/completions", json=asked) as response:
             draining = asyncio.create_task(served.gateway.drain())
-            await asyncio.sleep(0.2)
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    (await asyncio.open_connection("127.0.0.1", int(served.url.rpartition(":")[2])))[1].close()
             assert not draining.done()
             slow.go_on.set()
             assert "[DONE]" in (await response.aread()).decode()
