@@ -12,6 +12,9 @@ import pytest
 from tests.gateway.backends import Recorder
 from tests.gateway.conftest import gateway
 from zfabric.backends.echo import EchoWorker
+from zfabric.client.requests import generate_request
+from zfabric.gateway.completions import CompletionRequest, completion_options
+from zfabric.gateway.decode import decode, decoder
 from zfabric.gateway.words import OldLogprobs
 from zfabric.wire.payloads import Logprob, TokenLogprobs
 
@@ -168,3 +171,32 @@ async def test_what_vllms_form_of_tokens_lacks_is_refused_by_name() -> None:
         assert await refused() == "model"
         assert await refused(model="echo", features={}) == "features"
         assert await refused(model="echo", sampling_params={"detokenize": False}) == "sampling_params.detokenize"
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "right"),
+    [
+        ({"guided_json": {"type": "object"}}, "guided_json", '{"type":"object"}'),
+        ({"guided_regex": "a+"}, "guided_regex", "a+"),
+        ({"guided_choice": ["a", "b"]}, "guided_choice", ("a", "b")),
+        ({"guided_grammar": 'root ::= "a"'}, "guided_grammar", 'root ::= "a"'),
+        ({"structured_outputs": {"regex": "a+"}}, "guided_regex", "a+"),
+        ({"structured_outputs": {"choice": ["a"]}}, "guided_choice", ("a",)),
+        ({"typical_p": 0.5}, "typical_p", 0.5),
+        ({"use_beam_search": True, "best_of": 2}, "use_beam_search", True),
+        ({"prompt_logprobs": 1}, "prompt_logprobs", 1),
+        ({"truncate_prompt": True}, "truncate_prompt", True),
+        ({"skip_special_tokens": False}, "skip_special_tokens", False),
+    ],
+)
+def test_a_field_of_vllms_is_the_option_of_the_fabric(given: dict[str, Any], name: str, right: Any) -> None:
+    request = decode(decoder(CompletionRequest), json.dumps({"model": "m", "prompt": "a", **given}).encode())
+    made, _ = generate_request("a", completion_options(request))
+    assert getattr(made.sampling, name) == right
+
+
+@pytest.mark.parametrize("name", ["user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"])
+def test_what_is_accepted_without_effect_is_no_option(name: str) -> None:
+    value = {"metadata": {"a": "b"}, "store": True}.get(name, "x")
+    request = decode(decoder(CompletionRequest), json.dumps({"model": "m", "prompt": "a", name: value}).encode())
+    assert completion_options(request) == {"max_tokens": 16}
