@@ -197,6 +197,18 @@ async def _parameters_are_refused_by_name(asked: Asked) -> None:
             raise BrokenPromise(f"{name} is not announced, and was taken without a word")
 
 
+async def _unknown_keys_are_refused_by_name(asked: Asked) -> None:
+    if asked.status.extra is None:
+        raise NotAsked("the model takes any")
+    name = "of-no-engine"
+    try:
+        await asked.client.generate(asked.model, asked.prompt, max_new_tokens=1, extra={name: 1})
+    except UnsupportedParameterError as error:
+        expect(name in error.message, f"the refusal of {name} says {error.message!r}")
+    else:
+        raise BrokenPromise(f"{name} was taken without a word")
+
+
 async def _odd_prompts_have_an_answer_or_an_error(asked: Asked) -> None:
     for prompt in (" ", "\0", "é🙂" * 8, "a" * 300):
         try:
@@ -361,6 +373,7 @@ ALL: Final[tuple[Promise, ...]] = (
     Promise("All of n choices come to an end.", _all_choices_end, _TEXT, ("n",)),
     Promise("With echo the answer begins with the prompt.", _echo_begins_with_the_prompt, _TEXT, ("echo",)),
     Promise("A parameter that is not honoured is refused by name.", _parameters_are_refused_by_name, _TEXT),
+    Promise("A key of extra that is not announced is refused by name.", _unknown_keys_are_refused_by_name, _TEXT),
     Promise("Odd prompts have an answer or an error of their own.", _odd_prompts_have_an_answer_or_an_error, _TEXT),
     Promise("A prompt that the context cannot hold is refused with both numbers.", _too_long_is_told, _TEXT),
     Promise("A request that is cancelled leaves its slot to the next.", _a_cancel_frees_the_slot, _TEXT),
