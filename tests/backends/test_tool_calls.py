@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from tokenizers import AddedToken
 
 from tests.backends.calling import (
     answered,
@@ -17,7 +18,8 @@ from tests.backends.calling import (
     check_worker,
     save_calling,
 )  # fmt: skip
-from tests.backends.tiny import Answers
+from tests.backends.tiny import Answers, fallback_tokenizer
+from zfabric.backends.front.detokenizer import Detokenizer
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 
@@ -59,3 +61,15 @@ async def test_the_best_of_several_has_its_calls(served: Served) -> None:
 
 async def test_calls_are_forced_by_a_guide(served: Served) -> None:
     await check_forced(served)
+
+
+async def test_a_mark_comes_after_the_character_before_it() -> None:
+    """Also where a character of several byte tokens is held back until a token ends it."""
+    tokenizer = fallback_tokenizer()
+    tokenizer.add_tokens([AddedToken("<mark>", special=True), AddedToken("<other>", special=True)])
+    mark, other = tokenizer.convert_tokens_to_ids(["<mark>", "<other>"])
+    smile = [tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in "🙂".encode()]
+    tokens = [*tokenizer("hello", add_special_tokens=False)["input_ids"], *smile, mark, other, *smile]
+    detokenizer = Detokenizer(tokenizer, marks={mark: "<mark>"})
+    text = "".join([detokenizer.add(token) for token in tokens]) + detokenizer.finish()
+    assert text == "hello🙂<mark>🙂"

@@ -205,3 +205,38 @@ def test_the_table_of_formats_is_that_of_the_code() -> None:
     rows = [[cell.strip().strip("`") for cell in line.split("|")[1:3]] for line in table.splitlines()[2:]]
     assert {tools for tools, _ in rows if tools} == set(TOOL_FORMATS)
     assert {reasoning for _, reasoning in rows if reasoning} == set(REASONING_FORMATS)
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "tail", "text", "thought", "shown"),
+    [
+        ("qwen3", "assistant\n<think>\nWell, ", "so.\n</think>\n\nYes.", "so.", "Yes."),
+        ("qwen3", "assistant\n<think>\nWell.\n</think>\n\nYes, ", "so.", "", "so."),
+        ("deepseek_r1", "<｜Assistant｜>Yes, </think> ", "so.", "", "so."),
+        ("openai_gptoss", "<|start|>assistant<|channel|>final<|message|>Yes, ", "so.<|return|>", "", "so."),
+        ("openai_gptoss", "<|start|>assistant<|channel|>analysis<|message|>Well, ", "so.<|end|>", "so.", ""),
+    ],
+)
+def test_an_answer_within_a_message_begins_where_that_ends(
+    reasoning: str, tail: str, text: str, thought: str, shown: str
+) -> None:
+    output = Output("none", reasoning, text, tail=tail)
+    seen = read(reader_for(output, tools=False, continue_final_message=True), list(text))
+    assert (seen.reasoning, seen.text) == (thought, shown)
+
+
+def test_a_guide_waits_for_the_answer() -> None:
+    """What is guided is what comes after reasoning."""
+    reader = reader_for(Output("none", "qwen3", "", tail="<think>\n"), tools=False)
+    told = []
+    for piece in ("Hm", ".</thi", "nk>", "{"):
+        told.append(reader.answers)
+        reader.read(Delta(text=piece))
+    assert [*told, reader.answers] == [False, False, False, True, True]
+    assert reader_for(Output("none", "qwen3", "", tail="assistant\n"), tools=False).answers
+    harmony = reader_for(Output("openai", "openai_gptoss", "", tail="<|start|>assistant"))
+    told = []
+    for piece in ("<|channel|>analysis<|message|>", "Hm.<|end|>", "<|start|>assistant<|channel|>final", "<|message|>"):
+        told.append(harmony.answers)
+        harmony.read(Delta(text=piece))
+    assert [*told, harmony.answers] == [False, False, False, False, True]
