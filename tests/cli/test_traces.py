@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import re
 import shlex
 import signal
+import socket
 import sys
 import threading
 import urllib.request
@@ -22,6 +24,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.fabric import Process, processes
 from zfabric.cli import controller, gateway, worker
+from zfabric.cli.traces import traces_to
 from zfabric.errors import ConfigurationError
 from zfabric.tracing.provider import provider_of
 
@@ -118,6 +121,20 @@ async def test_a_call_over_http_is_one_trace_of_three_processes(ipc: str, run_di
         usage = answer["usage"]
         assert isinstance(usage, dict)
         assert told["gen_ai.usage.output_tokens"].int_value == usage["completion_tokens"]
+
+
+async def test_what_cannot_be_exported_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    logged: list[tuple[str, str]] = []
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        async with traces_to(endpoint, "x", lambda event, error: logged.append((event, error))) as provider:
+            assert provider is not None
+            provider.get_tracer("x").start_span("y").end()
+    assert logged
+    assert {event for event, _ in logged} == {"traces_failed"}
+    assert not logging.getLogger("opentelemetry").handlers
 
 
 @pytest.mark.parametrize("line", re.findall(r"^zfabric-.*", SECTION, re.MULTILINE))

@@ -174,9 +174,10 @@ async def serve(
     keep_memory()
     log = make_logger("controller", level, form)
     stopped = asyncio.Event()
+    told = events(log)
     async with (
-        traces_to(traces, "zfabric-controller") as provider,
-        Controller(settings, log=events(log), traces=_sink(provider)) as controller,
+        traces_to(traces, "zfabric-controller", told) as provider,
+        Controller(settings, log=told, traces=_sink(provider)) as controller,
     ):
 
         async def drain() -> None:

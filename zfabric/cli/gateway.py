@@ -200,9 +200,10 @@ async def serve(
     log = make_logger("gateway", level, form)
     stopped = asyncio.Event()
     parts = _parts()
+    told = events(log)
     async with (
-        traces_to(traces, "zfabric-gateway") as provider,
-        parts.Gateway(settings, partial(link.connect, tracing=provider or False), events(log)) as gateway,
+        traces_to(traces, "zfabric-gateway", told) as provider,
+        parts.Gateway(settings, partial(link.connect, tracing=provider or False), told) as gateway,
     ):
 
         async def drain() -> None:

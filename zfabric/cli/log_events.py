@@ -114,6 +114,11 @@ _GATEWAY: Final[dict[str, LogEvent]] = {
 _ALL: Final[dict[str, LogEvent]] = {
     "draining": LogEvent("info", "controller, worker, gateway", "It takes nothing new, and lets what runs end."),
     "drain_failed": LogEvent("error", "controller, worker, gateway", "The drain itself broke; the process ends."),
+    "traces_failed": LogEvent(
+        "warning",
+        "controller, worker, gateway",
+        "Spans could not be exported; the collector does not answer, or refuses them. Requests are not touched by it.",
+    ),
     "failed": LogEvent("error", "controller, worker, gateway", "The process ends with this error."),
     "recording_failed": LogEvent("error", "controller, worker", "Nothing is recorded any more, and all else goes on."),
 }

@@ -252,11 +252,12 @@ async def serve(settings: WorkerSettings, config: WorkerConfig, makers: Sequence
         names = ",".join(name for info in models for name in (info.name, *info.aliases))
         ready(worker=settings.name, models=names, **served)
 
-    async with traces_to(settings.traces, "zfabric-worker", settings.name) as provider:
+    told = events(log)
+    async with traces_to(settings.traces, "zfabric-worker", told, settings.name) as provider:
         service = WorkerService(
             [make() for make in makers],
             config,
-            log=events(log),
+            log=told,
             on_ready=on_ready,
             traces=_sink(provider, settings.name),
         )
