@@ -11,8 +11,8 @@
     │   └── AuthenticationError (IncorrectKeyError) · PermissionDeniedError
     ├── OverloadError                 a bound was reached; later is better
     │   └── QueueFullError · RateLimitedError · QuotaExceededError
-    ├── EndedError                    the caller, or the caller's clock, ended it
-    │   └── RequestCancelledError · DeadlineExceededError
+    ├── EndedError                    the caller, the caller's clock, or an operator ended it
+    │   └── RequestCancelledError · DeadlineExceededError · StoppedByOperatorError
     ├── BackendError                  the engine failed
     │   └── OutOfMemoryError
     └── UnavailableError              nobody is there to answer
@@ -165,7 +165,7 @@ class QueueFullError(OverloadError):
 
 
 class EndedError(FabricError):
-    """The caller, or the caller's clock, ended it."""
+    """The caller, the caller's clock, or an operator ended it."""
 
     code = 49900
 
@@ -180,6 +180,12 @@ class DeadlineExceededError(EndedError):
     """The request's deadline passed."""
 
     code = 49902
+
+
+class StoppedByOperatorError(EndedError):
+    """An operator of the fabric ended the request; `details["by"]` says who."""
+
+    code = 49903
 
 
 class BackendError(FabricError):

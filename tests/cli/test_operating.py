@@ -16,7 +16,7 @@ from tests.fabric import Fabric, fabric
 from zfabric import AsyncClient
 from zfabric.backends.echo import EchoOptions, EchoWorker
 from zfabric.cli.main import client_commands, main
-from zfabric.errors import RequestCancelledError
+from zfabric.errors import StoppedByOperatorError
 from zfabric.transport.curve import create_keys
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "operating.md").read_text()
@@ -94,14 +94,14 @@ async def test_a_cancelled_request_and_a_kicked_client_know_who_did_it(
         name = json.loads(output)["rows"][0]["request"]
         code, output, _ = await zfabric(capsys, "cancel", name)
         assert (code, f"request {name} of client backend-1 is cancelled\n") == (0, output)
-        with pytest.raises(RequestCancelledError, match=r"by operator '.*@"):
+        with pytest.raises(StoppedByOperatorError, match=r"by operator '.*@"):
             await running
         await waiting
     async with two_requests(served) as (running, waiting):
         code, output, _ = await zfabric(capsys, "kick", "backend-1", "--refuse-ms", "0", "--json")
         assert (code, len(json.loads(output)["requests"])) == (0, 2)
         for task in (running, waiting):
-            with pytest.raises(RequestCancelledError):
+            with pytest.raises(StoppedByOperatorError):
                 await task
 
 

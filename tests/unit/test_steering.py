@@ -17,8 +17,8 @@ from zfabric.errors import (
     NoWorkerError,
     ParameterRangeError,
     PermissionDeniedError,
-    RequestCancelledError,
     RequestError,
+    StoppedByOperatorError,
     UnknownModelError,
     UnsupportedOperationError,
 )
@@ -195,12 +195,12 @@ def test_a_cancelled_request_ends_at_once_wherever_it_is(fabric: FakeFabric) -> 
         assert order(fabric, "cancel", request=name)["requests"] == [name]
     ends = fabric.terminals.pop("alice")
     assert [(it.request, it.error, it.details) for it in ends] == [
-        (0xA2, RequestCancelledError, {"by": "olga"}),
-        (0xA1, RequestCancelledError, {"by": "olga"}),
+        (0xA2, StoppedByOperatorError, {"by": "olga"}),
+        (0xA1, StoppedByOperatorError, {"by": "olga"}),
     ]
     assert fabric.broker.scheduler.figures.total("cancelled") == 2
     assert [row["state"] for row in order(fabric, "requests")["rows"]] == ["orphaned"]
-    fabric.end("w", "alice", 0xA1, code=RequestCancelledError.code)
+    fabric.end("w", "alice", 0xA1, code=49901)
     fabric.pass_ms(70_000, "w")
     assert not fabric.ended("alice")
     assert [fields["state"] for event, fields in told(fabric) if event == "request_cancelled"] == ["queued", "running"]
@@ -234,7 +234,7 @@ def test_a_client_that_is_away_is_told_when_it_claims(at: str) -> None:
     assert worker.aborted() == ([(1, 0)] if at == "worker" else [])
     back = client.back((1, 0, 0))
     ((request, attempt, code, _, details),) = back.terminals()
-    assert (request, attempt, code) == (1, 0, RequestCancelledError.code)
+    assert (request, attempt, code) == (1, 0, StoppedByOperatorError.code)
     assert details == {"by": str(operator.number)}
 
 
@@ -248,7 +248,7 @@ def test_a_kicked_client_is_gone_and_kept_out_for_a_time() -> None:
     number = str(client.number)
     (answer,) = operator.ask("kick", client=number, refuse_ms=5_000)
     assert msgspec.msgpack.decode(answer.result)["requests"] == ["1", "2"]
-    assert client.codes() == {(1, 0): RequestCancelledError.code, (2, 0): RequestCancelledError.code}
+    assert client.codes() == {(1, 0): StoppedByOperatorError.code, (2, 0): StoppedByOperatorError.code}
     assert worker.aborted() == [(1, 0)]
     assert client.refusal == PermissionDeniedError.code
     assert bench.broker.registry.clients.keys() == {12}

@@ -88,7 +88,7 @@ class AsyncSteering(Asking):
         return await self._ask("resume", str, timeout, model=model_name(model))
 
     async def cancel_request(self, request: str, *, client: str = "", timeout: float | None = None) -> Stopped:
-        """End anybody's request: its client gets RequestCancelledError, which names the operator.
+        """End anybody's request: its client gets StoppedByOperatorError, which names the operator.
 
         Args:
             request: Its name, as `requests` and `stream.request_id` have it.

@@ -24,6 +24,7 @@ _STATUS: Final[dict[type[FabricError], int]] = {
     errors.OverloadError: 429,
     errors.RequestCancelledError: 499,
     errors.DeadlineExceededError: 504,
+    errors.StoppedByOperatorError: 503,
     errors.UnavailableError: 503,
     errors.WorkerTimeoutError: 504,
     FabricError: 500,

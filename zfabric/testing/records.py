@@ -176,7 +176,7 @@ class Record:
             raise Violation(f"{self} ended {self.endings} times")
         if error is None:
             self._check_good(result)
-        elif isinstance(error, RequestCancelledError) and not self.cancelled and "by" not in error.details:
+        elif isinstance(error, RequestCancelledError) and not self.cancelled:
             raise Violation(f"{self} was cancelled by nobody")
         elif isinstance(error, DeadlineExceededError) and wish.deadline_ms is None:
             raise Violation(f"{self} missed a deadline that it has not")

@@ -18,8 +18,8 @@ from zfabric.errors import (
     FabricError,
     NoWorkerError,
     ParameterRangeError,
-    RequestCancelledError,
     RequestError,
+    StoppedByOperatorError,
     UnknownModelError,
     UnsupportedOperationError,
 )
@@ -160,7 +160,7 @@ def cancel(broker: Broker, by: str, arguments: Arguments) -> Stopped:
     broker.journal.note(
         "request_cancelled", request=f"{number:x}", client=client.name, by=by, state=request.state.name.lower()
     )
-    broker.scheduler.endings.stop([request], _cancelled(by))
+    broker.scheduler.endings.stop([request], _stopped(by))
     return Stopped(client=client.name, number=client.number, requests=[f"{number:x}"])
 
 
@@ -183,7 +183,7 @@ def kick(broker: Broker, by: str, arguments: Arguments) -> Stopped:
     _check_room(kicked, client.instance)
     stopped = [f"{number:x}" for number in client.requests][:LISTED_DEFAULT]
     broker.journal.note("client_kicked", client=client.name, by=by, in_flight=len(client.requests), refuse_ms=refuse_ms)
-    broker.scheduler.endings.stop(list(client.requests.values()), _cancelled(by))
+    broker.scheduler.endings.stop(list(client.requests.values()), _stopped(by))
     if refuse_ms:
         order = kicked[client.instance] = Kick(by, broker.timers.now_ns + milliseconds(refuse_ms))
         broker.timers.at(order.until_ns, lambda _: _let_in(broker, client.instance, order))
@@ -196,8 +196,9 @@ def _let_in(broker: Broker, instance: int, order: Kick) -> None:
         del broker.registry.directives.kicked[instance]
 
 
-def _cancelled(by: str) -> FabricError:
-    return RequestCancelledError(f"cancelled by operator {by!r}", by=by)
+def _stopped(by: str) -> FabricError:
+    # Not as if its client had cancelled it: a client that is told so takes it for what it left behind, and asks again.
+    return StoppedByOperatorError(f"ended by operator {by!r}", by=by)
 
 
 # ── arguments ───────────────────────────────────────────────────────────────────────────────────────────────────────
