@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from zfabric.errors import (
     ConfigurationError,
     IncorrectKeyError,
     PermissionDeniedError,
+    RequestError,
+    StoppedByOperatorError,
     UnsupportedOperationError,
 )
 from zfabric.transport.curve import create_keys
@@ -140,25 +142,66 @@ async def test_a_client_is_kept_to_its_models(ipc: str, keys: Path) -> None:
             assert (await client.generate("other-one", "x", max_new_tokens=1)).text == "x "
 
 
-async def _operate(client: AsyncClient, act: str) -> Any:
-    if act == "drain":
-        return await client.drain_worker("gpu-1")
-    return await (client.refresh() if act == "refresh" else client.operate("gpu-1", "reset"))
+#: Each may be done to a fabric in which nothing runs.
+ACTS: dict[str, Callable[[AsyncClient], Awaitable[Any]]] = {
+    "drain": lambda client: client.drain_worker("gpu-1"),
+    "undrain": lambda client: client.undrain_worker("gpu-1"),
+    "refresh": lambda client: client.refresh(),
+    "operate": lambda client: client.operate("gpu-1", "reset"),
+    "pause": lambda client: client.pause_model("other-one"),
+    "resume": lambda client: client.resume_model("echo"),
+    "settings": lambda client: client.settings(),
+    "change_setting": lambda client: client.change_setting("stall_ms", 50_000),
+    "cancel": lambda client: client.cancel_request("abc"),
+    "kick": lambda client: client.kick_client("nobody"),
+}
+#: What an operator is answered where there is nothing to be done: that it is answered shows that it may.
+REFUSED: dict[str, type[Exception]] = {
+    "operate": UnsupportedOperationError,
+    "cancel": RequestError,
+    "kick": RequestError,
+}
 
 
-@pytest.mark.parametrize("act", ["drain", "refresh", "operate"])
+async def test_each_sees_what_is_its_own(ipc: str, keys: Path) -> None:
+    async with (
+        guarded(ipc, keys) as made,
+        AsyncClient(made.endpoint, credentials=credentials(keys, "backend"), label="one") as one,
+        AsyncClient(made.endpoint, credentials=credentials(keys, "backend"), label="other") as other,
+        AsyncClient(made.endpoint, credentials=credentials(keys, "admin"), label="admin") as operator,
+    ):
+        stream = one.stream("echo", "a b", max_new_tokens=100_000)
+        await anext(stream)
+        assert [row.request for row in (await one.requests()).rows] == [stream.request_id]
+        assert (await other.requests()).rows == []
+        assert [row.client for row in (await other.clients()).rows] == ["other"]
+        assert [row.client for row in (await operator.requests()).rows] == ["one"]
+        assert {row.client: row.key for row in (await operator.clients()).rows} == {
+            "one": "backend", "other": "backend", "admin": "admin",
+        }  # fmt: skip
+        with pytest.raises(PermissionDeniedError):
+            await other.cancel_request(stream.request_id)
+        await operator.cancel_request(stream.request_id)
+        with pytest.raises(StoppedByOperatorError, match="by operator 'admin'"):
+            [delta async for delta in stream]
+
+
+@pytest.mark.parametrize("act", ACTS)
 async def test_operating_needs_an_operators_key(ipc: str, keys: Path, act: str) -> None:
     async with guarded(ipc, keys) as made:
-        await made.add_worker("gpu-1", credentials=credentials(keys, "gpu"))
+        await made.add_worker(
+            "gpu-1", EchoWorker(EchoOptions(model_names=("echo", "other-one"))), credentials=credentials(keys, "gpu")
+        )
         async with AsyncClient(made.endpoint, credentials=credentials(keys, "backend")) as client:
             with pytest.raises(PermissionDeniedError, match="needs an operator's key"):
-                await _operate(client, act)
+                await ACTS[act](client)
             assert len(await client.workers()) == 2
         async with AsyncClient(made.endpoint, credentials=credentials(keys, "admin")) as operator:
-            # Echo has no calls: that its worker says so shows that the call came through.
-            refusal = pytest.raises(UnsupportedOperationError) if act == "operate" else contextlib.nullcontext()
+            refusal = pytest.raises(REFUSED[act]) if act in REFUSED else contextlib.nullcontext()
             with refusal:
-                await _operate(operator, act)
+                await ACTS[act](operator)
+            if act == "pause":
+                await operator.resume_model("other-one")
             assert (await operator.generate("echo", "x", max_new_tokens=1)).text == "x "
 
 
