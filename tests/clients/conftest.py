@@ -16,12 +16,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 #: The clients are in an environment of their own; the engines in that of the other tests.
 ENGINES = ROOT / ".venv" / "bin" / "python"
-#: Whether this is the environment of the clients, `.venv-clients`.
-ALL = find_spec("litellm") is not None
-
-if not ALL:
-    # Of the clients the other tests have OpenAI's alone.
-    collect_ignore_glob = [f"test_{name}.py" for name in ("langchain", "litellm", "llm", "loads", "chat_page")]
+if find_spec("litellm") is None:
+    # This is not the environment of the clients. What the others have of it, OpenAI's SDK, is in tests/gateway.
+    collect_ignore_glob = ["test_*.py"]
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -60,7 +57,7 @@ class Served:
         return self.url.removesuffix("/v1")
 
 
-@pytest.fixture(scope="session", params=["transformers", "vllm"] if ALL else ["transformers"])
+@pytest.fixture(scope="session", params=["transformers", "vllm"])
 def served(request: pytest.FixtureRequest) -> Iterator[Served]:
     """SmolLM2-135M-Instruct."""
     yield from _serve(MODEL, request.param)
@@ -77,20 +74,19 @@ def _serve(name: str, backend: str) -> Iterator[Served]:
     directory = Path(told.stdout.strip())
     command = [str(ENGINES), "-m", "zfabric.cli.main", "serve", str(directory), "--backend", backend, "--port", "0"]
     with tempfile.TemporaryDirectory(prefix="zf-") as short, open(f"{short}/log", "w+") as log:
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [*command, "--endpoint", f"ipc://{short}/c.sock", "--", "--model-names", name, *FLAGS[backend]],
             stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT, env={**os.environ, **ENVIRONMENT},
-        )  # fmt: skip
-        try:
-            assert process.stdout is not None
-            said = [process.stdout.readline(), process.stdout.readline()]
-            assert said[0].startswith("ready url="), Path(log.name).read_text()
-            words = dict(word.partition("=")[::2] for word in said[0].split()[1:])
-            assert words["models"] == name
-            yield Served(words["url"], backend, directory, said)
-        finally:
-            process.terminate()
-            process.wait(60)
+        ) as process:  # fmt: skip
+            try:
+                assert process.stdout is not None
+                said = [process.stdout.readline(), process.stdout.readline()]
+                assert said[0].startswith("ready url="), Path(log.name).read_text()
+                words = dict(word.partition("=")[::2] for word in said[0].split()[1:])
+                assert words["models"] == name
+                yield Served(words["url"], backend, directory, said)
+            finally:
+                process.terminate()
         assert process.returncode == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shlex
 import subprocess
@@ -63,7 +64,6 @@ def test_a_chat_whole_and_as_a_stream(served: Served) -> None:
 
 async def test_many_streams_of_the_asynchronous_client_at_once(served: Served) -> None:
     async with openai.AsyncOpenAI(base_url=served.url, api_key="none", max_retries=0, timeout=120) as sdk:
-        import asyncio
 
         async def read(number: int) -> str:
             stream = await sdk.completions.create(

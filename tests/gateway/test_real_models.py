@@ -6,19 +6,28 @@ import json
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import pytest_asyncio
 import torch
+from pydantic import BaseModel
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from tests.gateway.conftest import Served, gateway
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.models.wheels import prepare
+
+
+class City(BaseModel):
+    """What an answer has to be an object of."""
+
+    name: Literal["Paris", "Rome"]
+    big: bool
+
 
 CHAT: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -80,6 +89,10 @@ async def test_smollm2_keeps_to_a_schema(smollm2: Served) -> None:
         said = json.loads(answer.choices[0].message.content or "")
         assert set(said) == {"city", "big"}
         assert isinstance(said["big"], bool)
+    parsed = await smollm2.openai.chat.completions.parse(
+        model="smollm2", messages=CHAT, temperature=0, max_tokens=60, response_format=City
+    )
+    assert isinstance(parsed.choices[0].message.parsed, City)
 
 
 async def test_minilm_gives_the_mean_of_its_last_layer() -> None:
