@@ -9,9 +9,9 @@ from zfabric.backends.front.text import TextModelWorker
 from zfabric.client.aio import AsyncClient
 from zfabric.client.blocking import BlockingStream
 from zfabric.client.many import BlockingBatch, CompletionBatch
-from zfabric.client.options import AnswerOptions, ChatMessage, EmbedOptions, GenerateOptions
+from zfabric.client.options import AnswerOptions, ChatMessage, EmbedOptions, EmbedTokensOptions, GenerateOptions
 from zfabric.client.reader import AnswerReader, AnswerStream
-from zfabric.client.results import Choice, Completion, ToolCall
+from zfabric.client.results import Choice, Classification, Completion, ToolCall
 from zfabric.client.stream import TokenStream
 from zfabric.client.sync import Client
 from zfabric.errors import (
@@ -73,6 +73,7 @@ __all__ = [
     "BlockingStream",
     "ChatMessage",
     "Choice",
+    "Classification",
     "Client",
     "ClosedError",
     "Completion",
@@ -87,6 +88,7 @@ __all__ = [
     "EmbedOptions",
     "EmbedRequest",
     "EmbedResult",
+    "EmbedTokensOptions",
     "EndedError",
     "EndpointInUseError",
     "EngineStalledError",

@@ -249,7 +249,7 @@ async def test_minilm_embeds(minilm: Path) -> None:
     worker = ModelWorker(TransformersOptions(model=str(minilm), device="cpu"))
     worker.steps = Answers()
     (info,) = await worker.load()
-    assert info.capabilities == ["embed", "count_tokens", "tokenize", "detokenize"]
+    assert info.capabilities == ["embed", "embed_tokens", "score", "count_tokens", "tokenize", "detokenize"]
     texts = ["a cat", "a kitten", "quarterly revenue", "the quick brown fox jumps over the lazy dog"]
 
     async def vectors(*inputs: str, **options: Any) -> np.ndarray[Any, Any]:

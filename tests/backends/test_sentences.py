@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
@@ -21,8 +22,9 @@ from zfabric.backends.front.sentence_files import SentenceFiles, Step
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.pooling import make_pooler
 from zfabric.backends.hf_transformers.worker import ModelWorker
-from zfabric.errors import ConfigurationError, ParameterRangeError
+from zfabric.errors import ConfigurationError, ParameterRangeError, RequestError, UnsupportedOperationError
 from zfabric.wire.messages import ModelInfo
+from zfabric.wire.tasks import ClassifyRequest, EmbedTokensRequest, ScoreRequest
 
 TEXTS = ["A small cat", "Quarterly REVENUE grew", "word " * 60]
 POOLING = "sentence_transformers.models.Pooling"
@@ -75,6 +77,13 @@ RECORDED: dict[str, list[list[float]]] = {
         [0.032062, 0.055290, 0.029221],
     ],
 }
+
+#: The same of "prompted", with the prompt that is called "passage".
+PASSAGES = [
+    [0.094100, 0.070765, -0.018975],
+    [-0.000779, -0.096864, -0.041546],
+    [0.004291, 0.099674, -0.005414],
+]
 
 
 def checkpoint(directory: Path, minilm: Path, name: str) -> Path:
@@ -153,6 +162,45 @@ async def test_vectors_are_those_of_the_library(name: str, minilm: Path, tmp_pat
     assert info.dimensions == found.shape[1]
     columns = [0, found.shape[1] // 2, found.shape[1] - 1]
     np.testing.assert_allclose(found[:, columns], RECORDED[name], atol=2e-5)
+
+
+async def test_a_prompt_is_called_by_its_name(minilm: Path, tmp_path: Path) -> None:
+    worker, info = await load(checkpoint(tmp_path / "model", minilm, "prompted"))
+    passages = await vectors(worker, *TEXTS, truncate="cut", prompt_name="passage")
+    queries = await vectors(worker, *TEXTS, truncate="cut", prompt_name="query")
+    with pytest.raises(ParameterRangeError, match="'title', it must be one of passage, query"):
+        await vectors(worker, "x", prompt_name="title")
+    with pytest.raises(RequestError, match="input 0 is tokens"):
+        await vectors(worker, [1, 2], prompt_name="query")
+    await worker.close()
+    assert (info.details["prompts"], info.details["prompt_name"]) == ("passage, query", "query")
+    np.testing.assert_allclose(passages[:, [0, 192, 383]], PASSAGES, atol=2e-5)
+    np.testing.assert_allclose(queries[:, [0, 192, 383]], RECORDED["prompted"], atol=2e-5)
+
+
+async def test_each_token_has_its_hidden_state_and_scores_are_cosines(minilm: Path) -> None:
+    worker, info = await load(minilm)
+    tokens, whole, cut = await asyncio.gather(
+        worker.embed_tokens(EmbedTokensRequest(inputs=list(TEXTS), normalize=False)),
+        vectors(worker, *TEXTS),
+        worker.embed_tokens(EmbedTokensRequest(inputs=["word " * 600], truncate="cut", dimensions=8)),
+    )
+    scores = await worker.score(ScoreRequest(query=TEXTS[0], documents=TEXTS[1:]))
+    with pytest.raises(ParameterRangeError, match="has none"):
+        await worker.embed_tokens(EmbedTokensRequest(inputs=["x"], prompt_name="query"))
+    with pytest.raises(UnsupportedOperationError, match="no head"):
+        await worker.classify(ClassifyRequest(inputs=["x"]))
+    await worker.close()
+    assert {"embed", "embed_tokens", "score"} < set(info.capabilities)
+    assert scores == pytest.approx((whole[1:] @ whole[0]).tolist(), abs=1e-5)
+    assert (cut.tokens, cut.dimensions) == ([info.context_length], 8)
+    np.testing.assert_allclose(np.linalg.norm(np.frombuffer(cut.data, "<f4").reshape(-1, 8), axis=1), 1, atol=1e-5)
+    rows = np.split(np.frombuffer(tokens.data, "<f4").reshape(-1, 384), np.cumsum(tokens.tokens)[:-1])
+    model, tokenizer = AutoModel.from_pretrained(minilm, dtype=torch.float32), AutoTokenizer.from_pretrained(minilm)
+    for text, found in zip(TEXTS, rows, strict=True):
+        with torch.inference_mode():
+            right = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        np.testing.assert_allclose(found, right.numpy(), atol=1e-4)
 
 
 async def test_a_name_at_a_hub_means_the_same_as_its_directory(
@@ -257,7 +305,10 @@ async def test_an_encoder_takes_as_many_tokens_as_it_has_places_for(
     tokens = [5 + number % 200 for number in range(length)]
     found = await vectors(worker, tokens, tokens[:7], normalize=False)
     await worker.close()
-    assert (info.context_length, info.capabilities) == (length, ["embed", "count_tokens", "tokenize", "detokenize"])
+    assert (info.context_length, info.capabilities) == (
+        length,
+        ["embed", "embed_tokens", "score", "count_tokens", "tokenize", "detokenize"],
+    )
     with torch.inference_mode():
         hidden = AutoModel.from_pretrained(directory)(torch.tensor([tokens])).last_hidden_state[0]
     np.testing.assert_allclose(found[0], hidden.mean(dim=0).numpy(), atol=1e-5)
@@ -266,8 +317,7 @@ async def test_an_encoder_takes_as_many_tokens_as_it_has_places_for(
 @pytest.mark.parametrize(
     "architecture",
     [
-        "BertForSequenceClassification", "RobertaForTokenClassification", "BertForQuestionAnswering",
-        "BertForNextSentencePrediction", "ModernBertForSequenceClassification", "LlamaForSequenceClassification",
+        "RobertaForTokenClassification", "BertForQuestionAnswering", "BertForNextSentencePrediction",
     ],
 )  # fmt: skip
 async def test_a_head_is_not_dropped_without_a_word(architecture: str, tmp_path: Path) -> None:
@@ -300,7 +350,7 @@ async def test_half_of_an_encoder_decoder_makes_vectors_and_no_text(tmp_path: Pa
     worker, info = await load(tmp_path)
     found = await vectors(worker, "the walking", "a", normalize=False)
     await worker.close()
-    assert info.capabilities == ["embed", "count_tokens", "tokenize", "detokenize"]
+    assert info.capabilities == ["embed", "embed_tokens", "score", "count_tokens", "tokenize", "detokenize"]
     with torch.inference_mode():
         model = T5EncoderModel.from_pretrained(tmp_path)
         hidden = model(**tokenizer("the walking", return_tensors="pt", return_token_type_ids=False)).last_hidden_state

@@ -1,4 +1,4 @@
-"""/v1/embeddings, /rerank, /score, /classify, /tokenize and /detokenize."""
+"""/v1/embeddings, /pooling, /rerank, /score, /classify, /tokenize and /detokenize."""
 
 from __future__ import annotations
 
@@ -14,22 +14,42 @@ import pytest
 from tests.gateway.conftest import gateway
 from zfabric import BaseModelWorker, CountRequest, EmbedRequest, EmbedResult, ModelInfo
 from zfabric.backends.echo import EchoOptions, EchoWorker
-from zfabric.wire.tasks import ClassifyRequest, DetokenizeRequest, ScoreRequest
+from zfabric.wire.tasks import (
+    ClassifyRequest,
+    ClassifyResult,
+    DetokenizeRequest,
+    EmbedTokensRequest,
+    EmbedTokensResult,
+    RewardRequest,
+    ScoreRequest,
+)
 
 
 class Ranker(BaseModelWorker):
     """Scores are lengths, tokens are characters, classes are vowels and others."""
 
     async def load(self) -> ModelInfo:
-        abilities = ["score", "classify", "tokenize", "detokenize", "count_tokens"]
+        abilities = ["score", "classify", "tokenize", "detokenize", "count_tokens", "embed", "embed_tokens", "reward"]
         return ModelInfo(name="ranker", capabilities=abilities, context_length=99)
 
     async def score(self, request: ScoreRequest) -> list[float]:
         return [len(document) / 100 + len(request.query) for document in request.documents]
 
-    async def classify(self, request: ClassifyRequest) -> list[list[float]]:
+    async def classify(self, request: ClassifyRequest) -> ClassifyResult:
         shares = [sum(letter in "aeiou" for letter in text) / len(text) for text in request.inputs]
-        return [[share, 1 - share] for share in shares]
+        return ClassifyResult([[share, 1 - share] for share in shares], ["vowel", "other"])
+
+    async def embed(self, request: EmbedRequest) -> EmbedResult:
+        """The length of the prompt's name, and that of the text."""
+        sizes = [[len(request.prompt_name or ""), len(text)] for text in request.inputs]
+        return EmbedResult(len(sizes), 2, np.array(sizes, dtype="<f4").tobytes())
+
+    async def embed_tokens(self, request: EmbedTokensRequest) -> EmbedTokensResult:
+        codes = [ord(letter) * (1 + request.normalize) for text in request.inputs for letter in str(text)]
+        return EmbedTokensResult([len(text) for text in request.inputs], 1, np.array(codes, dtype="<f4").tobytes())
+
+    async def reward(self, request: RewardRequest) -> list[list[float]]:
+        return [[1.5 if isinstance(given, str) else len(given)] for given in request.inputs]
 
     async def tokenize(self, request: CountRequest) -> list[int]:
         return [ord(letter) for letter in request.plain_text()]
@@ -107,7 +127,7 @@ async def test_a_caller_who_goes_away_stops_what_is_no_stream() -> None:
 async def test_what_a_model_cannot_do_is_told() -> None:
     async with gateway(Ranker()) as served:
         with pytest.raises(openai.BadRequestError) as refused:
-            await served.openai.embeddings.create(model="ranker", input="x")
+            await served.openai.completions.create(model="ranker", prompt="x")
         assert refused.value.code == "unsupported_operation"
 
 
@@ -142,7 +162,36 @@ async def test_classes() -> None:
     async with gateway(Ranker()) as served, httpx.AsyncClient(base_url=served.url) as web:
         answer = (await web.post("/classify", json={"model": "ranker", "input": ["ae", "ab"]})).json()
         assert [row["probs"] for row in answer["data"]] == [[1, 0], [0.5, 0.5]]
+        assert [row["label"] for row in answer["data"]] == ["vowel", "vowel"]
         assert answer["data"][0]["num_classes"] == 2
+
+
+async def test_a_prompt_is_called_by_its_name() -> None:
+    async with gateway(Ranker()) as served:
+        answer = await served.openai.embeddings.create(model="ranker", input="abc", extra_body={"prompt_name": "query"})
+        assert answer.data[0].embedding == [5, 3]
+
+
+async def test_whatever_a_pooling_model_makes() -> None:
+    async with gateway(Ranker()) as served, httpx.AsyncClient(base_url=served.url) as web:
+
+        async def ask(task: str, **given: Any) -> Any:
+            answer = await web.post("/pooling", json={"model": "ranker", "task": task, **given})
+            body = answer.json()
+            return [row["data"] for row in body["data"]] if answer.status_code == 200 else body["error"]["param"]
+
+        assert await ask("token_embed", input=["ab", "c"]) == [[[194], [196]], [[198]]]
+        assert await ask("token_embed", input="a", use_activation=False) == [[[97]]]
+        assert await ask("embed", input=["abc"], prompt_name="query") == [[5, 3]]
+        assert await ask("classify", input="ab") == [[0.5, 0.5]]
+        assert await ask("token_classify", input="ab") == [[[1.5]]]
+        assert await ask("token_classify", messages=[{"role": "user", "content": "x"}] * 2) == [[[2]]]
+        assert await ask("classify", input="ab", use_activation=False) == "use_activation"
+        assert await ask("classify", input="ab", dimensions=1) == "dimensions"
+        assert await ask("embed", messages=[{"role": "user", "content": "x"}]) == "messages"
+        assert await ask("embed") == "input"
+        whole = (await web.post("/pooling", json={"model": "ranker", "task": "embed", "input": "abc"})).json()
+        assert (whole["object"], whole["data"][0]["object"], whole["usage"]["total_tokens"]) == ("list", "pooling", 3)
 
 
 async def test_tokens_there_and_back() -> None:

@@ -178,8 +178,8 @@ def test_public_names_are_pinned() -> None:
     from zfabric import errors
 
     names = """AnswerOptions AnswerReader AnswerStream AsyncClient BaseModelWorker BlockingBatch BlockingStream ChatMessage
-        Choice Client Completion CompletionBatch CountRequest Credentials Delta EmbedOptions
-        EmbedRequest EmbedResult GenerateOptions GenerateRequest
+        Choice Classification Client Completion CompletionBatch CountRequest Credentials Delta EmbedOptions
+        EmbedRequest EmbedResult EmbedTokensOptions GenerateOptions GenerateRequest
         Logprob ModelInfo SamplingParams StepwiseModelWorker TextModelWorker
         TokenLogprobs TokenStream ToolCall ToolCallDelta Usage __version__"""
     tree = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, FabricError)}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from zfabric.backends.front.bounds import context_overflow
+from zfabric.backends.front.embed_inputs import check_prompt_name
 from zfabric.errors import ParameterRangeError
 from zfabric.limits import ECHO_TOKEN_LENGTH_MAX, ECHO_WORDS_MAX
 from zfabric.wire.messages import ModelInfo
@@ -128,6 +129,8 @@ class EchoWorker(StepwiseModelWorker):
         self._streams.pop(request_id, None)
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
+        if request.prompt_name is not None:
+            check_prompt_name(request.prompt_name, {})
         dimensions = request.dimensions or self.options.dimensions
         if dimensions > self.options.dimensions:
             raise ParameterRangeError(

@@ -137,12 +137,28 @@ class EmbedOptions(SharedOptions, total=False):
         normalize: Give vectors of length 1, which is the default.
         truncate: What to do with an input beyond the context: "error", "cut" or "chunk" (mean of its pieces).
         pooling: None is the model's own; else "mean", "cls" or "last".
+        prompt_name: Which of the model's own prompts is put before each text, such as "query"; None for the one that it
+            uses by default. `zfabric models` shows their names.
     """
 
     dimensions: int | None
     normalize: bool
     truncate: Literal["error", "cut", "chunk"]
     pooling: Literal["mean", "cls", "last"] | None
+    prompt_name: str | None
+
+
+class EmbedTokensOptions(SharedOptions, total=False):
+    """Keyword arguments of `embed_tokens`; they mean what they do for `embed`.
+
+    Attributes:
+        truncate: What to do with an input beyond the context: "error" or "cut".
+    """
+
+    dimensions: int | None
+    normalize: bool
+    truncate: Literal["error", "cut"]
+    prompt_name: str | None
 
 
 class SubmitOptions(TypedDict):

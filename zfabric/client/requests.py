@@ -6,6 +6,7 @@ request's own to check. So nobody but the caller ever hears of a wrong argument.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, cast, get_args
@@ -20,7 +21,16 @@ from zfabric.limits import CALL_TIMEOUT_MS, DEADLINE_MAX_MS, NAME_LENGTH_MAX, PR
 from zfabric.wire.chat import ChatOptions, Message
 from zfabric.wire.payloads import CountRequest, OperateRequest, TextRequest
 from zfabric.wire.sampling import TOKENS_MAX, WHAT_THE_CONTEXT_LEAVES, SamplingOptions
-from zfabric.wire.tasks import ClassifyRequest, DetokenizeRequest, EmbedRequest, EmbedResult, ScoreRequest
+from zfabric.wire.tasks import (
+    ClassifyRequest,
+    DetokenizeRequest,
+    EmbedRequest,
+    EmbedResult,
+    EmbedTokensRequest,
+    EmbedTokensResult,
+    RewardRequest,
+    ScoreRequest,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +41,12 @@ _SAMPLING: Final = {field.name: values.take_for(field.type) for field in structs
 _EMBED: Final = {
     field.name: values.take_for(field.type)
     for field in structs.fields(EmbedRequest)
-    if field.name in ("dimensions", "normalize", "truncate", "pooling")
+    if field.name in ("dimensions", "normalize", "truncate", "pooling", "prompt_name")
+}
+_EMBED_TOKENS: Final = {
+    field.name: values.take_for(field.type)
+    for field in structs.fields(EmbedTokensRequest)
+    if field.name in ("dimensions", "normalize", "truncate", "prompt_name")
 }
 _resume: Final = values.one_of(get_args(Resume))
 
@@ -64,9 +79,17 @@ def embed_request(inputs: object, options: Mapping[str, Any]) -> tuple[EmbedRequ
     given = dict(options)
     submit = _submit_options(given)
     known = _known(given, _EMBED, "embed")
-    if known.get("dimensions") is not None and known["dimensions"] < 1:
-        raise values.out_of_range("dimensions", known["dimensions"], "at least 1")
     request = EmbedRequest(inputs=values.taken(_inputs, "inputs", inputs), **known)
+    request.validate()
+    return request, submit
+
+
+def embed_tokens_request(inputs: object, options: Mapping[str, Any]) -> tuple[EmbedTokensRequest, SubmitOptions]:
+    """A request for vectors of tokens, and how to submit it. Raises: as `generate_request`."""
+    given = dict(options)
+    submit = _submit_options(given)
+    known = _known(given, _EMBED_TOKENS, "embed_tokens")
+    request = EmbedTokensRequest(inputs=values.taken(_inputs, "inputs", inputs), **known)
     request.validate()
     return request, submit
 
@@ -116,7 +139,17 @@ def classify_request(inputs: object, options: Mapping[str, Any]) -> tuple[Classi
     given = dict(options)
     submit = _submit_options(given)
     _known(given, {}, "classify")
-    request = ClassifyRequest(inputs=list(values.taken(values.texts, "inputs", inputs)))
+    request = ClassifyRequest(inputs=values.taken(_texts_or_pairs, "inputs", inputs))
+    request.validate()
+    return request, submit
+
+
+def reward_request(inputs: object, options: Mapping[str, Any]) -> tuple[RewardRequest, SubmitOptions]:
+    """A request for rewards, and how to submit it. Raises: as `generate_request`."""
+    given = dict(options)
+    submit = _submit_options(given)
+    _known(given, {}, "reward")
+    request = RewardRequest(inputs=values.taken(_texts_or_chats, "inputs", inputs))
     request.validate()
     return request, submit
 
@@ -151,13 +184,26 @@ def call_timeout_ms(timeout: object) -> int:
 
 def vectors(result: EmbedResult, count: int) -> NDArray[np.float32]:
     """The array in a result, without a copy. Raises: ProtocolError if sizes do not fit."""
-    import numpy as np
-
     if result.rows != count:
         raise ProtocolError(f"{result.rows} vectors came for {count} inputs", rows=result.rows, inputs=count)
-    if result.dimensions < 0 or len(result.data) != 4 * result.rows * result.dimensions:
-        raise ProtocolError(f"{len(result.data)} bytes are not {result.rows} × {result.dimensions} float32 values")
-    return np.frombuffer(result.data, dtype="<f4").reshape(result.rows, result.dimensions)
+    return _matrix(result.data, result.rows, result.dimensions)
+
+
+def token_vectors(result: EmbedTokensResult, count: int) -> list[NDArray[np.float32]]:
+    """The arrays in a result, one for each input, without a copy. Raises: ProtocolError if sizes do not fit."""
+    if len(result.tokens) != count or any(tokens < 0 for tokens in result.tokens):
+        raise ProtocolError(f"vectors of {len(result.tokens)} texts came for {count} inputs", inputs=count)
+    whole = _matrix(result.data, sum(result.tokens), result.dimensions)
+    ends = list(itertools.accumulate(result.tokens))
+    return [whole[end - tokens : end] for tokens, end in zip(result.tokens, ends, strict=True)]
+
+
+def _matrix(data: bytes, rows: int, dimensions: int) -> NDArray[np.float32]:
+    import numpy as np
+
+    if dimensions < 0 or len(data) != 4 * rows * dimensions:
+        raise ProtocolError(f"{len(data)} bytes are not {rows} × {dimensions} float32 values")
+    return np.frombuffer(data, dtype="<f4").reshape(rows, dimensions)
 
 
 # ── parts ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -277,6 +323,26 @@ def _input(name: str, value: object) -> str | list[int]:
     if isinstance(value, str):
         return values.text(name, value)
     return values.tokens(name, value)
+
+
+def _texts_or_pairs(name: str, value: object) -> list[str | list[str]]:
+    """Texts and pairs of texts; one text is a list of one."""
+    return _mixed(
+        name, value, lambda path, item: list(values.texts(path, item)), "a text, or a list of texts and pairs"
+    )
+
+
+def _texts_or_chats(name: str, value: object) -> list[str | list[Message]]:
+    """Texts and lists of messages; one text is a list of one."""
+    return _mixed(name, value, _messages, "a text, or a list of texts and lists of messages")
+
+
+def _mixed(name: str, value: object, take: Callable[[str, Any], list[Any]], expected: str) -> list[Any]:
+    if isinstance(value, str):
+        return [values.text(name, value)]
+    items = enumerate(values.sequence(name, value, expected))
+    paths = [(f"{name}[{at}]", item) for at, item in items]
+    return [values.text(path, item) if isinstance(item, str) else take(path, item) for path, item in paths]
 
 
 #: How each option of a chat is taken.

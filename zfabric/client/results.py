@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +47,28 @@ class ToolCall:
 
     def __repr__(self) -> str:
         return f"ToolCall(id={self.id!r}, name={self.name!r}, arguments={self.arguments!r})"
+
+
+class Classification(list[float]):
+    """The probability of each class of one text: a list of them that knows what the classes are called.
+
+    Args:
+        probabilities: In the order of the classes.
+        labels: What the classes are called, in the same order; empty where the model does not say.
+
+    Example:
+        >>> [mood] = client.classify("sentiment", "What a day!")
+        >>> mood.label, max(mood)
+    """
+
+    def __init__(self, probabilities: Iterable[float], labels: Sequence[str] = ()) -> None:
+        super().__init__(probabilities)
+        self.labels = tuple(labels)
+
+    @property
+    def label(self) -> str | None:
+        """The likeliest class; None where the model does not say what classes are called."""
+        return self.labels[self.index(max(self))] if self.labels and self else None
 
 
 class Choice:

@@ -17,13 +17,14 @@ from zfabric.client.many import BlockingBatch, Feed, Prompt
 from zfabric.client.options import (
     AnswerOptions,
     EmbedOptions,
+    EmbedTokensOptions,
     GenerateOptions,
     Messages,
     SharedOptions,
     TemplateOptions,
 )
 from zfabric.client.requests import generate_request, model_name
-from zfabric.client.results import Completion
+from zfabric.client.results import Classification, Completion
 from zfabric.client.sync_queries import BlockingQueries
 from zfabric.transport.curve import Credentials
 
@@ -156,6 +157,19 @@ class Client(BlockingQueries):
         """
         return self._thread.wait(self._client.embed(model, inputs, **options))
 
+    def embed_tokens(
+        self,
+        model: str,
+        inputs: str | Sequence[str] | Sequence[Sequence[int]],
+        **options: Unpack[EmbedTokensOptions],
+    ) -> list[NDArray[np.float32]]:
+        """As `AsyncClient.embed_tokens`.
+
+        Example:
+            >>> [vectors] = client.embed_tokens("colbert", "one text")
+        """
+        return self._thread.wait(self._client.embed_tokens(model, inputs, **options))
+
     def count_tokens(
         self,
         model: str,
@@ -231,13 +245,25 @@ class Client(BlockingQueries):
         """
         return self._thread.wait(self._client.rerank(model, query, documents, top_n=top_n, **options))
 
-    def classify(self, model: str, inputs: str | Sequence[str], **options: Unpack[SharedOptions]) -> list[list[float]]:
+    def classify(
+        self, model: str, inputs: str | Sequence[str | Sequence[str]], **options: Unpack[SharedOptions]
+    ) -> list[Classification]:
         """As `AsyncClient.classify`.
 
         Example:
             >>> [[negative, positive]] = client.classify("sentiment", "What a day!")
         """
         return self._thread.wait(self._client.classify(model, inputs, **options))
+
+    def reward(
+        self, model: str, inputs: str | Sequence[str | Messages], **options: Unpack[SharedOptions]
+    ) -> list[list[float]]:
+        """As `AsyncClient.reward`.
+
+        Example:
+            >>> [[worth]] = client.reward("judge", "The answer is 4.")
+        """
+        return self._thread.wait(self._client.reward(model, inputs, **options))
 
     def operate(
         self, worker: str, call: str, *, model: str = "", timeout: float | None = None, **arguments: Any

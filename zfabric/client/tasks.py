@@ -7,21 +7,25 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from zfabric.client import values
 from zfabric.client.connection import Connection
-from zfabric.client.options import EmbedOptions, Messages, SharedOptions, TemplateOptions
+from zfabric.client.options import EmbedOptions, EmbedTokensOptions, Messages, SharedOptions, TemplateOptions
 from zfabric.client.requests import (
     classify_request,
     count_request,
     detokenize_request,
     embed_request,
+    embed_tokens_request,
     model_name,
     operate_request,
+    reward_request,
     score_request,
+    token_vectors,
     vectors,
 )
+from zfabric.client.results import Classification
 from zfabric.errors import ProtocolError
 from zfabric.wire import codec
 from zfabric.wire.answers import Outcome
-from zfabric.wire.tasks import EmbedResult
+from zfabric.wire.tasks import ClassifyResult, EmbedResult, EmbedTokensResult
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,6 +65,32 @@ class AsyncTasks:
         request, submit = embed_request(inputs, options)
         answer, _ = await self._connection.call("embed", request, model=model_name(model), **submit)
         return vectors(_result(answer.outcome, EmbedResult), len(request.inputs))
+
+    async def embed_tokens(
+        self,
+        model: str,
+        inputs: str | Sequence[str] | Sequence[Sequence[int]],
+        **options: Unpack[EmbedTokensOptions],
+    ) -> list[NDArray[np.float32]]:
+        """A vector of each token of texts, for late interaction. Cancelling the task cancels the request.
+
+        Args:
+            inputs: Texts, or lists of token ids; one text is one array.
+            **options: See `EmbedTokensOptions`.
+
+        Returns:
+            For each input a float32 array of shape (tokens, dimensions), special tokens included, a read-only view.
+
+        Raises:
+            FabricError: What ended the request.
+
+        Example:
+            >>> query, document = await client.embed_tokens("colbert", ["What is a cat?", "A pet."])
+            >>> score = (query @ document.T).max(axis=1).sum()
+        """
+        request, submit = embed_tokens_request(inputs, options)
+        answer, _ = await self._connection.call("embed_tokens", request, model=model_name(model), **submit)
+        return token_vectors(_result(answer.outcome, EmbedTokensResult), len(request.inputs))
 
     async def count_tokens(
         self,
@@ -175,9 +205,15 @@ class AsyncTasks:
         return sorted(enumerate(scores), key=lambda item: -item[1])[:most]
 
     async def classify(
-        self, model: str, inputs: str | Sequence[str], **options: Unpack[SharedOptions]
-    ) -> list[list[float]]:
+        self, model: str, inputs: str | Sequence[str | Sequence[str]], **options: Unpack[SharedOptions]
+    ) -> list[Classification]:
         """The probability of each class, for each text. Cancelling the task cancels the request.
+
+        Args:
+            inputs: Texts, or pairs of texts that are judged together, such as a premise and what may follow from it.
+
+        Returns:
+            A list of probabilities for each, which knows the names of the classes: see `Classification`.
 
         Raises:
             FabricError: What ended the request.
@@ -187,6 +223,31 @@ class AsyncTasks:
         """
         request, submit = classify_request(inputs, options)
         answer, _ = await self._connection.call("classify", request, model=model_name(model), **submit)
+        found = _result(answer.outcome, ClassifyResult)
+        if found.labels and any(len(row) != len(found.labels) for row in found.probabilities):
+            raise ProtocolError(f"{len(found.labels)} names came for other classes", labels=len(found.labels))
+        return [Classification(row, found.labels) for row in _counted(found.probabilities, len(request.inputs))]
+
+    async def reward(
+        self, model: str, inputs: str | Sequence[str | Messages], **options: Unpack[SharedOptions]
+    ) -> list[list[float]]:
+        """What texts or chats are worth to a reward model. Cancelling the task cancels the request.
+
+        Args:
+            inputs: Texts, or lists of messages, which go through the model's chat template.
+
+        Returns:
+            For each input one number, as the model computes it; or one for each token or step where it judges those.
+
+        Raises:
+            FabricError: What ended the request.
+
+        Example:
+            >>> chat: list[ChatMessage] = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
+            >>> [[worth]] = await client.reward("judge", [chat])
+        """
+        request, submit = reward_request(inputs, options)
+        answer, _ = await self._connection.call("reward", request, model=model_name(model), **submit)
         return _counted(_result(answer.outcome, list[list[float]]), len(request.inputs))
 
     async def operate(

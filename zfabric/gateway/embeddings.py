@@ -26,12 +26,13 @@ class EmbeddingsRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True
     normalize: bool | None = None
     pooling: Literal["mean", "cls", "last"] | None = None
     priority: int | None = None
+    prompt_name: str | None = None
     timeout: float | None = None
     truncate: Literal["error", "cut", "chunk"] | None = None
 
 
 _DECODER: Final = decoder(EmbeddingsRequest)
-_OPTIONS: Final = ("dimensions", "normalize", "pooling", "priority", "timeout", "truncate")
+_OPTIONS: Final = ("dimensions", "normalize", "pooling", "priority", "prompt_name", "timeout", "truncate")
 
 
 async def embeddings(call: Call) -> None:

@@ -104,13 +104,13 @@ async def score(call: Call) -> None:
 
 
 async def classify(call: Call) -> None:
-    """Answer a call: the probability of each class, for each text. The fabric's models do not tell what classes are called."""
+    """Answer a call: the likeliest class and the probability of each, for each text."""
     request = decode(_CLASSIFY, call.body)
     model = call.check_model(request.model)
     inputs = [request.input] if isinstance(request.input, str) else _bounded("input", request.input)
     options: Any = {"priority": request.priority, "timeout": request.timeout}
     rows = await call.unless_left(call.client.classify(model, inputs, **options))
-    data = [{"index": n, "label": None, "probs": row, "num_classes": len(row)} for n, row in enumerate(rows)]
+    data = [{"index": n, "label": row.label, "probs": row, "num_classes": len(row)} for n, row in enumerate(rows)]
     await call.response.whole(200, encode(_listed(call, model, data)))
 
 

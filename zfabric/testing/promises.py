@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -306,6 +306,8 @@ async def _operations_are_refused_or_done(asked: Asked) -> None:
         "detokenize": lambda: asked.client.detokenize(asked.model, [1]),
         "score": lambda: asked.client.score(asked.model, "one", ["two"]),
         "classify": lambda: asked.client.classify(asked.model, ["one"]),
+        "embed_tokens": lambda: asked.client.embed_tokens(asked.model, ["one"]),
+        "reward": lambda: asked.client.reward(asked.model, ["one"]),
     }
     for operation, call in calls.items():
         try:
@@ -353,6 +355,26 @@ async def _scores_are_numbers(asked: Asked) -> None:
     expect(all(math.isfinite(score) for score in scores), f"the scores are {scores}")
 
 
+async def _classes_are_probabilities(asked: Asked) -> None:
+    _expect_rows(await asked.client.classify(asked.model, ["one text", "another"]))
+
+
+async def _tokens_have_vectors(asked: Asked) -> None:
+    rows = await asked.client.embed_tokens(asked.model, ["one text", "another text, which is longer"])
+    sizes = [array.shape for array in rows]
+    expect(sizes[0][1] == sizes[1][1], f"the vectors have the shapes {sizes}")
+    expect(sizes[0][0] < sizes[1][0], f"a text has no fewer vectors than a longer one: {sizes}")
+    _expect_rows([array.ravel().tolist() for array in rows])
+
+
+async def _rewards_are_numbers(asked: Asked) -> None:
+    _expect_rows(await asked.client.reward(asked.model, ["one text", "another text"]))
+
+
+def _expect_rows(rows: Sequence[Sequence[float]]) -> None:
+    expect(all(row and all(map(math.isfinite, row)) for row in rows), f"these are no numbers: {rows}")
+
+
 async def _it_is_as_it_was(asked: Asked) -> None:
     for worker in await asked.client.workers():
         if asked.model in worker.models:
@@ -385,6 +407,9 @@ ALL: Final[tuple[Promise, ...]] = (
     Promise("Each text has a vector of the announced length.", _vectors_are_rows, "embed"),
     Promise("A prompt has as many tokens as are counted.", _tokens_are_counted, "tokenize"),
     Promise("Each document has a score.", _scores_are_numbers, "score"),
+    Promise("Each text has a probability of each class.", _classes_are_probabilities, "classify"),
+    Promise("Each token of a text has a vector.", _tokens_have_vectors, "embed_tokens"),
+    Promise("Each text has a reward.", _rewards_are_numbers, "reward"),
     Promise(
         "An operation that is not announced is refused, and one that is, is done.", _operations_are_refused_or_done
     ),

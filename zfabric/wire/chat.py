@@ -95,6 +95,8 @@ class ChatOptions(Struct, array_like=True, kw_only=True, frozen=True):
 
 #: Where nothing is said.
 PLAIN: Final = ChatOptions()
+#: A chat that nobody is to go on with.
+WHOLE: Final = ChatOptions(add_generation_prompt=False)
 
 
 def check_chat(

@@ -64,6 +64,8 @@ _request_decoders: Final[dict[str, msgspec.msgpack.Decoder[Any]]] = {
     "detokenize": msgspec.msgpack.Decoder(tasks.DetokenizeRequest),
     "score": msgspec.msgpack.Decoder(tasks.ScoreRequest),
     "classify": msgspec.msgpack.Decoder(tasks.ClassifyRequest),
+    "embed_tokens": msgspec.msgpack.Decoder(tasks.EmbedTokensRequest),
+    "reward": msgspec.msgpack.Decoder(tasks.RewardRequest),
     "operate": msgspec.msgpack.Decoder(payloads.OperateRequest),
 }
 

@@ -22,7 +22,9 @@ Unsigned63 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Attempt = Annotated[int, Meta(ge=0, le=ATTEMPTS_MAX)]
 #: What can be compared, added up and shown: no infinity, and not the value that is no number.
 Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
-Operation = Literal["generate", "embed", "count_tokens", "tokenize", "detokenize", "score", "classify", "operate"]
+Operation = Literal[
+    "generate", "embed", "embed_tokens", "count_tokens", "tokenize", "detokenize", "score", "classify", "reward", "operate"
+]  # fmt: skip
 #: What a model or an operator is told beside what has a name.
 FiniteDetail = str | int | Finite | bool | None
 #: What a client's secret hashes to (`zfabric.wire.locks`): whoever claims a request has to show the secret.

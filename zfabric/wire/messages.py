@@ -194,8 +194,9 @@ class ModelInfo(Struct, array_like=True, kw_only=True):
         name: The name clients use.
         aliases: Other names for it.
         context_length: Tokens of prompt and answer together; 0 if unknown.
-        capabilities: Of "generate", "embed", "count_tokens", "tokenize", "detokenize", "score", "classify", "chat" (messages
-            are understood), "multimodal" (images in messages), and "resume" (goes on exactly from prompt + tokens so far).
+        capabilities: Of "generate", "embed", "embed_tokens", "count_tokens", "tokenize", "detokenize", "score", "classify",
+            "reward", "chat" (messages are understood), "multimodal" (images in messages), and "resume" (goes on exactly
+            from prompt + tokens so far).
         parameters: Parameters that are honoured: of the sampling, and of a chat "tools", "response_format",
             "chat_template_kwargs", "add_generation_prompt", "continue_final_message" and "documents". None where that is not
             known: then none is refused. Empty for a model that honours none beside `max_new_tokens`.

@@ -17,7 +17,14 @@ from zfabric.errors import (
 from zfabric.wire.chat import ChatOptions, Message, check_chat, options_of
 from zfabric.wire.extra import check_extra
 from zfabric.wire.sampling import SamplingOptions, SamplingParams, out_of_range
-from zfabric.wire.tasks import ClassifyRequest, DetokenizeRequest, EmbedRequest, ScoreRequest
+from zfabric.wire.tasks import (
+    ClassifyRequest,
+    DetokenizeRequest,
+    EmbedRequest,
+    EmbedTokensRequest,
+    RewardRequest,
+    ScoreRequest,
+)
 from zfabric.wire.tool_calls import ToolCallDelta
 
 FinishReason = Literal["stop", "length", "abort", "tool_calls"]
@@ -244,7 +251,15 @@ class OperateRequest(Struct, array_like=True, kw_only=True):
 
 
 AnyRequest = (
-    TextRequest | EmbedRequest | CountRequest | DetokenizeRequest | ScoreRequest | ClassifyRequest | OperateRequest
+    TextRequest
+    | EmbedRequest
+    | EmbedTokensRequest
+    | CountRequest
+    | DetokenizeRequest
+    | ScoreRequest
+    | ClassifyRequest
+    | RewardRequest
+    | OperateRequest
 )
 
 

@@ -26,7 +26,17 @@ from zfabric.limits import SLOTS_DEFAULT
 from zfabric.wire.fields import Operation
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import CountRequest, Delta, GenerateRequest, OperateRequest
-from zfabric.wire.tasks import ClassifyRequest, DetokenizeRequest, EmbedRequest, EmbedResult, ScoreRequest
+from zfabric.wire.tasks import (
+    ClassifyRequest,
+    ClassifyResult,
+    DetokenizeRequest,
+    EmbedRequest,
+    EmbedResult,
+    EmbedTokensRequest,
+    EmbedTokensResult,
+    RewardRequest,
+    ScoreRequest,
+)
 
 __all__ = ["OPERATIONS", "BaseModelWorker", "EngineLoad", "StepSink", "StepwiseModelWorker"]
 
@@ -186,6 +196,10 @@ class BaseModelWorker(ABC):
         """One vector per input. Cancelled with the request."""
         raise UnsupportedOperationError(f"{type(self).__name__} does not embed", operation="embed")
 
+    async def embed_tokens(self, request: EmbedTokensRequest) -> EmbedTokensResult:
+        """One vector per token of each input. Cancelled with the request."""
+        raise UnsupportedOperationError(f"{type(self).__name__} makes no vectors of tokens", operation="embed_tokens")
+
     async def count_tokens(self, request: CountRequest) -> int:
         """Tokens that `generate` would see for this prompt."""
         raise UnsupportedOperationError(f"{type(self).__name__} does not count tokens", operation="count_tokens")
@@ -202,9 +216,13 @@ class BaseModelWorker(ABC):
         """How well each document fits the query. Cancelled with the request."""
         raise UnsupportedOperationError(f"{type(self).__name__} does not score", operation="score")
 
-    async def classify(self, request: ClassifyRequest) -> list[list[float]]:
+    async def classify(self, request: ClassifyRequest) -> ClassifyResult:
         """The probability of each class, for each text. Cancelled with the request."""
         raise UnsupportedOperationError(f"{type(self).__name__} does not classify", operation="classify")
+
+    async def reward(self, request: RewardRequest) -> list[list[float]]:
+        """What each input is worth: one number, or one for each of its tokens or steps. Cancelled with the request."""
+        raise UnsupportedOperationError(f"{type(self).__name__} gives no rewards", operation="reward")
 
     async def operate(self, request: OperateRequest) -> Any:
         """An operator's call, to the backend of `request.model`, or to the only one of the worker that has calls. The

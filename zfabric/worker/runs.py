@@ -18,7 +18,7 @@ from zfabric.transport.clock import monotonic_ns
 from zfabric.wire.extra import check_extra
 from zfabric.wire.payloads import AnyRequest, CountRequest, Delta, GenerateRequest, OperateRequest, TextRequest, Usage
 from zfabric.wire.plain import plain_integer
-from zfabric.wire.tasks import EmbedResult
+from zfabric.wire.tasks import ClassifyResult, EmbedResult, EmbedTokensResult
 from zfabric.worker.base import BaseModelWorker, StepwiseModelWorker
 from zfabric.worker.capabilities import check_options, check_request, leave_tools_out, refuse_unknown_extra
 from zfabric.worker.served import Served, ServedModels
@@ -302,14 +302,38 @@ class Runs:
 
 def _checked(operation: str, result: Any) -> object:
     """A result as its caller will read it. Raises: Exception: It is something else."""
-    if operation == "embed":
-        rows, dimensions = plain_integer(result.rows), plain_integer(result.dimensions)
-        data = result.data if isinstance(result.data, bytes) else bytes(memoryview(result.data))
-        if len(data) != 4 * rows * dimensions:
-            raise ValueError(f"embed gave {len(data)} bytes for {rows} rows of {dimensions} float32")
-        return EmbedResult(rows=rows, dimensions=dimensions, data=data)
     check = _CHECKS.get(operation)
     return result if check is None else check(result)
+
+
+def _embedded(result: Any) -> EmbedResult:
+    rows, dimensions = plain_integer(result.rows), plain_integer(result.dimensions)
+    return EmbedResult(rows=rows, dimensions=dimensions, data=_values(result.data, rows, dimensions))
+
+
+def _embedded_tokens(result: Any) -> EmbedTokensResult:
+    tokens, dimensions = [plain_integer(count) for count in result.tokens], plain_integer(result.dimensions)
+    return EmbedTokensResult(tokens=tokens, dimensions=dimensions, data=_values(result.data, sum(tokens), dimensions))
+
+
+def _values(given: Any, rows: int, dimensions: int) -> bytes:
+    """The buffer of a matrix. Raises: ValueError: It has another size."""
+    data = given if isinstance(given, bytes) else bytes(memoryview(given))
+    if len(data) != 4 * rows * dimensions:
+        raise ValueError(f"{len(data)} bytes came for {rows} rows of {dimensions} float32")
+    return data
+
+
+def _classified(result: Any) -> ClassifyResult:
+    labels = [str.__str__(label) for label in result.labels]
+    rows = _rows(result.probabilities)
+    if labels and any(len(row) != len(labels) for row in rows):
+        raise ValueError(f"{len(labels)} names came for {max(map(len, rows))} classes")
+    return ClassifyResult(rows, labels)
+
+
+def _rows(result: Any) -> list[list[float]]:
+    return [[float(value) for value in row] for row in result]
 
 
 #: How plain results are made of what backends give, which may be numbers of NumPy or torch.
@@ -318,5 +342,8 @@ _CHECKS: Final[dict[str, Callable[[Any], object]]] = {
     "tokenize": lambda result: [plain_integer(token) for token in result],
     "detokenize": lambda result: str.__str__(result),
     "score": lambda result: [float(value) for value in result],
-    "classify": lambda result: [[float(value) for value in row] for row in result],
+    "classify": _classified,
+    "embed": _embedded,
+    "embed_tokens": _embedded_tokens,
+    "reward": _rows,
 }

@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
 
 from tests.backends.test_sentences import RECORDED, TEXTS, checkpoint, load
 from tests.backends.tiny import Answers, byte_tokenizer
@@ -25,7 +31,7 @@ from zfabric.errors import (
 )
 from zfabric.wire.payloads import GenerateRequest
 from zfabric.wire.sampling import SamplingParams
-from zfabric.wire.tasks import ClassifyRequest, EmbedRequest, ScoreRequest
+from zfabric.wire.tasks import ClassifyRequest, EmbedRequest, EmbedTokensRequest, RewardRequest, ScoreRequest
 
 
 @contextlib.asynccontextmanager
@@ -42,7 +48,7 @@ async def loaded(*argv: str) -> AsyncIterator[tuple[VLLMWorker, Answers, Any]]:
 
 async def test_minilm_embeds(minilm: Path) -> None:
     async with loaded("--model", str(minilm), "--runner", "pooling", "--dtype", "float32") as (worker, _, info):
-        assert sorted(info.capabilities) == ["count_tokens", "detokenize", "embed", "score", "tokenize"]
+        assert sorted(info.capabilities) == ["count_tokens", "detokenize", "embed", "embed_tokens", "score", "tokenize"]
         assert info.dimensions == 384
         texts = ["a cat", "a kitten", "quarterly revenue", "the quick brown fox jumps over the lazy dog"]
 
@@ -66,6 +72,7 @@ async def test_minilm_embeds(minilm: Path) -> None:
         assert await worker.score(ScoreRequest(query="a cat", documents=texts[1:3])) == pytest.approx(
             [float(together[0] @ other) for other in together[1:3]], abs=1e-4
         )
+        await _token_vectors_are_hidden_states(worker, minilm)
         await _refuses(worker, vectors)
 
 
@@ -82,9 +89,33 @@ async def test_vectors_are_those_of_sentence_transformers_and_of_transformers_he
         result = await worker.embed(EmbedRequest(inputs=list(TEXTS), request_id="e", truncate="cut"))
         found = np.frombuffer(result.data, dtype="<f4").reshape(result.rows, result.dimensions)
         np.testing.assert_allclose(found[:, [0, 192, 383]], RECORDED["prompted"], atol=1e-4)
+        assert info.details["prompts"] == "passage, query"
+        assert info.details["prompt_name"] == "query"
+        passage = EmbedRequest(inputs=list(TEXTS), request_id="p", truncate="cut", prompt_name="passage")
+        result = await worker.embed(passage)
+        found = np.frombuffer(result.data, dtype="<f4").reshape(result.rows, result.dimensions)
+        np.testing.assert_allclose(found[:, [0, 192, 383]], RECORDED["prompted by name"], atol=1e-4)
+        with pytest.raises(ParameterRangeError, match="one of passage, query"):
+            await worker.embed(EmbedRequest(inputs=["x"], request_id="u", prompt_name="title"))
         result = await worker.embed(chunked)
         mine, theirs = (np.frombuffer(one.data, dtype="<f4") for one in (result, expected))
         np.testing.assert_allclose(mine, theirs, atol=1e-4)
+
+
+async def _token_vectors_are_hidden_states(worker: VLLMWorker, minilm: Path) -> None:
+    model, tokenizer = AutoModel.from_pretrained(minilm, dtype=torch.float32), AutoTokenizer.from_pretrained(minilm)
+    texts = ["a cat", "quarterly revenue grew"]
+    result = await worker.embed_tokens(EmbedTokensRequest(inputs=list(texts), request_id="t"))
+    rows = np.frombuffer(result.data, dtype="<f4").reshape(-1, result.dimensions)
+    parts = np.split(rows, np.cumsum(result.tokens)[:-1])
+    for text, found in zip(texts, parts, strict=True):
+        with torch.inference_mode():
+            hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        np.testing.assert_allclose(found, torch.nn.functional.normalize(hidden, dim=-1).numpy(), atol=1e-4)
+    short = await worker.embed_tokens(
+        EmbedTokensRequest(inputs=["a cat"], request_id="s", dimensions=8, normalize=False)
+    )
+    assert (short.tokens, short.dimensions) == ([result.tokens[0]], 8)
 
 
 async def _refuses(worker: VLLMWorker, vectors: Any) -> None:
@@ -109,13 +140,18 @@ async def test_a_classifier_classifies_and_scores(tmp_path: Path, classes: int) 
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=259, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=512, num_labels=classes, initializer_range=0.3, pad_token_id=2,
+        num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.3, pad_token_id=2,
+        id2label=dict(enumerate(["good", "bad", "ugly"][:classes])),
     )  # fmt: skip
     LlamaForSequenceClassification(config).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     async with loaded("--model", str(tmp_path), "--dtype", "float32") as (worker, _, info):
-        assert info.capabilities == ["count_tokens", "tokenize", "detokenize", "classify", "score"]
-        found = await worker.classify(ClassifyRequest(inputs=["good", "bad", "ugly"]))
+        rewards = ["reward"] * (classes == 1)
+        assert info.capabilities == ["count_tokens", "tokenize", "detokenize", "classify", "score", *rewards]
+        told = await worker.classify(ClassifyRequest(inputs=["good", "bad", "ugly", ["go", "od"]], request_id="c"))
+        assert told.labels == ["good", "bad", "ugly"][:classes]
+        *found, pair = told.probabilities
+        assert pair == pytest.approx(found[0], abs=1e-4)
         model = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(tmp_path)
         for text, line in zip(["good", "bad", "ugly"], found, strict=True):
@@ -125,9 +161,17 @@ async def test_a_classifier_classifies_and_scores(tmp_path: Path, classes: int) 
             expected = logits.softmax(-1) if classes > 1 else logits.sigmoid()
             assert line == pytest.approx(expected.tolist(), abs=1e-3)
         if classes == 1:
+            chat = [{"role": "user", "content": "good"}]
+            worths = await worker.reward(RewardRequest(inputs=["good", chat], request_id="r"))
+            for text, worth in zip(["good", "<user>good\n<assistant>"], worths, strict=True):
+                ids = tokenizer(text, return_tensors="pt")["input_ids"]
+                with torch.inference_mode():
+                    assert worth == pytest.approx(model(ids).logits[0].tolist(), abs=1e-3)
             pairs = await worker.score(ScoreRequest(query="go", documents=["od", "ld"]))
             assert pairs[0] == pytest.approx(found[0][0], abs=1e-4)
         else:
+            with pytest.raises(UnsupportedOperationError, match="gives no rewards"):
+                await worker.reward(RewardRequest(inputs=["x"], request_id="r"))
             with pytest.raises(RequestError, match="gives 3 classes"):
                 await worker.score(ScoreRequest(query="go", documents=["od"]))
 

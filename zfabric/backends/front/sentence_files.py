@@ -50,6 +50,7 @@ class SentenceFiles:
         prompts: What is put before texts, by purpose.
         prompt_name: Of the one that is put before each text unless another is asked for.
         family: SentenceTransformer, CrossEncoder, SparseEncoder …
+        activation: What makes a score of what a CrossEncoder computes, as the path of a class.
     """
 
     steps: tuple[Step, ...] | None = None
@@ -59,11 +60,7 @@ class SentenceFiles:
     prompts: dict[str, str] = field(default_factory=dict)
     prompt_name: str | None = None
     family: str = "SentenceTransformer"
-
-    @property
-    def prompt(self) -> str:
-        """What is put before each text."""
-        return self.prompts.get(self.prompt_name or "", "") or ""
+    activation: str | None = None
 
 
 class _Files:
@@ -156,6 +153,7 @@ def _read(files: _Files, modules: list[dict[str, Any]]) -> SentenceFiles:
         prompts={str(key): str(value or "") for key, value in (whole.get("prompts") or {}).items()},
         prompt_name=whole.get("default_prompt_name"),
         family=str(whole.get("model_type") or "SentenceTransformer"),
+        activation=whole.get("activation_fn"),
     )
 
 

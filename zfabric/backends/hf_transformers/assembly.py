@@ -14,6 +14,7 @@ from zfabric.backends.front.embed_inputs import EmbedInputs, with_special_tokens
 from zfabric.backends.front.generation_config import GenerationDefaults
 from zfabric.backends.front.parsing import AnswerFormat, template_text
 from zfabric.backends.front.prompts import PromptTokens
+from zfabric.backends.hf_transformers.classifying import Classifier
 from zfabric.backends.hf_transformers.embed_queue import EmbedQueue
 from zfabric.backends.hf_transformers.embedding import Embedder
 from zfabric.backends.hf_transformers.engine import Engine
@@ -24,7 +25,7 @@ from zfabric.backends.hf_transformers.model_loader import Loaded, load
 from zfabric.backends.hf_transformers.model_runner import EncoderDecoderRunner, ModelRunner
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.rope import Ropes
-from zfabric.backends.hf_transformers.self_check import check_padding, check_rows
+from zfabric.backends.hf_transformers.self_check import check_padding, check_rows, check_verdicts
 from zfabric.backends.hf_transformers.sequence import Answer
 from zfabric.backends.hf_transformers.token_budget import TokenBudget
 from zfabric.errors import ConfigurationError, FabricError
@@ -38,6 +39,7 @@ class Assembled:
 
     Attributes:
         adapters: Those that requests can name.
+        classifier: Makes pieces of requests to a model with a head; None for others.
         defaults: What the model says of its answers, where a request does not.
         prompts: Makes tokens of them.
         lora: Reads adapters, and has the model apply them.
@@ -47,6 +49,7 @@ class Assembled:
     loaded: Loaded
     engine: Engine
     embedder: Embedder
+    classifier: Classifier | None
     queue: EmbedQueue
     prompts: PromptTokens
     lora: Lora
@@ -103,6 +106,9 @@ def assemble(
         on_death=on_death,
     )
     embedder = _embedder(loaded, model, adapters)
+    classifier = _classifier(loaded, prompts, adapters)
+    if classifier is not None:
+        check_verdicts(loaded.model, embedder, classifier, options.model)
     queue = EmbedQueue(
         embedder,
         engine.run_job,
@@ -114,8 +120,11 @@ def assemble(
     # What is made at first use is there before the worker says that it is ready.
     if loaded.generates:
         engine.run_job(model.warm_up).result()
-    queue.submit(embedder.pieces(EmbedRequest(inputs=["warm-up"]))).result()
-    return Assembled(loaded, engine, embedder, queue, prompts, model.lora, adapters, defaults, answer_format)
+    if classifier is None:
+        queue.submit(embedder.pieces(EmbedRequest(inputs=["warm-up"]))).result()
+    return Assembled(
+        loaded, engine, embedder, classifier, queue, prompts, model.lora, adapters, defaults, answer_format
+    )
 
 
 def _model(loaded: Loaded, options: TransformersOptions) -> ModelRunner:
@@ -181,7 +190,8 @@ def _embedder(loaded: Loaded, model: ModelRunner, adapters: Adapters[Adapter]) -
         with_special_tokens(loaded.tokenizer, lower_case=loaded.sentences.lower_case),
         context_length=loaded.context_length,
         vocabulary_size=int(loaded.encoder.get_input_embeddings().weight.shape[0]),
-        prompt=loaded.sentences.prompt,
+        prompts=loaded.sentences.prompts,
+        prompt_name=loaded.sentences.prompt_name,
         longest=longest_token(loaded.tokenizer),
     )
     return Embedder(
@@ -193,6 +203,19 @@ def _embedder(loaded: Loaded, model: ModelRunner, adapters: Adapters[Adapter]) -
         adapters=adapters,
         ropes=model.ropes,
         divisible=loaded.kind == "causal",
+    )
+
+
+def _classifier(loaded: Loaded, prompts: PromptTokens, adapters: Adapters[Adapter]) -> Classifier | None:
+    if loaded.head is None:
+        return None
+    return Classifier(
+        loaded.tokenizer,
+        prompts,
+        loaded.head,
+        context_length=loaded.context_length,
+        vocabulary_size=int(loaded.encoder.get_input_embeddings().weight.shape[0]),
+        adapters=adapters,
     )
 
 

@@ -1,4 +1,4 @@
-"""Requests for vectors that share forward passes, a part of one between two steps of the running batch.
+"""Requests for vectors, classes and scores that share forward passes, a part of one between two steps of the running batch.
 
 Texts of all waiting requests take turns, so a short request does not wait for the end of a long one. While streams run,
 a part is as large as they may wait for, as with prompts.
@@ -19,7 +19,6 @@ from zfabric.backends.hf_transformers.embedding import Embedder, EmbedPass, Piec
 from zfabric.backends.hf_transformers.failures import as_fabric_error, out_of_memory
 from zfabric.backends.hf_transformers.lora import Adapter
 from zfabric.backends.hf_transformers.token_budget import TokenBudget
-from zfabric.wire.tasks import EmbedResult
 
 
 class _Work:
@@ -29,7 +28,7 @@ class _Work:
 
     def __init__(self, pieces: Pieces) -> None:
         self.pieces = pieces
-        self.future: Future[EmbedResult] = Future()
+        self.future: Future[Any] = Future()
         self.left = len(pieces.pieces)
         self.vectors: list[Any] = [None] * self.left
         #: Longest last: texts of like length share a pass, so little is padded.
@@ -68,8 +67,8 @@ class EmbedQueue:
         self._lock = threading.Lock()
         self._works: deque[_Work] = deque()
 
-    def submit(self, pieces: Pieces) -> Future[EmbedResult]:
-        """Have vectors made. A cancelled future takes no further part."""
+    def submit(self, pieces: Pieces) -> Future[Any]:
+        """Have them made, and the request's result of them. A cancelled future takes no further part."""
         work = _Work(pieces)
         with self._lock:
             self._works.append(work)
@@ -165,7 +164,7 @@ class EmbedQueue:
         work.vectors[index] = vector
         work.left -= 1
         if not work.left and work.future.set_running_or_notify_cancel():
-            work.future.set_result(work.pieces.result(torch.stack(work.vectors)))
+            work.future.set_result(work.pieces.result(work.vectors))
 
     def _failed(self, chosen: list[tuple[_Work, int]], error: Exception) -> None:
         """For want of memory, smaller passes are tried, else single texts; one that fails alone costs its request."""

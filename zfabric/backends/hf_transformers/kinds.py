@@ -6,8 +6,9 @@ from typing import Any, Final, Literal
 
 from zfabric.errors import ConfigurationError
 
-#: What a model is: a decoder, an encoder with a decoder, a decoder that sees images, or an encoder.
-Kind = Literal["causal", "paired", "vision", "encoder"]
+#: What a model is: a decoder, an encoder with a decoder, a decoder that sees images, an encoder, or any of them with a head
+#: that judges texts.
+Kind = Literal["causal", "paired", "vision", "encoder", "classifier"]
 
 #: Layers that remember by keys and values of each token, which is what a padded batch can hold.
 _LAYER_KINDS: Final = frozenset({"full_attention", "sliding_attention", "chunked_attention", "attention"})
@@ -32,6 +33,8 @@ def kind_of(config: Any, name: str, *, sentences: bool) -> Kind:
             vectors, so that both would be wrong.
     """
     architectures = tuple(config.architectures or ())
+    if any(one.endswith("ForSequenceClassification") for one in architectures):
+        return "classifier"
     if any(one.endswith("EncoderModel") for one in architectures):
         return "encoder"
     if sentences and getattr(config, "is_encoder_decoder", False):

@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
     AutoModelForTextEncoding,
     AutoProcessor,
     AutoTokenizer,
@@ -22,6 +23,7 @@ from zfabric.backends.front import sentence_files
 from zfabric.backends.front.sentence_files import SentenceFiles
 from zfabric.backends.hf_transformers import attention
 from zfabric.backends.hf_transformers.context_length import context_length, places, token_bytes
+from zfabric.backends.hf_transformers.heads import Head
 from zfabric.backends.hf_transformers.kinds import Kind, is_half, kind_of
 from zfabric.backends.hf_transformers.memory_plan import MemoryPlan, plan
 from zfabric.backends.hf_transformers.model_runner import EncoderDecoderRunner, ModelRunner
@@ -44,7 +46,10 @@ _FACTORIES: Final[dict[Kind, Any]] = {
     "paired": AutoModelForSeq2SeqLM,
     "vision": AutoModelForImageTextToText,
     "encoder": AutoModel,
+    "classifier": AutoModelForSequenceClassification,
 }
+#: Kinds that make no text.
+_READERS: Final = ("encoder", "classifier")
 
 
 _UNKNOWN: Final = SentenceFiles()
@@ -66,15 +71,23 @@ class Loaded:
     device: str
     dtype: str
     memory: MemoryPlan | None = None
+    head: Head | None = None
 
     @property
     def generates(self) -> bool:
         """Whether it makes text."""
-        return self.kind != "encoder"
+        return self.kind not in _READERS
+
+    @property
+    def compares(self) -> bool:
+        """Whether the angle of two of its vectors says how well texts fit: they were made for that."""
+        return self.kind == "encoder" or self.sentences.steps is not None
 
     @property
     def encoder(self) -> Any:
         """The part that makes vectors."""
+        if self.head is not None:
+            return self.head.reader
         if self.kind == "paired":
             return self.model.get_encoder()
         return self.model if self.kind == "encoder" else getattr(self.model, "model", self.model.base_model)
@@ -118,7 +131,7 @@ def load(options: TransformersOptions) -> Loaded:
         model = factory.from_pretrained(options.model, **common, **placement)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigurationError(f"model {options.model!r} cannot be loaded: {error}", model=options.model) from error
-    pooler = make_pooler(files, int(config.get_text_config().hidden_size), options.model, options.pooling)
+    head, pooler = _pooling(config, model, kind, files, options)
     if processor is not None:
         # The template of such a model may be its processor's; both have to make the same tokens.
         processor.tokenizer, own = tokenizer, processor.chat_template
@@ -140,7 +153,7 @@ def load(options: TransformersOptions) -> Loaded:
         processor=processor,
         kind=kind,
         # What the cache cannot hold cannot be served: the smaller of the two is what clients are told.
-        context_length=length if kind == "encoder" else min(length, kv_tokens_max),
+        context_length=length if kind in _READERS else min(length, kv_tokens_max),
         kv_tokens_max=kv_tokens_max,
         batch_size_max=options.max_batch_size or _batch_size(model.device.type, kv_tokens_max),
         pooler=pooler.to(model.device),
@@ -148,6 +161,7 @@ def load(options: TransformersOptions) -> Loaded:
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         memory=memory,
+        head=head,
     )
 
 
@@ -160,15 +174,36 @@ def _sentence_files(options: TransformersOptions, hub: dict[str, Any]) -> Senten
     if options.gguf_file is not None:
         return SentenceFiles()
     try:
-        files = sentence_files.read(options.model, hub)
+        return sentence_files.read(options.model, hub)
     except OSError:
         return _UNKNOWN
-    if files.family != "SentenceTransformer":
+
+
+def _pooling(
+    config: Any, model: Any, kind: Kind, files: SentenceFiles, options: TransformersOptions
+) -> tuple[Head | None, Pooler]:
+    """How hidden states become what is asked for. Raises: ConfigurationError: See `Head` and `make_pooler`."""
+    _check_family(files, kind, options.model)
+    if kind == "classifier":
+        head = Head(model, files, options.model)
+        return head, head.pooler
+    return None, make_pooler(files, int(config.get_text_config().hidden_size), options.model, options.pooling)
+
+
+def _check_family(files: SentenceFiles, kind: Kind, name: str) -> None:
+    """Raises: ConfigurationError if the library does something else with its checkpoint than is done here."""
+    wanted = "CrossEncoder" if kind == "classifier" else "SentenceTransformer"
+    if files.steps is not None and files.family != wanted:
         raise ConfigurationError(
-            f"{options.model!r} is a {files.family} of sentence-transformers, this backend serves SentenceTransformer",
+            f"{name!r} is a {files.family} of sentence-transformers, this backend serves SentenceTransformer, and "
+            f"CrossEncoder with a classification head",
             family=files.family,
         )
-    return files
+    if kind == "classifier" and files.steps:
+        steps = ", ".join(step.kind for step in files.steps)
+        raise ConfigurationError(
+            f"{name!r} has the steps {steps} after its classification head, which are not done here"
+        )
 
 
 def _prepare_tokenizer(tokenizer: Any, options: TransformersOptions) -> None:
@@ -197,7 +232,7 @@ def _length(config: Any, model: Any, tokenizer: Any, kind: Kind, files: Sentence
     length = context_length(config.get_text_config())
     if kind != "vision":
         length = min(length, places(model) or length)
-    if kind != "encoder":
+    if kind not in _READERS:
         return length
     return min(files.length or length, length, int(tokenizer.model_max_length))
 
@@ -246,7 +281,7 @@ def _batch_size(device_type: str, kv_tokens_max: int) -> int:
 
 def _cache(model: Any, kind: Kind, options: TransformersOptions) -> tuple[int, MemoryPlan | None]:
     """Tokens that the cache may hold: what the device has left, by what the model writes for one token; and the plan of it."""
-    if kind == "encoder":
+    if kind in _READERS:
         # It has none, and its requests are bounded by their number alone.
         return options.kv_tokens_max or _BATCH_MAX_OTHER * _USUAL_TOKENS, None
     if model.device.type != "cuda" and options.kv_tokens_max is not None:

@@ -11,6 +11,9 @@ from safetensors.torch import load_file
 from zfabric.backends.front.sentence_files import SentenceFiles, Step
 from zfabric.errors import ConfigurationError, ParameterRangeError
 
+#: What stands for a pooling where every token keeps a vector of its own.
+TOKENS: Final = ("tokens",)
+
 _Pool = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 #: Former names of poolings, as flags, in the order in which several are put side by side.
@@ -45,6 +48,9 @@ class Pooler:
         with_prompt: Whether tokens of the model's own prompt take part.
         head: What follows, in order.
         dimensions: Length of a vector at the end.
+
+    Attributes:
+        hidden_size: As it was given.
     """
 
     def __init__(
@@ -55,7 +61,7 @@ class Pooler:
         self.with_prompt = with_prompt
         self._head = head
         self._pooled = hidden_size * len(self.modes)
-        self._hidden_size = hidden_size
+        self.hidden_size = hidden_size
         self.dimensions = self._pooled if dimensions is None else dimensions
 
     def chosen(self, wanted: str | None) -> tuple[str, ...]:
@@ -66,7 +72,7 @@ class Pooler:
         """
         if wanted is None:
             return self.modes
-        if self._head is not None and self._pooled != self._hidden_size:
+        if self._head is not None and self._pooled != self.hidden_size:
             raise ParameterRangeError(
                 f"pooling is {wanted!r}, it must be unset for a model that puts {', '.join(self.modes)} side by side",
                 parameter="pooling",
@@ -76,12 +82,12 @@ class Pooler:
 
     def size(self, modes: Sequence[str]) -> int:
         """Length of a vector that is pooled so."""
-        return self.dimensions if self._head is not None else self._hidden_size * len(modes)
+        return self.dimensions if self._head is not None else self.hidden_size * len(modes)
 
     def __call__(
         self, hidden: torch.Tensor, lengths: torch.Tensor, prompts: torch.Tensor, modes: Sequence[str]
-    ) -> torch.Tensor:
-        """Vectors, float32 (rows, size).
+    ) -> list[torch.Tensor]:
+        """A vector of each row, float32 (size); or those of its tokens, float32 (tokens, hidden size).
 
         Args:
             hidden: (rows, columns, hidden size), padded on the right.
@@ -92,8 +98,10 @@ class Pooler:
         mask = columns < lengths.unsqueeze(1)
         if not self.with_prompt:
             mask &= columns >= prompts.unsqueeze(1)
+        if modes == TOKENS:
+            return [row[: int(length)].float() for row, length in zip(hidden, lengths, strict=True)]
         vectors = torch.cat([_POOLINGS[mode](hidden.float(), mask) for mode in modes], dim=1)
-        return vectors if self._head is None else self._head(vectors)
+        return list(vectors if self._head is None else self._head(vectors))
 
     def to(self, device: Any) -> Pooler:
         """Have its weights there."""
@@ -109,7 +117,7 @@ class _Dense(torch.nn.Module):
         super().__init__()
         inputs, outputs = int(settings["in_features"]), int(settings["out_features"])
         self.linear = torch.nn.Linear(inputs, outputs, bias=bool(settings.get("bias", True)))
-        self.act = _activation(settings.get("activation_function", "torch.nn.modules.activation.Tanh"))
+        self.act = activation_of(settings.get("activation_function", "torch.nn.modules.activation.Tanh"))
         self.whole = bool(settings.get("use_residual", False))
         if self.whole and inputs != outputs:
             self.residual = torch.nn.Linear(inputs, outputs, bias=False)
@@ -207,7 +215,7 @@ def _with_weights(module: torch.nn.Module, step: Step) -> torch.nn.Module:
     return module.requires_grad_(False)
 
 
-def _activation(path: str | None) -> torch.nn.Module:
+def activation_of(path: str | None) -> torch.nn.Module:
     """The activation of such a name. Raises: ValueError if it is none of torch's own."""
     if path is None:
         return torch.nn.Identity()

@@ -14,11 +14,14 @@ from typing import Any, Final
 
 import torch
 
+from zfabric.backends.hf_transformers.classifying import Classifier
+from zfabric.backends.hf_transformers.embedding import Embedder
 from zfabric.backends.hf_transformers.failures import out_of_memory
 from zfabric.backends.hf_transformers.model_runner import ModelRunner
 from zfabric.backends.hf_transformers.sequence import Answer
 from zfabric.errors import ConfigurationError, FabricError
 from zfabric.wire.payloads import GenerateRequest
+from zfabric.wire.tasks import ClassifyRequest
 
 #: Lengths of the two texts, and where the parts end: the shorter text has its first token in the first part, and the last
 #: part is a single column, as in a step.
@@ -66,6 +69,26 @@ def check_padding(raw: Any, tokenizer: Any, name: str) -> None:
     _compare(expected, [row[: len(text)] for row, text in zip(found, texts, strict=True)], raw, name)
 
 
+def check_verdicts(raw: Any, embedder: Embedder, classifier: Classifier, name: str) -> None:
+    """Ask a model with a head of two texts, side by side as the queue computes them and each alone by itself; errors as of
+    `check_rows`."""
+    request = ClassifyRequest(inputs=[_TEXT, _TEXT[: len(_TEXT) // 2]])
+    with _named(name), torch.inference_mode():
+        pieces = classifier.classified(request).pieces
+        expected = []
+        for piece in pieces:
+            types = {} if piece.types is None else {"token_type_ids": torch.tensor([piece.types], device=raw.device)}
+            expected.append(
+                raw(input_ids=torch.tensor([piece.tokens], device=raw.device), **types).logits[0].float().cpu()
+            )
+        rows = embedder.begin(pieces, embedder.modes).advance(sum(len(piece.tokens) for piece in pieces) * len(pieces))
+        found = torch.stack(rows or [])
+    wanted = torch.stack(expected)
+    if wanted.shape != found.shape:
+        raise ConfigurationError(f"{name!r} gives logits of shape {tuple(wanted.shape)} for 2 texts", model=name)
+    _within(float((wanted - found).norm() / wanted.norm().clamp(min=1e-9)), raw, name)
+
+
 @contextmanager
 def _named(name: str) -> Iterator[None]:
     """Whatever a model that is not made for this raises, is why it is refused."""
@@ -81,18 +104,22 @@ def _named(name: str) -> Iterator[None]:
 
 
 def _compare(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor], raw: Any, name: str) -> None:
-    exact = next(raw.parameters()).dtype == torch.float32 and getattr(raw, "hf_quantizer", None) is None
-    tolerance = _TOLERANCE_EXACT if exact else _TOLERANCE_HALF
     for right, got in zip(expected, found, strict=True):
         wanted, given = right.float().cpu(), got.float().cpu()
         distance = float((wanted - given).norm() / (wanted - wanted.mean()).norm().clamp(min=1e-9))
-        if not distance <= tolerance:
-            raise ConfigurationError(
-                f"{name!r} answers otherwise in a batch than alone (by {distance:.2g} times the spread of its answers), so "
-                f"this backend does not serve it",
-                model=name,
-                architecture=type(raw).__name__,
-            )
+        _within(distance, raw, name)
+
+
+def _within(distance: float, raw: Any, name: str) -> None:
+    """Raises: ConfigurationError: Answers are further from the right ones than rounding takes them."""
+    exact = next(raw.parameters()).dtype == torch.float32 and getattr(raw, "hf_quantizer", None) is None
+    if not distance <= (_TOLERANCE_EXACT if exact else _TOLERANCE_HALF):
+        raise ConfigurationError(
+            f"{name!r} answers otherwise in a batch than alone (by {distance:.2g} times the spread of its answers), so "
+            f"this backend does not serve it",
+            model=name,
+            architecture=type(raw).__name__,
+        )
 
 
 def _texts(tokenizer: Any) -> list[list[int]]:

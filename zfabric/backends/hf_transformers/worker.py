@@ -4,29 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from msgspec import structs
 
 from zfabric.backends.front.adapters import adapter_details
 from zfabric.backends.front.bounds import known_tokens
+from zfabric.backends.front.embed_inputs import cosines, told_prompts
 from zfabric.backends.hf_transformers.options import TransformersOptions
-from zfabric.errors import EngineStalledError, FabricError, UnsupportedOperationError
+from zfabric.errors import Detail, EngineStalledError, FabricError, UnsupportedOperationError
 from zfabric.wire.chat import OPTIONS
 from zfabric.wire.extra import COMMON
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import CountRequest, Delta, GenerateRequest, OperateRequest
-from zfabric.wire.tasks import DetokenizeRequest, EmbedRequest, EmbedResult
+from zfabric.wire.tasks import (
+    ClassifyRequest,
+    ClassifyResult,
+    DetokenizeRequest,
+    EmbedRequest,
+    EmbedResult,
+    EmbedTokensRequest,
+    EmbedTokensResult,
+    RewardRequest,
+    ScoreRequest,
+)
 from zfabric.worker.base import EngineLoad, StepwiseModelWorker
 
 if TYPE_CHECKING:
     from zfabric.backends.hf_transformers.assembly import Assembled
+    from zfabric.backends.hf_transformers.classifying import Classifier
+    from zfabric.backends.hf_transformers.embedding import Embedder, Pieces
     from zfabric.backends.hf_transformers.engine import Engine
     from zfabric.backends.hf_transformers.model_loader import Loaded
     from zfabric.backends.hf_transformers.operations import Operations
     from zfabric.backends.hf_transformers.sequence import Answer
+
+T = TypeVar("T")
 
 #: The engine's thread holds the interpreter between two tensor operations; beats and cancels must get it quickly.
 _SWITCH_INTERVAL_S: Final = 0.0005
@@ -35,7 +50,8 @@ _WATCH_INTERVAL_S: Final = 1.0
 
 
 class ModelWorker(StepwiseModelWorker):
-    """Serves one model: text from causal language models, vectors from encoders and from those as well."""
+    """Serves one model: text from causal language models, vectors from encoders and from those as well, classes, scores and
+    rewards from models with a head that judges texts."""
 
     parameters = frozenset(
         {
@@ -85,7 +101,12 @@ class ModelWorker(StepwiseModelWorker):
         """What is served now."""
         assert self._assembled is not None
         loaded = self._assembled.loaded
-        capabilities = ["embed", "count_tokens", "tokenize", "detokenize"]
+        classifier = self._assembled.classifier
+        if classifier is None:
+            capabilities = ["embed", "embed_tokens"] + ["score"] * loaded.compares
+        else:
+            capabilities = ["classify"] + ["score", "reward"] * classifier.compares
+        capabilities += ["count_tokens", "tokenize", "detokenize"]
         if loaded.generates:
             capabilities += ["generate", "resume"] + ["chat"] * (loaded.tokenizer.chat_template is not None)
             capabilities += ["multimodal"] * (loaded.kind == "vision")
@@ -97,7 +118,7 @@ class ModelWorker(StepwiseModelWorker):
             context_length=loaded.context_length,
             capabilities=capabilities,
             parameters=self._honoured(loaded),
-            dimensions=loaded.pooler.dimensions,
+            dimensions=loaded.pooler.dimensions if classifier is None else 0,
             slots=self.slots,
             defaults=dict(self._assembled.defaults.parameters),
             details={
@@ -106,7 +127,7 @@ class ModelWorker(StepwiseModelWorker):
                 "device": loaded.device,
                 "dtype": loaded.dtype,
                 "kv_tokens_max": loaded.kv_tokens_max,
-                "pooling": ", ".join(loaded.pooler.modes),
+                **_told(loaded),
                 **(self._assembled.answer_format.details if loaded.generates else {}),
                 **({"generation_config_not_done": ", ".join(not_done)} if not_done else {}),
             },
@@ -162,8 +183,54 @@ class ModelWorker(StepwiseModelWorker):
 
         When cancelled, those of its texts that are not computed yet are not.
         """
+        result: EmbedResult = await self._pooled(self._embedder("embed").pieces, request)
+        return result
+
+    async def embed_tokens(self, request: EmbedTokensRequest) -> EmbedTokensResult:
+        """One vector per token of each input: hidden states, special tokens included. Batched as those of `embed`."""
+        result: EmbedTokensResult = await self._pooled(self._embedder("embed_tokens").token_pieces, request)
+        return result
+
+    async def score(self, request: ScoreRequest) -> list[float]:
+        """By a head with one label, else by the cosine of vectors. Batched as those of `embed`."""
         assert self._assembled is not None
-        pieces = await asyncio.to_thread(self._assembled.embedder.pieces, request)
+        classifier = self._assembled.classifier
+        if classifier is not None:
+            return classifier.scores(await self._pooled(classifier.scored, request))
+        texts = EmbedRequest(inputs=[request.query, *request.documents], model=request.model)
+        return cosines(await self.embed(texts))
+
+    async def classify(self, request: ClassifyRequest) -> ClassifyResult:
+        """The probability of each class. Texts of requests that wait at the same time share passes."""
+        classifier = self._head("classify")
+        return classifier.classes(await self._pooled(classifier.classified, request))
+
+    async def reward(self, request: RewardRequest) -> list[list[float]]:
+        """What the head says of each text or chat, as it computes it."""
+        classifier = self._head("reward")
+        rows: list[list[float]] = (await self._pooled(classifier.rewarded, request)).tolist()
+        return rows
+
+    def _embedder(self, operation: str) -> Embedder:
+        assert self._assembled is not None
+        if self._assembled.classifier is not None:
+            raise UnsupportedOperationError(
+                f"{self._names[0]!r} judges texts and makes no vectors", operation=operation
+            )
+        return self._assembled.embedder
+
+    def _head(self, operation: str) -> Classifier:
+        assert self._assembled is not None
+        if self._assembled.classifier is None:
+            raise UnsupportedOperationError(
+                f"{self._names[0]!r} has no head that judges texts, it cannot {operation}", operation=operation
+            )
+        return self._assembled.classifier
+
+    async def _pooled(self, pieces_of: Callable[[T], Pieces], request: T) -> Any:
+        """What the queue makes of a request."""
+        assert self._assembled is not None
+        pieces = await asyncio.to_thread(pieces_of, request)
         return await asyncio.wrap_future(self._assembled.queue.submit(pieces))
 
     async def count_tokens(self, request: CountRequest) -> int:
@@ -247,3 +314,11 @@ class ModelWorker(StepwiseModelWorker):
 
     def _died(self, error: FabricError) -> None:
         self.steps.engine_died(error)
+
+
+def _told(loaded: Loaded) -> dict[str, Detail]:
+    """What a model's details say of how it makes vectors, or of its classes."""
+    if loaded.head is not None:
+        return {"classes": len(loaded.head.labels)}
+    sentences = loaded.sentences
+    return {"pooling": ", ".join(loaded.pooler.modes), **told_prompts(sentences.prompts, sentences.prompt_name)}

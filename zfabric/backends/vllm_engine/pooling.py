@@ -1,4 +1,4 @@
-"""Embeddings, classes and scores, by models that vLLM runs as pooling models."""
+"""Vectors, classes, scores and rewards, by models that vLLM runs as pooling models."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from zfabric.backends.front.embed_inputs import owners
-from zfabric.backends.vllm_engine.compat.pooling import pooling_params
+from zfabric.backends.front.embed_inputs import cosines, owners
+from zfabric.backends.vllm_engine.compat.pooling import label_names, pooling_params
 from zfabric.backends.vllm_engine.compat.rendering import tokens_input
 from zfabric.backends.vllm_engine.prompts import Prompts
 from zfabric.errors import ParameterRangeError, RequestError, UnsupportedOperationError, UnsupportedParameterError
-from zfabric.wire.tasks import EmbedRequest, EmbedResult
+from zfabric.wire.tasks import (
+    ClassifyRequest,
+    ClassifyResult,
+    EmbedRequest,
+    EmbedResult,
+    EmbedTokensRequest,
+    EmbedTokensResult,
+    RewardRequest,
+)
 
 
 class Pooling:
@@ -32,6 +40,7 @@ class Pooling:
         self._prompts = prompts
         self._tasks = frozenset(tasks)
         self._at_once = at_once
+        self._labels = label_names(engine)
         self._calls = 0
 
     @property
@@ -40,9 +49,19 @@ class Pooling:
         return "embed" in self._tasks
 
     @property
-    def classifies(self) -> bool:
-        """Whether texts get a probability of each class."""
-        return "classify" in self._tasks
+    def capabilities(self) -> list[str]:
+        """Operations that the model can do."""
+        found = ["embed"] * self.embeds + ["embed_tokens"] * ("token_embed" in self._tasks)
+        found += ["classify"] * ("classify" in self._tasks)
+        found += ["score"] * (self.embeds or "classify" in self._tasks)
+        return found + ["reward"] * (self._reward_task is not None)
+
+    @property
+    def _reward_task(self) -> str | None:
+        """What vLLM calls it: a head with one value judges the whole, other reward models each token or step."""
+        if "classify" in self._tasks:
+            return "classify" if len(self._labels) == 1 else None
+        return "token_classify" if "token_classify" in self._tasks else None
 
     async def embed(self, request: EmbedRequest, adapter: Any) -> EmbedResult:
         """One vector per input. When cancelled, the engine drops what is left.
@@ -64,33 +83,57 @@ class Pooling:
         whole = request.dimensions is None and len(pieces) == len(request.inputs)
         parameters = pooling_params("embed", activate=request.normalize and whole)
         calls = [(piece.tokens, parameters) for piece in pieces]
-        vectors = await self._all(calls, request.request_id, request.priority, adapter)
+        vectors = np.stack(await self._all(calls, request.request_id, request.priority, adapter))
         weights = np.array([[float(len(piece.tokens))] for piece in pieces])
         sums = np.zeros((len(request.inputs), vectors.shape[1]))
         totals = np.zeros((len(request.inputs), 1))
         np.add.at(sums, owners(pieces), vectors * weights)
         np.add.at(totals, owners(pieces), weights)
         matrix = sums / totals
-        if request.dimensions is not None:
-            if not 1 <= request.dimensions <= matrix.shape[1]:
-                raise ParameterRangeError(
-                    f"dimensions is {request.dimensions}, it must be 1 … {matrix.shape[1]}",
-                    parameter="dimensions",
-                    value=str(request.dimensions),
-                )
-            matrix = matrix[:, : request.dimensions]
-        if request.normalize and not whole:
-            norms = np.linalg.norm(matrix, axis=1, keepdims=True)
-            matrix = matrix / np.maximum(norms, np.finfo(np.float32).tiny)
+        matrix = _finished(matrix, request.dimensions, normalize=request.normalize and not whole)
         return EmbedResult(len(request.inputs), matrix.shape[1], matrix.astype("<f4").tobytes())
 
-    async def classify(self, inputs: Sequence[str], request_id: str, adapter: Any) -> list[list[float]]:
-        """The probability of each class, for each text."""
+    async def embed_tokens(self, request: EmbedTokensRequest, adapter: Any) -> EmbedTokensResult:
+        """One vector per token of each input. Raises: as `embed`."""
+        self._require("token_embed")
+        pieces = await self._prompts.pieces(request)
+        whole = request.dimensions is None
+        parameters = pooling_params("token_embed", activate=request.normalize and whole)
+        calls = [(piece.tokens, parameters) for piece in pieces]
+        rows = await self._all(calls, request.request_id, request.priority, adapter)
+        matrix = _finished(np.concatenate(rows), request.dimensions, normalize=request.normalize and not whole)
+        return EmbedTokensResult([len(row) for row in rows], matrix.shape[1], matrix.astype("<f4").tobytes())
+
+    async def classify(self, request: ClassifyRequest, adapter: Any) -> ClassifyResult:
+        """The probability of each class, for each text or pair of texts."""
         self._require("classify")
-        pieces = await self._prompts.pieces(EmbedRequest(inputs=list(inputs)), prompted=False)
-        parameters = pooling_params("classify", activate=True)
-        vectors = await self._all([(piece.tokens, parameters) for piece in pieces], request_id, 0, adapter)
-        return [[float(value) for value in vector] for vector in vectors]
+        calls: list[tuple[list[int], Any]] = []
+        for given in request.inputs:
+            if isinstance(given, str):
+                [piece] = await self._prompts.pieces(EmbedRequest(inputs=[given]), prompted=False)
+                calls.append((piece.tokens, pooling_params("classify", activate=True)))
+            else:
+                pair, segments = await self._prompts.pair(*given)
+                calls.append((pair, pooling_params("classify", activate=True, segments=segments)))
+        vectors = await self._all(calls, request.request_id, request.priority, adapter)
+        rows = [[float(value) for value in np.atleast_1d(vector)] for vector in vectors]
+        named = all(len(row) == len(self._labels) for row in rows)
+        return ClassifyResult(rows, self._labels if named else [])
+
+    async def reward(self, request: RewardRequest, adapter: Any) -> list[list[float]]:
+        """What each input is worth, as the model computes it: one number, or one for each token or step.
+
+        Raises:
+            UnsupportedOperationError: The model gives none, or messages and no chat template.
+            ContextOverflowError: An input is too long.
+        """
+        task = self._reward_task
+        if task is None:
+            raise UnsupportedOperationError("this model gives no rewards", operation="reward")
+        parameters = pooling_params(task, activate=False)
+        calls = [(await self._prompts.judged(given), parameters) for given in request.inputs]
+        vectors = await self._all(calls, request.request_id, request.priority, adapter)
+        return [[float(value) for value in vector.ravel()] for vector in vectors]
 
     async def score(self, query: str, documents: Sequence[str], request_id: str, adapter: Any) -> list[float]:
         """How well each document fits the query: by a cross-encoder, else by the angle of their vectors.
@@ -101,20 +144,19 @@ class Pooling:
         """
         if self.embeds:
             result = await self.embed(EmbedRequest(inputs=[query, *documents], request_id=request_id), adapter)
-            matrix = np.frombuffer(result.data, dtype="<f4").reshape(result.rows, result.dimensions)
-            return [float(value) for value in matrix[1:] @ matrix[0]]
+            return cosines(result)
         self._require("classify")
         pairs = [await self._prompts.pair(query, document) for document in documents]
         calls = [(pair, pooling_params("classify", activate=True, segments=segments)) for pair, segments in pairs]
-        vectors = await self._all(calls, request_id, 0, adapter)
+        vectors = [np.atleast_1d(vector) for vector in await self._all(calls, request_id, 0, adapter)]
         if any(len(vector) != 1 for vector in vectors):
             raise RequestError(f"the model gives {len(vectors[0])} classes, a score needs a model with one")
         return [float(vector[0]) for vector in vectors]
 
     async def _all(
         self, calls: Sequence[tuple[list[int], Any]], request_id: str, priority: int, adapter: Any
-    ) -> np.ndarray[Any, Any]:
-        """The vectors of all these prompts, each with its parameters."""
+    ) -> list[Any]:
+        """What the engine makes of all these prompts, each with its parameters: an array for each."""
         self._calls += 1
         name = f"{request_id}-{self._calls}"
 
@@ -132,7 +174,7 @@ class Pooling:
 
         tasks = [asyncio.ensure_future(one(number, *call)) for number, call in enumerate(calls)]
         try:
-            return np.stack([np.atleast_1d(vector) for vector in await asyncio.gather(*tasks)])
+            return list(await asyncio.gather(*tasks))
         finally:
             # One that fails is the failure of all; what is left of them ends in the engine, too.
             for task in tasks:
@@ -141,3 +183,19 @@ class Pooling:
     def _require(self, task: str) -> None:
         if task not in self._tasks:
             raise UnsupportedOperationError(f"this model does not {task}", operation=task)
+
+
+def _finished(matrix: Any, dimensions: int | None, *, normalize: bool) -> Any:
+    """Rows cut and of length 1, if that is wanted. Raises: ParameterRangeError: They are shorter."""
+    if dimensions is not None:
+        if not 1 <= dimensions <= matrix.shape[1]:
+            raise ParameterRangeError(
+                f"dimensions is {dimensions}, it must be 1 … {matrix.shape[1]}",
+                parameter="dimensions",
+                value=str(dimensions),
+            )
+        matrix = matrix[:, :dimensions]
+    if normalize:
+        norms = np.linalg.norm(matrix, axis=1, keepdims=True)
+        matrix = matrix / np.maximum(norms, np.finfo(np.float32).tiny)
+    return matrix

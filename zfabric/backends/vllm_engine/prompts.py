@@ -26,9 +26,9 @@ from zfabric.backends.front.sentence_files import SentenceFiles, read
 from zfabric.backends.vllm_engine.compat.pooling import render_pair
 from zfabric.backends.vllm_engine.compat.rendering import chat_template, render_chat, render_text, tokens_input
 from zfabric.errors import RequestError
-from zfabric.wire.chat import PLAIN, ChatOptions, Message
+from zfabric.wire.chat import PLAIN, WHOLE, ChatOptions, Message
 from zfabric.wire.payloads import CountRequest, GenerateRequest
-from zfabric.wire.tasks import EmbedRequest
+from zfabric.wire.tasks import EmbedRequest, EmbedTokensRequest
 
 #: Characters that are turned into tokens on the event loop: a fraction of a millisecond, as long as a change of threads.
 _INLINE_CHARACTERS: Final = 2_000
@@ -61,6 +61,9 @@ class Prompts:
         engine: An `AsyncLLM`.
         context_length: Tokens of prompt and answer.
         template: Text of a chat template instead of the model's own.
+
+    Attributes:
+        sentences: What the files beside the model say of its texts.
     """
 
     def __init__(self, engine: Any, context_length: int, template: str | None) -> None:
@@ -79,7 +82,8 @@ class Prompts:
             "vocabulary_size": self._vocabulary_size,
             "longest": self._longest,
         }
-        self._embedded = EmbedInputs(encode, prompt=files.prompt, **bounds)
+        self.sentences = files
+        self._embedded = EmbedInputs(encode, prompts=files.prompts, prompt_name=files.prompt_name, **bounds)
         self._classified = EmbedInputs(encode, **bounds)
         most = int(engine.vllm_config.model_config.max_logprobs)
         # What vLLM calls -1 is the whole vocabulary.
@@ -137,7 +141,7 @@ class Prompts:
         """Tokens that the model has. Raises: RequestError: It has not got one of them."""
         return known_tokens(token_ids, self._vocabulary_size)
 
-    async def pieces(self, request: EmbedRequest, *, prompted: bool = True) -> list[Piece]:
+    async def pieces(self, request: EmbedRequest | EmbedTokensRequest, *, prompted: bool = True) -> list[Piece]:
         """Tokens of the inputs of an embedding, in pieces that fit the context.
 
         Args:
@@ -163,6 +167,21 @@ class Prompts:
         if len(tokens) > self._context_length:
             raise context_overflow(len(tokens), self._context_length)
         return tokens, segments
+
+    async def judged(self, given: str | list[Message]) -> list[int]:
+        """Tokens of a text or a chat that a reward model reads.
+
+        Raises:
+            UnsupportedOperationError: Messages, and no chat template.
+            ContextOverflowError: They do not fit.
+        """
+        if isinstance(given, str):
+            tokens = await self.tokens(given)
+        else:
+            tokens = (await self._chat(given, None, WHOLE)).token_ids
+        if len(tokens) > self._context_length:
+            raise context_overflow(len(tokens), self._context_length)
+        return tokens
 
     def text(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """Text of tokens."""

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 
 from zfabric.backends.front.adapters import adapter_details
 from zfabric.backends.front.continuation import continues
+from zfabric.backends.front.embed_inputs import told_prompts
 from zfabric.backends.front.parsing import force_calls
 from zfabric.backends.vllm_engine import sampling
 from zfabric.backends.vllm_engine.answers import Answer
@@ -26,7 +27,17 @@ from zfabric.wire.chat import OPTIONS
 from zfabric.wire.extra import COMMON
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import CountRequest, Delta, FinishReason, GenerateRequest, OperateRequest, Usage
-from zfabric.wire.tasks import ClassifyRequest, DetokenizeRequest, EmbedRequest, EmbedResult, ScoreRequest
+from zfabric.wire.tasks import (
+    ClassifyRequest,
+    ClassifyResult,
+    DetokenizeRequest,
+    EmbedRequest,
+    EmbedResult,
+    EmbedTokensRequest,
+    EmbedTokensResult,
+    RewardRequest,
+    ScoreRequest,
+)
 from zfabric.worker.base import EngineLoad, StepwiseModelWorker
 from zfabric.worker.traces import trace_headers
 
@@ -99,8 +110,8 @@ class VLLMWorker(StepwiseModelWorker):
         if runtime.generates:
             capabilities += ["generate", "resume"] + ["chat"] * runtime.prompts.chat
             capabilities += ["multimodal"] * bool(configuration.is_multimodal_model)
-        capabilities += ["embed"] * runtime.pooling.embeds + ["classify"] * runtime.pooling.classifies
-        capabilities += ["score"] * (runtime.pooling.embeds or runtime.pooling.classifies)
+        capabilities += runtime.pooling.capabilities
+        sentences = runtime.prompts.sentences
         details: dict[str, Detail] = {
             "engine": "vllm",
             "version": version(),
@@ -110,6 +121,7 @@ class VLLMWorker(StepwiseModelWorker):
             "kv_blocks": runtime.statistics.kv_blocks,
             **(runtime.format.details if runtime.generates else {}),
             **({"step_tap_off": self._outputs.lacking} if self._outputs.lacking else {}),
+            **told_prompts(sentences.prompts, sentences.prompt_name),
         }
 
         def info(name: str, aliases: Sequence[str], **more: Detail) -> ModelInfo:
@@ -341,12 +353,20 @@ class VLLMWorker(StepwiseModelWorker):
             request, lambda adapter: pooling.score(request.query, request.documents, name, adapter)
         )
 
-    async def classify(self, request: ClassifyRequest) -> list[list[float]]:
-        pooling, name = self._served().pooling, request.request_id
-        return await self._pooled(request, lambda adapter: pooling.classify(request.inputs, name, adapter))
+    async def embed_tokens(self, request: EmbedTokensRequest) -> EmbedTokensResult:
+        """One vector per token of each input. When cancelled, the engine drops what is left."""
+        return await self._pooled(request, lambda adapter: self._served().pooling.embed_tokens(request, adapter))
+
+    async def classify(self, request: ClassifyRequest) -> ClassifyResult:
+        return await self._pooled(request, lambda adapter: self._served().pooling.classify(request, adapter))
+
+    async def reward(self, request: RewardRequest) -> list[list[float]]:
+        return await self._pooled(request, lambda adapter: self._served().pooling.reward(request, adapter))
 
     async def _pooled(
-        self, request: EmbedRequest | ScoreRequest | ClassifyRequest, work: Callable[[Any], Awaitable[T]]
+        self,
+        request: EmbedRequest | EmbedTokensRequest | ScoreRequest | ClassifyRequest | RewardRequest,
+        work: Callable[[Any], Awaitable[T]],
     ) -> T:
         runtime = self._served()
         try:

@@ -1,4 +1,4 @@
-"""Requests for vectors, classes and scores."""
+"""Requests for vectors, classes, scores and rewards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def pooling_params(task: str, *, activate: bool, segments: int | None = None) ->
     """Parameters of one pooling request.
 
     Args:
-        task: embed or classify.
+        task: embed, token_embed, classify or token_classify.
         activate: Give vectors of length 1, or probabilities, instead of what the model computes.
         segments: Where the second text of a pair begins, for models that tell the two apart.
     """
@@ -17,6 +17,12 @@ def pooling_params(task: str, *, activate: bool, segments: int | None = None) ->
 
     extra = None if segments is None else {"compressed_token_type_ids": segments}
     return PoolingParams(task=task, use_activation=activate, extra_kwargs=extra)
+
+
+def label_names(engine: Any) -> list[str]:
+    """What the classes of a model with a head are called, in their order."""
+    names = getattr(engine.vllm_config.model_config.hf_config, "id2label", None) or {}
+    return [str(names[index]) for index in sorted(names)]
 
 
 def render_pair(engine: Any, query: str, document: str) -> tuple[list[int], int | None]:
