@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -355,24 +355,19 @@ async def _scores_are_numbers(asked: Asked) -> None:
     expect(all(math.isfinite(score) for score in scores), f"the scores are {scores}")
 
 
-async def _classes_are_probabilities(asked: Asked) -> None:
-    _expect_rows(await asked.client.classify(asked.model, ["one text", "another"]))
-
-
 async def _tokens_have_vectors(asked: Asked) -> None:
-    rows = await asked.client.embed_tokens(asked.model, ["one text", "another text, which is longer"])
-    sizes = [array.shape for array in rows]
-    expect(sizes[0][1] == sizes[1][1], f"the vectors have the shapes {sizes}")
-    expect(sizes[0][0] < sizes[1][0], f"a text has no fewer vectors than a longer one: {sizes}")
-    _expect_rows([array.ravel().tolist() for array in rows])
+    short, long = await asked.client.embed_tokens(asked.model, ["one text", "another text, which is longer"])
+    expect(len(short) < len(long), f"a text has {len(short)} vectors, and a longer one {len(long)}")
+    expect(short.shape[1] == long.shape[1], f"vectors have {short.shape[1]} and {long.shape[1]} dimensions")
+    expect(all(map(math.isfinite, short.ravel().tolist())), "a vector holds what is no number")
 
 
-async def _rewards_are_numbers(asked: Asked) -> None:
-    _expect_rows(await asked.client.reward(asked.model, ["one text", "another text"]))
+def _rows_are_numbers(operation: str) -> Callable[[Asked], Awaitable[None]]:
+    async def kept(asked: Asked) -> None:
+        rows = await getattr(asked.client, operation)(asked.model, ["one text", "another"])
+        expect(all(row and all(map(math.isfinite, row)) for row in rows), f"these are no numbers: {rows}")
 
-
-def _expect_rows(rows: Sequence[Sequence[float]]) -> None:
-    expect(all(row and all(map(math.isfinite, row)) for row in rows), f"these are no numbers: {rows}")
+    return kept
 
 
 async def _it_is_as_it_was(asked: Asked) -> None:
@@ -407,9 +402,9 @@ ALL: Final[tuple[Promise, ...]] = (
     Promise("Each text has a vector of the announced length.", _vectors_are_rows, "embed"),
     Promise("A prompt has as many tokens as are counted.", _tokens_are_counted, "tokenize"),
     Promise("Each document has a score.", _scores_are_numbers, "score"),
-    Promise("Each text has a probability of each class.", _classes_are_probabilities, "classify"),
+    Promise("Each text has a probability of each class.", _rows_are_numbers("classify"), "classify"),
     Promise("Each token of a text has a vector.", _tokens_have_vectors, "embed_tokens"),
-    Promise("Each text has a reward.", _rewards_are_numbers, "reward"),
+    Promise("Each text has a reward.", _rows_are_numbers("reward"), "reward"),
     Promise(
         "An operation that is not announced is refused, and one that is, is done.", _operations_are_refused_or_done
     ),

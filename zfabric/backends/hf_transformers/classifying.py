@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from zfabric.backends.front.adapters import Adapters
-from zfabric.backends.front.bounds import PromptTokens, context_overflow, known_tokens
+from zfabric.backends.front.bounds import context_overflow, known_tokens
 from zfabric.backends.front.embed_inputs import Piece
+from zfabric.backends.front.prompts import PromptTokens
 from zfabric.backends.hf_transformers.embedding import Pieces
 from zfabric.backends.hf_transformers.heads import Head
 from zfabric.backends.hf_transformers.lora import Adapter
