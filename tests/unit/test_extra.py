@@ -37,6 +37,8 @@ def test_what_a_caller_gives_arrives_as_it_is() -> None:
     [
         ({"cache_salt": 5}, RequestError, "'cache_salt': expected `str`, got `int`"),
         ({"cache_salt": ""}, RequestError, "'cache_salt'"),
+        ({"cache_salt": "../a"}, RequestError, "'cache_salt'"),
+        ({"cache_salt": "a" * 129}, RequestError, "'cache_salt'"),
         ({"kv_transfer_params": [1]}, RequestError, "'kv_transfer_params'"),
         ({"extra_args": "x"}, RequestError, "'extra_args'"),
         ({"include_stop": "yes"}, RequestError, "'include_stop'"),

@@ -78,8 +78,9 @@ class ModelWorker(StepwiseModelWorker):
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._assembled = await asyncio.to_thread(self._assemble)
         self.slots = self._assembled.loaded.batch_size_max
-        changed = lambda: self.steps.models_changed(self._models())  # noqa: E731
-        self._operations = Operations(self._assembled, self._names[0], changed)
+        self._operations = Operations(
+            self._assembled, self._names[0], lambda: self.steps.models_changed(self._models())
+        )
         self._watch = self._loop.create_task(self._watch_engine(self._assembled.engine))
         return self._models()
 
