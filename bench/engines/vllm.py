@@ -47,7 +47,6 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 NAME = WORKER
-ANSWER_ROUNDS = 3
 ANSWER_TOKENS = 300
 
 
@@ -270,7 +269,8 @@ async def compare(arguments: argparse.Namespace, model: Path) -> dict[str, Any]:
                     if number:
                         runs.setdefault((name, streams), []).append(run)
             order.append(order.pop(0))
-        told = await in_turn(clients, ANSWER_ROUNDS, ANSWER_TOKENS, prompt_of, long_tokens=480, probed=False)
+        rounds = arguments.answer_rounds
+        told = await in_turn(clients, rounds, ANSWER_TOKENS, prompt_of, long_tokens=480, probed=False) if rounds else {}
     return {**report(arguments, runs), "answers_ms": told}
 
 
@@ -327,6 +327,7 @@ def main() -> int:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--answer-rounds", type=int, default=3)
     parser.add_argument("--prompt-tokens", type=int, default=32)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--pin", action="store_true")
