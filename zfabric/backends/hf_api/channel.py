@@ -8,7 +8,9 @@ import random
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Final
+from urllib.parse import urlencode
 
 import httpx2
 
@@ -17,7 +19,7 @@ from zfabric.backends.hf_api.events import EventReader
 from zfabric.backends.hf_api.failures import RETRIED, backoff_s, from_status, redacted, retry_after_s
 from zfabric.backends.hf_api.lanes import ONE, Lanes
 from zfabric.backends.hf_api.models_file import Upstream
-from zfabric.errors import BackendError, ConnectionLostError, EngineStalledError, FabricError
+from zfabric.errors import BackendError, ConnectionLostError, EngineStalledError, FabricError, RequestError
 from zfabric.worker.traces import trace_headers
 
 #: The most of an error's body that is read: its message is near the beginning.
@@ -28,6 +30,8 @@ _ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 #: end leaves a connection that can be used again.
 USAGE_WAIT_S: Final = 2.0
 CLOSE_WAIT_S: Final = 0.05
+#: How OpenAI's server, and Azure's, say that a model bounds its answers by another name, or draws as it likes.
+_REASONING_SIGNS: Final = ("'max_completion_tokens' instead", "'temperature' does not support")
 #: Answers of a probe that a gateway gives for a server which is not there.
 _GATEWAY: Final = frozenset({502, 503, 504})
 
@@ -53,13 +57,19 @@ class Channel:
 
     Args:
         upstream: Where, and how.
-        on_health: Called when the circuit breaker opens or closes.
+        on_change: Called when the circuit breaker opens or closes, or something was learned of the model.
+
+    Attributes:
+        upstream: Where, and how, by all that is known by now.
+        configured: The same as the models file says it.
+        batch_size: Inputs per call: what the models file says, or less where the server has said so.
     """
 
-    def __init__(self, upstream: Upstream, on_health: Callable[[], None]) -> None:
-        self.upstream = upstream
+    def __init__(self, upstream: Upstream, on_change: Callable[[], None]) -> None:
+        self.upstream = self.configured = upstream
+        self.batch_size = upstream.batch_size
         self.breaker = CircuitBreaker()
-        self._on_health = on_health
+        self._on_change = on_change
         self._rng = random.Random()
         self._active = 0
         self._retired = False
@@ -197,8 +207,8 @@ class Channel:
 
     async def _send(self, client: httpx2.AsyncClient, path: str, body: dict[str, Any]) -> httpx2.Response:
         """The response, its body not read yet, if it is a good one."""
-        url = self.upstream.base_url.rstrip("/") + path
-        response = await client.send(client.build_request("POST", url, json=body, headers=trace_headers()), stream=True)
+        asked = client.build_request("POST", self._url(path), json=body, headers=trace_headers())
+        response = await client.send(asked, stream=True)
         if response.status_code == 200:
             return response
         try:
@@ -213,6 +223,20 @@ class Channel:
             self.breaker.succeeded()
         asked_s = retry_after_s(response.headers.get("retry-after"), response.headers.get("date"))
         raise AttemptError(error, transient=status in RETRIED, asked_s=asked_s)
+
+    def learn(self, error: FabricError) -> bool:
+        """Whether an error says that the model is one that thinks before it answers, and that was not known: then it is now."""
+        if self.upstream.reasoning or (self.upstream.protocol, self.upstream.server) != ("chat", "openai"):
+            return False
+        if not isinstance(error, RequestError) or not any(sign in error.message for sign in _REASONING_SIGNS):
+            return False
+        self.upstream = replace(self.upstream, reasoning=True)
+        self._on_change()
+        return True
+
+    def _url(self, path: str) -> str:
+        url = self.upstream.base_url.rstrip("/") + path
+        return f"{url}?{urlencode({'api-version': self.upstream.api_version})}" if self.upstream.api_version else url
 
     def cut(self) -> AttemptError:
         """The upstream closed before the answer's end."""
@@ -236,7 +260,7 @@ class Channel:
     def _note_failure(self) -> None:
         loop = asyncio.get_running_loop()
         if self.breaker.failed(loop.time()) and not self._retired:
-            self._on_health()
+            self._on_change()
             if self._prober is None or self._prober.done():
                 self._prober = loop.create_task(self._probe_back(), name=f"probe-{self.name}")
 
@@ -251,11 +275,11 @@ class Channel:
                 self.breaker.probed()
             else:
                 self.breaker.failed(loop.time())
-        self._on_health()
+        self._on_change()
 
     async def _answers(self) -> bool:
         """Whether a server is there. What it says to this question does not matter, unless a gateway says it."""
-        url = self.upstream.base_url.rstrip("/") + self.upstream.probe_path
+        url = self._url(self.upstream.probe_path)
         try:
             async with (
                 asyncio.timeout(self.upstream.connect_ms / 1_000),
@@ -284,7 +308,8 @@ async def _limited(response: httpx2.Response, limit: int, *, cut: bool = False) 
 def _client(upstream: Upstream) -> httpx2.AsyncClient:
     headers = {"User-Agent": "zfabric", "Accept-Encoding": "identity", **upstream.headers}
     if upstream.token:
-        headers["Authorization"] = f"Bearer {upstream.token}"
+        name, value = ("api-key", "") if upstream.api_version else ("Authorization", "Bearer ")
+        headers[name] = value + upstream.token
     return httpx2.AsyncClient(
         headers=headers,
         verify=_ssl_context(secure=upstream.base_url.startswith("https:")),

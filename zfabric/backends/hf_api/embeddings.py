@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import msgspec
 import numpy
 
+from zfabric.backends.hf_api.batches import in_batches
 from zfabric.backends.hf_api.channel import Channel
 from zfabric.backends.hf_api.models_file import Upstream
 from zfabric.backends.hf_api.requests import path_of
@@ -17,6 +17,7 @@ from zfabric.errors import BackendError, UnsupportedOperationError, UnsupportedP
 from zfabric.wire.tasks import EmbedRequest, EmbedResult
 
 Rows = numpy.ndarray[Any, numpy.dtype[numpy.float32]]
+Row = Rows
 
 
 async def embed(channel: Channel, request: EmbedRequest) -> EmbedResult:
@@ -29,25 +30,15 @@ async def embed(channel: Channel, request: EmbedRequest) -> EmbedResult:
     """
     upstream = channel.upstream
     _check(upstream, request)
-    inputs, size = request.inputs, upstream.batch_size
-    batches = [inputs[start : start + size] for start in range(0, len(inputs), size)]
-    places = asyncio.Semaphore(upstream.parallel)
 
-    async def one(batch: Sequence[str | list[int]]) -> Rows:
-        async with places:
-            answer = await channel.call(path_of(upstream), _body(upstream, request, batch))
-            return _rows(answer, len(batch), upstream)
+    async def one(batch: Sequence[str | list[int]]) -> list[Row]:
+        answer = await channel.call(path_of(upstream), _body(upstream, request, batch))
+        return list(_rows(answer, len(batch), upstream))
 
-    tasks = [asyncio.create_task(one(batch)) for batch in batches]
-    try:
-        parts = await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    if len({part.shape[1] for part in parts}) != 1:
+    rows = await in_batches(channel, request.inputs, one)
+    if len({len(row) for row in rows}) != 1:
         raise BackendError(f"upstream of {channel.name!r} answered with vectors of different lengths")
-    vectors = numpy.concatenate(parts)
+    vectors = numpy.stack(rows)
     if request.dimensions is not None:
         if request.dimensions > vectors.shape[1]:
             raise UnsupportedParameterError(
@@ -67,6 +58,8 @@ def _check(upstream: Upstream, request: EmbedRequest) -> None:
     openai = upstream.protocol == "embeddings"
     refused = {
         "pooling": request.pooling is not None,
+        # Others know no prompts by their names.
+        "prompt_name": request.prompt_name is not None and upstream.server != "tei",
         # The field for it is vLLM's own; others cut or refuse as they like.
         "truncate": request.truncate == "chunk" or (request.truncate == "cut" and openai and upstream.server != "vllm"),
     }
@@ -84,8 +77,9 @@ def _check(upstream: Upstream, request: EmbedRequest) -> None:
 def _body(upstream: Upstream, request: EmbedRequest, batch: Sequence[str | list[int]]) -> dict[str, Any]:
     """One batch's request. What is too long is refused by the server itself, unless it is asked to cut."""
     cut = request.truncate == "cut"
-    if upstream.protocol == "feature-extraction":
-        return {"inputs": batch, "truncate": cut, "normalize": False}
+    if upstream.protocol != "embeddings":
+        named = {} if request.prompt_name is None else {"prompt_name": request.prompt_name}
+        return {"inputs": batch, "truncate": cut, "normalize": False, **named}
     body = {"model": upstream.model, "input": batch, "encoding_format": "base64"}
     return {**body, "truncate_prompt_tokens": -1} if cut else body
 

@@ -93,7 +93,7 @@ def from_event(event: dict[str, Any], model: str, secrets: Sequence[str]) -> Fab
 
 def _refined(kind: type[FabricError], message: str) -> type[FabricError]:
     """Servers have no status of its own for a prompt that is too long."""
-    overflows = kind is RequestError and any(sign in message.lower() for sign in _CONTEXT_SIGNS)
+    overflows = kind in (RequestError, TooLargeError) and any(sign in message.lower() for sign in _CONTEXT_SIGNS)
     return ContextOverflowError if overflows else kind
 
 

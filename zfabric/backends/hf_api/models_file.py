@@ -13,8 +13,12 @@ from urllib.parse import urlsplit
 from zfabric.errors import ConfigurationError
 from zfabric.limits import NAME_LENGTH_MAX, SLOTS_MAX, WORKER_MODELS_MAX
 
-Protocol = Literal["chat", "completions", "embeddings", "tgi", "feature-extraction"]
-Server = Literal["openai", "vllm", "transformers", "tgi"]
+Protocol = Literal["chat", "completions", "embeddings", "tgi", "feature-extraction", "tei"]
+Server = Literal["openai", "vllm", "transformers", "tgi", "tei"]
+Task = Literal["embed", "rerank", "classify"]
+
+#: Who speaks the protocols that are one kind of server's own.
+_OWN: Final[dict[str, Server]] = {"tgi": "tgi", "feature-extraction": "tgi", "tei": "tei"}
 
 _SECRET_LENGTH_MIN: Final = 8
 
@@ -25,7 +29,8 @@ class Upstream:
 
     Attributes:
         name, aliases: What clients call it.
-        base_url: Root of the API: ".../v1" for chat, completions and embeddings, the very URL for tgi and feature-extraction.
+        base_url: Root of the API: ".../v1" for chat, completions and embeddings, that of the server for tei, the very URL
+            for tgi and feature-extraction.
         protocol: What is spoken there.
         server: Whose dialect: which parameters there are, and how they are called.
         model: What the server calls it.
@@ -43,6 +48,10 @@ class Upstream:
         server_stops: Whether stop strings are sent to the server as well; they are applied here in any case.
         multimodal: Whether the model takes images; only then are messages with some sent to it.
         parameters: Narrows the parameters that the dialect honours; None for all of them.
+        task: What a server of Text Embeddings Inference has its model for.
+        reasoning: The model thinks before it answers, as OpenAI's do: its answers are bounded by `max_completion_tokens`,
+            and nobody sets how it draws. Found out by itself, if the server says so.
+        api_version: Azure's: goes with every request, and the token as its `api-key`.
     """
 
     name: str
@@ -67,11 +76,14 @@ class Upstream:
     server_stops: bool = True
     multimodal: bool = False
     parameters: tuple[str, ...] | None = None
+    task: Task = "embed"
+    reasoning: bool = False
+    api_version: str = ""
 
     @property
-    def embeds(self) -> bool:
-        """Whether it makes vectors, and not text."""
-        return self.protocol in ("embeddings", "feature-extraction")
+    def generates(self) -> bool:
+        """Whether it makes text."""
+        return self.protocol in ("chat", "completions", "tgi")
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -91,8 +103,8 @@ _COUNTS: Final[dict[str, tuple[int, int]]] = {
     "batch_size": (1, 4_096),
     "parallel": (1, 256),
 }
-_CHOICES: Final = {"protocol": get_args(Protocol), "server": get_args(Server)}
-_TEXTS: Final = ("base_url", "model", "probe_path", "tokenizer", "token_env", "token_file")
+_CHOICES: Final = {"protocol": get_args(Protocol), "server": get_args(Server), "task": get_args(Task)}
+_TEXTS: Final = ("base_url", "model", "probe_path", "tokenizer", "token_env", "token_file", "api_version")
 _LISTS: Final = ("aliases", "parameters")
 _KEYS: Final = ({f.name for f in fields(Upstream)} - {"name", "token"}) | {"token_env", "token_file"}
 #: What FastChat calls things. Its conversation templates are for models; an API has its own.
@@ -142,10 +154,15 @@ def _upstream(name: str, entry: Any, directory: Path) -> Upstream:
             given[key] = tuple(given[key])
     if given.get("tokenizer"):
         given["tokenizer"] = str(directory / given["tokenizer"])
-    if given.get("protocol") == "tgi" or given.get("protocol") == "feature-extraction":
-        given.setdefault("server", "tgi")
-    if (given.get("server") == "tgi") != (given.get("protocol", "chat") in ("tgi", "feature-extraction")):
-        raise _wrong(name, "server", f"{given.get('server')!r} does not speak {given.get('protocol', 'chat')!r}")
+    protocol = given.get("protocol", "chat")
+    own = _OWN.get(protocol)
+    server = given.setdefault("server", own or "openai")
+    if server != own and (own or server in _OWN.values()):
+        raise _wrong(name, "server", f"{server!r} does not speak {protocol!r}")
+    if "task" in given and protocol != "tei":
+        raise _wrong(name, "task", f"goes with protocol 'tei', not {protocol!r}")
+    if given.get("reasoning") and (protocol, server) != ("chat", "openai"):
+        raise _wrong(name, "reasoning", f"goes with 'chat' of 'openai', not {protocol!r} of {server!r}")
     given.setdefault("model", name)
     return Upstream(name=name, token=_token(name, entry, directory), **given)
 

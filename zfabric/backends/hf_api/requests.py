@@ -14,6 +14,8 @@ from zfabric.wire.payloads import GenerateRequest
 
 _COMMON: Final = frozenset({"temperature", "top_p", "max_new_tokens", "stop", "seed"})
 _OPENAI: Final = _COMMON | {"presence_penalty", "frequency_penalty", "n", "logprobs", "logit_bias"}
+#: What is left of it where the model thinks before it answers. Stop strings are applied here alone.
+_REASONING: Final = frozenset({"max_new_tokens", "stop", "seed"})
 #: What each server honours. The server of transformers takes others too, without effect or with another meaning.
 _BY_SERVER: Final[dict[Server, frozenset[str]]] = {
     "openai": _OPENAI,
@@ -48,9 +50,9 @@ _TEMPLATE: Final = frozenset(OPTIONS) - {"tools", "response_format", *_CALLING}
 
 def parameters_of(upstream: Upstream) -> frozenset[str]:
     """Sampling parameters that are honoured for this model."""
-    if upstream.embeds:
+    if not upstream.generates:
         return frozenset()
-    known = _BY_SERVER[upstream.server]
+    known = _REASONING if upstream.reasoning else _BY_SERVER[upstream.server]
     return known if upstream.parameters is None else known & set(upstream.parameters)
 
 
@@ -69,7 +71,9 @@ def options_for(upstream: Upstream, *, templated: bool) -> frozenset[str]:
 
 def path_of(upstream: Upstream) -> str:
     """Relative to base_url."""
-    paths = {"chat": "/chat/completions", "completions": "/completions", "embeddings": "/embeddings"}
+    paths = {
+        "chat": "/chat/completions", "completions": "/completions", "embeddings": "/embeddings", "tei": "/embed",
+    }  # fmt: skip
     return paths.get(upstream.protocol, "")
 
 
@@ -80,7 +84,7 @@ def as_chat(prompt: str) -> list[Message]:
 
 def tells_tokens(upstream: Upstream) -> bool:
     """Whether answers carry true token ids."""
-    return not upstream.embeds and upstream.server in ("vllm", "tgi")
+    return upstream.generates and upstream.server in ("vllm", "tgi")
 
 
 def body_of(
@@ -142,15 +146,24 @@ def _bound(upstream: Upstream, body: dict[str, Any], prompt: list[int] | None, d
 
 
 def _sampling(upstream: Upstream, request: GenerateRequest) -> dict[str, Any]:
-    """Of the OpenAI protocols. What is set is said, also where it changes nothing: servers have defaults of their own."""
+    """Of the OpenAI protocols. What is set is said, also where it changes nothing: servers have defaults of their own.
+
+    Raises:
+        UnsupportedParameterError: It says how a model is to draw that lets nobody say so.
+    """
     sampling = request.sampling
-    values: dict[str, Any] = {
-        name: getattr(sampling, name) for name in ("temperature", "top_p") if name not in sampling.unset
-    }
+    for name in sampling.changed() if upstream.reasoning else ():
+        if name not in _REASONING:
+            raise UnsupportedParameterError(
+                f"parameter {name!r} is not supported by model {upstream.name!r}, which thinks before it answers",
+                parameter=name,
+            )
+    drawn = () if upstream.reasoning else ("temperature", "top_p")
+    values = {name: getattr(sampling, name) for name in drawn if name not in sampling.unset}
     if sampling.max_new_tokens is not None and not (upstream.protocol == "chat" and "max_new_tokens" in sampling.unset):
         # Completions end after 16 tokens where nothing is said, which nobody means.
-        values["max_tokens"] = sampling.max_new_tokens
-    if _sent_stops(upstream, request):
+        values["max_completion_tokens" if upstream.reasoning else "max_tokens"] = sampling.max_new_tokens
+    if _sent_stops(upstream, request) and not upstream.reasoning:
         values["stop"] = list(sampling.stop)
     for name in ("presence_penalty", "frequency_penalty"):
         if getattr(sampling, name):

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from zfabric.backends.front.bounds import check_messages, context_overflow, what_may_fit
 from zfabric.backends.front.continuation import continues
+from zfabric.backends.hf_api import tei
 from zfabric.backends.hf_api.answers import AnswerReader
 from zfabric.backends.hf_api.channel import CLOSE_WAIT_S, USAGE_WAIT_S, AttemptError, Channel
 from zfabric.backends.hf_api.embeddings import embed
@@ -29,7 +30,17 @@ from zfabric.wire.chat import Message
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import CountRequest, Delta, GenerateRequest, Usage
 from zfabric.wire.sampling import ALL_PARAMETERS
-from zfabric.wire.tasks import DetokenizeRequest, EmbedRequest, EmbedResult
+from zfabric.wire.tasks import (
+    ClassifyRequest,
+    ClassifyResult,
+    DetokenizeRequest,
+    EmbedRequest,
+    EmbedResult,
+    EmbedTokensRequest,
+    EmbedTokensResult,
+    RewardRequest,
+    ScoreRequest,
+)
 from zfabric.worker.base import BaseModelWorker, EngineLoad
 
 #: Characters that are turned into tokens on the event loop: a fraction of a millisecond, as long as a change of threads.
@@ -95,7 +106,7 @@ class HuggingfaceApiWorker(BaseModelWorker):
                 tokenizers[upstream.tokenizer] = loaded
         # Nothing of the file can be wrong from here on.
         self._tokenizers = tokenizers
-        kept = {name: channel for name, channel in self._channels.items() if channel.upstream in upstreams}
+        kept = {name: channel for name, channel in self._channels.items() if channel.configured in upstreams}
         return [kept.get(upstream.name) or Channel(upstream, self._announce) for upstream in upstreams]
 
     def _use(self, channels: Sequence[Channel]) -> None:
@@ -130,14 +141,18 @@ class HuggingfaceApiWorker(BaseModelWorker):
     def _info(self, upstream: Upstream) -> ModelInfo:
         tokenizer = self._tokenizer(upstream)
         templated = upstream.protocol == "completions" and tokenizer is not None and tokenizer.has_template
-        if upstream.embeds:
+        if upstream.protocol == "tei":
+            capabilities = list(tei.CAPABILITIES[upstream.task])
+        elif not upstream.generates:
             capabilities = ["embed"]
         else:
             capabilities = ["generate"]
             capabilities += ["chat"] * (upstream.protocol == "chat" or templated)
             capabilities += ["resume"] * tells_tokens(upstream)
             capabilities += ["multimodal"] * upstream.multimodal
-        capabilities += ["count_tokens", "tokenize", "detokenize"] if tokenizer is not None else []
+        capabilities += (
+            ["count_tokens", "tokenize", "detokenize"] if tokenizer is not None or upstream.protocol == "tei" else []
+        )
         return ModelInfo(
             name=upstream.name,
             aliases=list(upstream.aliases),
@@ -155,8 +170,8 @@ class HuggingfaceApiWorker(BaseModelWorker):
         """Deltas as the upstream sends them. Cancelled, it closes the connection at once."""
         channel = self._channel(request.model)
         upstream = channel.upstream
-        if upstream.embeds:
-            raise UnsupportedOperationError(f"model {upstream.name!r} does not generate", operation="generate")
+        if not upstream.generates:
+            raise _cannot(upstream, "generate")
         goes_on = self._goes_on(upstream, request)
         prompt = await self._prompt(upstream, request, goes_on=goes_on)
         body, path = body_of(upstream, request, prompt, goes_on=goes_on), path_of(upstream)
@@ -177,6 +192,10 @@ class HuggingfaceApiWorker(BaseModelWorker):
                 except AttemptError as failure:
                     if started or not channel.breaker.dispatchable:
                         raise failure.error from None
+                    if channel.learn(failure.error):
+                        upstream = channel.upstream
+                        body = body_of(upstream, request, prompt, goes_on=goes_on)
+                        continue
                     await channel.pause(attempt, failure)
                     attempt += 1
         usage = await self._usage(upstream, request, reader, len(request.resume_token_ids) if goes_on else 0)
@@ -184,24 +203,57 @@ class HuggingfaceApiWorker(BaseModelWorker):
             yield delta
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
-        channel = self._channel(request.model)
-        if not channel.upstream.embeds:
-            raise UnsupportedOperationError(f"model {channel.name!r} does not embed", operation="embed")
-        channel.check()
-        with channel:
+        with self._asked(request.model, "embed") as channel:
             return await embed(channel, request)
+
+    async def embed_tokens(self, request: EmbedTokensRequest) -> EmbedTokensResult:
+        with self._asked(request.model, "embed_tokens") as channel:
+            return await tei.embed_tokens(channel, request)
+
+    async def score(self, request: ScoreRequest) -> list[float]:
+        with self._asked(request.model, "score") as channel:
+            return await tei.score(channel, request)
+
+    async def classify(self, request: ClassifyRequest) -> ClassifyResult:
+        with self._asked(request.model, "classify") as channel:
+            return await tei.classify(channel, request)
+
+    async def reward(self, request: RewardRequest) -> list[list[float]]:
+        with self._asked(request.model, "reward") as channel:
+            return await tei.reward(channel, request)
+
+    def _asked(self, model: str, operation: str) -> Channel:
+        """A model's channel. Raises: UnsupportedOperationError: Its server does not do this."""
+        channel = self._channel(model)
+        if operation not in self._info(channel.upstream).capabilities:
+            raise _cannot(channel.upstream, operation)
+        channel.check()
+        return channel
 
     async def count_tokens(self, request: CountRequest) -> int:
         return len(await self.tokenize(request))
 
     async def tokenize(self, request: CountRequest) -> list[int]:
+        if self._by_server(request.model):
+            if request.prompt is None:
+                raise UnsupportedOperationError("this server tokenizes texts, not chats", operation="tokenize")
+            with self._asked(request.model, "tokenize") as channel:
+                return await tei.tokenize(channel, request.prompt)
         upstream, tokenizer = self._named_tokenizer(request.model, "tokenize")
-        return await asyncio.to_thread(tokenizer.prompt, *_asked(upstream, request), request.tools, request.chat)
+        return await asyncio.to_thread(tokenizer.prompt, *_messages_of(upstream, request), request.tools, request.chat)
 
     async def detokenize(self, request: DetokenizeRequest) -> str:
+        if self._by_server(request.model):
+            with self._asked(request.model, "detokenize") as channel:
+                return await tei.detokenize(channel, request)
         _, tokenizer = self._named_tokenizer(request.model, "detokenize")
         skip = request.skip_special_tokens
         return await asyncio.to_thread(tokenizer.text, request.token_ids, skip_special_tokens=skip)
+
+    def _by_server(self, model: str) -> bool:
+        """Whether a model's server makes tokens: where the models file names no tokenizer, and the server can."""
+        upstream = self._channel(model).upstream
+        return upstream.protocol == "tei" and upstream.tokenizer is None
 
     def _named_tokenizer(self, model: str, operation: str) -> tuple[Upstream, Tokenizer]:
         """A model's tokenizer. Raises: UnsupportedOperationError: The models file names none."""
@@ -283,13 +335,21 @@ class HuggingfaceApiWorker(BaseModelWorker):
             return Usage(prompt, reader.tokens + before, estimated=True)
 
         def count() -> Usage:
-            asked = prompt or len(tokenizer.prompt(*_asked(upstream, request), request.tools))
+            asked = prompt or len(tokenizer.prompt(*_messages_of(upstream, request), request.tools))
             return Usage(asked, tokenizer.count_text(reader.text) + before, estimated=True)
 
         return await asyncio.to_thread(count)
 
 
-def _asked(upstream: Upstream, request: GenerateRequest | CountRequest) -> tuple[str | None, list[Message] | None]:
+def _cannot(upstream: Upstream, operation: str) -> UnsupportedOperationError:
+    return UnsupportedOperationError(
+        f"model {upstream.name!r} does not {operation}, its server speaks {upstream.protocol}", operation=operation
+    )
+
+
+def _messages_of(
+    upstream: Upstream, request: GenerateRequest | CountRequest
+) -> tuple[str | None, list[Message] | None]:
     """Prompt and messages as the server sees them: where only chats are spoken, a prompt goes as one message."""
     if upstream.protocol == "chat" and request.prompt is not None:
         return None, as_chat(request.prompt)
