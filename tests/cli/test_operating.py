@@ -206,5 +206,4 @@ async def test_every_command_has_an_example(capsys: pytest.CaptureFixture[str]) 
         assert code == 0
         if words[-1] in asks:
             assert "--timeout" in output, words
-        if words[-1] in asks - {"models", "workers", "status"}:
-            assert "Examples" in output, words
+        assert "Examples" in output or "zfabric serve" in output, words

@@ -34,7 +34,12 @@ def generate(
     as_json: Json = False,
     config: Config = None,
 ) -> None:
-    """Complete a prompt and print the text as it comes."""
+    """Complete a prompt and print the text as it comes.
+
+    **Examples**
+
+    `zfabric generate smollm2 "Once upon a time" --max-new-tokens 32` · `echo "a prompt" | zfabric generate smollm2 - --json`
+    """
     with Client(endpoint, transport=transport) as client:
         _print_answer(client.stream(model, _prompt(prompt), **answer.given()), as_json=as_json)
 
@@ -50,7 +55,12 @@ def chat(
     as_json: Json = False,
     config: Config = None,
 ) -> None:
-    """Talk to a chat model: one message, or a conversation until end of input. /reset begins anew, /quit ends."""
+    """Talk to a chat model: one message, or a conversation until end of input. /reset begins anew, /quit ends.
+
+    **Examples**
+
+    `zfabric chat smollm2` · `zfabric chat smollm2 "Hello!" --system "Be brief." --json`
+    """
     opening: list[Message] = [{"role": "system", "content": system}] if system else []
     sampling = answer.given(max_new_tokens=_CHAT_TOKENS)
     with Client(endpoint, transport=transport) as client:
@@ -112,7 +122,12 @@ def embed(
     as_json: Json = False,
     config: Config = None,
 ) -> None:
-    """Vectors of texts."""
+    """Vectors of texts.
+
+    **Examples**
+
+    `zfabric embed minilm "one text" "another" --json`
+    """
     with Client(endpoint, transport=transport) as client:
         rows = client.embed(model, texts)
     if as_json:
@@ -135,7 +150,12 @@ def count(
     as_json: Json = False,
     config: Config = None,
 ) -> None:
-    """Tokens of a prompt."""
+    """Tokens of a prompt.
+
+    **Examples**
+
+    `zfabric count smollm2 "Once upon a time"`
+    """
     with Client(endpoint, transport=transport) as client:
         tokens = client.count_tokens(model, _prompt(prompt))
     print_json({"tokens": tokens} if as_json else tokens)

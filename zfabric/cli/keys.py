@@ -21,7 +21,12 @@ def keys(
     as_json: Json = False,
     config: Config = None,
 ) -> None:
-    """Make a key pair: NAME.key for a keyring, or for whoever dials a controller, and NAME.key_secret to keep."""
+    """Make a key pair: NAME.key for a keyring, or for whoever dials a controller, and NAME.key_secret to keep.
+
+    **Examples**
+
+    `zfabric keys backend-1` · `zfabric keys gpu --directory /etc/zfabric`
+    """
     public, secret = create_keys(directory, name)
     if as_json:
         print_json({"public": str(public), "secret": str(secret)})

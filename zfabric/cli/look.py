@@ -99,7 +99,12 @@ def models(
     as_json: Json = False,
     config: Config = None,
 ) -> None:
-    """List models: all, language, multimodal or embedding."""
+    """List models: all, language, multimodal or embedding.
+
+    **Examples**
+
+    `zfabric models` · `zfabric models embedding --json`
+    """
     with Client(endpoint, transport=transport) as client:
         show(
             client.models(kind, timeout=timeout),
@@ -118,7 +123,12 @@ def workers(
     as_json: Json = False,
     config: Config = None,
 ) -> None:
-    """List workers. --refresh has them report their load first."""
+    """List workers. --refresh has them report their load first.
+
+    **Examples**
+
+    `zfabric workers` · `zfabric workers --refresh --json`
+    """
     with Client(endpoint, transport=transport) as client:
         if refresh:
             client.refresh(timeout=timeout)
@@ -135,7 +145,12 @@ def status(
     as_json: Json = False,
     config: Config = None,
 ) -> None:
-    """The controller in figures."""
+    """The controller in figures.
+
+    **Examples**
+
+    `zfabric status` · `zfabric status --json --timeout 2`
+    """
     with Client(endpoint, transport=transport) as client:
         found = client.status(timeout=timeout)
     if as_json:

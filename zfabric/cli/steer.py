@@ -224,7 +224,12 @@ def operate(
     transport: Transport = None,
     config: Config = None,
 ) -> None:
-    """Call an operation of a worker's backend, such as loading an adapter."""
+    """Call an operation of a worker's backend, such as loading an adapter.
+
+    **Examples**
+
+    `zfabric operate gpu-1 load_lora name=poet path=/adapters/poet`
+    """
     given: dict[str, Any] = {}
     for argument in arguments or []:
         name, separator, value = argument.partition("=")
