@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from zfabric.testing import promises
+from zfabric.testing.asking import Asked, BrokenPromise, NotAsked, Promise
 from zfabric.testing.serving import serving
 
 if TYPE_CHECKING:
@@ -106,20 +107,20 @@ async def examine(
         async with AsyncClient() as client:
             print(await zfabric.testing.examine(client, "smollm2"))
     """
-    asked = promises.Asked(client, await client.model_details(model), prompt)
+    asked = Asked(client, await client.model_details(model), prompt)
     return Report(model, [await _ask(promise, asked, limit_s) for promise in promises.ALL])
 
 
-async def _ask(promise: promises.Promise, asked: promises.Asked, limit_s: float) -> Finding:
+async def _ask(promise: Promise, asked: Asked, limit_s: float) -> Finding:
     lacking = promise.lacks(asked.status)
     if lacking:
         return Finding(promise.sentence, None, f"the model announces no {lacking}")
     try:
         async with asyncio.timeout(limit_s):
             await promise.ask(asked)
-    except promises.BrokenPromise as error:
+    except BrokenPromise as error:
         return Finding(promise.sentence, False, str(error))
-    except promises.NotAsked as error:
+    except NotAsked as error:
         return Finding(promise.sentence, None, str(error))
     except TimeoutError:
         return Finding(promise.sentence, False, f"nothing was seen within {limit_s:g} s")

@@ -9,8 +9,6 @@ import secrets
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
-from zfabric.core.recorder import FIELDS, Recorder
-from zfabric.core.spans import Spans
 from zfabric.core.worker.figures import WorkerFigures
 from zfabric.core.worker.orders import Columns
 from zfabric.core.worker.session import (
@@ -26,11 +24,9 @@ from zfabric.core.worker.session import (
     WorkerSession,
 )
 from zfabric.core.worker.soundness import sound_text
-from zfabric.core.worker.spans import StreamSpan
 from zfabric.errors import BackendError, ConfigurationError, FabricError, IncorrectKeyError, WorkerLostError
 from zfabric.limits import SLOTS_MAX
-from zfabric.recording.ring import Ring
-from zfabric.transport.clock import monotonic_ns, unix_ns
+from zfabric.transport.clock import monotonic_ns
 from zfabric.transport.links import DealerDriver, open_dealer
 from zfabric.transport.loop_timer import LoopTimer
 from zfabric.version import __version__
@@ -38,6 +34,7 @@ from zfabric.wire.messages import Load, ModelInfo
 from zfabric.wire.payloads import Delta
 from zfabric.worker.base import BaseModelWorker
 from zfabric.worker.config import WorkerConfig
+from zfabric.worker.outlets import Outlets
 from zfabric.worker.reports import LoadReports
 from zfabric.worker.runs import Runs
 from zfabric.worker.served import ServedModels
@@ -88,7 +85,6 @@ class WorkerService:
         self._log = _harmless(log)
         self._on_ready = on_ready
         self._traces = traces
-        self._spans: Spans[StreamSpan] | None = None
         self._served = ServedModels(self.config.name, backends, [()] * len(self._backends))
         self._reports = LoadReports(self._backends, self.config.slots, self._log)
         self._link: DealerDriver | None = None
@@ -101,7 +97,6 @@ class WorkerService:
         self._host_drains = False
         self._drain_asked: asyncio.Task[None] | None = None
         self._was_registered = False
-        self._ring: Ring | None = None
 
     @property
     def load(self) -> Load | None:
@@ -144,18 +139,7 @@ class WorkerService:
             beats=self.config.beats,
             stream_interval=self.config.stream_interval,
         )
-        self._spans = self._session.trace() if self._traces is not None else None
-        if self.config.record is not None:
-            self._session.observer.recorder = Recorder(monotonic_ns)
-            self._ring = Ring(
-                self.config.record,
-                of="worker",
-                build=__version__,
-                fields=FIELDS,
-                clock=monotonic_ns,
-                wall_clock=unix_ns,
-                on_failure=lambda error: self._log("recording_failed", error=str(error)),
-            )
+        self._outlets = Outlets(self._session, self._traces, self.config.record, self._log)
         self._runs = Runs(self._session, self._loop, self._log, self._obey_all, self._changed, self._traces)
         self._timer = LoopTimer(self._loop, self._tick)
         try:
@@ -255,10 +239,7 @@ class WorkerService:
             self._link.close()
             self._link = None
         await self._runs.close()
-        self._hand_on_spans()
-        if self._ring is not None:
-            self._record(self._ring)
-            self._ring.close()
+        self._outlets.close()
         for backend in self._backends:
             try:
                 await backend.close()
@@ -294,14 +275,7 @@ class WorkerService:
         if self._session.outbox:
             self._link.send_all(_taken(self._session))
         self._timer.arm(self._session.timers.next_ns(), monotonic_ns())
-        if self._spans is not None and self._spans.pending:
-            self._hand_on_spans()
-
-    def _hand_on_spans(self) -> None:
-        """Tell traces of what has ended. Whoever reads them must not cost anybody an answer."""
-        if self._spans is not None and self._traces is not None:
-            with contextlib.suppress(Exception):
-                self._traces.ended(self._spans.take())
+        self._outlets.pass_on()
 
     def _tick(self) -> None:
         now_ns = monotonic_ns()
@@ -400,16 +374,7 @@ class WorkerService:
             self._obey_all(orders)
         if self._link is not None and self._session.outbox:
             self._link.send_all(_taken(self._session))
-        if self._spans is not None and self._spans.pending:
-            self._hand_on_spans()
-        if self._ring is not None:
-            self._record(self._ring)
-
-    def _record(self, ring: Ring) -> None:
-        """Keep what happened in this turn."""
-        recorder = self._session.observer.recorder
-        if recorder is not None and recorder.pending:
-            ring.write(recorder.take())
+        self._outlets.pass_on()
 
 
 def _taken(session: WorkerSession) -> list[tuple[bytes, bytes]]:
