@@ -10,13 +10,18 @@ from urllib.parse import urlsplit
 
 import msgspec
 import pytest
+from playwright.async_api import Page, expect
 
-from tests.fabric import Fabric, echo_fabric
+from tests.browser import browser, needs_browser
+from tests.fabric import Fabric, echo_fabric, fabric
 from zfabric import AsyncClient
+from zfabric.backends.echo import EchoOptions, EchoWorker
 from zfabric.cli.metrics import metrics_at
 from zfabric.limits import LIVE_ROWS_MAX, LIVE_SLICE_ROWS
 from zfabric.monitoring import live
 from zfabric.monitoring.history import History
+
+__all__ = ["browser"]
 
 
 @contextlib.asynccontextmanager
@@ -49,7 +54,7 @@ async def test_the_document_says_what_queries_say(ipc: str) -> None:
         assert [row["name"] for row in document["models"]] == [row.name for row in await client.models()]
         assert document["status"]["completed"] == (await client.status()).completed == 1
         assert all(row["silence_ms"] >= 0 for row in document["workers"])
-        assert document["left_out"] == {"models": 0, "workers": 0}
+        assert document["left_out"] == {"models": 0, "queue": 0, "workers": 0}
 
 
 async def test_samples_are_what_happened_and_come_once(ipc: str) -> None:
@@ -106,3 +111,28 @@ async def test_many_rows_give_way_to_others_and_have_a_bound() -> None:
     beside.cancel()
     assert rows == list(range(LIVE_ROWS_MAX))
     assert turns >= LIVE_ROWS_MAX // LIVE_SLICE_ROWS
+
+
+@needs_browser
+async def test_a_browser_shows_what_is_there_and_follows_it(ipc: str, browser: Page) -> None:
+    async with fabric(ipc) as made, AsyncClient(ipc) as client:
+        await made.add_worker("<b>w0</b>", EchoWorker(), slots=1)
+        await made.add_worker("w1", EchoWorker(EchoOptions(model_names=("other",))), slots=3)
+        with metrics_at("0", "controller", made.controller) as told:
+            await browser.goto(told["metrics"].removesuffix("metrics"))
+            workers = browser.locator("#workers tbody tr td:first-child")
+            await expect(workers).to_have_text(["<b>w0</b>", "w1"])
+            await browser.get_by_role("button", name="slots").last.click()
+            await expect(workers).to_have_text(["w1", "<b>w0</b>"])
+            await browser.get_by_role("searchbox").fill("other")
+            await expect(workers).to_have_text(["w1"])
+            streams = [client.stream("echo", "a", max_new_tokens=10_000_000) for _ in range(2)]
+            await anext(streams[0])
+            await browser.get_by_role("searchbox").fill("")
+            await expect(browser.locator("#queue tbody")).to_contain_text("slot")
+            await expect(browser.locator("#figures")).to_contain_text("1running")
+            assert await browser.locator("canvas").count() == 3
+            for stream in streams:
+                await stream.aclose()
+            await expect(browser.locator("#queue tbody")).to_contain_text("nothing waits")
+        await expect(browser.locator("#trouble")).to_contain_text("The controller does not answer")

@@ -6,12 +6,14 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+import pytest
 from textual.pilot import Pilot
 
 from tests.endpoints import ipc, run_directory
 from tests.fabric import Fabric, fabric
 from zfabric import AsyncClient
 from zfabric.backends.echo import EchoOptions, EchoWorker
+from zfabric.errors import StoppedByOperatorError
 from zfabric.top.app import Top
 
 __all__ = ["ipc", "run_directory"]
@@ -79,18 +81,34 @@ async def test_rows_are_ordered_and_filtered_by_keys(ipc: str) -> None:
         assert names(await view.press("escape")) == ["w2", "w1", "w0"]
 
 
-async def test_a_worker_is_drained_when_that_is_confirmed(ipc: str) -> None:
+async def test_a_worker_is_drained_when_that_is_confirmed_and_undrained(ipc: str) -> None:
     async with shown(ipc) as view:
         assert "drain w1? It finishes its 0 requests" in await view.press("1", "down", "d")
         await view.press("n")
-        assert len(await view.client.workers()) == 2
+        assert {worker.state for worker in await view.client.workers()} == {"ready"}
         assert "w1 drains" in await view.press("d", "y")
-        await view.fabric.tasks.pop("w1")
-        view.fabric.services.pop("w1")
+        assert {worker.name: worker.state for worker in await view.client.workers()} == {
+            "w0": "ready",
+            "w1": "draining",
+        }
         await view.top.look()
-        text = await view.press("1")
-        assert "1 workers" in text
-        assert not any(line.startswith("w1") for line in text.splitlines())
+        assert any(line.split()[:2] == ["w1", "draining"] for line in (await view.press("1")).splitlines())
+        assert "w1 takes requests again" in await view.press("u")
+        assert {worker.state for worker in await view.client.workers()} == {"ready"}
+
+
+async def test_a_request_is_cancelled_when_that_is_confirmed(ipc: str) -> None:
+    async with shown(ipc) as view:
+        assert "choose a request to cancel: 3" in await view.press("1", "c")
+        stream = view.client.stream("m0", "a", max_new_tokens=10_000_000)
+        await anext(stream)
+        await view.top.look()
+        name = stream.request_id
+        assert f"cancel {name}" in await view.press("3", "c")
+        assert f"{name} of" in await view.press("y")
+        with pytest.raises(StoppedByOperatorError):
+            async for _ in stream:
+                pass
 
 
 async def test_requests_are_listed_and_the_chosen_one_is_explained(ipc: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from zfabric.controller.service import Controller
+from zfabric.core.controller.listings import queue
 from zfabric.core.controller.status import fabric_status, model_status, worker_status
 from zfabric.limits import LIVE_ROWS_MAX, LIVE_SLICE_ROWS
 from zfabric.monitoring.history import History
@@ -39,13 +40,16 @@ class LiveView:
         registry = self._broker.registry
         served = [model for model in registry.models.values() if model.hosts]
         status = msgspec.to_builtins(fabric_status(self._broker))
+        waiting = queue(self._broker, None, {})
         return msgspec.json.encode(
             {
                 "status": {name: value for name, value in status.items() if name not in _LEFT_OUT},
                 "models": await _rows(served, lambda model: model_status(registry, model)),
+                "queue": msgspec.to_builtins(waiting.rows),
                 "workers": await _rows(registry.workers.values(), lambda worker: worker_status(self._broker, worker)),
                 "left_out": {
                     "models": max(0, len(served) - LIVE_ROWS_MAX),
+                    "queue": waiting.left_out,
                     "workers": max(0, len(registry.workers) - LIVE_ROWS_MAX),
                 },
                 "history": self._history.since(since),

@@ -124,6 +124,7 @@ class Rows(Widget, can_focus=True):
         return of + (f" with {self.order.wanted!r}, of {len(self._all):,}" if self.order.wanted else "")
 
     def _text(self, text: str, style: Style) -> Strip:
+        style = self.rich_style + style
         return Strip([Segment(text[: self.size.width], style)]).adjust_cell_length(self.size.width, style)
 
     def _place(self) -> int | None:
@@ -140,6 +141,7 @@ class Rows(Widget, can_focus=True):
 
     def _line(self, texts: Sequence[str], style: Style) -> Strip:
         parts = [_fitted(text, *size) for text, size in zip(texts, self._sizes(), strict=True)]
+        style = self.rich_style + style
         return Strip([Segment("".join(parts), style)]).adjust_cell_length(self.size.width, style)
 
     def _sizes(self) -> list[tuple[int, bool]]:

@@ -228,8 +228,9 @@ def _longest(waiting: list[Request], now_ns: int) -> float:
 # ── queues ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def queue(broker: Broker, asker: ClientPeer, arguments: Arguments) -> QueueList:
+def queue(broker: Broker, _asker: ClientPeer | None, arguments: Arguments) -> QueueList:
     """What waits, a row for each model and what is demanded of its workers, the most first unless another order is asked for.
+    Whoever asks is told the same.
 
     Raises:
         RequestError: An order that there is none of.

@@ -4,7 +4,7 @@
 const INTERVAL_MS = 1000;
 const KEPT = 900;
 const history = [];
-const order = { models: { column: 0, down: false }, workers: { column: 0, down: false } };
+const order = { queue: { column: 2, down: true }, models: { column: 0, down: false }, workers: { column: 0, down: false } };
 let last = null;
 
 const number = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
@@ -13,6 +13,11 @@ const show = (value) => (typeof value === "number" ? (value < 10 ? precise : num
 const load = (row) => (row.slots ? row.in_flight / row.slots : 0);
 
 const TABLES = {
+  queue: [
+    ["model", (row) => row.model], ["operation", (row) => row.operation + (row.resumes ? ", resumed" : "")],
+    ["waiting", (row) => row.waiting], ["clients", (row) => row.clients], ["longest s", (row) => row.longest_wait_s],
+    ["workers", (row) => row.workers], ["free", (row) => row.free], ["why", (row) => row.why],
+  ],
   models: [
     ["model", (row) => row.name], ["workers", (row) => row.workers.length], ["running", (row) => row.in_flight],
     ["queued", (row) => row.queued], ["slots", (row) => row.slots], ["load", load], ["context", (row) => row.context_length],
@@ -24,8 +29,8 @@ const TABLES = {
     ["silent ms", (row) => Math.round(row.silence_ms)],
   ],
 };
-const TEXTS = new Set(["model", "worker", "state", "models"]);
-const EMPTY = { models: "no model is served", workers: "no worker is registered: start one with zfabric-worker" };
+const TEXTS = new Set(["model", "worker", "state", "models", "operation", "why"]);
+const EMPTY = { queue: "nothing waits", models: "no model is served", workers: "no worker is registered: start one with zfabric-worker" };
 const PLOTS = [
   ["requests", ["running", "running"], ["queued", "queued"]],
   ["a second", ["requests", "requests"], ["failures", "failures"]],
@@ -84,7 +89,7 @@ function table(id, rows) {
   const found = rows.filter((row) => !wanted || columns.some(([, of]) => String(of(row)).toLowerCase().includes(wanted)));
   const of = columns[column][1];
   const compare = (a, b) => (typeof a === "string" ? a.localeCompare(b) : a - b);
-  found.sort((a, b) => (down ? -1 : 1) * compare(of(a), of(b)) || a.name.localeCompare(b.name));
+  found.sort((a, b) => (down ? -1 : 1) * compare(of(a), of(b)) || (a.name ?? a.model).localeCompare(b.name ?? b.model));
   const lines = found.map((row) => {
     const line = element("tr");
     for (const [title, value] of columns) line.append(cellOf(title, value(row)));
@@ -159,6 +164,7 @@ function draw({ canvas, greatest, unit, keys }) {
 function render() {
   if (!last) return;
   figures(last.status, history.at(-1) ?? { requests: 0, failures: 0, tokens: 0 });
+  table("queue", last.queue);
   table("models", last.models);
   table("workers", last.workers);
   const left = last.left_out;
