@@ -32,6 +32,7 @@ class Runtime:
         slots: Requests that the engine's batch holds, over all data-parallel ranks.
         format: How the model writes reasoning and calls.
         asleep: The level at which an operator has put it to sleep, 0 if it is awake.
+        outputs: Where what it makes comes from, once it is open.
     """
 
     def __init__(self, engine: Any, arguments: Arguments, statistics: Statistics, form: AnswerFormat) -> None:
@@ -54,6 +55,7 @@ class Runtime:
         self.reading = Reading(form, self.prompts, engine.renderer.get_tokenizer())
         self.tasks: tuple[str, ...] = ()
         self.pooling = Pooling(engine, self.prompts, ())
+        self.outputs: StepTap | OneByOne | None = None
         statistics.kv_blocks = int(configuration.cache_config.num_gpu_blocks or 0)
 
     @classmethod
@@ -89,7 +91,9 @@ class Runtime:
         if self.generates:
             await warm_up(self.engine)
         watch_outputs(self.engine)
-        outputs = await open_outputs(self.engine, on_step, on_failure, on_death, generates=self.generates)
+        outputs = self.outputs = await open_outputs(
+            self.engine, on_step, on_failure, on_death, generates=self.generates
+        )
         self.pooling = Pooling(self.engine, self.prompts, self.tasks, at_once=self.slots)
         for name, path in self.arguments.adapters.items():
             self.adapters.check(name)

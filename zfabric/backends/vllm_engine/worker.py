@@ -158,7 +158,8 @@ class VLLMWorker(StepwiseModelWorker):
         for task in self._admissions.values():
             task.cancel()
         if self._runtime is not None:
-            await self._outputs.close()
+            if self._runtime.outputs is not None:
+                await self._runtime.outputs.close()
             await shut_down(self._runtime.engine)
 
     # ── text ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -205,10 +206,10 @@ class VLLMWorker(StepwiseModelWorker):
             self._answers.pop(request_id, None)
             self.steps.fail(request_id, translated(error))
         finally:
-            if request_id not in self._answers:
-                self._forget(request_id)
             if self._admissions.get(request_id) is asyncio.current_task():
                 del self._admissions[request_id]
+                if request_id not in self._answers:
+                    self._forget(request_id)
 
     async def _add(self, request: GenerateRequest, tries: int, headers: dict[str, str]) -> None:
         runtime, request_id = self._served(), request.request_id
