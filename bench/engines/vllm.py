@@ -263,8 +263,10 @@ async def compare(arguments: argparse.Namespace, model: Path) -> dict[str, Any]:
             for streams in arguments.streams:
                 for name in order:
                     word = f"round {number}" if number else "warm-up"
-                    print(f"{word}, {streams} streams, {name}", file=sys.stderr, flush=True)
                     run = await measure(systems[name], streams, arguments.prompt_tokens, arguments.new_tokens, chance)
+                    # A run that is cut off has told what it measured.
+                    speed = f"{run.tokens_per_second:.1f} tokens/s, first token after {run.ttft_ms_p50:.2f} ms"
+                    print(f"{word}, {streams} streams, {name}: {speed}", file=sys.stderr, flush=True)
                     # The first round warms up connections, kernels and allocators.
                     if number:
                         runs.setdefault((name, streams), []).append(run)
