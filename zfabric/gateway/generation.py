@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +17,7 @@ from zfabric.client.reader import AnswerStream
 from zfabric.client.results import Completion
 from zfabric.errors import FabricError, QuotaExceededError
 from zfabric.gateway.call import Call
+from zfabric.gateway.http import Departure
 from zfabric.limits import KEEP_ALIVE_MS, UNSENT_BYTES_MAX
 from zfabric.wire.payloads import Delta
 
@@ -66,11 +68,11 @@ async def answer(call: Call, asks: Sequence[Ask], wording: Wording, *, stream: b
     try:
         for ask in asks:
             answers.submit(ask)
-        watching = asyncio.create_task(answers.watch())
+        departure = Departure(call.receive, answers.leave)
         try:
             await answers.finished()
         finally:
-            watching.cancel()
+            departure.close()
         if answers.error is not None and not call.response.started:
             raise answers.error
         if not stream and answers.error is None:
@@ -94,33 +96,42 @@ class _Answers:
         self._completions: list[Completion | None] = [None] * count
         self._left = count
         self._first_ns = 0
-        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._looking: asyncio.TimerHandle | None = None
+        self._done: asyncio.Future[None] = self._loop.create_future()
 
     def submit(self, ask: Ask) -> None:
         """Send one of the requests. Raises: FabricError: It can never be sent."""
         stream = self._call.fabric.stream(self, ask.model, ask.prompt, ask.options)
         self._positions[stream] = len(self._positions)
 
-    async def watch(self) -> None:
-        """Cancel what runs when the caller goes away."""
-        await self._call.left()
+    def leave(self) -> None:
+        """Cancel what runs, since the caller went away."""
         if not self._done.done():
             self._call.gone = True
             self.cancel()
 
     async def finished(self) -> None:
         """Until all has ended, with a sign of life now and then."""
-        while True:
-            wait_s = KEEP_ALIVE_MS / 1_000
-            if self._streamed and self._response.started:
-                wait_s -= time.monotonic() - self._response.written_at
-            done, _ = await asyncio.wait((self._done,), timeout=max(wait_s, 0.0))
-            if done:
-                return
-            if self._streamed and time.monotonic() - self._response.written_at >= KEEP_ALIVE_MS / 1_000:
-                if not self._response.started:
-                    self._response.start_events()
-                self._response.write(_KEEP_ALIVE)
+        if self._streamed:
+            self._look_at(self._loop.time() + KEEP_ALIVE_MS / 1_000)
+        try:
+            await self._done
+        finally:
+            if self._looking is not None:
+                self._looking.cancel()
+
+    def _look_at(self, when_s: float) -> None:
+        self._looking = self._loop.call_at(when_s, self._look)
+
+    def _look(self) -> None:
+        silent_s = time.monotonic() - self._response.written_at if self._response.started else math.inf
+        if silent_s >= KEEP_ALIVE_MS / 1_000:
+            if not self._response.started:
+                self._response.start_events()
+            self._response.write(_KEEP_ALIVE)
+            silent_s = 0.0
+        self._look_at(self._loop.time() + KEEP_ALIVE_MS / 1_000 - silent_s)
 
     def completions(self) -> list[Completion]:
         """All answers. Call once none is missing."""

@@ -133,6 +133,46 @@ class _Resumed:
         yield from self._coroutine.__await__()
 
 
+class Departure:
+    """Calls somebody when the caller goes away, without a task: every request would make one, and nearly all cancel it.
+
+    Args:
+        receive: ASGI's, after the whole body was read.
+        gone: Called once, unless `close` was called before.
+    """
+
+    __slots__ = ("_gone", "_waiting", "_watching")
+
+    def __init__(self, receive: Receive, gone: Callable[[], None]) -> None:
+        self._gone = gone
+        self._watching = _departed(receive)
+        self._waiting: asyncio.Future[Any] | None = None
+        self._step()
+
+    def close(self) -> None:
+        """Watch no more. Safe to call twice."""
+        if self._waiting is not None:
+            self._waiting.remove_done_callback(self._step)
+            self._waiting = None
+        self._watching.close()
+
+    def _step(self, _: object = None) -> None:
+        try:
+            self._waiting = self._watching.send(None)
+        except StopIteration:
+            self._waiting = None
+            self._gone()
+            return
+        # What a task does with a future that it waits for.
+        self._waiting._asyncio_future_blocking = False
+        self._waiting.add_done_callback(self._step)
+
+
+async def _departed(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 async def read_body(receive: Receive, headers: dict[bytes, bytes], limit: int) -> bytes:
     """The whole body of a request.
 
