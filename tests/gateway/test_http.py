@@ -235,6 +235,11 @@ async def test_a_caller_that_goes_away_stops_the_engine(stream: bool) -> None:
             await slow.begun.wait()
             asking.cancel()
             await slow.stopped.wait()
+            figures = served.gateway.figures
+            while not figures.disconnects:
+                await asyncio.sleep(0)
+        assert figures.requests == {("/v1/chat/completions", "other", 499): 1}
+        assert (figures.disconnects, figures.streams) == (1, 0)
         assert served.logged == [("listening", {"endpoint": served.url})]
 
 

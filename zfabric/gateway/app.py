@@ -144,10 +144,11 @@ class Application:
             model = call.model
             figures.received_bytes += len(call.body)
             if call.gone:
-                figures.disconnects += 1
                 status = 499
             elif call.broke is not None:
                 status = status_of(call.broke)
+        # Also where the caller went before all of its body had come.
+        figures.disconnects += status == 499
         if status and (endpoint is not None or status >= 400):
             path = endpoint.path if endpoint is not None else OTHER
             figures.ended(path, model, status, time.monotonic_ns() - begun_ns)
