@@ -147,7 +147,7 @@ async def check_resumed(served: tuple[Any, Answers], **options: Any) -> None:
     answers = served[1]
     whole = await answered(served, ask_with_tools(**options))
     deltas = answers.deltas["1-1-0"]
-    counts = [*range(1, len(deltas) - 1, 7), len(deltas) - 2]
+    counts = [*range(1, len(deltas) - 1, 11), len(deltas) - 2]
     first: dict[str, Seen] = {}
     for count in counts:
         name = f"1-1-{count}"

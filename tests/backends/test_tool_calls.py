@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest_asyncio
 from tokenizers import AddedToken
 
 from tests.backends.calling import (
+    ARGUMENTS,
+    THOUGHT,
+    USER,
     answered,
     ask_with_tools,
     check_forced,
@@ -19,6 +23,9 @@ from tests.backends.calling import (
     save_calling,
 )  # fmt: skip
 from tests.backends.tiny import Answers, fallback_tokenizer
+from tests.fabric import fabric
+from tests.parsing.outputs import TOOLS
+from zfabric import AsyncClient
 from zfabric.backends.front.detokenizer import Detokenizer
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
@@ -73,3 +80,28 @@ async def test_a_mark_comes_after_the_character_before_it() -> None:
     detokenizer = Detokenizer(tokenizer, marks={mark: "<mark>"})
     text = "".join([detokenizer.add(token) for token in tokens]) + detokenizer.finish()
     assert text == "hello🙂<mark>🙂"
+
+
+@pytest.mark.parametrize("read", [20, 100])
+async def test_a_stream_with_calls_migrates_between_workers_without_a_trace(directory: Path, read: int) -> None:
+    """The worker that serves is drained in a thought, in the text, or in a call; its reader sees nothing of it."""
+    with tempfile.TemporaryDirectory(prefix="zf-") as place:
+        async with fabric(f"ipc://{place}/c.sock") as made, AsyncClient(made.endpoint) as client:
+            for name in ("w0", "w1"):
+                options = TransformersOptions(model=str(directory), model_names=("m",), device="cpu", threads=1)
+                await made.add_worker(name, ModelWorker(options))
+            stream = client.stream("m", messages=[USER], tools=TOOLS, temperature=0, max_new_tokens=300)
+            tokens = 0
+            while tokens < read:
+                tokens += len((await anext(stream)).token_ids)
+            origin = stream.worker
+            assert origin is not None
+            service, task = made.services.pop(origin), made.tasks.pop(origin)
+            await service.drain(1)
+            await task
+            whole = await stream
+    assert stream.worker != origin
+    assert (whole.reasoning, whole.text, whole.finish_reason) == (THOUGHT, "Yes.", "tool_calls")
+    assert [(call.name, call.arguments) for call in whole.tool_calls] == [("get_weather", ARGUMENTS), ("now", "{}")]
+    assert len({call.id for call in whole.tool_calls}) == 2
+    assert whole.usage.completion_tokens == len(whole.choices[0].token_ids)

@@ -240,3 +240,55 @@ def test_a_guide_waits_for_the_answer() -> None:
         told.append(harmony.answers)
         harmony.read(Delta(text=piece))
     assert [*told, harmony.answers] == [False, False, False, False, True]
+
+
+_FRAGMENTS = sorted(
+    {mark for form in TOOL_FORMATS.values() for mark in form.marks}
+    | {mark for reasoning in REASONING_FORMATS.values() for mark in reasoning.marks}
+    | {
+        *"{}[]()\"\\'`,:;=<> \n\t",
+        "a",
+        "é",
+        "1",
+        "name",
+        "arguments",
+        "get_weather",
+        "now",
+        "call:",
+        "true",
+        "functions.",
+    }
+    | {
+        '{"name": "now", "arguments": {',
+        '"name": ',
+        '"parameters": ',
+        "<function=",
+        "<parameter=",
+        "</parameter>",
+        "</function>",
+    }
+    | {"[now(", "city=", "to=functions.now", "analysis", "final", "function", "```json", '{"a": 1}'}
+)
+
+
+@pytest.mark.parametrize("tools", sorted(TOOL_FORMATS))
+@settings(max_examples=60, deadline=None)
+@given(
+    fragments=st.lists(st.sampled_from(_FRAGMENTS), max_size=14),
+    reasoning=st.sampled_from(["none", *REASONING_FORMATS]),
+)
+def test_whatever_a_model_writes_is_read_the_same_in_any_pieces(
+    tools: str, fragments: list[str], reasoning: str
+) -> None:
+    if "openai_gptoss" in (reasoning, {"openai": "openai_gptoss"}.get(tools)):
+        tools, reasoning = "openai", "openai_gptoss"
+    output = Output(tools, reasoning, "".join(fragments), tail="<|start|>assistant")
+    reader, seen = reader_for(output), Seen()
+    so_far = ""
+    for character in output.text:
+        so_far += character
+        delta = Delta(text=character)
+        reader.read(delta)
+        seen.take(delta)
+        assert seen == read(reader_for(output), [so_far], end=None), so_far
+    assert read(reader_for(output), list(output.text)) == read(reader_for(output), fragments)

@@ -14,6 +14,7 @@ from zfabric.backends.front.bounds import (
 from zfabric.backends.front.chat import chat_text
 from zfabric.backends.front.continuation import Redraw, Unseen, continues
 from zfabric.backends.front.embed_inputs import EmbedInputs
+from zfabric.backends.front.parsing import AnswerFormat, MarkTokens, force_calls
 from zfabric.backends.front.prompts import PromptTokens
 from zfabric.backends.front.stop_strings import StopStrings
 from zfabric.backends.front.text import TextModelWorker, text_of
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
     from zfabric.backends.front.detokenizer import Detokenizer
 
 __all__ = [
+    "AnswerFormat",
     "Detokenizer",
     "EmbedInputs",
+    "MarkTokens",
     "PromptTokens",
     "Redraw",
     "StopStrings",
@@ -35,6 +38,7 @@ __all__ = [
     "context_overflow",
     "continues",
     "fit",
+    "force_calls",
     "known_tokens",
     "text_of",
 ]

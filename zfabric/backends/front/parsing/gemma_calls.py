@@ -47,8 +47,13 @@ class GemmaCalls(Parser):
         if not brace:
             return False
         self.buffer = rest
+        called = name.strip().removeprefix("call:").strip()
+        if not called:
+            out.text(f"{self._marks[0]}{name}{{")
+            self._state = "text"
+            return True
         self._nested, self._state = ["}"], "key"
-        out.call(name.strip().removeprefix("call:").strip())
+        out.call(called)
         out.arguments("{")
         return True
 

@@ -67,8 +67,9 @@ class Harmony(Parser):
     def _kind_of(self, header: str) -> tuple[str, str]:
         recipient = _RECIPIENT.search(header)
         channel = _CHANNEL.search(header)
-        if recipient is not None and self._calls:
-            return "call", recipient.group(1).removeprefix("functions.")
+        name = recipient.group(1).removeprefix("functions.") if recipient is not None and self._calls else ""
+        if name:
+            return "call", name
         return ("reasoning" if channel is not None and channel.group(1) == "analysis" else "text"), ""
 
     def _body(self, out: Pieces) -> bool:

@@ -216,7 +216,11 @@ class MistralCalls(Parser):
             return False
         self.buffer = rest[at:]
         self._state, self._value = "arguments", JsonValue()
-        out.call(name.strip())
+        if name.strip():
+            out.call(name.strip())
+        else:
+            out.text(f"{self.OPEN}{name}{rest[:at]}")
+            self._state = "text"
         return True
 
     def _arguments(self, out: Pieces) -> bool:

@@ -135,11 +135,10 @@ class CallObject:
         self._part += text[at:end]
         self.failed = self._value.failed
         if self._state == "value" and self._key in ARGUMENTS and self._value.kind == "{" and self._name is not None:
-            if not self.begun and not self.failed:
+            if not self.begun:
                 self._begin(out)
-            if self.begun:
-                out.arguments(self._part)
-                self._part = ""
+            out.arguments(self._part)
+            self._part = ""
         if self._value.done:
             if self._state == "key":
                 self._key, self._state = str(loads(self._part)), "colon"

@@ -73,6 +73,9 @@ class PythonicCalls(Parser):
         name, bracket, rest = self.buffer.partition("(")
         if not bracket:
             return False
+        if not name.strip():
+            self._state = "text"
+            return True
         self.buffer = rest
         self._count, self._state = 0, "arguments"
         out.call(name.strip())

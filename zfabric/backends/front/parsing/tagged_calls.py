@@ -82,7 +82,11 @@ class QwenCoderCalls(Parser):
             return False
         name, _, self.buffer = self.buffer.partition(">")
         self._name, self._count, self._state = name.strip().strip('"'), 0, "parameters"
-        out.call(self._name)
+        if self._name:
+            out.call(self._name)
+        else:
+            out.text(f"{self._FUNCTION}{name}>")
+            self._state = "text"
         return True
 
     def _value(self, out: Pieces) -> bool:
@@ -206,7 +210,11 @@ class DeepseekCalls(Parser):
         name = rest[:at].partition(self._FENCE)[0] if head.strip() == "function" else head
         self.buffer = rest[at:]
         self._state, self._value = "arguments", JsonValue()
-        out.call(name.strip())
+        if name.strip():
+            out.call(name.strip())
+        else:
+            out.text(f"{self.CALL}{head}{separator}{rest[:at]}")
+            self._state = "text"
         return True
 
     def end(self, out: Pieces) -> None:
