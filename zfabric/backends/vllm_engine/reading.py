@@ -23,7 +23,7 @@ def answer_format(arguments: Arguments) -> AnswerFormat:
     template = arguments.chat_template or template_text(getattr(tokenizer, "chat_template", None))
     found = AnswerFormat(template, tools=arguments.tool_parser, reasoning=arguments.reasoning_parser)
     if found.reasoning is not None and tokenizer is not None:
-        watch_reasoning(arguments.engine, found.reasoning, tokenizer, found.reasoning_marks)
+        watch_reasoning(arguments.engine, found.reasoning, tokenizer)
     return found
 
 

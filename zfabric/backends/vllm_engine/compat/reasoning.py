@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection
 from typing import Any
 
 
@@ -24,22 +23,25 @@ def tokenizer_of(arguments: Any) -> Any:
             revision=arguments.tokenizer_revision or arguments.revision,
             trust_remote_code=arguments.trust_remote_code,
         )
-    except (OSError, ValueError):
-        # The engine says what is wrong with it.
+    except Exception:  # noqa: BLE001 — the engine says what is wrong with it
         return None
 
 
-def watch_reasoning(arguments: Any, name: str, tokenizer: Any, marks: Collection[str]) -> None:
-    """Have an engine see where reasoning ends.
+def watch_reasoning(arguments: Any, name: str, tokenizer: Any) -> None:
+    """Have an engine see where reasoning ends, if vLLM has a parser of that name that takes this tokenizer.
 
     Args:
         arguments: An `AsyncEngineArgs`, not used yet.
         name: Of vLLM's parser, and ours.
-        marks: Of reasoning: vLLM's parser looks for their tokens, and the engine would not start without them.
     """
-    vocabulary = tokenizer.get_vocab()
-    if all(mark in vocabulary for mark in marks):
-        arguments.reasoning_parser = name
+    from vllm.reasoning import ReasoningParserManager
+
+    try:
+        # An engine makes it at its first request with a constraint, and would not survive its refusal.
+        ReasoningParserManager.get_reasoning_parser(name)(tokenizer)
+    except Exception:  # noqa: BLE001 — whatever it lacks, constraints hold from the first token then
+        return
+    arguments.reasoning_parser = name
 
 
 def reasoning_options(engine: Any, *, ended: bool) -> dict[str, Any]:
