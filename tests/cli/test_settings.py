@@ -166,7 +166,7 @@ def test_a_backend_may_parse_what_is_left(started: list[Any], tmp_path: Path) ->
     file.write_text("[worker]\nslots = 3\ntensor_parallel = 4\n")
     backend = ("--backend", "tests.cli.backends:SelfParsing")
     assert worker.main([*backend, "--name", "w", "--size", "2", "--eager", "--x=1", "--config", str(file)]) == 0
-    settings, (make,) = started[-1]
+    settings, (make,), _ = started[-1]
     assert (settings.name, settings.slots) == ("w", 3)
     assert (make().argv, make().settings) == (["--size", "2", "--eager", "--x=1"], {"tensor_parallel": 4})
 

@@ -237,7 +237,7 @@ def build(arguments: list[str]) -> cyclopts.App:
             if not isinstance(parsed, tuple):
                 return 0
             makers.append(parsed[1])
-        return run(serve(settings, settings.worker_config(), makers), use_uvloop=settings.uvloop)
+        return run(serve(settings, makers, settings.worker_config()), use_uvloop=settings.uvloop)
 
     app.result_action = start
     return app
