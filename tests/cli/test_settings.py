@@ -126,7 +126,7 @@ def test_a_worker_takes_the_options_of_its_backend(
     started: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert worker.main(["--backend", "echo", "--tokens-per-second", "50", "--name", "w", "--slots", "3"]) == 0
-    settings, makers = started[-1]
+    settings, makers, _ = started[-1]
     assert (settings.name, settings.slots) == ("w", 3)
     assert makers[0]().options.tokens_per_second == 50
     assert (

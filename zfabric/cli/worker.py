@@ -243,7 +243,7 @@ def build(arguments: list[str]) -> cyclopts.App:
     return app
 
 
-async def serve(settings: WorkerSettings, config: WorkerConfig, makers: Sequence[Callable[[], BaseModelWorker]]) -> int:
+async def serve(settings: WorkerSettings, makers: Sequence[Callable[[], BaseModelWorker]], config: WorkerConfig) -> int:
     """Run until drained."""
     log = make_logger("worker", settings.log_level, settings.log_format).bind(worker=settings.name)
     served: dict[str, str] = {}
