@@ -17,6 +17,7 @@ from zfabric.errors import (
     NoWorkerError,
     ParameterRangeError,
     PermissionDeniedError,
+    QuotaExceededError,
     RequestError,
     StoppedByOperatorError,
     UnknownModelError,
@@ -121,7 +122,7 @@ def test_what_nobody_serves_cannot_be_paused(fabric: FakeFabric) -> None:
     assert order(fabric, "pause", model="m", wait_ms="long").code == ParameterRangeError.code
     paused = fabric.broker.registry.directives.paused
     paused.update({str(number): Pause("olga", 0) for number in range(DIRECTIVES_MAX)})
-    assert order(fabric, "pause", model="m").code == ParameterRangeError.code
+    assert order(fabric, "pause", model="m").code == QuotaExceededError.code
 
 
 # ── workers ─────────────────────────────────────────────────────────────────────────────────────────────────────────

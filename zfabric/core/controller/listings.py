@@ -17,8 +17,8 @@ from zfabric.core.controller.peers import ClientPeer, Request
 from zfabric.core.controller.queues import Queues
 from zfabric.core.controller.reasons import Reasons
 from zfabric.core.controller.request_state import RequestState
-from zfabric.core.controller.status import name_of
-from zfabric.errors import ParameterRangeError, RequestError
+from zfabric.core.controller.status import name_of, number_of
+from zfabric.errors import RequestError
 from zfabric.limits import LISTED_DEFAULT, LISTED_MAX
 from zfabric.wire import codec
 from zfabric.wire.listings import ClientList, ClientStatus, QueueList, QueueStatus, RequestList, RequestStatus
@@ -48,8 +48,8 @@ class _Wanted:
         self.worker = name_of(arguments, "worker")
         self.state = _one_of(arguments, "state", ["", *states])
         self.sort = _one_of(arguments, "sort", list(sorts))
-        self.limit = _number(arguments, "limit", LISTED_DEFAULT, LISTED_MAX)
-        self.offset = _number(arguments, "offset", 0, 2**31)
+        self.limit = number_of(arguments, "limit", LISTED_DEFAULT, LISTED_MAX)
+        self.offset = number_of(arguments, "offset", 0, 2**31)
 
     def cut(self, found: list[T], key: Callable[[T], Any]) -> tuple[list[T], int]:
         """The rows that are shown, and how many come after them."""
@@ -69,13 +69,6 @@ def _one_of(arguments: Arguments, key: str, known: list[str]) -> str:
     if given not in known:
         raise RequestError(f"{key} {given!r} is not one of {', '.join(filter(None, known))}", parameter=key)
     return given
-
-
-def _number(arguments: Arguments, key: str, default: int, most: int) -> int:
-    value = arguments.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-        raise ParameterRangeError(f"{key} is {value!r}, it must be an integer 0 … {most}", parameter=key)
-    return value
 
 
 # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -47,6 +47,14 @@ def name_of(arguments: dict[str, Any], key: str, default: str = "") -> str:
     return name
 
 
+def number_of(arguments: dict[str, Any], key: str, default: int, most: int) -> int:
+    """A number among a query's arguments. Raises: ParameterRangeError, it is none, or not within 0 … `most`."""
+    value = arguments.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise ParameterRangeError(f"{key} is {value!r}, it must be an integer 0 … {most}", parameter=key)
+    return value
+
+
 def _models(broker: Broker, kind: str) -> list[ModelStatus]:
     """FastChat's three lists, and embedding models."""
     rows = [model_status(broker.registry, model) for model in broker.registry.models.values() if model.hosts]

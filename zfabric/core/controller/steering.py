@@ -13,11 +13,11 @@ from zfabric.core.controller.access import EVERYBODY
 from zfabric.core.controller.directives import Kick, Pause
 from zfabric.core.controller.hosting import Model
 from zfabric.core.controller.peers import ClientPeer, WorkerPeer
-from zfabric.core.controller.status import name_of
+from zfabric.core.controller.status import name_of, number_of
 from zfabric.errors import (
     FabricError,
     NoWorkerError,
-    ParameterRangeError,
+    QuotaExceededError,
     RequestError,
     StoppedByOperatorError,
     UnknownModelError,
@@ -46,7 +46,7 @@ def who(client: ClientPeer) -> str:
 def drain(broker: Broker, by: str, arguments: Arguments) -> str:
     """Have a worker get nothing new, and unless it is to stay, finish and leave. Returns its name."""
     worker = _worker(broker, arguments)
-    limit_ms = _milliseconds(arguments, "limit_ms", 0, 2**32 - 1)
+    limit_ms = number_of(arguments, "limit_ms", 0, 2**32 - 1)
     if arguments.get("stay"):
         held = broker.registry.directives.held
         _check_room(held, worker.name)
@@ -94,7 +94,7 @@ def undrain(broker: Broker, by: str, arguments: Arguments) -> str:
 def pause(broker: Broker, by: str, arguments: Arguments) -> str:
     """Dispatch nothing of a model; what runs runs on. Requests wait for so long, and are refused then. Returns its name."""
     name = name_of(arguments, "model")
-    wait_ms = _milliseconds(arguments, "wait_ms", UNTAKEN_MS, DEADLINE_MAX_MS)
+    wait_ms = number_of(arguments, "wait_ms", UNTAKEN_MS, DEADLINE_MAX_MS)
     model = broker.registry.find(name)
     if model is None:
         raise UnknownModelError(f"no worker serves a model named {name!r}", model=name)
@@ -171,7 +171,7 @@ def kick(broker: Broker, by: str, arguments: Arguments) -> Stopped:
         RequestError: No client has this label or number, or several have the label.
     """
     name = name_of(arguments, "client")
-    refuse_ms = _milliseconds(arguments, "refuse_ms", KICK_MS, DEADLINE_MAX_MS)
+    refuse_ms = number_of(arguments, "refuse_ms", KICK_MS, DEADLINE_MAX_MS)
     found = [client for client in broker.registry.clients.values() if name in (client.label, str(client.number))]
     if not found:
         raise RequestError(f"no client has the label or number {name!r}", client=name)
@@ -212,14 +212,7 @@ def _worker(broker: Broker, arguments: Arguments) -> WorkerPeer:
     return worker
 
 
-def _milliseconds(arguments: Arguments, key: str, default: int, most: int) -> int:
-    value = arguments.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-        raise ParameterRangeError(f"{key} is {value!r}, it must be an integer 0 … {most}", parameter=key)
-    return value
-
-
 def _check_room(held: dict[Any, Any], name: object) -> None:
-    """Raises: ParameterRangeError, there are as many such orders as may be."""
+    """Raises: QuotaExceededError, there are as many such orders as may be."""
     if len(held) >= DIRECTIVES_MAX and name not in held:
-        raise ParameterRangeError(f"{len(held)} such orders hold, limit is {DIRECTIVES_MAX}")
+        raise QuotaExceededError(f"{len(held)} such orders hold, limit is {DIRECTIVES_MAX}")
