@@ -95,7 +95,7 @@ class Pooling:
 
     async def embed_tokens(self, request: EmbedTokensRequest, adapter: Any) -> EmbedTokensResult:
         """One vector per token of each input. Raises: as `embed`."""
-        self._require("token_embed")
+        self._require("token_embed", "embed_tokens")
         pieces = await self._prompts.pieces(request)
         whole = request.dimensions is None
         parameters = pooling_params("token_embed", activate=request.normalize and whole)
@@ -107,11 +107,12 @@ class Pooling:
     async def classify(self, request: ClassifyRequest, adapter: Any) -> ClassifyResult:
         """The probability of each class, for each text or pair of texts."""
         self._require("classify")
+        texts: list[str | list[int]] = [given for given in request.inputs if isinstance(given, str)]
+        pieces = iter(await self._prompts.pieces(EmbedRequest(inputs=texts), prompted=False))
         calls: list[tuple[list[int], Any]] = []
         for given in request.inputs:
             if isinstance(given, str):
-                [piece] = await self._prompts.pieces(EmbedRequest(inputs=[given]), prompted=False)
-                calls.append((piece.tokens, pooling_params("classify", activate=True)))
+                calls.append((next(pieces).tokens, pooling_params("classify", activate=True)))
             else:
                 pair, segments = await self._prompts.pair(*given)
                 calls.append((pair, pooling_params("classify", activate=True, segments=segments)))
@@ -180,9 +181,10 @@ class Pooling:
             for task in tasks:
                 task.cancel()
 
-    def _require(self, task: str) -> None:
+    def _require(self, task: str, operation: str | None = None) -> None:
         if task not in self._tasks:
-            raise UnsupportedOperationError(f"this model does not {task}", operation=task)
+            name = operation or task
+            raise UnsupportedOperationError(f"this model does not {name}", operation=name)
 
 
 def _finished(matrix: Any, dimensions: int | None, *, normalize: bool) -> Any:
