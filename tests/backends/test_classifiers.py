@@ -15,8 +15,9 @@ import transformers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from tests.backends.test_sentences import load
+from tests.backends.test_sentences import checkpoint, load
 from tests.backends.tiny import byte_tokenizer
+from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import (
     ConfigurationError,
@@ -24,6 +25,7 @@ from zfabric.errors import (
     RequestError,
     UnsupportedOperationError,
 )
+from zfabric.testing import conformance
 from zfabric.wire.tasks import ClassifyRequest, EmbedRequest, EmbedTokensRequest, RewardRequest, ScoreRequest
 
 SMALL = {
@@ -207,3 +209,15 @@ async def test_scores_are_those_of_sentence_transformers(activation: str, minilm
     torch.testing.assert_close(
         torch.tensor(found.probabilities), torch.tensor(PREDICTED[activation]), atol=2e-5, rtol=1e-4
     )
+
+
+async def test_it_keeps_what_a_backend_promises(tmp_path: Path) -> None:
+    directory = save(tmp_path, "bert", ["worth"])
+    await conformance(ModelWorker(TransformersOptions(model=str(directory), device="cpu", dtype="float32")))
+
+
+async def test_checkpoints_with_many_vectors_of_a_text_are_refused(minilm: Path, tmp_path: Path) -> None:
+    directory = checkpoint(tmp_path / "model", minilm, "plain")
+    (directory / "config_sentence_transformers.json").write_text(json.dumps({"model_type": "MultiVectorEncoder"}))
+    with pytest.raises(ConfigurationError, match="is a MultiVectorEncoder of sentence-transformers"):
+        await load(directory)
