@@ -49,6 +49,27 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2 without padding": ("Qwen2Config", {**SMALL, "num_key_value_heads": 2, "pad_token_id": None}),
     "gpt2": ("GPT2Config", {"vocab_size": 259, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}),
     "bart": ("BartConfig", BART),
+    "t5": (
+        "T5Config",
+        {
+            "vocab_size": 259,
+            "d_model": 32,
+            "d_kv": 8,
+            "d_ff": 64,
+            "num_layers": 2,
+            "num_heads": 4,
+            "eos_token_id": 1,
+            "decoder_start_token_id": 2,
+        },
+    ),
+    "deberta": (
+        "DebertaV2Config",
+        {**SMALL, "type_vocab_size": 0, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+    ),
+    "modernbert": (
+        "ModernBertConfig",
+        {**SMALL, "bos_token_id": 0, "eos_token_id": 1, "cls_token_id": 0, "sep_token_id": 1},
+    ),
 }
 TEXTS = ["good", "a rather long text, which is neither good nor bad", "ugly"]
 
@@ -153,6 +174,13 @@ async def test_an_activation_of_others_is_refused(tmp_path: Path) -> None:
     settings = {"activation_fn": "somewhere.else.Activation"}
     with pytest.raises(ConfigurationError, match=r"'somewhere\.else\.Activation', it must be one of torch\.nn"):
         await load(save(tmp_path, "bert", ["worth"], sentence_transformers=settings))
+
+
+async def test_a_head_that_padding_changes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"vocab_size": 259, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64}
+    monkeypatch.setitem(FAMILIES, "xlnet", ("XLNetConfig", small))
+    with pytest.raises(ConfigurationError, match="answers otherwise in a batch than alone"):
+        await load(save(tmp_path, "xlnet", ["bad", "good", "ugly"]))
 
 
 async def test_a_model_with_a_head_makes_no_vectors(tmp_path: Path) -> None:
