@@ -29,7 +29,9 @@ def page(findings: Sequence[Finding]) -> str:
         f"`make sweep` makes this page: a tiny random model of every architecture of transformers {version('transformers')}",
         "is served by ModelWorker, several texts at once, and its tokens (or vectors) are compared with those of `generate`",
         "for each text alone. What cannot be batched is found out when a model is loaded, by asking the model itself",
-        "(`self_check.py`), so the rule holds for architectures that this page does not know, too.",
+        "(`self_check.py`), so the rule holds for architectures that this page does not know, too. Models with a head for",
+        "sequences are not on it: they are asked in the same way when they are loaded, and `tests/backends/test_classifiers.py`",
+        "compares ten families of them with transformers.",
         "",
     ]
     for kind, heading in _HEADINGS.items():
