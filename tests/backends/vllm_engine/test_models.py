@@ -18,7 +18,7 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from tests.backends.test_sentences import RECORDED, TEXTS, checkpoint, load
+from tests.backends.test_sentences import PASSAGES, RECORDED, TEXTS, checkpoint, load
 from tests.backends.tiny import Answers, byte_tokenizer
 from tests.backends.vllm_engine.conftest import ENGINE
 from zfabric.backends.vllm_engine.worker import VLLMWorker
@@ -94,7 +94,7 @@ async def test_vectors_are_those_of_sentence_transformers_and_of_transformers_he
         passage = EmbedRequest(inputs=list(TEXTS), request_id="p", truncate="cut", prompt_name="passage")
         result = await worker.embed(passage)
         found = np.frombuffer(result.data, dtype="<f4").reshape(result.rows, result.dimensions)
-        np.testing.assert_allclose(found[:, [0, 192, 383]], RECORDED["prompted by name"], atol=1e-4)
+        np.testing.assert_allclose(found[:, [0, 192, 383]], PASSAGES, atol=1e-4)
         with pytest.raises(ParameterRangeError, match="one of passage, query"):
             await worker.embed(EmbedRequest(inputs=["x"], request_id="u", prompt_name="title"))
         result = await worker.embed(chunked)
