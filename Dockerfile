@@ -27,5 +27,5 @@ USER 10001:10001
 WORKDIR /var/lib/zfabric
 STOPSIGNAL SIGTERM
 # Of the controller, which everything else reaches by $ZFABRIC_ENDPOINT as well.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 CMD ["zfabric", "status", "--json"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 CMD ["zfabric", "ping", "--quiet", "--timeout", "3"]
 CMD ["zfabric-controller", "--log-format", "json"]

@@ -32,8 +32,8 @@ _MODULES: Final = (
 )  # fmt: skip
 _ATTRIBUTE: Final = re.compile(r"^    (?P<names>\w+(?:, \w+)*): (?P<text>.+(?:\n {5,}\S.*)*)", re.MULTILINE)
 
-#: What a worker makes of requests for its backends: these are nobody's messages.
-_OF_BACKENDS: Final = (payloads.GenerateRequest, sampling.SamplingParams)
+#: What a worker hands to its backends and takes from them, and puts into other structs: these are nobody's messages.
+_OF_BACKENDS: Final = (payloads.GenerateRequest, sampling.SamplingParams, tasks.ClassifyResult)
 #: One chunk, which on the wire is an entry of each column.
 _ROWS: Final = (answers.Chunk,)
 

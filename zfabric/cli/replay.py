@@ -30,7 +30,14 @@ def replay(
     ] = False,
     config: Annotated[Path | None, cyclopts.Parameter(env_var=CONFIG_VARIABLE, help="TOML file.")] = None,
 ) -> None:
-    """Print what happened, from recordings that `--record` of a controller or worker has made."""
+    """Print what happened, from recordings that `--record` of a controller or worker has made.
+
+    **Examples**
+
+    `zfabric replay controller.rec worker-7.rec` · `zfabric replay controller.rec --worker worker-7`
+
+    `zfabric replay controller.rec --event worker_lost --json`
+    """
     del config
     recording = read_recordings(file)
     wanted = Filter(request=request, model=model, worker=worker, name=event)

@@ -24,7 +24,12 @@ def top(
         Path | None, cyclopts.Parameter(env_var=CONFIG_VARIABLE, help="TOML file; its [client] table holds defaults.")
     ] = None,
 ) -> None:
-    """Watch a fabric live: workers, models and requests, with keys to sort, filter, drain and cancel; q ends it."""
+    """Watch a fabric live: workers, models and requests, with keys to sort, filter, drain and cancel; q ends it.
+
+    **Examples**
+
+    `zfabric top` · `zfabric top --endpoint tcp://10.0.0.5:9000`
+    """
     del config
     if not sys.stdout.isatty():
         raise ConfigurationError(

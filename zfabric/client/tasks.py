@@ -25,7 +25,7 @@ from zfabric.client.results import Classification
 from zfabric.errors import ProtocolError
 from zfabric.wire import codec
 from zfabric.wire.answers import Outcome
-from zfabric.wire.tasks import ClassifyResult, EmbedResult, EmbedTokensResult
+from zfabric.wire.tasks import EmbedResult, EmbedTokensResult
 
 if TYPE_CHECKING:
     import numpy as np
@@ -223,10 +223,11 @@ class AsyncTasks:
         """
         request, submit = classify_request(inputs, options)
         answer, _ = await self._connection.call("classify", request, model=model_name(model), **submit)
-        found = _result(answer.outcome, ClassifyResult)
-        if found.labels and any(len(row) != len(found.labels) for row in found.probabilities):
-            raise ProtocolError(f"{len(found.labels)} names came for other classes", labels=len(found.labels))
-        return [Classification(row, found.labels) for row in _counted(found.probabilities, len(request.inputs))]
+        rows = _counted(_result(answer.outcome, list[list[float]]), len(request.inputs))
+        labels = answer.outcome.labels if answer.outcome is not None else []
+        if labels and any(len(row) != len(labels) for row in rows):
+            raise ProtocolError(f"{len(labels)} names came for other classes", labels=len(labels))
+        return [Classification(row, labels) for row in rows]
 
     async def reward(
         self, model: str, inputs: str | Sequence[str | Messages], **options: Unpack[SharedOptions]

@@ -31,8 +31,10 @@ FIELDS: Final[dict[int, int]] = {
     kinds.CLAIMS: 1,
     kinds.CARRIED: 1,
 }
-#: Where a worker's HELLO has its load.
+#: Where a worker's HELLO has its models and its load, and how many fields a model had.
+_MODELS: Final = 4
 _LOAD: Final = 5
+_MODEL_FIELDS: Final = 10
 
 
 def as_of_2_0(header: bytes) -> bytes:
@@ -42,5 +44,6 @@ def as_of_2_0(header: bytes) -> bytes:
         return header
     fields: list[Any] = msgspec.msgpack.decode(header[1:])[:count]
     if header[0] == kinds.WORKER_HELLO:
+        fields[_MODELS] = [model[:_MODEL_FIELDS] for model in fields[_MODELS]]
         fields[_LOAD] = fields[_LOAD][: FIELDS[kinds.LOAD]]
     return header[:1] + msgspec.msgpack.encode(fields)

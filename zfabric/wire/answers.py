@@ -90,6 +90,7 @@ class Outcome(Struct, array_like=True, kw_only=True):
         message: What the error says, for people.
         details: The values in it, for programs.
         result: What the operation gives, if it is no stream; nil else.
+        labels: What the columns of the result are called, where it has columns with names.
     """
 
     units: int = 0
@@ -97,3 +98,4 @@ class Outcome(Struct, array_like=True, kw_only=True):
     message: str = ""
     details: dict[str, Detail] = {}
     result: Raw = NIL
+    labels: list[str] = []

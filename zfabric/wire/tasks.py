@@ -181,8 +181,8 @@ class ClassifyRequest(Struct, array_like=True, kw_only=True):
                 raise RequestError(f"inputs[{at}] is a list of {len(given)} texts, a pair has 2", parameter="inputs")
 
 
-class ClassifyResult(Struct, array_like=True):
-    """What each text is.
+class ClassifyResult(Struct):
+    """What each text is. The array of probabilities is the result, and the names are the outcome's `labels`.
 
     Attributes:
         probabilities: A list for each text, of the probability of each class.

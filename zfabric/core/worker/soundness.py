@@ -16,6 +16,7 @@ from zfabric.limits import DETAILS_MAX, MESSAGE_LENGTH_MAX, NAME_LENGTH_MAX
 from zfabric.wire.answers import Outcome
 from zfabric.wire.payloads import Delta, FinishReason, TokenLogprobs, Usage
 from zfabric.wire.plain import ENCODING_ERRORS, encode_plain, plain, plain_integer
+from zfabric.wire.tasks import ClassifyResult
 from zfabric.wire.tool_calls import ToolCallDelta
 
 _REASONS: Final = frozenset(get_args(FinishReason))
@@ -103,10 +104,11 @@ def sound_usage(usage: Usage) -> Usage:
     return Usage(prompt, completion, cached, bool(usage.estimated))
 
 
-def encoded_result(result: object) -> msgspec.Raw:
-    """A unary result, encoded. Raises: BackendError: MessagePack cannot hold it."""
+def outcome_with(result: object) -> Outcome:
+    """The outcome of an operation that is no stream. Raises: BackendError: MessagePack cannot hold its result."""
+    rows, labels = (result.probabilities, result.labels) if isinstance(result, ClassifyResult) else (result, [])
     try:
-        return msgspec.Raw(encode_plain(result))
+        return Outcome(result=msgspec.Raw(encode_plain(rows)), labels=labels)
     except ENCODING_ERRORS as error:
         raise BackendError(f"the result cannot be sent: {error}") from None
 

@@ -17,7 +17,7 @@ from zfabric.core.worker.kept import KeptAnswers
 from zfabric.core.worker.observer import WorkerObserver
 from zfabric.core.worker.orders import Begin, Columns, Spoiled, Stop, StreamOrder, name_of
 from zfabric.core.worker.packing import Packing, carried_of, pack_whole
-from zfabric.core.worker.soundness import encoded_result, outcome_of
+from zfabric.core.worker.soundness import outcome_of, outcome_with
 from zfabric.errors import BackendError, FabricError, RequestCancelledError, WorkerDrainingError, WorkerLostError
 from zfabric.wire import codec
 from zfabric.wire.answers import Outcome
@@ -248,7 +248,7 @@ class WorkerStreams:
         stream = self.streams.get(request_id)
         if stream is not None:
             try:
-                self._finish(stream, 0, Outcome(result=encoded_result(result)), now_ns)
+                self._finish(stream, 0, outcome_with(result), now_ns)
             except BackendError as error:
                 self._orders.append(Spoiled(request_id, error))
                 self._fail(stream, error, now_ns)
