@@ -30,7 +30,8 @@ def test_aiperf(served: Served, tmp_path: Path) -> None:
     assert told["request_count"]["avg"] == REQUESTS
     assert not (told.get("error_request_count") or {}).get("avg")
     assert told["time_to_first_token"]["avg"] > 0
-    assert told["output_sequence_length"]["avg"] == 8
+    # It makes tokens of the text again, which may be one fewer.
+    assert 7 <= told["output_sequence_length"]["avg"] <= 8
 
 
 def test_guidellm(served: Served, tmp_path: Path) -> None:
