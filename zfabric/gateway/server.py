@@ -81,7 +81,7 @@ class Gateway:
         settings = uvicorn.Config(
             self._app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
             timeout_keep_alive=HTTP_IDLE_MS // 1_000, timeout_graceful_shutdown=max(self._config.drain_ms // 1_000, 1),
-            backlog=BACKLOG,
+            backlog=BACKLOG, proxy_headers=False,
         )  # fmt: skip
         settings.load()
         settings.ssl = tls
