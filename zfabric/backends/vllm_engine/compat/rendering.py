@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from zfabric.backends.front.chat import text_parts
+from zfabric.wire.parts import has_media
 
 
 def tokens_input(token_ids: list[int]) -> Any:
@@ -44,49 +45,52 @@ async def render_chat(
 
     form: Any = "auto"
     if template is not None:
-        messages, template, form = _with_parts_of_results(engine, messages, template, arguments.get("tools"))
+        messages, template, form = _as_template_takes(engine, messages, template, arguments.get("tools"))
     chat = ChatParams(chat_template=template, chat_template_kwargs=dict(arguments), chat_template_content_format=form)
     parameters = _unbounded(engine.renderer.default_chat_tok_params)
     _, (rendered,) = await engine.renderer.render_chat_async([messages], chat, parameters)
     return rendered
 
 
-def _with_parts_of_results(
+def _as_template_takes(
     engine: Any, messages: list[dict[str, Any]], template: str, tools: list[dict[str, Any]] | None
 ) -> tuple[list[dict[str, Any]], str, str]:
-    """Messages, template, and the form of content, such that results of tools come to the template as all others do.
+    """Messages, template, and the form of content, such that each text comes to the template as `chat_text` gives it.
 
-    vLLM makes one text of the parts of a tool's result, whatever the template takes. One that walks over parts would see none of
-    them. So they go as a text with marks between them, and the template begins with what takes it apart again.
+    vLLM gives all messages in one form, and makes one text of the parts of a tool's result in either. A template that walks over
+    parts would see none of those, and one that takes texts and parts may make another prompt of a text in parts. So parts go as a
+    text with marks between them, and the template begins with what takes it apart again. With images, only results do.
     """
     tokenizer = engine.renderer.get_tokenizer()
+    if not hasattr(tokenizer, "apply_chat_template"):
+        return messages, template, "auto"
+    plain = not any(map(has_media, messages))
     found = list(messages)
     for at, message in enumerate(messages):
-        if message.get("role") == "tool" and hasattr(tokenizer, "apply_chat_template"):
-            parts = text_parts(tokenizer, template, tools, message)
-            if parts is not None:
-                found[at] = {**message, "content": "".join([_MARK + part["text"] for part in parts])}
+        parts = text_parts(tokenizer, template, tools, message) if plain or message.get("role") == "tool" else None
+        if parts is not None:
+            found[at] = {**message, "content": "".join([_MARK + part["text"] for part in parts])}
     if all(one is other for one, other in zip(found, messages, strict=True)):
-        return messages, template, "auto"
+        return messages, template, "string" if plain else "auto"
     from vllm.renderers.hf import resolve_chat_template_content_format
 
     settings = engine.vllm_config.model_config
     form = resolve_chat_template_content_format(template, tools, "auto", tokenizer, model_config=settings)
-    return found, _APART + template, str(form)
+    return found, _APART + template, "string" if plain else str(form)
 
 
-#: Stands before each part of a result; no text holds it.
+#: Stands before each part of a text; no text holds it.
 _MARK: Final = "\x1ezQ4part\x1e"
 #: Ends with a line's end, which belongs to the block, so that the template itself begins at the beginning of a line.
 _APART: Final = (
     "{%- set zfabric = namespace(messages=[]) -%}"
     "{%- for m in messages -%}"
-    "{%- if m.role == 'tool' and m.content is string and m.content.startswith('" + _MARK + "') -%}"
-    "{%- set result = namespace(parts=[]) -%}"
+    "{%- if m.content is string and m.content.startswith('" + _MARK + "') -%}"
+    "{%- set apart = namespace(parts=[]) -%}"
     "{%- for text in m.content.split('" + _MARK + "')[1:] -%}"
-    "{%- set result.parts = result.parts + [{'type': 'text', 'text': text}] -%}"
+    "{%- set apart.parts = apart.parts + [{'type': 'text', 'text': text}] -%}"
     "{%- endfor -%}"
-    "{%- set zfabric.messages = zfabric.messages + [dict(m, content=result.parts)] -%}"
+    "{%- set zfabric.messages = zfabric.messages + [dict(m, content=apart.parts)] -%}"
     "{%- else -%}"
     "{%- set zfabric.messages = zfabric.messages + [m] -%}"
     "{%- endif -%}"
