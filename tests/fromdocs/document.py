@@ -72,8 +72,8 @@ def kinds() -> dict[str, int]:
 
 @cache
 def version() -> int:
-    """The major version that the pages are of."""
-    match = re.search(r"This is version (\d+)\.\d+ of the protocol", (_DOCS / "protocol.md").read_text())
+    """The version that the pages are of."""
+    match = re.search(r"This is version (\d+) of the protocol", (_DOCS / "protocol.md").read_text())
     assert match is not None
     return int(match[1])
 
