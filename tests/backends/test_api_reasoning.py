@@ -37,7 +37,8 @@ async def test_a_model_that_thinks_is_bounded_by_another_name(tmp_path: Path) ->
         assert (body["max_completion_tokens"], body["seed"]) == (9, 1)
         assert not body.keys() & {"max_tokens", "temperature", "top_p", "stop"}
         (info,) = worker._infos()
-        assert set(info.parameters or ()) == {"max_new_tokens", "stop", "seed", "tools", "response_format"}
+        chat = {"tools", "tool_choice", "parallel_tool_calls", "response_format"}
+        assert set(info.parameters or ()) == {"max_new_tokens", "stop", "seed", *chat}
         with pytest.raises(UnsupportedParameterError, match="'temperature'"):
             await ask(worker, temperature=0.2)
 
