@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-import time
 from collections.abc import Callable
 
 from zfabric import limits
@@ -92,7 +91,7 @@ class Controller:
                 on_failure=lambda error: self._log("recording_failed", error=str(error)),
             )
         self._broker.transport_figures = self._figures
-        self._broker.wall_clock_s = time.time
+        self._broker.wall_clock_s = lambda: unix_ns() / 1e9
         self._broker.on_bug = self._bug
         self._broker.scheduler.chooser.on_failure = lambda what, times: self._log(
             "policy_failed", what=what, times=times
