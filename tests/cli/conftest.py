@@ -14,7 +14,8 @@ __all__ = ["ipc", "run_directory"]
 
 @pytest.fixture(autouse=True)
 def _no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in os.environ:
-        if name.startswith("ZFABRIC_") and name != "ZFABRIC_CACHE":
+    for name in list(os.environ):
+        # An engine with traces leaves variables of OpenTelemetry behind in the process that had it.
+        if name.startswith(("ZFABRIC_", "OTEL_")) and name != "ZFABRIC_CACHE":
             monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "no-settings"))

@@ -130,7 +130,7 @@ async def test_a_controller_that_is_killed_and_comes_back_is_simulated_so(tmp_pa
         children += [controller, worker]
         await worker.ready()
         async with AsyncClient(ipc) as client:
-            stream = client.stream("echo", "a b", max_new_tokens=80)
+            stream = client.stream("echo", "a b", max_new_tokens=400)
             await anext(stream)
             controller.kill(signal.SIGKILL)
             await controller.ended()
@@ -138,7 +138,7 @@ async def test_a_controller_that_is_killed_and_comes_back_is_simulated_so(tmp_pa
             children.append(controller)
             async for _ in stream:
                 pass
-            assert stream.text == words("a b", 80)
+            assert stream.text == words("a b", 400)
         controller.kill(signal.SIGTERM)
         assert await controller.ended() == 0
     events = read_recordings([file]).events

@@ -374,7 +374,6 @@ class Cluster:
 
     def _finish(self) -> Report:
         report = self.report
-        broker = self.controller.broker
         for record in self.records:
             error = record.error
             if isinstance(error, RequestCancelledError):
@@ -382,6 +381,6 @@ class Cluster:
             elif record.endings:
                 report.outcomes["done" if error is None else type(error).__name__] += 1
         report.failovers = sum(client.session.counters.failovers for client in self.clients)
-        report.recovered = broker.recovery.matched if broker is not None else 0
+        report.recovered = self.controller.matched
         report.steps = self.world.steps
         return report

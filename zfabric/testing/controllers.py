@@ -47,6 +47,7 @@ class SimController:
         self.config = config
         self.keyed = keyed
         self.broker: Broker | None = None
+        self._matched = 0
         #: Since when it has been there and moving without a break.
         self.awake_ns = 0
         #: While it is stopped in its tracks: what waits in its socket.
@@ -73,8 +74,14 @@ class SimController:
     def die(self) -> None:
         """SIGKILL."""
         if self.broker is not None:
+            self._matched += self.broker.recovery.matched
             self.broker = None
             self.network.hub_gone()
+
+    @property
+    def matched(self) -> int:
+        """Streams that went on after a lost connection, of all its lives."""
+        return self._matched + (self.broker.recovery.matched if self.broker is not None else 0)
 
     def leave(self) -> None:
         """SIGTERM: say goodbye, and end."""

@@ -214,11 +214,12 @@ class IncidentCluster(Cluster):
                 self._at(at_ms - event.fields["silent_ms"], "engine hung", partial(self._hang, name))
 
     def _restart(self, last: Event, started_ms: float) -> None:
-        """A controller that had not said that it stops was killed, after the last that was heard of it."""
+        """A controller that had not said that it stops was killed, between the last that was heard of it and its start."""
         at_ms = self._after_ms(last.unix_ns)
         if last.name == "stopped":
             self._at(at_ms, "controller leaves", self.controller.leave)
         else:
+            at_ms = (at_ms + started_ms) / 2
             self._at(at_ms, "controller killed", self.controller.die)
         # One that says goodbye needs a moment for it.
         self.world.after(max(started_ms, at_ms + _GOODBYE_MS), self.controller.start)
