@@ -39,14 +39,14 @@ async def served(recorder: Recorder) -> AsyncIterator[Served]:
 
 
 @pytest_asyncio.fixture
-async def claude(served: Served) -> AsyncIterator[AsyncAnthropic]:
+async def anthropic_client(served: Served) -> AsyncIterator[AsyncAnthropic]:
     """Anthropic's own client, which tries nothing twice."""
     async with AsyncAnthropic(base_url=served.url, api_key="sk-test", max_retries=0) as client:
         yield client
 
 
-async def test_a_whole_message(claude: AsyncAnthropic) -> None:
-    message = await claude.messages.create(model="echo", max_tokens=4, messages=HELLO)
+async def test_a_whole_message(anthropic_client: AsyncAnthropic) -> None:
+    message = await anthropic_client.messages.create(model="echo", max_tokens=4, messages=HELLO)
     assert [block.model_dump(include={"type", "text"}) for block in message.content] == [
         {"type": "text", "text": "one two three one "}
     ]
@@ -54,7 +54,7 @@ async def test_a_whole_message(claude: AsyncAnthropic) -> None:
     assert (message.usage.input_tokens, message.usage.output_tokens) == (3, 4)
     assert message.id.startswith("msg_")
     assert message._request_id == message.id.removeprefix("msg_")
-    ended = await claude.messages.create(model="recorder", max_tokens=4, messages=HELLO)
+    ended = await anthropic_client.messages.create(model="recorder", max_tokens=4, messages=HELLO)
     assert ended.stop_reason == "end_turn"
 
 
@@ -69,8 +69,10 @@ async def test_the_blocking_client_reads_a_stream(served: Served) -> None:
     assert await asyncio.to_thread(read) == "one two three one two "
 
 
-async def test_events_come_in_anthropics_order(claude: AsyncAnthropic) -> None:
-    stream = await claude.messages.create(model="caller", max_tokens=50, messages=HELLO, tools=TOOLS, stream=True)
+async def test_events_come_in_anthropics_order(anthropic_client: AsyncAnthropic) -> None:
+    stream = await anthropic_client.messages.create(
+        model="caller", max_tokens=50, messages=HELLO, tools=TOOLS, stream=True
+    )
     events: list[Any] = [event async for event in stream]
     # The client keeps pings to itself, and what an engine makes in one step comes as one delta.
     assert [kind for kind, _ in itertools.groupby(event.type for event in events if event.type != "ping")] == [
@@ -86,10 +88,10 @@ async def test_events_come_in_anthropics_order(claude: AsyncAnthropic) -> None:
     assert (events[-2].usage.input_tokens, events[-2].usage.cache_read_input_tokens) == (5, 4)
 
 
-async def test_the_clients_accumulator_gives_the_whole_message(claude: AsyncAnthropic) -> None:
+async def test_the_clients_accumulator_gives_the_whole_message(anthropic_client: AsyncAnthropic) -> None:
     options: Any = {"model": "caller", "max_tokens": 50, "messages": HELLO, "tools": TOOLS}
-    whole = await claude.messages.create(**options)
-    async with claude.messages.stream(**options) as stream:
+    whole = await anthropic_client.messages.create(**options)
+    async with anthropic_client.messages.stream(**options) as stream:
         built = await stream.get_final_message()
     for message in (whole, built):
         thinking, text, first, second = message.content
@@ -101,7 +103,7 @@ async def test_the_clients_accumulator_gives_the_whole_message(claude: AsyncAnth
         assert (message.stop_reason, message.usage.output_tokens) == ("tool_use", 8)
 
 
-async def test_blocks_reach_the_backend_as_a_chat(claude: AsyncAnthropic, recorder: Recorder) -> None:
+async def test_blocks_reach_the_backend_as_a_chat(anthropic_client: AsyncAnthropic, recorder: Recorder) -> None:
     image: Any = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGk="}}
     messages: list[Any] = [
         {"role": "user", "content": [{"type": "text", "text": "See"}, image]},
@@ -122,7 +124,7 @@ async def test_blocks_reach_the_backend_as_a_chat(claude: AsyncAnthropic, record
         },
         {"role": "assistant", "content": "It is"},
     ]
-    await claude.messages.create(
+    await anthropic_client.messages.create(
         model="recorder", max_tokens=7, messages=messages, tools=TOOLS, stop_sequences=["x"],
         system=[{"type": "text", "text": "Be kind.", "cache_control": {"type": "ephemeral"}}],
         thinking={"type": "enabled", "budget_tokens": 1_024}, metadata={"user_id": "u"}, service_tier="auto",
@@ -153,28 +155,35 @@ async def test_a_class_of_pydantic_is_the_schema_and_the_answer() -> None:
         a: int
 
     made = Recorder(text='{"a": 3}')
-    async with gateway(made) as served, AsyncAnthropic(base_url=served.url, api_key="x", max_retries=0) as claude:
-        parsed = await claude.messages.parse(model="recorder", max_tokens=9, messages=HELLO, output_format=Pair)
+    async with (
+        gateway(made) as served,
+        AsyncAnthropic(base_url=served.url, api_key="x", max_retries=0) as anthropic_client,
+    ):
+        parsed = await anthropic_client.messages.parse(
+            model="recorder", max_tokens=9, messages=HELLO, output_format=Pair
+        )
         assert parsed.parsed_output == Pair(a=3)
     wanted = made.requests[0].response_format
     assert wanted is not None
     assert wanted["json_schema"]["schema"]["required"] == ["a"]
 
 
-async def test_tokens_are_counted(claude: AsyncAnthropic) -> None:
-    assert (await claude.messages.count_tokens(model="echo", messages=HELLO)).input_tokens == 3
+async def test_tokens_are_counted(anthropic_client: AsyncAnthropic) -> None:
+    assert (await anthropic_client.messages.count_tokens(model="echo", messages=HELLO)).input_tokens == 3
     with pytest.raises(anthropic.BadRequestError, match="'temperature' is not a parameter of a count"):
-        await claude.messages.count_tokens(model="echo", messages=HELLO, extra_body={"temperature": 1})
+        await anthropic_client.messages.count_tokens(model="echo", messages=HELLO, extra_body={"temperature": 1})
 
 
-async def test_no_tools_where_none_are_to_be_called(claude: AsyncAnthropic) -> None:
+async def test_no_tools_where_none_are_to_be_called(anthropic_client: AsyncAnthropic) -> None:
     none: Any = {"type": "none"}
-    message = await claude.messages.create(model="caller", max_tokens=9, messages=HELLO, tools=TOOLS, tool_choice=none)
+    message = await anthropic_client.messages.create(
+        model="caller", max_tokens=9, messages=HELLO, tools=TOOLS, tool_choice=none
+    )
     assert message.content[0].text == "no tools"  # type: ignore[union-attr]
 
 
-async def test_errors_are_anthropics(claude: AsyncAnthropic) -> None:
-    create = claude.messages.create
+async def test_errors_are_anthropics(anthropic_client: AsyncAnthropic) -> None:
+    create = anthropic_client.messages.create
     with pytest.raises(anthropic.NotFoundError) as missing:
         await create(model="nobody", max_tokens=4, messages=HELLO)
     body: Any = missing.value.body
@@ -189,13 +198,13 @@ async def test_errors_are_anthropics(claude: AsyncAnthropic) -> None:
         _ = [event async for event in stream]
 
 
-async def test_nobody_there_is_an_overload(monkeypatch: pytest.MonkeyPatch, claude: AsyncAnthropic) -> None:
+async def test_nobody_there_is_an_overload(monkeypatch: pytest.MonkeyPatch, anthropic_client: AsyncAnthropic) -> None:
     def away(*_: Any) -> None:
         raise NoWorkerError("nobody serves it")
 
     monkeypatch.setattr(FabricClient, "stream", away)
     with pytest.raises(anthropic.InternalServerError) as told:
-        await claude.messages.create(model="echo", max_tokens=4, messages=HELLO)
+        await anthropic_client.messages.create(model="echo", max_tokens=4, messages=HELLO)
     assert (told.value.status_code, told.value.type) == (529, "overloaded_error")
     assert told.value.response.headers["retry-after"] == "1"
 
@@ -204,19 +213,24 @@ async def test_keys_of_both_kinds_are_taken() -> None:
     keys = KeyTable({"team": ApiKey(key="sk-1")})
     async with gateway(EchoWorker(), keys=keys) as served:
         for key, token in (("sk-1", None), (None, "sk-1")):
-            async with AsyncAnthropic(base_url=served.url, api_key=key, auth_token=token, max_retries=0) as claude:
-                assert (await claude.messages.create(model="echo", max_tokens=1, messages=HELLO)).content
-        async with AsyncAnthropic(base_url=served.url, api_key="wrong", max_retries=0) as claude:
+            async with AsyncAnthropic(
+                base_url=served.url, api_key=key, auth_token=token, max_retries=0
+            ) as anthropic_client:
+                assert (await anthropic_client.messages.create(model="echo", max_tokens=1, messages=HELLO)).content
+        async with AsyncAnthropic(base_url=served.url, api_key="wrong", max_retries=0) as anthropic_client:
             with pytest.raises(anthropic.AuthenticationError) as refused:
-                await claude.messages.create(model="echo", max_tokens=1, messages=HELLO)
+                await anthropic_client.messages.create(model="echo", max_tokens=1, messages=HELLO)
             assert refused.value.type == "authentication_error"
 
 
 async def test_a_caller_that_goes_away_stops_the_engine() -> None:
     slow = Slow()
-    async with gateway(slow) as served, AsyncAnthropic(base_url=served.url, api_key="x", max_retries=0) as claude:
+    async with (
+        gateway(slow) as served,
+        AsyncAnthropic(base_url=served.url, api_key="x", max_retries=0) as anthropic_client,
+    ):
         async with asyncio.timeout(10):
-            async with claude.messages.stream(model="slow", max_tokens=9, messages=HELLO) as stream:
+            async with anthropic_client.messages.stream(model="slow", max_tokens=9, messages=HELLO) as stream:
                 await anext(aiter(stream.text_stream))
             await slow.stopped.wait()
 
