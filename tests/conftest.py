@@ -22,6 +22,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """What is frozen would not be freed at the end, and engines complain of that after the runner's last line."""
+    gc.unfreeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that need a GPU run wherever one is."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
