@@ -60,8 +60,8 @@ _CONTROLLER: Final[dict[str, LogEvent]] = {
                            "`--queue-depth-max`."),
     "policy_failed": LogEvent("error", "controller", "An operator's own policy raised, or chose what is no candidate; "
                               "`shortest_queue` chose instead."),
-    "internal_error": LogEvent("error", "controller, gateway", "A fault of this program, with its traceback. Whoever sent the "
-                               "message that led to it was told, and all else goes on. Please report it."),
+    "internal_error": LogEvent("error", "controller, worker, gateway", "A fault of this program, with its traceback. Whoever "
+                               "sent the message that led to it was told, and all else goes on. Please report it."),
     "events_dropped": LogEvent("warning", "controller", "So many events came in one turn that some were not kept."),
     "drained": LogEvent("info", "controller, gateway", "The drain is over; the process ends."),
 }  # fmt: skip

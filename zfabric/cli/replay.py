@@ -8,7 +8,7 @@ from typing import Annotated
 import cyclopts
 from rich.console import Console
 
-from zfabric.cli.settings import CONFIG_VARIABLE
+from zfabric.cli.options import Config
 from zfabric.cli.tables import print_json
 from zfabric.recording.reader import Event, read_recordings
 from zfabric.recording.timeline import Filter, as_row, details_of
@@ -28,7 +28,7 @@ def replay(
     as_json: Annotated[
         bool, cyclopts.Parameter(name="--json", negative=(), help="Print JSON instead of lines.")
     ] = False,
-    config: Annotated[Path | None, cyclopts.Parameter(env_var=CONFIG_VARIABLE, help="TOML file.")] = None,
+    config: Config = None,
 ) -> None:
     """Print what happened, from recordings that `--record` of a controller or worker has made.
 

@@ -5,12 +5,8 @@ from __future__ import annotations
 import asyncio
 import importlib
 import sys
-from pathlib import Path
-from typing import Annotated
 
-import cyclopts
-
-from zfabric.cli.settings import CONFIG_VARIABLE
+from zfabric.cli.options import Config, Endpoint, Transport
 from zfabric.client.aio import AsyncClient
 from zfabric.errors import ConfigurationError
 from zfabric.transport.endpoints import default_endpoint
@@ -18,11 +14,9 @@ from zfabric.transport.endpoints import default_endpoint
 
 def top(
     *,
-    endpoint: Annotated[str | None, cyclopts.Parameter(help="The controller's endpoint.")] = None,
-    transport: Annotated[str | None, cyclopts.Parameter(help="The driver of the socket: libzmq or loop.")] = None,
-    config: Annotated[
-        Path | None, cyclopts.Parameter(env_var=CONFIG_VARIABLE, help="TOML file; its [client] table holds defaults.")
-    ] = None,
+    endpoint: Endpoint = None,
+    transport: Transport = None,
+    config: Config = None,
 ) -> None:
     """Watch a fabric live: workers, models and requests, with keys to sort, filter, drain and cancel; q ends it.
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, Final, Protocol
 
-from zfabric.core.client.pending import Pending, Sink, Trace
+from zfabric.core.client.pending import Pending, Sink
 from zfabric.core.client.session import ClientSession
+from zfabric.core.client.traces import NamedTrace, PassedOn
 from zfabric.errors import ConfigurationError, FabricError
-from zfabric.wire.answers import Outcome
 from zfabric.wire.fields import Operation
 from zfabric.wire.payloads import AnyRequest
 from zfabric.wire.traces import TraceContext, parse_headers
@@ -42,45 +42,11 @@ def above() -> TraceContext | None:
     return _above.get()
 
 
-class NamedTrace(Trace, Protocol):
-    """A trace that wants to know what its request is called in logs, once it was accepted."""
-
-    def submitted(self, request_id: str) -> None: ...
-
-
 class Tracer(Protocol):
     """Makes a span of each request."""
 
     def begin(self, operation: str, model: str, request: AnyRequest, above: TraceContext | None) -> NamedTrace:
         """The span of a request that is about to be submitted."""
-
-
-class PassedOn(Trace):
-    """A trace that is told nothing here, and goes on at the worker."""
-
-    __slots__ = ("_context",)
-
-    def __init__(self, context: TraceContext) -> None:
-        self._context = context
-
-    @property
-    def context(self) -> TraceContext:
-        return self._context
-
-    def submitted(self, request_id: str) -> None:
-        """Nothing is noted."""
-
-    def began(self, worker: str) -> None:
-        """Nothing is noted."""
-
-    def choice_ended(self, index: int, reason: str) -> None:
-        """Nothing is noted."""
-
-    def failed_over(self, attempt: int, error: FabricError) -> None:
-        """Nothing is noted."""
-
-    def ended(self, error: FabricError | None, outcome: Outcome | None) -> None:
-        """Nothing is noted."""
 
 
 def submit_traced(

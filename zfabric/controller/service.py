@@ -13,8 +13,8 @@ from zfabric.controller.keyring import KeyRing
 from zfabric.core.controller.broker import Broker
 from zfabric.core.controller.snapshot import state_of
 from zfabric.core.controller.spans import AttemptSpan
+from zfabric.core.outlets import Outlets
 from zfabric.core.recorder import FIELDS
-from zfabric.core.spans import Spans
 from zfabric.errors import ConfigurationError
 from zfabric.ids import RoutingId
 from zfabric.recording.ring import Ring
@@ -49,7 +49,7 @@ class Controller:
         self.config = config or ControllerConfig()
         self._log = log or silent
         self._traces = traces
-        self._spans: Spans[AttemptSpan] | None = None
+        self._outlets = Outlets(lambda error: self._bug(error, 0))
         self._link: RouterDriver | None = None
         self._broker: Broker | None = None
         self._ring: Ring | None = None
@@ -78,8 +78,10 @@ class Controller:
             make_token=lambda: secrets.token_bytes(16),
             recorded=self.config.record is not None,
         )
-        self._spans = self._broker.trace() if self._traces is not None else None
-        if self.config.record is not None:
+        self._outlets = Outlets(lambda error: self._bug(error, 0))
+        if self._traces is not None:
+            self._outlets.add(broker.trace(), self._traces)
+        if self.config.record is not None and broker.recorder is not None:
             self._ring = Ring(
                 self.config.record,
                 of="controller",
@@ -90,6 +92,7 @@ class Controller:
                 state=lambda now_ns: state_of(broker, now_ns),
                 on_failure=lambda error: self._log("recording_failed", error=str(error)),
             )
+            self._outlets.add(broker.recorder, self._ring.write)
         self._broker.transport_figures = self._figures
         self._broker.wall_clock_s = lambda: unix_ns() / 1e9
         self._broker.on_bug = self._bug
@@ -132,10 +135,9 @@ class Controller:
         for send in self.broker.outbox.take():
             link.send(*send)
         self._timer.cancel()
-        self._hand_on_spans()
         await link.close()
+        self._outlets.pass_on()
         if self._ring is not None:
-            self._record(self._ring)
             self._ring.close()
 
     async def drain(self, limit_ms: int | None = None) -> bool:
@@ -202,10 +204,7 @@ class Controller:
         self._timer.arm(broker.next_deadline_ns(), now_ns)
         if broker.journal.pending:
             self._tell(broker)
-        if self._spans is not None and self._spans.pending:
-            self._hand_on_spans()
-        if self._ring is not None:
-            self._record(self._ring)
+        self._outlets.pass_on()
         if broker.scheduler.draining and not self._idle.is_set() and broker.drained(now_ns):
             self._idle.set()
 
@@ -223,22 +222,6 @@ class Controller:
             self._log(entry.event, **entry.fields)
         if dropped:
             self._log("events_dropped", count=dropped)
-
-    def _hand_on_spans(self) -> None:
-        """Tell traces of what has ended."""
-        spans, traces = self._spans, self._traces
-        if spans is None or traces is None:
-            return
-        try:
-            traces(spans.take())
-        except Exception as error:  # noqa: BLE001 — whoever reads traces must not cost anybody an answer
-            self._bug(error, 0)
-
-    def _record(self, ring: Ring) -> None:
-        """Keep what happened in this turn."""
-        recorder = self.broker.recorder
-        if recorder is not None and recorder.pending:
-            ring.write(recorder.take())
 
     def _gone(self, link: RouterDriver, broker: Broker, peer: RoutingId, now_ns: int) -> None:
         link.forget(peer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, Span, SpanKind, TracerProvider
 
-from zfabric.client.traces import NamedTrace, PassedOn
+from zfabric.core.client.traces import NamedTrace, PassedOn
 from zfabric.errors import ConfigurationError, FabricError
 from zfabric.tracing import attributes
 from zfabric.version import __version__

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-
+from zfabric.core.outlets import Outlets
 from zfabric.core.recorder import FIELDS, Recorder
 from zfabric.core.worker.session import WorkerSession
 from zfabric.recording.config import RecordingConfig
@@ -14,28 +13,27 @@ from zfabric.version import __version__
 from zfabric.worker.traces import Traces
 
 
-class Outlets:
-    """Passes on what a session notes. Without traces and recording that is nothing.
+class WorkerOutlets(Outlets):
+    """Those of a worker.
 
     Args:
         session: It notes from now on what is wanted here.
         traces: Told of spans that have ended.
         record: Where a recording goes.
-        log: Told if nothing can be recorded any more.
+        log: Told of what fails.
 
     Raises:
         ConfigurationError: The recording's file cannot be made.
     """
 
-    __slots__ = ("_recorder", "_ring", "_spans", "_traces")
+    __slots__ = ("_ring",)
 
     def __init__(self, session: WorkerSession, traces: Traces | None, record: RecordingConfig | None, log: Log) -> None:
-        self._traces = traces
-        self._spans = session.trace() if traces is not None else None
-        self._recorder: Recorder | None = None
+        super().__init__(lambda error: log("internal_error", error=f"{type(error).__name__}: {error}", exc_info=error))
         self._ring: Ring | None = None
+        if traces is not None:
+            self.add(session.trace(), traces.ended)
         if record is not None:
-            self._recorder = session.observer.recorder = Recorder(monotonic_ns)
             self._ring = Ring(
                 record,
                 of="worker",
@@ -45,14 +43,8 @@ class Outlets:
                 wall_clock=unix_ns,
                 on_failure=lambda error: log("recording_failed", error=str(error)),
             )
-
-    def pass_on(self) -> None:
-        """Pass on what was noted in this turn of the loop. Whoever reads it must not cost anybody an answer."""
-        if self._spans is not None and self._spans.pending and self._traces is not None:
-            with contextlib.suppress(Exception):
-                self._traces.ended(self._spans.take())
-        if self._ring is not None and self._recorder is not None and self._recorder.pending:
-            self._ring.write(self._recorder.take())
+            session.observer.recorder = Recorder(monotonic_ns)
+            self.add(session.observer.recorder, self._ring.write)
 
     def close(self) -> None:
         """Pass on the rest, and end."""

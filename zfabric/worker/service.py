@@ -34,7 +34,7 @@ from zfabric.wire.messages import Load, ModelInfo
 from zfabric.wire.payloads import Delta
 from zfabric.worker.base import BaseModelWorker
 from zfabric.worker.config import WorkerConfig
-from zfabric.worker.outlets import Outlets
+from zfabric.worker.outlets import WorkerOutlets
 from zfabric.worker.reports import LoadReports
 from zfabric.worker.runs import Runs
 from zfabric.worker.served import ServedModels
@@ -139,7 +139,7 @@ class WorkerService:
             beats=self.config.beats,
             stream_interval=self.config.stream_interval,
         )
-        self._outlets = Outlets(self._session, self._traces, self.config.record, self._log)
+        self._outlets = WorkerOutlets(self._session, self._traces, self.config.record, self._log)
         self._runs = Runs(self._session, self._loop, self._log, self._obey_all, self._changed, self._traces)
         self._timer = LoopTimer(self._loop, self._tick)
         try:

@@ -121,6 +121,11 @@ class Observer:
         if request.span is not None:
             request.span.note(event, now_ns, **fields)
 
+    def came_back(self, request: Request, former: Request, now_ns: int) -> None:
+        """A worker has an attempt again that was lost with its connection."""
+        if former.span is not None:
+            request.span = former.span.again(now_ns)
+
     def retired(self, request: Request, now_ns: int) -> None:
         """Nothing is left of an attempt."""
         if request.span is not None:

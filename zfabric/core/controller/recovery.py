@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.controller.endings import Endings
 from zfabric.core.controller.hosting import Model
+from zfabric.core.controller.observer import Observer
 from zfabric.core.controller.outbox import Notice, Outbox
 from zfabric.core.controller.peers import ClientPeer, Request, WorkerPeer
 from zfabric.core.controller.registry import Registry
@@ -52,11 +53,18 @@ class Recovery:
     """
 
     def __init__(
-        self, config: BrokerConfig, registry: Registry, endings: Endings, timers: Timers, outbox: Outbox
+        self,
+        config: BrokerConfig,
+        registry: Registry,
+        endings: Endings,
+        observer: Observer,
+        timers: Timers,
+        outbox: Outbox,
     ) -> None:
         self._config = config
         self._registry = registry
         self._endings = endings
+        self._observer = observer
         self._timers = timers
         self._outbox = outbox
         self._losses: dict[Key, _Loss] = {}
@@ -106,8 +114,7 @@ class Recovery:
             if loss is not None:
                 former = loss.requests[key]
                 request.deadline_ns = former.deadline_ns
-                if former.span is not None:
-                    request.span = former.span.again(self._timers.now_ns)
+                self._observer.came_back(request, former, self._timers.now_ns)
             if self.active:
                 self._carriers.setdefault(key, {})[worker.name] = worker
             claimed = self._claimed(key)
@@ -197,8 +204,7 @@ class Recovery:
             raise _nobody_has_it()
         _check_grant(client, request)
         self.matched += 1
-        if request.span is not None:
-            request.span.note("zfabric.client_back", self._timers.now_ns)
+        self._observer.befell(request, "zfabric.client_back", self._timers.now_ns)
         request.window = claim.window
         self._endings.read(request, client)
         if request.worker is not None:
