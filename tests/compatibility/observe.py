@@ -26,7 +26,9 @@ class Observed:
         kind: "events", "json", or the content type.
         error: The object under "error"; None for an answer that is none.
         fields: Types of each field by its path, "choices[].text" for example; in a stream those of all events.
-        order: What the events of each choice tell in their order, repetitions once, and the end of the stream.
+        order: What the events of each choice tell in their order, repetitions once, and the end of the stream. How many tokens
+            go into one event is a matter of timing at both servers, so nothing here depends on it: an event that tells two
+            things counts as two events, one that tells nothing as none, and null as no type where others have a value.
         values: What has to be the same in both: texts, reasons, counts.
     """
 
@@ -44,7 +46,7 @@ async def observe(client: httpx2.AsyncClient, root: str, case: Case) -> Observed
     response = await client.request(case.method, root + case.path, content=case.content, headers=headers)
     kind = response.headers.get("content-type", "").partition(";")[0]
     if kind == "text/event-stream":
-        return _of_events(response.status_code, response.text)
+        return of_events(response.status_code, response.text)
     if kind != "application/json":
         return Observed(response.status_code, kind or "nothing")
     body = response.json()
@@ -57,7 +59,8 @@ async def observe(client: httpx2.AsyncClient, root: str, case: Case) -> Observed
     return told
 
 
-def _of_events(status: int, text: str) -> Observed:
+def of_events(status: int, text: str) -> Observed:
+    """What a stream of events tells."""
     told = Observed(status, "events")
     lines = [block.removeprefix("data: ") for block in text.split("\n\n") if block.startswith("data: ")]
     chunks = [json.loads(line) for line in lines if line != "[DONE]"]
@@ -65,10 +68,11 @@ def _of_events(status: int, text: str) -> Observed:
         if "error" in chunk:
             told.error = chunk["error"]
         _note(told.fields, chunk)
+    for kinds in told.fields.values():
+        if len(kinds) > 1:
+            kinds.discard("null")
     told.order = _order(lines)
-    choices = [choice for chunk in chunks for choice in chunk.get("choices", ())]
-    empty = any(_word(choice) is None and not choice.get("logprobs") for choice in choices)
-    told.values = {**_values(chunks), "events that tell nothing": "some" if empty else "none"}
+    told.values = _values(chunks)
     return told
 
 
@@ -84,19 +88,17 @@ def _order(lines: list[str]) -> dict[str, str]:
             found.setdefault("end", []).append("error" if "error" in chunk else "usage")
         for choice in chunk.get("choices", ()):
             steps = found.setdefault(f"choice {choice['index']}", [])
-            word = _word(choice)
-            if word is not None and (not steps or steps[-1] != word):
-                steps.append(word)
+            for word in _words(choice):
+                if not steps or steps[-1] != word:
+                    steps.append(word)
     return {name: " → ".join(steps) for name, steps in sorted(found.items())}
 
 
-def _word(choice: dict[str, Any]) -> str | None:
-    """What one event of a choice tells, None for nothing."""
+def _words(choice: dict[str, Any]) -> list[str]:
+    """What one event of a choice tells."""
     delta = choice.get("delta", {"content": choice.get("text")})
     words = [name for name in ("role", "content", "reasoning", "tool_calls") if delta.get(name)]
-    if choice.get("finish_reason"):
-        words.append("finish_reason")
-    return "+".join(words) or None
+    return [*words, "finish_reason"] if choice.get("finish_reason") else words
 
 
 def _values(bodies: list[dict[str, Any]]) -> dict[str, Any]:

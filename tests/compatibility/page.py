@@ -22,7 +22,8 @@ _INTRODUCTION: Final = """\
 and writes this page; the tests send them as well, and compare what comes with the page. Compared are the status, the form of
 errors, the type of every field, the order of events, reasons of ends, texts, log-probabilities and counts of tokens; not the
 wording of messages, names and times. Models are a tiny random Llama, which answers greedily or by seed, and all-MiniLM-L6-v2.
-A field that is null and one that is absent count as different.
+A field that is null and one that is absent count as different. How many tokens one event has depends on who is faster, at both
+servers, and is not compared; vLLM's server also sends an event for a token that has no text yet, where the gateway sends none.
 
 {same} requests are answered with the same status and, but for the fields below, the same answer. Every difference is in this
 table, with who does what [OpenAI's reference](https://platform.openai.com/docs/api-reference) says.

@@ -126,10 +126,6 @@ RULES: Final = (
     ),
     # Orders and values.
     Rule(
-        "events that tell nothing", "both",
-        "vLLM's server sends an event for a token that has no text yet; the gateway sends what can be read.",
-    ),
-    Rule(
         r"usage\.(prompt|total)_tokens", "neither",
         "OpenAI refuses an empty text. vLLM counts the marks around it; the gateway counts none.", cases="embeddings: empty text",
     ),
