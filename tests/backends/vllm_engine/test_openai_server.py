@@ -77,7 +77,6 @@ async def test_completions_are_what_the_server_says(setup: Setup) -> None:
         "completions", prompt="Hello there", temperature=0, ignore_eos=True, max_tokens=40, return_token_ids=True
     )
     deltas = await setup.ask(max_new_tokens=40, **GREEDY)
-    assert len(deltas) > 20
     assert text_of(deltas) == told["choices"][0]["text"]
     assert tokens_of(deltas) == told["choices"][0]["token_ids"]
     assert deltas[-1].finish_reason == "length"
