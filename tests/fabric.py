@@ -126,7 +126,7 @@ class Process:
             )
         return cls(process, log)
 
-    async def ready(self, timeout_s: float = 90) -> str:
+    async def ready(self, timeout_s: float = 240) -> str:
         """Wait for the ready message."""
         assert self.process.stdout is not None
         async with asyncio.timeout(timeout_s):
