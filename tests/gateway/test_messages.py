@@ -249,6 +249,28 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "messages[0].content[0] is of type 'document'",
     ),
     ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content must be a text"),
+    ({"messages": [{"role": "user", "content": "x", "name": "Al"}]}, "messages[0].name is not a parameter"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "tone": 3}]}]},
+        "messages[0].content[0].tone is not a parameter of 'text'",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "x", "cost": 1}]}]},
+        "messages[0].content[0].cost",
+    ),
+    (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "x", "size": 1}}]}
+            ]
+        },
+        "messages[0].content[0].source.size",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image", "source": "x"}]}]},
+        "messages[0].content[0].source must be an object",
+    ),
+    ({"messages": [{"role": "user", "content": [{"type": ["text"]}]}]}, "messages[0].content[0] is of type ['text']"),
     ({"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]}, "tool_use_id must be a text"),
     ({"output_config": {"format": {"type": "xml"}}}, "output_config.format.type is 'xml'"),
     ({"max_tokens": None}, "max_tokens"),

@@ -13,6 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import pytest_asyncio
 import torch
+from anthropic import AsyncAnthropic
 from pydantic import BaseModel
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
@@ -73,6 +74,33 @@ async def test_smollm2_says_what_generate_says(smollm2: Served) -> None:
     ids: list[int] = prompt["input_ids"][0].tolist()
     old = await smollm2.openai.completions.create(model="smollm2", prompt=ids, max_tokens=24, temperature=0)
     assert old.choices[0].text == text
+
+
+async def test_responses_and_messages_say_what_a_chat_says(smollm2: Served) -> None:
+    chat = await smollm2.openai.chat.completions.create(model="smollm2", messages=CHAT, max_tokens=12, temperature=0)
+    text = chat.choices[0].message.content
+    assert chat.usage is not None
+    counts = (chat.usage.prompt_tokens, chat.usage.completion_tokens)
+
+    asked: Any = {"model": "smollm2", "input": CHAT, "max_output_tokens": 12, "temperature": 0}
+    response = await smollm2.openai.responses.create(**asked)
+    assert response.output_text == text
+    assert response.usage is not None
+    assert (response.usage.input_tokens, response.usage.output_tokens) == counts
+    async with smollm2.openai.responses.stream(**asked) as stream:
+        final = await stream.get_final_response()
+    assert (final.output_text, final.status) == (text, response.status)
+
+    wanted: Any = {"model": "smollm2", "messages": CHAT, "max_tokens": 12, "extra_body": {"temperature": 0}}
+    async with AsyncAnthropic(base_url=smollm2.url, api_key="x", max_retries=0) as anthropic_client:
+        message = await anthropic_client.messages.create(**wanted)
+        assert [block.text for block in message.content if block.type == "text"] == [text]
+        assert (
+            message.usage.input_tokens + (message.usage.cache_read_input_tokens or 0),
+            message.usage.output_tokens,
+        ) == counts
+        async with anthropic_client.messages.stream(**wanted) as events:
+            assert "".join([piece async for piece in events.text_stream]) == text
 
 
 async def test_smollm2_keeps_to_a_schema(smollm2: Served) -> None:

@@ -204,6 +204,21 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"input": [{"role": "robot", "content": "x"}]}, "input[0]"),
     ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]}, "input[0].content[0]"),
     ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id"),
+    ({"input": [{"role": "user", "content": "x", "name": "Al"}]}, "input[0].name"),
+    (
+        {"input": [{"type": "function_call", "name": "f", "arguments": "", "call_id": "c", "namespace": "n"}]},
+        "input[0].namespace",
+    ),
+    (
+        {"input": [{"role": "user", "content": [{"type": "input_text", "text": "x", "tone": 3}]}]},
+        "input[0].content[0].tone",
+    ),
+    (
+        {"input": [{"type": "reasoning", "content": [{"type": "reasoning_text", "text": "x", "tone": 3}]}]},
+        "input[0].tone",
+    ),
+    ({"input": [{"type": "reasoning", "content": ["x"]}]}, "input[0]"),
+    ({"input": [{"type": ["message"], "content": "x"}]}, "input[0]"),
     ({"input": [{"type": "reasoning", "encrypted_content": "x"}]}, "input[0]"),
     ({"frobnicate": 1}, "frobnicate"),
 ]

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from zfabric.errors import RequestError, UnsupportedParameterError
-from zfabric.gateway.parts import image_part, text_part
+from zfabric.gateway.parts import image_part, refuse_unknown, text_part
 from zfabric.gateway.sse import encode
 
 Message = dict[str, Any]
+
+_MESSAGE: Final = frozenset({"role", "content"})
+#: What blocks have, by type. Of these, `cache_control`, `citations`, `is_error`, `signature` and `caller` have no effect.
+_BLOCKS: Final = {
+    "text": frozenset({"type", "text", "cache_control", "citations"}),
+    "image": frozenset({"type", "source", "cache_control"}),
+    "thinking": frozenset({"type", "thinking", "signature"}),
+    "tool_use": frozenset({"type", "id", "name", "input", "cache_control", "caller"}),
+    "tool_result": frozenset({"type", "tool_use_id", "content", "is_error", "cache_control"}),
+}  # fmt: skip
+_SOURCES: Final = {
+    "base64": frozenset({"type", "media_type", "data"}), "url": frozenset({"type", "url"}),
+}  # fmt: skip
 
 
 def chat_of(given: list[Message], system: str | list[Message] | None) -> list[Message]:
@@ -16,13 +29,14 @@ def chat_of(given: list[Message], system: str | list[Message] | None) -> list[Me
 
     Raises:
         RequestError: A message or a block lacks something.
-        UnsupportedParameterError: A block is of a type that is not known here.
+        UnsupportedParameterError: A block is of a type that is not known here, or has a field that is not.
     """
     chat: list[Message] = []
     if system:
         chat.append({"role": "system", "content": _content(system, "system")})
     for position, message in enumerate(given):
         where = f"messages[{position}]"
+        refuse_unknown(message, _MESSAGE, where)
         content = message.get("content")
         match message.get("role"):
             case "user":
@@ -85,10 +99,21 @@ def _joined(parts: list[Message]) -> str | list[Message]:
 
 
 def _blocks(content: Any, where: str) -> list[tuple[str, Message]]:
-    """Each block and where it stands. Raises: RequestError."""
+    """Each block and where it stands. Raises: RequestError, UnsupportedParameterError for a field that is none."""
     if not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
         raise RequestError(f"{where} must be a text or a list of blocks", parameter=where)
-    return [(f"{where}[{position}]", block) for position, block in enumerate(content)]
+    placed = [(f"{where}[{position}]", block) for position, block in enumerate(content)]
+    for place, block in placed:
+        known = _BLOCKS.get(_type(block))
+        if known is not None:
+            refuse_unknown(block, known, place)
+    return placed
+
+
+def _type(item: Message) -> str:
+    """What an item says that it is; "" for nothing that could be a type."""
+    kind = item.get("type")
+    return kind if isinstance(kind, str) else ""
 
 
 def _part(block: Message, where: str) -> Message:
@@ -96,7 +121,10 @@ def _part(block: Message, where: str) -> Message:
     if kind == "text":
         return text_part(_text(block, "text", where))
     if kind == "image":
-        source = block.get("source") or {}
+        source = block.get("source")
+        if not isinstance(source, dict):
+            raise RequestError(f"{where}.source must be an object", parameter=f"{where}.source")
+        refuse_unknown(source, _SOURCES.get(_type(source), frozenset(source)), f"{where}.source")
         if source.get("type") == "base64":
             return image_part(f"data:{_text(source, 'media_type', where)};base64,{_text(source, 'data', where)}")
         if source.get("type") == "url":

@@ -5,10 +5,23 @@ from __future__ import annotations
 from typing import Any, Final
 
 from zfabric.errors import RequestError, UnsupportedParameterError
-from zfabric.gateway.parts import image_part, text_part
+from zfabric.gateway.parts import image_part, refuse_unknown, text_part
 
 Input = dict[str, Any]
 Message = dict[str, Any]
+#: What items and parts have, by type. Of these `id`, `status`, `phase`, `annotations`, `logprobs` and `detail` have no effect.
+_ITEMS: Final = {
+    "message": frozenset({"type", "role", "content", "id", "status", "phase"}),
+    "function_call": frozenset({"type", "name", "arguments", "call_id", "id", "status"}),
+    "function_call_output": frozenset({"type", "call_id", "output", "id", "status"}),
+    "reasoning": frozenset({"type", "id", "summary", "content", "encrypted_content", "status"}),
+}  # fmt: skip
+_PARTS: Final = {
+    "input_text": frozenset({"type", "text"}), "output_text": frozenset({"type", "text", "annotations", "logprobs"}),
+    "text": frozenset({"type", "text"}), "refusal": frozenset({"type", "refusal"}),
+    "input_image": frozenset({"type", "image_url", "detail"}),
+    "reasoning_text": frozenset({"type", "text"}), "summary_text": frozenset({"type", "text"}),
+}  # fmt: skip
 _ROLES: Final[dict[Any, str]] = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 
 
@@ -17,14 +30,16 @@ def messages_of(given: str | list[Input], instructions: str | None) -> list[Mess
 
     Raises:
         RequestError: An item lacks something.
-        UnsupportedParameterError: An item or a part of it is of a type that is not known here.
+        UnsupportedParameterError: An item or a part of it is of a type that is not known here, or has a field that is not.
     """
     messages: list[Message] = [] if instructions is None else [{"role": "system", "content": instructions}]
     if isinstance(given, str):
         return [*messages, {"role": "user", "content": given}]
     for position, item in enumerate(given):
         where = f"input[{position}]"
-        match item.get("type", "message"):
+        kind = item.get("type", "message")
+        refuse_unknown(item, _known(kind, _ITEMS, item), where)
+        match kind:
             case "message":
                 _add_message(messages, item, where)
             case "function_call":
@@ -78,6 +93,8 @@ def _content(given: Any, where: str) -> str | list[Message]:
 
 def _part(part: Any, where: str) -> Message:
     kind = part.get("type") if isinstance(part, dict) else None
+    if isinstance(part, dict):
+        refuse_unknown(part, _known(kind, _PARTS, part), where)
     match kind:
         case "input_text" | "output_text" | "text":
             return text_part(_text(part, "text", where))
@@ -93,7 +110,16 @@ def _reasoning(item: Input, where: str) -> str:
     told = item.get("content") or item.get("summary") or ()
     if not told and item.get("encrypted_content"):
         raise UnsupportedParameterError(f"{where}.encrypted_content cannot be read here", parameter=where)
+    if not isinstance(told, list | tuple) or not all(isinstance(part, dict) for part in told):
+        raise RequestError(f"{where} must have a list of parts", parameter=where)
+    for part in told:
+        refuse_unknown(part, _known(part.get("type"), _PARTS, part), where)
     return "".join(_text(part, "text", where) for part in told)
+
+
+def _known(kind: Any, table: dict[str, frozenset[str]], item: dict[str, Any]) -> frozenset[str]:
+    """The fields of a type; those that an item has where its type is to be refused itself."""
+    return table.get(kind if isinstance(kind, str) else "", frozenset(item))
 
 
 def _text(item: dict[str, Any], name: str, where: str) -> str:
