@@ -208,11 +208,17 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 async def test_an_answer_goes_on_from_any_token(setup: Setup, model: str, sampling: dict[str, Any]) -> None:
     """Wherever its reader stands, also within a character, what comes is the rest, and usage is that of the whole."""
     sampling = {**GREEDY, "max_new_tokens": 24, **sampling}
-    deltas = [delta for delta in await setup.ask(model, **sampling) if delta.token_ids]
-    whole, tokens = text_of(deltas), tokens_of(deltas)
-    parts = 0
-    for end in range(1, len(deltas), 3):
-        shown, seen = text_of(deltas[:end]), tokens_of(deltas[:end])
+    whole, tokens = "", list[int]()
+    places: dict[int, str] = {}
+    async with asyncio.timeout(60):
+        # The server puts tokens together where its reader is slow: then it is asked once more.
+        while len(places) < 4:
+            deltas = [delta for delta in await setup.ask(model, **sampling) if delta.token_ids]
+            whole, tokens = text_of(deltas), tokens_of(deltas)
+            ends = range(1, len(deltas), 3)
+            places |= {len(tokens_of(deltas[:end])): text_of(deltas[:end]) for end in ends}
+    for count, shown in places.items():
+        seen = tokens[:count]
         rest = await setup.ask(model, resume_token_ids=seen, resume_characters=len(shown), **sampling)
         assert shown + text_of(rest) == whole
         assert seen + tokens_of(rest) == tokens
@@ -220,8 +226,6 @@ async def test_an_answer_goes_on_from_any_token(setup: Setup, model: str, sampli
         usage = rest[-1].usage
         assert usage is not None
         assert usage.completion_tokens == len(tokens)
-        parts += 1
-    assert parts >= 4
 
 
 async def test_an_answer_of_which_only_the_end_got_lost(setup: Setup) -> None:
