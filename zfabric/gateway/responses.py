@@ -163,7 +163,10 @@ def _tool_options(request: ResponsesRequest) -> dict[str, Any]:
     tools = [_tool(position, tool) for position, tool in enumerate(request.tools)]
     if isinstance(choice, dict):
         if choice.get("type") == "allowed_tools":
-            names = [tool.get("name") for tool in choice.get("tools", ())]
+            allowed = choice.get("tools")
+            if not isinstance(allowed, list) or not all(isinstance(tool, dict) for tool in allowed):
+                raise RequestError("tool_choice.tools must be a list of tools", parameter="tool_choice.tools")
+            names = [tool.get("name") for tool in allowed]
             tools = [tool for tool in tools if tool["function"]["name"] in names]
             choice = choice.get("mode")
         elif choice.get("type") == "function":
@@ -184,5 +187,7 @@ def _tool(position: int, tool: dict[str, Any]) -> dict[str, Any]:
             f"tools[{position}].type is {tool.get('type')!r}: only functions are called, by the caller",
             parameter=f"tools[{position}].type",
         )
+    if not isinstance(tool.get("name"), str):
+        raise RequestError(f"tools[{position}].name must be a text", parameter=f"tools[{position}].name")
     function = {name: tool[name] for name in tool if name != "type" and tool[name] is not None}
     return {"type": "function", "function": function}

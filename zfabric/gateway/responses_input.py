@@ -60,11 +60,10 @@ def messages_of(given: str | list[Input], instructions: str | None) -> list[Mess
 
 
 def _add_message(messages: list[Message], item: Input, where: str) -> None:
-    role = _ROLES.get(item.get("role"))
+    given = item.get("role")
+    role = _ROLES.get(given) if isinstance(given, str) else None
     if role is None:
-        raise RequestError(
-            f"{where}.role is {item.get('role')!r}, it must be one of {', '.join(_ROLES)}", parameter=where
-        )
+        raise RequestError(f"{where}.role is {given!r}, it must be one of {', '.join(_ROLES)}", parameter=where)
     content = _content(item.get("content"), f"{where}.content")
     last = messages[-1] if messages else {}
     if role == "assistant" and last.get("role") == "assistant" and not last["content"] and "tool_calls" not in last:

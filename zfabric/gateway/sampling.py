@@ -130,7 +130,7 @@ def text_options(request: TextFields) -> dict[str, Any]:
     if wanted is not None:
         _add_structured(options, wanted)
     if request.response_format is not None and request.response_format.get("type") != "text":
-        options["response_format"] = _format(request.response_format)
+        options["response_format"] = request.response_format
     if request.stream_options is not None:
         _check_stream_options(request)
     return options
@@ -162,13 +162,6 @@ def _add_structured(options: dict[str, Any], wanted: StructuredOutputs) -> None:
             options[f"guided_{name}"] = value
     if wanted.json_object:
         options["response_format"] = {"type": "json_object"}
-
-
-def _format(wanted: dict[str, Any]) -> dict[str, Any]:
-    if wanted.get("type") == "json_schema" and not isinstance(wanted.get("json_schema"), dict):
-        name = "response_format.json_schema"
-        raise RequestError(f"{name!r} is missing", parameter=name)
-    return wanted
 
 
 def _schema(schema: str | dict[str, Any]) -> str:

@@ -111,6 +111,18 @@ def check_chat(
         raise RequestError(f"{given[0]} goes with messages, there are none", parameter=given[0])
 
 
+def check_response_format(wanted: dict[str, Any] | None) -> None:
+    """Raises: RequestError: It asks for a JSON schema and has none, or one that is no object."""
+    if not wanted or wanted.get("type") != "json_schema":
+        return
+    given = wanted.get("json_schema")
+    if not isinstance(given, dict) or not isinstance(given.get("schema", given), dict):
+        raise RequestError(
+            "response_format of type 'json_schema' needs an object json_schema with the object schema",
+            parameter="response_format.json_schema",
+        )
+
+
 def options_of(
     tools: list[dict[str, Any]] | None, chat: ChatOptions | None, response_format: dict[str, Any] | None
 ) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 #: Types of parts that are images.
-IMAGES: Final = frozenset({"image", "image_url", "input_image"})
+IMAGES: Final = ("image", "image_url", "input_image")
 #: Types of parts that only a model which sees or hears can make something of.
-MEDIA: Final = IMAGES | {"audio", "audio_url", "input_audio", "video", "video_url", "input_video"}
+MEDIA: Final = (*IMAGES, "audio", "audio_url", "input_audio", "video", "video_url", "input_video")
 
 
 def has_media(message: Mapping[str, Any]) -> str | None:

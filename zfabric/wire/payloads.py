@@ -14,7 +14,7 @@ from zfabric.errors import (
     RequestError,
     UnsupportedOperationError,
 )
-from zfabric.wire.chat import ChatOptions, Message, check_chat, options_of
+from zfabric.wire.chat import ChatOptions, Message, check_chat, check_response_format, options_of
 from zfabric.wire.extra import check_extra
 from zfabric.wire.sampling import SamplingOptions, SamplingParams, out_of_range
 from zfabric.wire.tasks import (
@@ -155,6 +155,7 @@ class TextRequest(Struct, array_like=True, kw_only=True):
         """Raises: RequestError, ParameterRangeError, TooLargeError."""
         _require_one_prompt(self.prompt, self.messages, self.prompt_token_ids)
         check_chat(self.chat, self.messages, self.tools)
+        check_response_format(self.response_format)
         self.sampling.validate()
         if self.extra:
             check_extra(self.extra)

@@ -148,7 +148,8 @@ def _wanted(request: GenerateRequest) -> tuple[str, Any] | None:
     if kind == "json_object":
         return "guided_json", '{"type": "object"}'
     if kind == "json_schema":
-        schema = (chosen.get("json_schema") or {}).get("schema")
+        wanted = chosen.get("json_schema")
+        schema = wanted.get("schema") if isinstance(wanted, dict) else None
         if isinstance(schema, dict):
             return "guided_json", json.dumps(schema)
     raise RequestError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from zfabric.backends.front.parsing.json_values import JsonValue
@@ -155,11 +155,16 @@ def _kinds(schema: Any) -> frozenset[str]:
     if not isinstance(schema, Mapping):
         return frozenset()
     kind = schema.get("type")
-    found = {kind} if isinstance(kind, str) else {item for item in kind or () if isinstance(item, str)}
+    found = {kind} if isinstance(kind, str) else {item for item in _listed(kind) if isinstance(item, str)}
     for choices in (schema.get("anyOf"), schema.get("oneOf")):
-        for choice in choices or ():
+        for choice in _listed(choices):
             found |= _kinds(choice)
     return frozenset(found)
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    """A list of a schema; nothing where a caller has written something else there."""
+    return value if isinstance(value, list | tuple) else ()
 
 
 class DeepseekCalls(Parser):
