@@ -93,7 +93,7 @@ def _show(console: Console, outcomes: Sequence[Outcome], corpus: Path) -> None:
         table.add_column(title, justify="right")
     for outcome in outcomes:
         kept = corpus / outcome.target.name
-        reached = _lines(outcome.target, kept)
+        reached = _lines(corpus, [outcome.target])
         row = (
             outcome.inputs,
             round(outcome.seconds),
@@ -103,12 +103,16 @@ def _show(console: Console, outcomes: Sequence[Outcome], corpus: Path) -> None:
         )
         table.add_row(outcome.target.name, *(f"{value:,}" for value in row), f"{reached:.0%}", str(len(outcome.found)))
     console.print(table)
-    console.print(f"{sum(outcome.inputs for outcome in outcomes):,} inputs", highlight=False)
+    together = _lines(corpus, [outcome.target for outcome in outcomes])
+    console.print(
+        f"{sum(outcome.inputs for outcome in outcomes):,} inputs, {together:.0%} of all lines of these modules",
+        highlight=False,
+    )
 
 
-def _lines(target: Target, kept: Path) -> float:
-    """Which part of a target's modules is run by what was kept: all that reaches code which nothing else reaches."""
-    command = [sys.executable, "-m", "tests.fuzz.reached", target.name, str(kept)]
+def _lines(corpus: Path, targets: Sequence[Target]) -> float:
+    """Which part of targets' modules is run by what was kept: all that reaches code which nothing else reaches."""
+    command = [sys.executable, "-m", "tests.fuzz.reached", str(corpus), *(target.name for target in targets)]
     return float(subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True).stdout)
 
 

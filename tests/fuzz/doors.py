@@ -17,7 +17,7 @@ from zfabric.wire import codec, kinds
 from zfabric.wire.payloads import Delta, GenerateRequest
 from zfabric.wire.sampling import SamplingParams
 from zfabric.zmtp import boxes
-from zfabric.zmtp.connection import Connection, Mechanism
+from zfabric.zmtp.connection import Connection
 from zfabric.zmtp.curve import CurveServer
 from zfabric.zmtp.faults import ZmtpError
 from zfabric.zmtp.frames import Bounds
@@ -25,31 +25,38 @@ from zfabric.zmtp.metadata import ROUTER
 from zfabric.zmtp.null import Null
 
 BOUNDS: Final = Bounds(frame_bytes=20_000, message_frames=3, message_bytes=30_000, command_bytes=600)
-OPERATIONS: Final = ("generate", "embed", "count_tokens", "tokenize", "detokenize", "score", "classify", "operate")
+OPERATIONS: Final = (
+    "generate", "embed", "count_tokens", "tokenize", "detokenize", "score", "classify", "operate", "embed_tokens", "reward",
+)  # fmt: skip
 _SERVER_KEYS: Final = boxes.key_pair(random.Random(1).randbytes)
 
 
 def zmtp_null(data: bytes) -> None:
     """Bytes of a peer without keys. The first byte says how the rest is cut."""
-    _connection(Null(ROUTER), data)
+    feed(Connection(Null(ROUTER), BOUNDS), data)
 
 
 def zmtp_curve(data: bytes) -> None:
     """Bytes of a peer with keys."""
-    _connection(CurveServer(ROUTER, *_SERVER_KEYS, lambda _: True, random.Random(2).randbytes), data)
+    feed(Connection(CurveServer(ROUTER, *_SERVER_KEYS, lambda _: True, random.Random(2).randbytes), BOUNDS), data)
 
 
-def _connection(mechanism: Mechanism, data: bytes) -> None:
-    connection = Connection(mechanism, BOUNDS)
+def feed(connection: Connection, data: bytes) -> None:
+    """Bytes of the other end, which break the protocol or do not. The first byte says how the rest is cut."""
     step = max(1, data[0]) if data else 1
     with contextlib.suppress(ZmtpError):
         for place in range(1, len(data), step):
             connection.feed(data[place : place + step])
-            while (event := connection.next_event()) is not None:
-                if isinstance(event, list):
-                    assert len(event) <= BOUNDS.message_frames
-                    assert sum(map(len, event)) <= BOUNDS.message_bytes
+            take_events(connection)
             connection.take_output()
+
+
+def take_events(connection: Connection) -> None:
+    """All that has happened. Raises: ZmtpError. AssertionError: A message is larger than it may be."""
+    while (event := connection.next_event()) is not None:
+        if isinstance(event, list):
+            assert len(event) <= BOUNDS.message_frames
+            assert sum(map(len, event)) <= BOUNDS.message_bytes
 
 
 def wire(data: bytes) -> None:

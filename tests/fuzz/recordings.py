@@ -5,21 +5,34 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
+from tests.broker import Bench, FakeClient, FakeWorker
+from tests.fuzz.edges import CALLS, PATHS
 from tests.fuzz.script import Step, written
 from tests.recorded import FILE
 from tests.unit.test_zmtp import DEALER_READY, GREETING
+from zfabric.core.recorder import FIELDS
+from zfabric.recording.ring import BINARY, LENGTH_BYTES, Head
 from zfabric.testing.grammar import Gossip, Grammar
 from zfabric.wire import codec, kinds
 from zfabric.wire.answers import Chunk, ChunkExtra, Outcome
 from zfabric.wire.chunks import EndsBody, columns_of
 from zfabric.wire.flow import Abort, CreditLine, Grant
 from zfabric.wire.messages import Dispatch, Drain, End, Ends, Welcome
-from zfabric.wire.payloads import CountRequest, GenerateRequest, TextRequest
-from zfabric.wire.questions import Answer, Fault
+from zfabric.wire.payloads import CountRequest, GenerateRequest, OperateRequest, TextRequest
+from zfabric.wire.questions import Answer, Fault, Query
 from zfabric.wire.sampling import SamplingOptions, SamplingParams
-from zfabric.wire.tasks import ClassifyRequest, DetokenizeRequest, EmbedRequest, ScoreRequest
+from zfabric.wire.tasks import (
+    ClassifyRequest,
+    DetokenizeRequest,
+    EmbedRequest,
+    EmbedResult,
+    EmbedTokensRequest,
+    EmbedTokensResult,
+    RewardRequest,
+    ScoreRequest,
+)
 from zfabric.zmtp.frames import MORE, command, head
 
 #: How many conversations of each sort.
@@ -70,6 +83,9 @@ def requests() -> Iterator[bytes]:
             DetokenizeRequest(token_ids=[1, 2]),
             ScoreRequest(query="a", documents=["b"]),
             ClassifyRequest(inputs=["a"]),
+            OperateRequest(call="load_lora", arguments={"name": "a", "deep": [[1, {"a": None}]]}),
+            EmbedTokensRequest(inputs=["a", [1, 2]]),
+            RewardRequest(inputs=["a", [{"role": "user", "content": "x"}]]),
         )
     ):
         yield bytes([operation]) + codec.encode(request)
@@ -106,6 +122,87 @@ def upstreams() -> Iterator[bytes]:
     for whose, event in said.items():
         for step in (1, 30, 255):
             yield bytes([whose, step]) + b": comment\n\ndata: " + json.dumps(event).encode() + b"\n\ndata: [DONE]\n\n"
+
+
+#: Bodies that each endpoint takes, by what its path ends with.
+_BODIES: Final[dict[str, tuple[dict[str, Any], ...]]] = {
+    "chat/completions": (
+        {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 3, "stream": True, "stop": ["a"]},
+        {"model": "m", "messages": [{"role": "developer", "content": [{"type": "text", "text": "x"}]}], "logprobs": True,
+         "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+         "response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object"}}}},
+    ),
+    "v1/completions": ({"model": "m", "prompt": ["a", [1, 2]], "logprobs": 1, "echo": True, "logit_bias": {"3": 1.0}},),
+    "v1/embeddings": ({"model": "m", "input": ["a", [1, 2]], "encoding_format": "base64", "dimensions": 3},),
+    "messages": (
+        {"model": "m", "max_tokens": 3, "system": [{"type": "text", "text": "s"}], "messages": [
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": "x"}]},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "f", "input": {"a": 1}}]}],
+         "tools": [{"name": "f", "input_schema": {"type": "object"}}], "thinking": {"type": "disabled"}},
+    ),
+    "count_tokens": ({"model": "m", "messages": [{"role": "user", "content": "x"}]},),
+    "generate": ({"model": "m", "prompt": "x", "seed": 1, "temperature": 0.5}, {"model": "m", "token_ids": [1]}),
+    "pooling": ({"model": "m", "input": ["a"], "task": "token_embed"},),
+    "rerank": ({"model": "m", "query": "a", "documents": ["b", {"text": "c"}], "top_n": 1},),
+    "score": ({"model": "m", "text_1": "a", "text_2": ["b", "c"]},),
+    "classify": ({"model": "m", "input": ["a"]},),
+    "responses": (
+        {"model": "m", "input": [{"role": "user", "content": [{"type": "input_text", "text": "x"}]},
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "output": "x"}], "max_output_tokens": 3},
+    ),
+    "/tokenize": ({"model": "m", "prompt": "x"}, {"model": "m", "messages": [{"role": "user", "content": "x"}]}),
+    "detokenize": ({"model": "m", "tokens": [1, 2]},),
+}  # fmt: skip
+
+
+def bodies() -> Iterator[bytes]:
+    """What callers of the gateway send to each of its paths."""
+    for place, path in enumerate(PATHS):
+        for end, some in _BODIES.items():
+            if path.endswith(end):
+                yield from (bytes([place]) + json.dumps(body).encode() for body in some)
+
+
+def answers() -> Iterator[bytes]:
+    """Results of each call of the client library, and answers to its questions."""
+    told = [
+        EmbedResult(rows=2, dimensions=2, data=bytes(16)), EmbedTokensResult(tokens=[1, 1], dimensions=2, data=bytes(16)), 3, [1, 2], "a", [0.5, 1.5],
+        [[0.5, 0.5], [0.1, 0.9]], [[1.0], [2.0]], {"done": [1, None, "x"]}, *({} for _ in range(len(CALLS) - 9)),
+    ]  # fmt: skip
+    for place, result in enumerate(told):
+        yield bytes([place]) + codec.encode(result)
+    bench = Bench()
+    asker = FakeClient(bench).hello(11)
+    FakeWorker(bench).hello("w")
+    asker.submit(1)
+    questions = ("models", "model", "workers", "status", "requests", "clients", "queue", "refresh", "config")
+    for place, (what, name) in enumerate(zip(questions, ("", "m", *[""] * 7), strict=True), start=9):
+        asker.inbox.clear()
+        arguments: dict[str, object] = {"name": name} if name else {}
+        bench.receive(asker.id, *codec.pack(Query(number=place, what=what, arguments=arguments)))
+        for kind, answer, _ in asker.inbox:
+            if kind == kinds.ANSWER and answer.result:
+                yield bytes([place]) + bytes(answer.result)
+
+
+def recorded() -> Iterator[bytes]:
+    """Recordings of a controller with one request."""
+    head = codec.encode(Head(of="controller", unix_ns=5, fields=FIELDS))
+    key = [7, 1, 0]
+    events = [
+        [1, "started", ["b"]],
+        [2, "worker_registered", {"worker": "w", "models": ["m"]}],
+        [3, "submitted", [key, "c", "generate", "m", "", 0, None, 1_024, 0, 10]],
+        [4, "dispatched", [key, "w", "m", {}]],
+        [5, "answered", [key, "w", 0, 3, 2]],
+        [6, "ended", [key, "done", 0, "w"]],
+    ]
+    for count in (1, 2, 6):
+        parts = [events[place : place + count] for place in range(0, len(events), count)]
+        yield b"".join(
+            bytes([BINARY]) + len(part).to_bytes(LENGTH_BYTES) + part for part in (head, *map(codec.encode, parts))
+        )
 
 
 def _scripts(says: Callable[[], Iterator[codec.Frames]]) -> Iterator[bytes]:

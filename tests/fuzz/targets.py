@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from tests.fuzz import doors, recordings, sessions
+from tests.fuzz import doors, edges, handshakes, recordings, sessions
 
 
 class Target(NamedTuple):
@@ -33,8 +33,13 @@ TARGETS: Final[dict[str, Target]] = {
     for target in (
         Target("zmtp-null", doors.zmtp_null, recordings.zmtp_streams, ("zfabric.zmtp",)),
         Target("zmtp-curve", doors.zmtp_curve, recordings.curve_streams, ("zfabric.zmtp",)),
+        Target("zmtp-dealer", handshakes.zmtp_dealer, handshakes.server_streams, ("zfabric.zmtp",)),
+        Target("zmtp-keyed", handshakes.zmtp_keyed, handshakes.keyed_streams, ("zfabric.zmtp",)),
         Target("wire", doors.wire, recordings.messages, ("zfabric.wire",)),
         Target("requests", doors.requests, recordings.requests, ("zfabric.wire",)),
+        Target("results", edges.results, recordings.answers, ("zfabric.wire", "zfabric.client")),
+        Target("gateway", edges.gateway, recordings.bodies, ("zfabric.gateway",)),
+        Target("recording", edges.recording, recordings.recorded, ("zfabric.recording",)),
         Target(
             "controller", sessions.controller, recordings.conversations, ("zfabric.core.controller", "zfabric.wire")
         ),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from tests.fuzz import doors, recordings
+from tests.fuzz import doors, edges, handshakes, recordings
 from tests.fuzz.mutations import mutated
 from tests.fuzz.script import Step, read, written
 from tests.fuzz.targets import TARGETS, run
 from zfabric.wire import codec, kinds
 
 #: Inputs of each target. Those that run a whole session cost a hundred times what a decoder does.
-COUNTS = {"controller": 400, "client": 800, "worker": 1_000, "upstream": 2_000}
+COUNTS = {
+    "controller": 400, "client": 800, "worker": 1_000, "upstream": 2_000, "zmtp-keyed": 500, "recording": 500,
+    "gateway": 2_000,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -34,6 +37,17 @@ def test_seeds_are_what_their_doors_take() -> None:
             codec.unpack_control(header)
     for data in recordings.requests():
         codec.unpack_request(doors.OPERATIONS[data[0]], data[1:]).validate()
+    assert {data[0] for data in recordings.requests()} == set(range(len(doors.OPERATIONS)))
+    assert {data[0] for data in recordings.bodies()} == set(range(len(edges.PATHS)))
+    assert {data[0] for data in recordings.answers()} == set(range(len(edges.CALLS)))
+
+
+def test_handshakes_of_seeds_come_to_their_end() -> None:
+    """Whose words are no more than refused finds nothing that lies behind."""
+    one, other = handshakes.server(), handshakes.client()
+    handshakes.introduce(one, other, steps=7)
+    assert one.ready
+    assert other.ready
 
 
 def test_any_bytes_are_a_script() -> None:

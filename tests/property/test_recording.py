@@ -15,9 +15,11 @@ from zfabric import limits
 from zfabric.core.recorder import FIELDS, Recorded
 from zfabric.errors import ConfigurationError
 from zfabric.recording import ring
+from zfabric.recording.arrivals import requests_of
 from zfabric.recording.config import RecordingConfig
-from zfabric.recording.reader import read_recordings
+from zfabric.recording.reader import Event, read_recordings
 from zfabric.recording.ring import Ring
+from zfabric.recording.timeline import Filter
 
 SIZE = limits.RECORD_BYTES_MIN
 VALUES = st.none() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=40) | st.booleans()
@@ -130,6 +132,30 @@ def test_damaged_bytes_raise_nothing_but_what_they_are_told_to(junk: bytes, at: 
             read_recordings([file])
         except ConfigurationError as error:
             assert "no recording" in error.message
+
+
+@pytest.mark.parametrize("key", [[1, "2", 3], [1, 2, None], [1, 2], "123", {"a": 1}])
+def test_what_is_no_request_has_no_name(key: object) -> None:
+    event = Event(1, "controller", "ended", {"request": key})
+    assert (event.request, event.attempt) == ("", 0)
+
+
+def test_names_of_models_are_texts() -> None:
+    event = Event(1, "controller", "worker_there", {"models": [["m"], 3, "m"], "gained": 7})
+    assert list(Filter(model="m").of([event])) == [Event(1, "controller", "worker_there", event.fields)]
+
+
+@pytest.mark.parametrize("name", ["client", "operation", "model", "priority", "bytes"])
+@pytest.mark.parametrize("value", [None, [], 1.5])
+def test_values_of_a_submission_are_what_they_are_said_to_be(name: str, value: object) -> None:
+    """A recording that no controller wrote is refused, and by the name of what is wrong with it."""
+    fields = {
+        "request": [1, 2, 0], "client": "c", "operation": "generate", "model": "m", "priority": 0, "deadline_ms": None,
+        "bytes": 1,
+    }  # fmt: skip
+    assert requests_of([Event(1, "controller", "submitted", dict(fields))])[0].client == "c"
+    with pytest.raises(ConfigurationError, match=name):
+        requests_of([Event(1, "controller", "submitted", fields | {name: value})])
 
 
 def test_it_takes_no_more_than_it_may_and_keeps_the_newest(tmp_path: Path, clock: Clock) -> None:

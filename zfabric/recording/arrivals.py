@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
+from zfabric.errors import ConfigurationError
 from zfabric.recording.reader import Event
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -48,7 +52,11 @@ class RecordedRequest:
 
 
 def requests_of(events: Iterable[Event]) -> list[RecordedRequest]:
-    """All requests whose first event is their submission, in order of arrival. Others began before the recording did."""
+    """All requests whose first event is their submission, in order of arrival. Others began before the recording did.
+
+    Raises:
+        ConfigurationError: An event lacks a value, or has one of a wrong type.
+    """
     found: dict[str, RecordedRequest] = {}
     for event in events:
         known = found.get(event.request)
@@ -63,27 +71,37 @@ def requests_of(events: Iterable[Event]) -> list[RecordedRequest]:
 
 
 def _begun(event: Event) -> RecordedRequest:
-    fields = event.fields
     return RecordedRequest(
         name=event.request,
-        client=fields["client"],
-        operation=fields["operation"],
-        model=fields["model"],
-        priority=fields["priority"],
-        deadline_ms=fields["deadline_ms"],
-        bytes=fields["bytes"],
+        client=_value(event, "client", str),
+        operation=_value(event, "operation", str),
+        model=_value(event, "model", str),
+        priority=_value(event, "priority", int),
+        deadline_ms=_number(event, "deadline_ms"),
+        bytes=_value(event, "bytes", int),
         submitted_ns=event.unix_ns,
     )
 
 
 def _follow(request: RecordedRequest, event: Event) -> None:
-    fields = event.fields
     if event.name == "dispatched":
         request.dispatched_ns = request.dispatched_ns or event.unix_ns
-        request.workers = (*request.workers, fields["worker"])
-        request.model = fields["model"] or request.model
+        request.workers = (*request.workers, _value(event, "worker", str))
+        request.model = _value(event, "model", str) or request.model
     elif event.name == "ended":
-        request.outcome, request.ended_ns = fields["outcome"], event.unix_ns
+        request.outcome, request.ended_ns = _value(event, "outcome", str), event.unix_ns
     elif event.name == "answered":
-        request.units += fields["units"]
-        request.prompt_tokens = max(request.prompt_tokens, fields["prompt_tokens"] or 0)
+        request.units += _value(event, "units", int)
+        request.prompt_tokens = max(request.prompt_tokens, _number(event, "prompt_tokens") or 0)
+
+
+def _number(event: Event, name: str) -> int | None:
+    return None if event.fields.get(name, 0) is None else _value(event, name, int)
+
+
+def _value(event: Event, name: str, kind: type[T]) -> T:
+    """A value of an event. Raises: ConfigurationError: The recording has none of that type, so no controller wrote it."""
+    value = event.fields.get(name)
+    if not isinstance(value, kind):
+        raise ConfigurationError(f"{event.name} in a recording has {name}={value!r}, it must be of {kind.__name__}")
+    return value

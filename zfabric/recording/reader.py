@@ -37,14 +37,21 @@ class Event:
     @property
     def request(self) -> str:
         """The name of its request at its client, or "" where it is about none."""
-        key = self.fields.get("request")
-        return f"{key[1]:x}" if isinstance(key, list) and len(key) == 3 else ""
+        key = self._key
+        return f"{key[1]:x}" if key is not None else ""
 
     @property
     def attempt(self) -> int:
         """The attempt that it is about; 0 where it is about none."""
+        key = self._key
+        return key[2] if key is not None else 0
+
+    @property
+    def _key(self) -> list[int] | None:
+        """Its request's client, number and attempt; None where it is about none."""
         key = self.fields.get("request")
-        return int(key[2]) if isinstance(key, list) and len(key) == 3 else 0
+        is_one = isinstance(key, list) and len(key) == 3 and all(isinstance(part, int) for part in key)
+        return key if is_one else None
 
 
 @dataclass

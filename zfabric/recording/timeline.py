@@ -85,5 +85,5 @@ def _models_of(event: Event) -> set[str]:
     found: set[str] = set()
     for key in ("model", "models", "gained", "dropped"):
         value = event.fields.get(key)
-        found |= {value} if isinstance(value, str) else set(value or ())
+        found.update(name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str))
     return found
