@@ -166,10 +166,18 @@ def bodies() -> Iterator[bytes]:
 
 def answers() -> Iterator[bytes]:
     """Results of each call of the client library, and answers to its questions."""
-    told = [
-        EmbedResult(rows=2, dimensions=2, data=bytes(16)), EmbedTokensResult(tokens=[1, 1], dimensions=2, data=bytes(16)), 3, [1, 2], "a", [0.5, 1.5],
-        [[0.5, 0.5], [0.1, 0.9]], [[1.0], [2.0]], {"done": [1, None, "x"]}, *({} for _ in range(len(CALLS) - 9)),
-    ]  # fmt: skip
+    told: list[object] = [
+        EmbedResult(rows=2, dimensions=2, data=bytes(16)),
+        EmbedTokensResult(tokens=[1, 1], dimensions=2, data=bytes(16)),
+        3,
+        [1, 2],
+        "a",
+        [0.5, 1.5],
+        [[0.5, 0.5], [0.1, 0.9]],
+        [[1.0], [2.0]],
+        {"done": [1, None, "x"]},
+    ]
+    told += [{}] * (len(CALLS) - len(told))
     for place, result in enumerate(told):
         yield bytes([place]) + codec.encode(result)
     bench = Bench()
