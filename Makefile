@@ -3,6 +3,7 @@ PYTHON ?= python3
 BACKEND ?= transformers
 SEEDS ?= 10000
 INPUTS ?= 5000000
+MESSAGES ?= 100000
 VENV_PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
@@ -39,9 +40,11 @@ faults:  ## kill, freeze, partition and exhaust real processes, and print what i
 	@$(PYTHON) tools/bootstrap.py test
 	@$(VENV_PYTHON) -m pytest tests/faults -q
 
-fuzz:  ## INPUTS=5000000 hostile inputs at every door, guided by the code that they reach
+fuzz:  ## INPUTS=5000000 at every door, guided by the code that they reach; MESSAGES=100000 to a running fabric
 	@$(PYTHON) tools/bootstrap.py test
 	@$(VENV_PYTHON) -m tests.fuzz --inputs $(INPUTS)
+	@$(VENV_PYTHON) -m tests.fuzz.live --messages $(MESSAGES) $(if $(SEED),--seed $(SEED))
+	@$(VENV_PYTHON) -m tests.fuzz.impostor $(if $(SEED),--seed $(SEED))
 
 sweep:  ## a tiny random model of every architecture of transformers, through the worker and by itself (docs/architectures.md)
 	@$(PYTHON) tools/bootstrap.py test

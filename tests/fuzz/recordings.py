@@ -66,7 +66,7 @@ def messages() -> Iterator[bytes]:
     """A header of each kind."""
     for frames in _of_grammar():
         yield frames[0]
-    for frames in (*_controller_says(), *_to_worker()):
+    for frames in (*controller_says(), *to_worker()):
         yield frames[0]
 
 
@@ -101,12 +101,12 @@ def conversations() -> Iterator[bytes]:
 
 def to_clients() -> Iterator[bytes]:
     """What a controller says to a client."""
-    yield from _scripts(_controller_says)
+    yield from _scripts(controller_says)
 
 
 def to_workers() -> Iterator[bytes]:
     """What a controller says to a worker."""
-    yield from _scripts(_to_worker)
+    yield from _scripts(to_worker)
 
 
 def upstreams() -> Iterator[bytes]:
@@ -237,7 +237,7 @@ def _of_grammar(seed: int = 1) -> Iterator[codec.Frames]:
             yield draw()
 
 
-def _controller_says() -> Iterator[codec.Frames]:
+def controller_says() -> Iterator[codec.Frames]:
     """To a client whose requests have the numbers 1, 2 and 3, and its question the number 1."""
     chunks = [Chunk(1, 0, 0, 0, "a ", [1]), Chunk(2, 0, 0, 0, "b", [], ChunkExtra(worker="w", exact=True))]
     yield codec.pack_chunks(3, chunks)
@@ -251,7 +251,7 @@ def _controller_says() -> Iterator[codec.Frames]:
     yield codec.pack(_again())
 
 
-def _to_worker() -> Iterator[codec.Frames]:
+def to_worker() -> Iterator[codec.Frames]:
     for request in (1, 2, 3):
         envelope = Dispatch(
             client=7, instance=9, request=request, attempt=0, operation="generate", model="m", window=10, resume_from=0

@@ -110,7 +110,7 @@ def client(data: bytes) -> None:
     session.connected(now_ns)
     now_ns += 10**9
     session.tick(now_ns)
-    session.receive(*codec.pack(_welcome()), now_ns)
+    session.receive(*codec.pack(welcome()), now_ns)
     for step in script.read(data):
         if step.who % 16 == _WAIT:
             now_ns += len(step.header) * 10**6
@@ -151,7 +151,7 @@ def worker(data: bytes) -> None:
         session.outbox.clear()
 
 
-def _welcome() -> Welcome:
+def welcome() -> Welcome:
     return Welcome(
         version=kinds.PROTOCOL_VERSION, build="", epoch=1, session=3, token=b"t", beat_ms=1_000, lease_ms=3_000,
         frame_bytes_max=4 * 2**20,
