@@ -37,12 +37,14 @@ from zfabric import (
 )
 from zfabric.backends.echo import EchoOptions
 from zfabric.client import connection as connection_module
+from zfabric.client.mailbox import Collector
 from zfabric.limits import BAD_FRAMES_MAX, NAME_LENGTH_MAX
 from zfabric.wire import codec, kinds
 from zfabric.wire.answers import Chunk, Outcome
 from zfabric.wire.chunks import EndsBody
 from zfabric.wire.messages import End, Ends, Goodbye, Submit, Welcome
 from zfabric.wire.questions import Answer
+from zfabric.wire.tasks import EmbedRequest
 
 SLOW = EchoOptions(tokens_per_second=200)
 
@@ -120,6 +122,19 @@ def test_a_client_that_cannot_work_is_not_made(arguments: dict[str, Any]) -> Non
             kind(**{"endpoint": "ipc:///tmp/x.sock", **arguments})
     if before:
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_no_number_of_a_request_follows_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker is told numbers of what it runs, and could write to whatever it knows the number of."""
+    client = AsyncClient("ipc:///nowhere/at-all")
+    session = client._connection.session
+    wanted = [5, 2**62, 7]
+    drawn = iter(wanted)
+    # Each is what the operating system drew for it, and no state of this process goes into it.
+    monkeypatch.setattr("random._urandom", lambda count: (next(drawn) << 1).to_bytes(count, "big"))
+    sink = Collector(1, lambda: None, lambda _: None)
+    request = EmbedRequest(inputs=["x"])
+    assert [session.submit("embed", request, sink, 1, model="m").number for _ in wanted] == wanted
 
 
 def test_a_client_that_failed_to_open_says_the_same_again(ipc: str, monkeypatch: pytest.MonkeyPatch) -> None:

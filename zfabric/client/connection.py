@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import secrets
 import weakref
 from collections.abc import Callable, Iterable
@@ -70,7 +69,9 @@ class Connection:
         self._spin_us = spin_us
         self._credentials = credentials
         self._connect_timeout_ms = connect_timeout_ms
-        self._rng = random.Random(secrets.randbits(64))
+        # A worker sees numbers and seeds of what it runs. From some hundred of Python's usual ones the next could be computed,
+        # and with them written to what other workers run.
+        self._rng = secrets.SystemRandom()
         self.session = ClientSession(
             instance=secrets.randbits(63),
             rng=self._rng,

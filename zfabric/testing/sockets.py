@@ -25,6 +25,7 @@ class SimSecrets:
     def __init__(self, rng: random.Random) -> None:
         self.randbits = rng.getrandbits
         self.token_bytes = rng.randbytes
+        self.SystemRandom = lambda: random.Random(rng.getrandbits(64))
 
 
 class Process(Protocol):
