@@ -88,6 +88,10 @@ PROBE_RETRY_MS: Final = (0.5, 2.0, 10.0, 50.0)
 #: How long a model that lost its last worker is remembered: its requests wait so long for a worker to come back, which
 #: is what a rolling restart of a small model takes. Then they fail, and new ones are refused at once.
 MODEL_MEMORY_MS: Final = 30_000
+#: So many models without a host are remembered for which nothing waits, and so many names of each that nobody announces any
+#: more; the longest unheard of go first. Four workers with as many models as one may have can be restarted at once.
+MODELS_REMEMBERED_MAX: Final = 4_096
+ALIASES_REMEMBERED_MAX: Final = 1_024
 #: How long requests wait for workers that are there and take nothing, since they drain or hang: a whole drain, then the time
 #: that a model without workers is remembered.
 UNTAKEN_MS: Final = DRAIN_MS + MODEL_MEMORY_MS

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import random
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -344,6 +345,8 @@ def main() -> None:
         Credentials.load(given.keys / f"{name}.key_secret", given.keys / "controller.key") for name in ("user", "gpu")
     ]  # fmt: skip
     target = Target(given.endpoint, given.gossip, given.model, *keys)
+    # Others' attackers have a machine of their own; these share one with those whom they attack.
+    os.nice(19)
     print(json.dumps(asyncio.run(attack(target, given.seed, given.messages, given.together, given.half_open))))
 
 

@@ -599,13 +599,29 @@ async def test_a_peer_that_has_said_no_hello_has_less_room(ipc: str) -> None:
             assert sent < limits.PARKED_BYTES_MAX
             link.flush()
         assert sent >= limits.PARKED_STRANGER_BYTES_MAX
-        # Nor may it announce what only requests have.
-        other_reader, other = await asyncio.open_unix_connection(ipc.removeprefix("ipc://"))
-        await shake_hands(other_reader, other)
-        other.write(b"\x02" + (limits.CONTROL_BODY_BYTES_MAX + 1).to_bytes(8, "big"))
-        assert await asyncio.wait_for(other_reader.read(), 10) == b""
         writer.close()
-        other.close()
+
+
+@pytest.mark.parametrize("said", ["nothing", "a refused HELLO", "a HELLO"])
+async def test_only_who_has_a_session_may_announce_what_requests_have(ipc: str, said: str) -> None:
+    async with router_at(ipc) as (link, at):
+        link.is_known = lambda _: said == "a HELLO"
+        reader, writer = await asyncio.open_unix_connection(ipc.removeprefix("ipc://"))
+        await shake_hands(reader, writer)
+        if said != "nothing":
+            hello = bytes([CLIENT_HELLO]) + b"\x90"
+            writer.write(bytes([0, len(hello)]) + hello)
+            await at.next()
+        size = limits.CONTROL_BODY_BYTES_MAX + 1
+        body = bytes([BEAT]) + bytes(size - 1)
+        writer.write(b"\x02" + size.to_bytes(8, "big") + body)
+        if said == "a HELLO":
+            assert len((await at.next())[1]) == size
+        else:
+            with contextlib.suppress(ConnectionError):
+                assert await asyncio.wait_for(reader.read(), 10) == b""
+            assert at.messages.empty()
+        writer.close()
 
 
 class Written(asyncio.Transport):

@@ -131,12 +131,13 @@ class Peer(Wire):
                 if not router.send(route.client, header):
                     router.lose(route.client)
                 return
-        elif kind in _HELLOS and not self._in_session:
+        self._handed_over = True
+        router.receiver.link_message(self.name, header, frames[1] if len(frames) == 2 else EMPTY)
+        if kind in _HELLOS and not self._in_session and router.is_known(self.name):
+            # Whose HELLO was refused is owed no more than before.
             self._in_session = True
             self.connection.set_bounds(SESSION_BOUNDS)
             self.call_full(FULL_BYTES)
-        self._handed_over = True
-        router.receiver.link_message(self.name, header, frames[1] if len(frames) == 2 else EMPTY)
 
     def worked(self) -> None:
         """Chunks that were passed on lead to nothing; all else may."""

@@ -22,7 +22,7 @@ from zfabric.core.controller.registry import Registry
 from zfabric.core.timers import Timers
 from zfabric.errors import FabricError, NoWorkerError, UnsupportedOperationError, WorkerLostError
 from zfabric.ids import milliseconds
-from zfabric.limits import COMPARED_MAX, MODEL_MEMORY_MS, TURNS_BY_AGE, UNTAKEN_MS
+from zfabric.limits import COMPARED_MAX, MODEL_MEMORY_MS, MODELS_REMEMBERED_MAX, TURNS_BY_AGE, UNTAKEN_MS
 
 
 class Queues:
@@ -54,6 +54,9 @@ class Queues:
         #: Models for which requests wait, by name, the longest not served first; and by the names that were asked for.
         self._waiting: OrderedDict[str, Model] = OrderedDict()
         self._asked: dict[str, dict[Model, None]] = {}
+        #: Models that nobody hosts, roughly the longest first.
+        self._unhosted: OrderedDict[Model, None] = OrderedDict()
+        self._newly_unhosted = 0
         self.recovering = False
 
     # ── in and out ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -156,6 +159,7 @@ class Queues:
                         self._reroute(model, name)
             for model in changed:
                 self._settle_model(model)
+        self._forget_most()
 
     def _settle_model(self, model: Model) -> None:
         if not model.hosts:
@@ -165,6 +169,7 @@ class Queues:
         else:
             self._timers.cancel(model.forget)
             model.forget = None
+            self._unhosted.pop(model, None)
             self._sweep_aliases(model)
         self.review(model)
 
@@ -235,14 +240,32 @@ class Queues:
                 return
             for request in model.queue.items():
                 self._give_up(request, NoWorkerError(f"no worker serves {model.name!r}", model=model.name))
-            for supply in model.supplies.values():
-                self._timers.cancel(supply.timer)
-            self._timers.cancel(model.sweep)
-            self._registry.forget(model)
+            self._forget(model)
 
         if model.forget is None:
+            self._unhosted[model] = None
+            self._newly_unhosted += 1
             wait_ms = self._config.recovery_ms if self.recovering else MODEL_MEMORY_MS
             model.forget = self._timers.judge_at(self._timers.now_ns + milliseconds(wait_ms), forget)
+
+    def _forget(self, model: Model) -> None:
+        """Remove a model that nobody hosts and nothing waits for."""
+        for timer in (model.forget, model.sweep, *(supply.timer for supply in model.supplies.values())):
+            self._timers.cancel(timer)
+        self._unhosted.pop(model, None)
+        self._registry.forget(model)
+
+    def _forget_most(self) -> None:
+        """Remember no more models without hosts than may be: a worker can announce other names with each message. Those for which
+        requests wait are as many as those at most."""
+        # As many looks as there are new ones, twice: so a look costs whoever made them, and in the end finds one to forget.
+        looks, self._newly_unhosted = 2 * self._newly_unhosted, 0
+        for _ in range(min(looks, len(self._unhosted) - MODELS_REMEMBERED_MAX)):
+            model = next(iter(self._unhosted))
+            if model.asked:
+                self._unhosted.move_to_end(model)
+            else:
+                self._forget(model)
 
     def ends_ns(self, model: Model, demand: Demand) -> int | None:
         """When what waits for a demand is given up, if nothing changes; None if that is not in sight."""

@@ -11,6 +11,7 @@ from zfabric.core.controller.fair_queue import FairQueue
 from zfabric.core.controller.hosting import Alias, Demand, Hosting, Model, Supply
 from zfabric.core.controller.names import Names
 from zfabric.core.controller.peers import ClientPeer, Key, Request, WorkerPeer
+from zfabric.limits import ALIASES_REMEMBERED_MAX
 from zfabric.wire.messages import ModelInfo
 
 
@@ -159,6 +160,8 @@ class Registry:
                 if not alias.holders:
                     model.unheld[alias_name] = None
                     self._names.put(alias_name, model, held=False, order=alias.order)
+        while len(model.unheld) > ALIASES_REMEMBERED_MAX:
+            self._forget_alias(model, next(iter(model.unheld)))
         self.changed[model] = None
 
     def _host(self, worker: WorkerPeer, info: ModelInfo) -> Hosting:
