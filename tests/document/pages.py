@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tests.document import conversation, fields, metrics, states, tables
+from tests.document import conversation, fields, holdings, metrics, states, tables
 from zfabric.wire.kinds import MINOR_VERSION, PROTOCOL_VERSION
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PAGES: Final = (
     ROOT / "docs" / "backends.md",
+    ROOT / "docs" / "limits-of-peers.md",
     ROOT / "docs" / "operating.md",
     ROOT / "docs" / "protocol.md",
     *sorted((ROOT / "docs" / "protocol").glob("*.md")),
@@ -26,6 +27,7 @@ _MAKERS: Final[dict[str, Callable[[str], str]]] = {
     "version": lambda _: f"This is version {PROTOCOL_VERSION} of the protocol, minor version {MINOR_VERSION}.",
     "kinds": lambda _: tables.kinds_table(),
     "errors": lambda _: tables.errors_table(),
+    "holdings": holdings.holdings_table,
     "bounds": lambda _: tables.bounds_table(),
     "timings": lambda _: tables.timings_table(),
     "promises": lambda _: tables.promises_list(),
