@@ -161,7 +161,8 @@ async def test_strangers(tmp_path: Path) -> None:
 
         async def stop_short(held: contextlib.AsyncExitStack) -> None:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            held.callback(writer.transport.abort)
+            # The writer stays as long as its connection.
+            held.callback(lambda: writer.transport.abort())
             writer.write(greeting + command)
             assert len(await reader.readexactly(64)) == 64
 
