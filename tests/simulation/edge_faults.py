@@ -11,7 +11,7 @@ from zfabric import errors
 from zfabric.core.client import inquiries
 from zfabric.core.client import requests as client_requests
 from zfabric.core.client import session as client_session
-from zfabric.core.controller import dispatch, names, peers, queries, recovery, scheduler, sessions
+from zfabric.core.controller import dispatch, endings, names, peers, queries, recovery, routes, scheduler, sessions
 from zfabric.core.worker import backlog, packing
 from zfabric.core.worker import session as worker_session
 from zfabric.core.worker import streams as worker_streams
@@ -54,7 +54,7 @@ def a_delta_that_is_encoded_with_its_neighbours(patch: pytest.MonkeyPatch) -> No
     patch.setattr(worker_streams, "ENCODING_ERRORS", ())
 
 
-@fault("and could not be answered|broken answers", quiet=True)
+@fault("and could not be answered|broken answers", quiet=True, first=100)
 def a_result_that_is_not_looked_at(patch: pytest.MonkeyPatch) -> None:
     """It can be encoded, and is not what its caller can read."""
     patch.setattr(runs, "_checked", lambda request, result: result)
@@ -267,6 +267,41 @@ def a_number_that_keeps_its_client_out(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(client_session.ClientSession, "_take_another_number", stay)
 
 
+@fault("got the tokens|got 'evil'|instead of|saw .* gaps", quiet=True)
+def a_chunk_of_whoever_knows_a_number(patch: pytest.MonkeyPatch) -> None:
+    """A route by the reader alone: outsiders write into others' answers, by numbers that they overheard."""
+
+    class OfAnybody(dict[bytes, Any]):
+        def get(self, key: bytes, default: Any = None) -> Any:
+            return next((route for known, route in self.items() if known[-5:] == key[-5:]), default)
+
+    def make(original: Any) -> Any:
+        def begin(self: Any) -> None:
+            original(self)
+            self.table = OfAnybody()
+
+        return begin
+
+    wrap(patch, routes.Routes, "__init__", make)
+
+
+@fault("ended with|ended well|is well|could go on|keeps", quiet=True)
+def a_terminal_of_whoever_knows_a_number(patch: pytest.MonkeyPatch) -> None:
+    """An outsider's terminal ends what runs elsewhere."""
+
+    def make(original: Any) -> Any:
+        def ends(self: Any, worker: Any, envelope: Any, *rest: Any) -> None:
+            for end in envelope.ends:
+                request = self._registry.live.get((envelope.instance, end.request, end.attempt))
+                if request is not None and request.worker is not worker:
+                    self.give_up(request, errors.BackendError("another worker says so"))
+            original(self, worker, envelope, *rest)
+
+        return ends
+
+    wrap(patch, endings.Endings, "ends", make)
+
+
 # ── promises ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -275,7 +310,7 @@ def an_answer_with_the_defaults_ends_with_its_worker(patch: pytest.MonkeyPatch) 
     patch.setattr(worker_session.WorkerSession, "mark_exact", lambda self, request_id: None)
 
 
-@fault("drawn in", "worker killed")
+@fault("drawn in", "worker killed", first=180)
 def a_seed_that_is_drawn_anew(patch: pytest.MonkeyPatch) -> None:
     """The client goes on elsewhere, and the next worker draws as it likes."""
 

@@ -12,6 +12,7 @@ from zfabric.testing.clients import Question
 from zfabric.testing.network import Link, Network
 from zfabric.testing.records import Record, Violation, Wish
 from zfabric.testing.sockets import ENDPOINT, ProcessLoop, SimDealer
+from zfabric.testing.tasks import TASKS
 from zfabric.testing.world import World
 
 #: Calls of the library that are not called as their questions are.
@@ -117,6 +118,8 @@ class SimApp:
             return array[0].tolist()
         if wish.operation == "count_tokens":
             return await client.count_tokens(wish.model, wish.prompt, timeout=timeout)
+        if wish.operation in TASKS:
+            return await TASKS[wish.operation].call(client, wish.model, wish.prompt, timeout=timeout)
         return await client.operate(wish.worker, "show", model=wish.model, prompt=wish.prompt, timeout=timeout)
 
     def ask(self, what: str, arguments: dict[str, object]) -> None:

@@ -8,6 +8,7 @@ from typing import Final
 
 from msgspec import structs
 
+from zfabric.testing.tasks import with_tasks
 from zfabric.wire.messages import ModelInfo
 
 MODELS: Final = ("alpha", "beta", "gamma")
@@ -46,7 +47,7 @@ class EngineSpec:
 def draw_engines(rng: random.Random, *, uniform: bool, resumes: bool) -> list[EngineSpec]:
     """The engines of one worker. In a uniform run all workers serve the first model with all that there is."""
     if uniform:
-        capabilities = ALL if resumes else ALL[:-1]
+        capabilities = with_tasks(ALL if resumes else ALL[:-1])
         info = ModelInfo(
             name=MODELS[0], aliases=[ALIASES[0]], capabilities=list(capabilities), parameters=["seed", *PARAMETERS]
         )
@@ -67,7 +68,7 @@ def draw_model(rng: random.Random, name: str) -> ModelInfo:
     capabilities = [one for one in ALL if rng.random() < 0.7] or ["generate"]
     return ModelInfo(
         name=name,
-        capabilities=capabilities,
+        capabilities=with_tasks(capabilities),
         parameters=["seed", *PARAMETERS] if rng.random() < 0.8 else list(PARAMETERS),
         slots=rng.choice([0, 0, 0, 1, 2]),
     )

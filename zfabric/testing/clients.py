@@ -15,7 +15,7 @@ from zfabric.testing.records import Record, Violation, Wish, values_of
 from zfabric.testing.world import Alarm, World
 from zfabric.wire import codec
 from zfabric.wire.answers import ChunkExtra, Outcome
-from zfabric.wire.tasks import EmbedResult
+from zfabric.wire.tasks import EmbedResult, EmbedTokensResult
 
 
 class SimSink:
@@ -45,6 +45,9 @@ class SimSink:
             elif operation == "embed":
                 embedded = codec.unpack_result(outcome.result, EmbedResult)
                 result = values_of(embedded.rows, embedded.dimensions, embedded.data)
+            elif operation == "embed_tokens":
+                told = codec.unpack_result(outcome.result, EmbedTokensResult)
+                result = [values_of(sum(told.tokens), told.dimensions, told.data)]
             else:
                 result = codec.unpack_result(outcome.result, object)
         self.record.end(error, result)

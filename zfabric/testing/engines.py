@@ -11,9 +11,19 @@ from zfabric.errors import BackendError, UnsupportedOperationError
 from zfabric.testing.catalogue import EngineSpec, names_of
 from zfabric.testing.records import BROKEN, Violation, token_id, token_text
 from zfabric.testing.sockets import ProcessLoop
+from zfabric.testing.tasks import TASKS
+from zfabric.wire.fields import Operation
 from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import AnyRequest, CountRequest, Delta, GenerateRequest, OperateRequest, TextRequest, Usage
-from zfabric.wire.tasks import EmbedRequest, EmbedResult
+from zfabric.wire.tasks import (
+    ClassifyRequest,
+    DetokenizeRequest,
+    EmbedRequest,
+    EmbedResult,
+    EmbedTokensRequest,
+    RewardRequest,
+    ScoreRequest,
+)
 from zfabric.worker.base import BaseModelWorker, EngineLoad, StepwiseModelWorker
 
 #: An operation that is no generation takes so long, in milliseconds, at least and at most.
@@ -50,9 +60,10 @@ class Job:
         "values",
     )
 
-    def __init__(self, operation: str, request: AnyRequest, now_ns: int) -> None:
+    def __init__(self, operation: Operation, request: AnyRequest, now_ns: int) -> None:
         self.operation = operation
-        number, breaks, values, *_ = [*_prompt_of(request).split("/"), "", ""]
+        prompt = TASKS[operation].prompt(request) if operation in TASKS else _prompt_of(request)
+        number, breaks, values, *_ = [*prompt.split("/"), "", ""]
         self.number = int(number) if number.isdecimal() else 0
         self.breaks_at = int(breaks) if breaks.isdecimal() else None
         self.values = int(values) if values.isdecimal() else 1
@@ -96,7 +107,7 @@ class SimBackend(BaseModelWorker):
 
     # ── jobs ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def open_job(self, operation: str, request: AnyRequest) -> Job:
+    def open_job(self, operation: Operation, request: AnyRequest) -> Job:
         """Take a request."""
         world = self.host.loop.world
         job = Job(operation, request, world.now_ns)
@@ -165,10 +176,28 @@ class SimBackend(BaseModelWorker):
     async def count_tokens(self, request: CountRequest) -> Any:
         return await self._answer("count_tokens", request)
 
+    async def tokenize(self, request: CountRequest) -> Any:
+        return await self._answer("tokenize", request)
+
+    async def detokenize(self, request: DetokenizeRequest) -> Any:
+        return await self._answer("detokenize", request)
+
+    async def score(self, request: ScoreRequest) -> Any:
+        return await self._answer("score", request)
+
+    async def classify(self, request: ClassifyRequest) -> Any:
+        return await self._answer("classify", request)
+
+    async def reward(self, request: RewardRequest) -> Any:
+        return await self._answer("reward", request)
+
+    async def embed_tokens(self, request: EmbedTokensRequest) -> Any:
+        return await self._answer("embed_tokens", request)
+
     async def operate(self, request: OperateRequest) -> Any:
         return await self._answer("operate", request)
 
-    async def _answer(self, operation: str, request: AnyRequest) -> Any:
+    async def _answer(self, operation: Operation, request: AnyRequest) -> Any:
         job = self.open_job(operation, request)
         # Of the moment when the call came: the engine may serve others when it ends.
         names = sorted(names_of(self.models))
@@ -184,6 +213,8 @@ class SimBackend(BaseModelWorker):
             return EmbedResult(rows=1, dimensions=job.values, data=data)
         if operation == "count_tokens":
             return job.number
+        if operation in TASKS:
+            return TASKS[operation].made(job.number)
         return {"number": job.number, "worker": self.host.name, "names": names}
 
     def _broken_result(self, operation: str, how: int) -> Any:
@@ -192,8 +223,8 @@ class SimBackend(BaseModelWorker):
             raise RuntimeError(f"cuda error {BROKEN}")
         if how and operation == "embed":
             return EmbedResult(rows=1, dimensions=2, data=b"short")
-        if how and operation == "count_tokens":
-            return "many"
+        if how and operation not in ("embed", "embed_tokens", "operate"):
+            return 7 if operation == "detokenize" else "many"
         return {"tensor": object()}
 
     async def _work(self, milliseconds: float) -> None:

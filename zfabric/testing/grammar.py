@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from zfabric.testing.catalogue import ALL, NAMES
+from zfabric.testing.tasks import in_turn, with_tasks
 from zfabric.wire import codec, kinds
 from zfabric.wire.answers import Chunk, Outcome
 from zfabric.wire.chunks import EndsBody
@@ -71,6 +72,7 @@ class Grammar:
         self.gossip = gossip
         #: In turn, so that what is drawn is what was drawn before there were these.
         self._unusual = itertools.cycle(["nothing", "requests", "clients", "queue", "config", "kick"])
+        self._turns = itertools.count()
         self.own: list[int] = [0, _LAST_63, *(rng.getrandbits(63) for _ in range(6))]
 
     def attempt(self) -> tuple[int, int, int]:
@@ -121,7 +123,7 @@ class Grammar:
         submit = Submit(
             request=self.request(),
             attempt=rng.choice([0, 0, 1, 1, 2, 1_000]),
-            operation=operation,
+            operation=in_turn(operation, next(self._turns)),
             model=rng.choice([*NAMES, *NAMES, "evil", "", "nobody's", "x" * 256]),
             priority=rng.choice([0, 0, -1_000, 1_000]),
             deadline_ms=rng.choice([None, None, 0, 1, 500, 7 * 24 * 3_600_000]),
@@ -188,7 +190,7 @@ class Grammar:
             ModelInfo(
                 name=rng.choice(names),
                 aliases=[rng.choice(names) for _ in range(rng.randint(0, 2))],
-                capabilities=list(ALL),
+                capabilities=with_tasks(ALL),
                 slots=rng.choice([0, 1, 65_536]),
                 engine=rng.choice([0, 3, 1_023]),
             )

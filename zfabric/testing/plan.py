@@ -12,6 +12,7 @@ from zfabric.testing.clients import SimClient
 from zfabric.testing.controllers import SimController
 from zfabric.testing.network import Network
 from zfabric.testing.records import VALUES_MANY, Wish
+from zfabric.testing.tasks import in_turn
 from zfabric.testing.workers import SimWorker
 from zfabric.testing.world import MILLISECOND, World
 from zfabric.wire.fields import Operation
@@ -47,7 +48,7 @@ def draw_wish(
         name = rng.choice(["", rng.choice(rng.choice(worker.specs).models).name])
     return Wish(
         number=number,
-        operation=operation,
+        operation=in_turn(operation, number),
         model=name,
         worker=worker.name if worker is not None else "",
         count=rng.choice([1, 2, 10, 50, 120]),

@@ -20,6 +20,7 @@ from zfabric.errors import (
     WorkerLostError,
 )
 from zfabric.limits import DEADLINE_GUARD_MS
+from zfabric.testing.tasks import TASKS
 from zfabric.testing.world import MILLISECOND
 from zfabric.wire.fields import Operation
 from zfabric.wire.payloads import AnyRequest, CountRequest, GenerateRequest, OperateRequest, Usage
@@ -101,6 +102,8 @@ class Wish:
             return EmbedRequest(inputs=[self.prompt])
         if self.operation == "count_tokens":
             return CountRequest(prompt=self.prompt)
+        if self.operation in TASKS:
+            return TASKS[self.operation].request(self.prompt)
         return OperateRequest(call="show", arguments={"prompt": self.prompt})
 
 
@@ -207,6 +210,8 @@ class Record:
             return
         if wish.operation != "operate":
             expected: Any = wish.number if wish.operation == "count_tokens" else [float(wish.number)] * wish.values
+            if wish.operation in TASKS:
+                expected = TASKS[wish.operation].read(wish.number)
             if result != expected:
                 raise Violation(f"{self} has the result {result}")
             return
