@@ -6,7 +6,7 @@ import contextlib
 import random
 from typing import Any, Final
 
-from tests.broker import Bench, FakeClient, FakeWorker, Peer
+from tests.broker import Bench, FakeClient, FakeWorker, Peer, model_of
 from tests.fuzz import script
 from tests.unit.worker_side import WorkerSide
 from zfabric.core.client.pending import Resume
@@ -20,6 +20,8 @@ from zfabric.wire.payloads import Delta, TextRequest
 
 #: Of each peer, what a whole script may make the controller keep of it: messages that wait for it are the transport's.
 _INBOX_MAX: Final = 2_000
+#: What the workers can do with the names that the grammar asks for.
+_ABLE: Final = ("generate", "embed", "count_tokens", "resume")
 #: Steps that are no message, by the rest of `who` by 16.
 _CUT, _WAIT = 14, 15
 
@@ -47,12 +49,12 @@ def controller(data: bytes) -> None:
     """Two clients, two workers and a stranger say what stands in a script. The tables must agree after each message."""
     bench = _Bench()
     asker = FakeClient(bench).hello(11)
-    asker.submit(1)
+    asker.submit(1, model="alpha")
     peers: list[Peer] = [
         asker,
         FakeClient(bench).hello(12),
-        FakeWorker(bench).hello("w"),
-        FakeWorker(bench).hello("v", instance=2),
+        FakeWorker(bench).hello("w", models=[model_of("alpha", *_ABLE, aliases=["chat"])], slots=2),
+        FakeWorker(bench).hello("v", instance=2, models=[model_of("beta", *_ABLE), model_of("alpha", "generate")]),
         _Deaf(bench),
     ]
     bench.broker.on_bug = _raise
