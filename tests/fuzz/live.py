@@ -233,7 +233,7 @@ def main() -> int:
     console = Console()
     console.print(f"seed {given.seed}", highlight=False)
     table = Table("fabric", box=None)
-    for title in ("messages", "s", "answers", "MiB before", "most", "after", "p99 gap ms before", "meanwhile"):
+    for title in ("messages", "s", "answers", "MiB before", "most", "after", "p99 gap, ms", "meanwhile"):
         table.add_column(title, justify="right")
     for keys in (False, True):
         outcome = asyncio.run(
