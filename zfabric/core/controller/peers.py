@@ -17,7 +17,7 @@ from zfabric.ids import RoutingId
 from zfabric.limits import FORMER_ATTEMPTS_MAX
 from zfabric.wire.fields import Operation
 from zfabric.wire.kinds import MINOR_VERSION
-from zfabric.wire.locks import lock_of
+from zfabric.wire.locks import lock_of, lock_of_request
 from zfabric.wire.messages import ClientHello, WorkerHello
 
 #: An attempt: its client's instance, the request's number, the attempt's number.
@@ -86,6 +86,10 @@ class ClientPeer:
         self.lock = lock_of(hello.secret)
         self.heard_ns = now_ns
         self.away = False
+
+    def lock_of(self, request: int) -> bytes:
+        """The lock of one of its requests."""
+        return lock_of_request(self.lock, request)
 
     @property
     def name(self) -> str:
@@ -199,7 +203,7 @@ class Request:
 
     Attributes:
         client: Who waits for it; None once nobody does, or not yet.
-        lock: Of its client: whoever claims it has to have the same.
+        lock: By its client's and its number: whoever claims it has to have the same.
         away: Its client has lost the connection and not claimed it since.
         engine: Where it runs.
         asked: The name that was asked for: the model's, or an alias of it.
@@ -232,7 +236,7 @@ class Request:
     ) -> None:
         self.client = client
         self.owner = instance
-        self.lock = client.lock if client is not None else b""
+        self.lock = client.lock_of(request) if client is not None else b""
         self.away = False
         self.instance = instance
         self.request = request
