@@ -339,14 +339,14 @@ def main() -> None:
     parser.add_argument("--messages", type=int, required=True)
     parser.add_argument("--together", type=int, default=16)
     parser.add_argument("--half-open", type=int, default=0)
+    parser.add_argument("--nice", type=int, default=0)
     parser.add_argument("--keys", type=Path, help="directory with controller.key, user.key_secret and gpu.key_secret")
     given = parser.parse_args()
     keys = [None, None] if given.keys is None else [
         Credentials.load(given.keys / f"{name}.key_secret", given.keys / "controller.key") for name in ("user", "gpu")
     ]  # fmt: skip
     target = Target(given.endpoint, given.gossip, given.model, *keys)
-    # Others' attackers have a machine of their own; these share one with those whom they attack.
-    os.nice(19)
+    os.nice(given.nice)
     print(json.dumps(asyncio.run(attack(target, given.seed, given.messages, given.together, given.half_open))))
 
 

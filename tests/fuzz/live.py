@@ -119,7 +119,7 @@ class Crowd:
 
 
 async def run(
-    messages: int, seed: int, *, keys: bool, quiet_answers: int, half_open: int, together: int = 16
+    messages: int, seed: int, *, keys: bool, quiet_answers: int, half_open: int, together: int = 16, nice: int = 0
 ) -> Outcome:
     """Attack a fabric of its own.
 
@@ -127,6 +127,8 @@ async def run(
         keys: Whether the fabric has keys, and attackers have some that allow little.
         quiet_answers: Answers that well-behaved clients get before the attack begins.
         half_open: Connections that say half a greeting.
+        together: Other connections at a time.
+        nice: By how much attackers give way to those whom they attack, who elsewhere have a machine of their own.
 
     Raises:
         AssertionError: Somebody felt it.
@@ -148,7 +150,7 @@ async def run(
                 outcome.rss_before = controller.memory_info().rss
                 command = [
                     "tests.fuzz.attackers", endpoint, "--gossip", str(crowd.gossip), "--model", "echo", "--seed", str(seed),
-                    "--messages", str(messages), "--half-open", str(half_open), "--together", str(together),
+                    "--messages", str(messages), "--half-open", str(half_open), "--together", str(together), "--nice", str(nice),
                 ]  # fmt: skip
                 attackers = await Process.start(*command, *(["--keys", name] if keys else []), directory=directory)
                 children.append(attackers)
@@ -237,7 +239,7 @@ def main() -> int:
         table.add_column(title, justify="right")
     for keys in (False, True):
         outcome = asyncio.run(
-            run(given.messages // 2, given.seed, keys=keys, quiet_answers=200, half_open=given.half_open)
+            run(given.messages // 2, given.seed, keys=keys, quiet_answers=200, half_open=given.half_open, nice=19)
         )
         console.print({"with keys" if keys else "without": outcome.said}, highlight=False)
         sizes = (outcome.rss_before, outcome.rss_most, outcome.rss_after)
