@@ -78,6 +78,8 @@ ZMTP_TIMEOUT_MS: Final = 3_000
 #: A peer of the event loop that says nothing for so long is given up even if its kernel, or a proxy's, takes all that is sent:
 #: an engine or a program that holds its interpreter for some seconds is alive, whoever does it for this long is not waited for.
 SILENCE_MS: Final = 30_000
+#: How long libzmq gets to send what a peer is told before its connection is shut down: it does not say when it has.
+LAST_WORDS_MS: Final = 100
 #: How long a connection that is given up may take to send its reason.
 PARTING_MS: Final = 500
 #: A default deadline would surprise more people than it would help; a request without one may run for ever.
@@ -119,8 +121,9 @@ BODY_PAUSE_MS: Final = 30_000
 RETRY_AFTER_S: Final = 1
 #: Who asks whether the gateway is ready waits a second or so, by the defaults of Kubernetes.
 READY_TIMEOUT_MS: Final = 800
-#: How often a gateway looks whether its file of keys has changed: a key that was taken out is refused a second later.
-KEYS_LOOK_MS: Final = 1_000
+#: How often a controller and a gateway look whether their file of keys has changed, and a controller whether a key has expired: a
+#: key that was taken out is of no use, and has no connection, less than a second later.
+KEYS_LOOK_MS: Final = 500
 #: A body: REQUEST_TEXT_BYTES_MAX as JSON, of which images are most and take no escapes.
 GATEWAY_BODY_BYTES_MAX: Final = 32 * 1024 * 1024
 #: Texts of one request to embed, to rank or to complete: OpenAI's own bound.
@@ -179,6 +182,10 @@ DETAILS_MAX: Final = 32
 GAUGES_MAX: Final = 64
 #: What a client's secret hashes to: half of SHA-256 cannot be inverted either.
 LOCK_BYTES: Final = 16
+#: Accounts of groups of keys from which on those that are idle are forgotten when another is made.
+GROUPS_IDLE_MAX: Final = 1_024
+#: Limits of a keyring: beyond these nobody means a limit.
+QUOTA_MAX: Final = 1_000_000_000
 #: Priorities lie between minus this and this: more levels than anybody tells apart.
 PRIORITY_MAX: Final = 1_000
 #: Names end up in tables, logs and labels.

@@ -14,13 +14,13 @@ import pytest
 
 from tests.gateway.backends import Slow
 from tests.gateway.conftest import gateway
-from zfabric import AnswerReader, AsyncClient
+from zfabric import AnswerReader, AsyncClient, files
 from zfabric.backends.echo import EchoOptions, EchoWorker
 from zfabric.errors import ConfigurationError
-from zfabric.gateway import chat, generation, http, reload
+from zfabric.files import WatchedFile
+from zfabric.gateway import chat, generation, http
 from zfabric.gateway.config import GatewayConfig
 from zfabric.gateway.keys import ApiKey, KeyTable, read_keys
-from zfabric.gateway.reload import KeysFile
 from zfabric.gateway.server import Gateway
 from zfabric.testing import serving
 from zfabric.wire.payloads import GenerateRequest
@@ -170,7 +170,7 @@ async def test_each_key_is_the_client_of_the_fabric_that_it_names() -> None:
 
 
 async def test_keys_change_while_streams_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "KEYS_LOOK_MS", 1)
+    monkeypatch.setattr(files, "KEYS_LOOK_MS", 1)
     file = tmp_path / "keys.toml"
     file.write_text('[old]\nkey = "sk-old"\n')
     slow = Slow()
@@ -179,7 +179,9 @@ async def test_keys_change_while_streams_run(tmp_path: Path, monkeypatch: pytest
         httpx.AsyncClient(base_url=served.url, timeout=30) as web,
     ):
         told: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
-        keys = KeysFile(file, served.gateway.take_keys, lambda event, **fields: told.put_nowait((event, fields)))
+        keys = WatchedFile(
+            file, read_keys, served.gateway.take_keys, lambda event, **fields: told.put_nowait((event, fields))
+        )
         keys.read()
         watching = asyncio.create_task(keys.watch())
 

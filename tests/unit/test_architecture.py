@@ -21,12 +21,14 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "limits": set(),
     "ids": set(),
+    # Looks at files that are read anew, for whoever has such.
+    "files": {"errors", "limits"},
     "wire": {"errors", "limits", "ids"},
     "zmtp": set(),
     "core": {"wire", "errors", "limits", "ids"},
     "transport": {"wire", "zmtp", "errors", "limits", "ids"},
     "recording": {"errors", "limits"},
-    "controller": {"core", "recording", "transport", "wire", "errors", "limits", "ids", "version"},
+    "controller": {"files", "core", "recording", "transport", "wire", "errors", "limits", "ids", "version"},
     # A client that traces imports `tracing` when it is made.
     "client": {"tracing", "core", "transport", "wire", "errors", "limits", "ids", "version"},
     "worker": {"core", "recording", "transport", "wire", "errors", "limits", "ids", "version"},
@@ -48,6 +50,7 @@ ALLOWED: dict[str, set[str]] = {
         "client",
         "worker",
         "backends",
+        "files",
         "core",
         "recording",
         "transport",

@@ -12,7 +12,7 @@ import cyclopts
 
 from zfabric import limits
 from zfabric.cli.app import make_app, run_app
-from zfabric.cli.daemon import on_signals, ready, run
+from zfabric.cli.daemon import on_hangup, on_signals, ready, run
 from zfabric.cli.logs import LogFormat, LogLevel, events, make_logger
 from zfabric.cli.metrics import metrics_at
 from zfabric.cli.settings import CONFIG_VARIABLE
@@ -46,6 +46,7 @@ With keys: `zfabric-controller --endpoint tcp://0.0.0.0:9000 --public --key c.ke
 
 Settings come from flags, then ZFABRIC_CONTROLLER_… variables, then the [controller] table of a TOML file.
 SIGTERM drains: nothing new is taken, what runs may finish within --drain-ms, and the exit code is 0.
+SIGHUP has the keyring read anew, which also happens when it changes.
 """
 
 
@@ -185,7 +186,11 @@ async def serve(
             log.info("drained", all_ended=whole)
             stopped.set()
 
+        async def reload() -> None:
+            controller.reload_keys()
+
         on_signals(drain)
+        on_hangup(reload)
         with metrics_at(metrics, "controller", controller) as url:
             ready(endpoint=",".join(controller.endpoints), **url)
             await stopped.wait()

@@ -24,6 +24,7 @@ from zfabric.cli.supervise import Child, Supervisor
 from zfabric.cli.traces import traces_to
 from zfabric.client.aio import AsyncClient
 from zfabric.errors import ConfigurationError, EndpointInUseError
+from zfabric.files import WatchedFile
 from zfabric.transport.curve import credentials_of
 from zfabric.transport.endpoints import check_endpoint, default_endpoint
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
     from zfabric.gateway.config import GatewayConfig
-    from zfabric.gateway.reload import KeysFile
     from zfabric.gateway.server import Gateway
 
 HELP = """The OpenAI API over HTTP, for programs that speak it: a client of the fabric as any other.
@@ -163,10 +163,9 @@ class _Parts:
     def __init__(self) -> None:
         from zfabric.gateway.config import GatewayConfig
         from zfabric.gateway.keys import read_keys
-        from zfabric.gateway.reload import KeysFile
         from zfabric.gateway.server import Gateway
 
-        self.GatewayConfig, self.read_keys, self.Gateway, self.KeysFile = GatewayConfig, read_keys, Gateway, KeysFile
+        self.GatewayConfig, self.read_keys, self.Gateway = GatewayConfig, read_keys, Gateway
 
 
 def _flags(**settings: object) -> list[str]:
@@ -212,7 +211,7 @@ async def serve(
             stopped.set()
 
         on_signals(drain)
-        watching = _watch(keys, parts.KeysFile, gateway, log)
+        watching = _watch(keys, parts, gateway, log)
         with metrics_at(metrics, "gateway", gateway.figures) as url:
             ready(url=gateway.url, **url)
             await stopped.wait()
@@ -221,11 +220,11 @@ async def serve(
     return 0
 
 
-def _watch(path: Path | None, kind: type[KeysFile], gateway: Gateway, log: Any) -> asyncio.Task[None] | None:
+def _watch(path: Path | None, parts: _Parts, gateway: Gateway, log: Any) -> asyncio.Task[None] | None:
     """Take other keys when their file changes, and at SIGHUP."""
     if path is None:
         return None
-    file = kind(path, gateway.take_keys, events(log))
+    file = WatchedFile(path, parts.read_keys, gateway.take_keys, events(log))
     # It may have changed since the settings were checked.
     file.read()
 

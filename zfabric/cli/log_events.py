@@ -27,6 +27,8 @@ class LogEvent(NamedTuple):
 
 
 _CONTROLLER: Final[dict[str, LogEvent]] = {
+    "keys_kept": LogEvent("error", "controller, gateway", "The keyring or the file of API keys has changed and cannot be "
+                          "used; the former keys stay in force."),
     "listening": LogEvent("info", "controller, gateway", "It takes connections."),
     "keys": LogEvent("info", "controller, gateway", "A keyring or a file of API keys was read, with so many keys."),
     "recovered": LogEvent("info", "controller", "The time after the start is over in which running streams are claimed: so many "
@@ -43,6 +45,8 @@ _CONTROLLER: Final[dict[str, LogEvent]] = {
     "model_paused": LogEvent("info", "controller", "An operator has a model's requests wait, for `wait_ms` at the most."),
     "model_resumed": LogEvent("info", "controller", "An operator has a model's requests dispatched again."),
     "request_cancelled": LogEvent("info", "controller", "An operator has ended a request."),
+    "session_revoked": LogEvent("warning", "controller", "The key of a peer was taken out of the keyring, has expired, or has "
+                                "another role now: its session and what it had in flight have ended."),
     "client_kicked": LogEvent("warning", "controller", "An operator has ended a client's session and its requests."),
     "config_changed": LogEvent("warning", "controller", "An operator has changed a setting, from `former` to `now`; the next "
                                "start has the former again."),
@@ -106,9 +110,7 @@ _WORKER: Final[dict[str, LogEvent]] = {
 _GATEWAY: Final[dict[str, LogEvent]] = {
     "request_failed": LogEvent("warning", "gateway", "An HTTP request ended in a status of 500 or more; `request` is the "
                                "X-Request-Id that its caller knows."),
-    "keys_kept": LogEvent("error", "gateway", "The file of API keys has changed and cannot be used; the former keys stay in "
-                          "force."),
-    "child_ended": LogEvent("warning", "gateway, serve", "A process that this one started ended, and is started anew."),
+        "child_ended": LogEvent("warning", "gateway, serve", "A process that this one started ended, and is started anew."),
 }  # fmt: skip
 
 _ALL: Final[dict[str, LogEvent]] = {

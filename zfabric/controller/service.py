@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from zfabric import limits
 from zfabric.controller.config import ControllerConfig
-from zfabric.controller.keyring import KeyRing
+from zfabric.controller.live_keys import LiveKeys
 from zfabric.core.controller.broker import Broker
 from zfabric.core.controller.snapshot import state_of
 from zfabric.core.controller.spans import AttemptSpan
@@ -53,6 +53,7 @@ class Controller:
         self._link: RouterDriver | None = None
         self._broker: Broker | None = None
         self._ring: Ring | None = None
+        self._keys: LiveKeys | None = None
         self._idle: asyncio.Event = asyncio.Event()
 
     @property
@@ -114,12 +115,28 @@ class Controller:
         config, routes = self.config, broker.routes.table
         if config.key is None or config.keyring is None:
             return self._open_router(routes, None)
-        ring = KeyRing.load(config.keyring)
-        keys = ControllerKeys(load_secret(config.key), ring.allows)
-        link = self._open_router(routes, keys)
-        broker.grant_of = lambda peer: ring.grant(link.key_of(peer))
-        self._log("keys", known=len(ring), file=str(config.keyring))
+        keys = LiveKeys(config.keyring, self._log, self._review_keys)
+        link = self._open_router(routes, ControllerKeys(load_secret(config.key), keys.allows))
+        broker.grant_of = lambda peer: keys.grant(link.key_of(peer))
+        keys.start(self._loop)
+        self._keys = keys
         return link
+
+    def reload_keys(self) -> None:
+        """Read the keyring now, changed or not. One that cannot be used is told of in the log, and the former stays in force."""
+        if self._keys is not None:
+            self._keys.read()
+
+    def _review_keys(self) -> None:
+        """Keys may do something else: who may not be here any more is told so, and cut off."""
+        link, broker, keys = self._link, self._broker, self._keys
+        if link is None or broker is None or keys is None:
+            return
+        gone = set(broker.review_keys(monotonic_ns()))
+        gone |= {peer for peer, key in link.keyed().items() if not keys.allows(key)}
+        self.link_idle()
+        for peer in gone:
+            link.cut(peer)
 
     def _open_router(self, routes: Routes, keys: ControllerKeys | None) -> RouterDriver:
         config = self.config
@@ -131,6 +148,8 @@ class Controller:
         link, self._link = self._link, None
         if link is None:
             return
+        if self._keys is not None:
+            self._keys.stop()
         self.broker.goodbye()
         for send in self.broker.outbox.take():
             link.send(*send)

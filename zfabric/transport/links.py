@@ -100,6 +100,13 @@ class RouterDriver(Protocol):
     def key_of(self, peer: RoutingId) -> bytes:
         """The public key (Z85) that a peer has proved; empty without encryption."""
 
+    def keyed(self) -> Mapping[RoutingId, bytes]:
+        """All peers whose keys are known, and their keys."""
+
+    def cut(self, peer: RoutingId) -> None:
+        """Close a peer's connection. What was sent before still leaves if the peer reads it; half a second later it is cut
+        off all the same. `link_lost` is called for it."""
+
     def buffered(self, peer: RoutingId) -> int:
         """Bytes that wait for a peer which is slow to read; 0 for one that is gone."""
 

@@ -145,6 +145,17 @@ class LoopRouter:
         found = self.peers.get(peer)
         return z85.encode(found.key) if found is not None and found.key else b""
 
+    def keyed(self) -> dict[RoutingId, bytes]:
+        """All peers whose keys are known, and their keys."""
+        return {name: z85.encode(peer.key) for name, peer in self.peers.items() if peer.key}
+
+    def cut(self, peer: RoutingId) -> None:
+        """Close a peer's connection, when it has read what was sent before, or soon without."""
+        found = self.peers.get(peer)
+        if found is not None:
+            found.flush()
+            found.close()
+
     def buffered(self, peer: RoutingId) -> int:
         """Bytes that wait for a peer."""
         found = self.peers.get(peer)

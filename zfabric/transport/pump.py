@@ -52,6 +52,7 @@ class PumpedRouter:
         self.endpoints = link.endpoints
         self.file_limit = link.file_limit
         self.key_of = link.key_of
+        self.keyed = link.keyed
         self.forget = link.forget
         self.buffered = link.buffered
         self._routes = routes
@@ -144,6 +145,14 @@ class PumpedRouter:
     def _retry_parked(self) -> None:
         if not self._closed:
             self._tell_lost(self._link.retry_parked(monotonic_ns()))
+
+    def cut(self, peer: RoutingId) -> None:
+        """Close a peer's connection, when it has had the time to read what was sent before."""
+        self._loop.call_later(limits.LAST_WORDS_MS / 1_000, self._cut, peer)
+
+    def _cut(self, peer: RoutingId) -> None:
+        if not self._closed:
+            self._link.cut(peer)
 
     # ── lost connections and edges ──────────────────────────────────────────────────────────────────────────────────
 

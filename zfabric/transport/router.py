@@ -12,6 +12,8 @@ of a frame and the number of whole messages, but not the number of frames.
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Final, cast
@@ -323,6 +325,19 @@ class RouterLink:
     def key_of(self, peer: RoutingId) -> bytes:
         """The public key (Z85) of a peer that has said HELLO; empty without encryption."""
         return self._keys.get(peer, b"")
+
+    def keyed(self) -> dict[RoutingId, bytes]:
+        """All peers that have said HELLO, and their keys; those that have not are not known."""
+        return dict(self._keys)
+
+    def cut(self, peer: RoutingId) -> None:
+        """Shut a peer's connection down, as if the peer had: libzmq itself closes no connection of a ROUTER's. One whose
+        descriptor is not known for sure is left alone."""
+        descriptor = self._descriptor_of.get(peer)
+        if descriptor is None or self._descriptors.get(descriptor) != {peer} or not self._probe(peer, monotonic_ns()):
+            return
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as shared:
+            shared.shutdown(socket.SHUT_RDWR)
 
     def _note_peer(self, peer: RoutingId, frame: zmq.Frame) -> None:
         with contextlib.suppress(zmq.ZMQError, ValueError):

@@ -109,11 +109,13 @@ class End(Struct, array_like=True, kw_only=True, gc=False):
         request: What has ended.
         attempt: Which attempt of it.
         code: 0 for done, else an error's code.
+        units: Where the answer ends, of a worker that counts them; of it a controller counts a key's tokens.
     """
 
     request: Unsigned63
     attempt: Attempt
     code: Annotated[int, Meta(ge=0, le=99_999)] = 0
+    units: Unsigned32 = 0
 
 
 class Ends(Struct, array_like=True, kw_only=True, gc=False):

@@ -178,6 +178,13 @@ class Broker:
             self.sessions.lost(peer)
         self._settle()
 
+    def review_keys(self, now_ns: int) -> list[RoutingId]:
+        """`grant_of` may answer otherwise from now on. Returns whose sessions have ended by that."""
+        self.timers.now_ns = now_ns
+        ended = self.sessions.review()
+        self._settle()
+        return ended
+
     def tick(self, now_ns: int) -> None:
         """Do what is due. The caller hands over what has arrived before it comes back for the next time."""
         self.timers.now_ns = now_ns

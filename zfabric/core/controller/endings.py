@@ -138,6 +138,8 @@ class Endings:
         self._unread(request)
         if request.worker is not None:
             self._vacate(request)
+        if request.account is not None:
+            request.account.leave(request, self._timers.now_ns)
         self._observer.retired(request, self._timers.now_ns)
 
     def expect(self, request: Request, deadline_ns: int | None) -> None:
@@ -163,6 +165,7 @@ class Endings:
                 envelope.ends[position] = _NOBODY
                 foreign = True
             else:
+                request.units = max(request.units, end.units)
                 self._ended(request, end.code, envelope.client, now_ns)
         if reader is not None:
             self._outbox.send(reader.routing_id, (codec.pack_envelope(envelope) if foreign else header, body))

@@ -112,14 +112,14 @@ def requests(broker: Broker, asker: ClientPeer, arguments: Arguments) -> Request
     _find_places(shown, places)
     reasons = Reasons(broker.registry, broker.scheduler.queues)
     rows = [_request_row(request, places.get(request), reasons, broker.timers.now_ns) for request in shown]
-    if asker.grant.is_operator:
+    if asker.grant.sees_all:
         _have_units_told(broker, shown)
     return RequestList(rows=rows, total=len(found), left_out=left_out)
 
 
 def _all_requests(broker: Broker, asker: ClientPeer) -> Iterator[Request]:
     """Those that the asker may see."""
-    if not asker.grant.is_operator:
+    if not asker.grant.sees_all:
         yield from asker.requests.values()
         return
     yield from chain.from_iterable(client.requests.values() for client in broker.registry.clients.values())
@@ -185,7 +185,7 @@ def clients(broker: Broker, asker: ClientPeer, arguments: Arguments) -> ClientLi
         "buffered": lambda client: -broker.buffered_of(client.routing_id),
     }
     wanted = _Wanted(arguments, sorts, _CLIENT_STATES)
-    known = broker.registry.clients.values() if asker.grant.is_operator else [asker]
+    known = broker.registry.clients.values() if asker.grant.sees_all else [asker]
     found = [
         client
         for client in known

@@ -17,7 +17,7 @@ from zfabric.wire.messages import End, Ends
 #: To whom, header, body.
 Send = tuple[RoutingId, bytes, bytes]
 #: An upper bound of what an `End` takes.
-_END_BYTES: Final = 24
+_END_BYTES: Final = 32
 
 
 class Notice(NamedTuple):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from zfabric.core.controller.access import Grant
 from zfabric.core.controller.dispatch import Line
 from zfabric.core.controller.hosting import Hosting, Model, demand_of
+from zfabric.core.controller.quotas import Account
 from zfabric.core.controller.request_state import RequestState
 from zfabric.core.controller.spans import AttemptSpan
 from zfabric.core.timers import Timer
@@ -136,12 +137,15 @@ class WorkerPeer:
 
     __slots__ = (
         "announced_speed", "aside", "beats", "build", "dispatched", "engines", "failed", "filled", "finished",
-        "heard_ns", "hosts", "hung", "instance", "lease", "leaves_for", "line", "live", "load", "minor", "name", "newer", "open",
-        "reported_ns", "routes", "routing_id", "session", "since_ns", "speed", "state", "token",
+        "grant", "heard_ns", "hosts", "hung", "instance", "lease", "leaves_for", "line", "live", "load", "minor",
+        "name", "newer", "open", "reported_ns", "routes", "routing_id", "session", "since_ns", "speed", "state", "token",
     )  # fmt: skip
 
-    def __init__(self, hello: WorkerHello, session: int, token: bytes, routing_id: RoutingId, now_ns: int) -> None:
+    def __init__(
+        self, hello: WorkerHello, session: int, token: bytes, routing_id: RoutingId, grant: Grant, now_ns: int
+    ) -> None:
         self.name = hello.name
+        self.grant = grant
         self.instance = hello.instance
         self.speed = self.announced_speed = hello.speed
         self.leaves_for = ""
@@ -203,6 +207,7 @@ class Request:
 
     Attributes:
         client: Who waits for it; None once nobody does, or not yet.
+        account: Whose limits it counts for; None where there are none.
         lock: By its client's and its number: whoever claims it has to have the same.
         away: Its client has lost the connection and not claimed it since.
         engine: Where it runs.
@@ -214,7 +219,7 @@ class Request:
     """
 
     __slots__ = (
-        "accepted_ns", "arrival", "asked", "attempt", "away", "body", "client", "deadline", "deadline_ns", "demand",
+        "accepted_ns", "account", "arrival", "asked", "attempt", "away", "body", "client", "deadline", "deadline_ns", "demand",
         "dispatched_ns", "engine", "host", "instance", "key", "lock", "model", "operation", "owner", "priority", "request",
         "resume_from", "size", "span", "state", "traceparent", "tracestate", "units", "window", "worker",
     )  # fmt: skip
@@ -235,7 +240,8 @@ class Request:
         arrival: int = 0,
     ) -> None:
         self.client = client
-        self.owner = instance
+        #: Who takes turns: what shares limits shares them, else each client has turns of its own.
+        self.owner: str | int = (client.grant.group if client is not None else "") or instance
         self.lock = client.lock_of(request) if client is not None else b""
         self.away = False
         self.instance = instance
@@ -252,6 +258,7 @@ class Request:
         self.arrival = arrival
         self.demand = demand_of(operation, resume_from)
         self.model: Model | None = None
+        self.account: Account | None = None
         self.worker: WorkerPeer | None = None
         self.host: Hosting | None = None
         self.engine: Engine | None = None

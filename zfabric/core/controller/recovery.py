@@ -350,6 +350,7 @@ def _check_grant(client: ClientPeer, request: Request) -> None:
     Raises:
         PermissionDeniedError: The client may not use the model by any name that it has, or not call workers.
     """
+    client.grant.check_client()
     if request.operation == "operate":
         client.grant.check_operator("a call to one worker")
     model = request.model

@@ -48,6 +48,7 @@ from zfabric.core.controller.observer import Observer
 from zfabric.core.controller.outbox import Outbox
 from zfabric.core.controller.peers import ClientPeer, Request, WorkerPeer
 from zfabric.core.controller.queues import Queues, cannot_continue, cannot_serve
+from zfabric.core.controller.quotas import Account, Quotas
 from zfabric.core.controller.reasons import Reasons
 from zfabric.core.controller.registry import Registry
 from zfabric.core.controller.request_state import RequestEvent, RequestState, advance
@@ -69,11 +70,12 @@ from zfabric.wire.messages import Dispatch, Submit
 
 class _Place(NamedTuple):
     """What a request gets for an attempt that it made before: its place in the line, the model that began the answer, and
-    whether it may wait where no further request may."""
+    whether it may wait where no further request may. What was `lost` with its worker is within its key's limits already."""
 
     arrival: int
     model: str
     kept: bool
+    lost: bool = False
 
 
 class Scheduler:
@@ -97,6 +99,7 @@ class Scheduler:
         self._arrivals = itertools.count(1)
         self.chooser = Chooser(config.policy, rng)
         self.observer = Observer(journal)
+        self.quotas = Quotas()
         self.figures = self.observer.figures
         self.queues = Queues(
             config,
@@ -121,7 +124,7 @@ class Scheduler:
         model: Model | None = None
         try:
             place = self._replace(client, envelope, known)
-            self._admit(client, envelope, place)
+            account = self._admit(client, envelope, len(body), place, now_ns)
             if envelope.worker:
                 worker, host = self._worker_asked(client, envelope)
             else:
@@ -134,6 +137,9 @@ class Scheduler:
             self._outbox.end(client, envelope.request, envelope.attempt, error)
             return
         request = self._accept(client, envelope, body, place, now_ns)
+        if account is not None:
+            request.account = account
+            account.enter(request, now_ns, again=place is not None and place.lost)
         if host is not None:
             worker, model = host.worker, host.model
         request.model = model
@@ -172,10 +178,14 @@ class Scheduler:
         if former is None:
             return None
         del client.former[envelope.request]
-        return _Place(former.arrival, former.model, kept=True)
+        return _Place(former.arrival, former.model, kept=True, lost=True)
 
-    def _admit(self, client: ClientPeer, envelope: Submit, place: _Place | None) -> None:
-        """Raises: FabricError, why no request of the client's is accepted now."""
+    def _admit(
+        self, client: ClientPeer, envelope: Submit, size: int, place: _Place | None, now_ns: int
+    ) -> Account | None:
+        """Whose limits the request will count for. Raises: FabricError, why no such request of the client's is accepted now."""
+        lost = place is not None and place.lost
+        client.grant.check_request(envelope.priority, 0 if lost else size)
         if self.draining and place is None:
             raise NoWorkerError("the controller is draining and takes no new requests")
         if len(client.requests) >= self._config.client_requests_max:
@@ -183,6 +193,10 @@ class Scheduler:
                 f"client has {len(client.requests)} requests in flight, limit is {self._config.client_requests_max}",
                 in_flight=len(client.requests),
             )
+        account = self.quotas.of(client.grant, now_ns)
+        if account is not None and not lost:
+            account.check(now_ns)
+        return account
 
     def _worker_asked(self, client: ClientPeer, envelope: Submit) -> tuple[WorkerPeer, Hosting | None]:
         """The one worker that will do, and what it hosts where a model is named. Raises: FabricError, if there is none.

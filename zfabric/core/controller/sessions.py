@@ -11,7 +11,7 @@ whose connection was lost may be back in a moment: what both ends still have the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from zfabric.core.controller.access import Grant
 from zfabric.core.controller.config import BrokerConfig
@@ -35,7 +35,7 @@ from zfabric.ids import RoutingId, milliseconds
 from zfabric.limits import FRAME_BYTES_MAX
 from zfabric.wire import codec, kinds
 from zfabric.wire.locks import lock_of
-from zfabric.wire.messages import Beat, ClientHello, Welcome, WorkerHello
+from zfabric.wire.messages import Beat, ClientHello, ModelInfo, Welcome, WorkerHello
 
 Peer = ClientPeer | WorkerPeer
 
@@ -91,7 +91,7 @@ class Sessions:
     def client_hello(self, sender: RoutingId, hello: ClientHello, now_ns: int) -> None:
         """A client introduces itself. Raises: FabricError, why there is no session for it."""
         grant = self._grant_of(sender)
-        grant.check_client()
+        grant.check_asks()
         present = self.peers.get(sender)
         if present is not None:
             if not isinstance(present, ClientPeer) or present.instance != hello.instance:
@@ -190,12 +190,9 @@ class Sessions:
     def worker_hello(self, sender: RoutingId, hello: WorkerHello, now_ns: int) -> None:
         """A worker introduces itself, or announces other models. Raises: FabricError, why that is refused."""
         grant = self._grant_of(sender)
-        grant.check_worker(hello.name)
         if len({info.name for info in hello.models}) < len(hello.models):
             raise ProtocolError(f"worker {hello.name!r} announces two models of the same name", worker=hello.name)
-        for info in hello.models:
-            for name in (info.name, *info.aliases):
-                grant.check_model(name)
+        _check_worker(grant, hello.name, hello.models)
         present = self.peers.get(sender)
         if present is not None:
             if not isinstance(present, WorkerPeer) or (present.name, present.instance) != (hello.name, hello.instance):
@@ -210,7 +207,7 @@ class Sessions:
             raise QuotaExceededError(
                 f"{len(self._registry.workers)} workers are registered, limit is {self._config.workers_max}"
             )
-        worker = WorkerPeer(hello, self._next_session(), self._make_token(), sender, now_ns)
+        worker = WorkerPeer(hello, self._next_session(), self._make_token(), sender, grant, now_ns)
         self.peers[sender] = worker
         self._welcome(sender, worker.session, worker.token, worker.minor)
         self._journal.note(
@@ -292,6 +289,51 @@ class Sessions:
             worker, f"worker {worker.name!r} was silent for {silent_ms} ms, lease is {self._config.lease_ms} ms"
         )
 
+    # ── keys ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def review(self) -> list[RoutingId]:
+        """Keys may allow something else from now on. Who may not have its session any more is told so, and loses it; what it had
+        in flight ends with it, at other workers the clients of a worker go on.
+
+        Returns:
+            Whose sessions have ended.
+        """
+        ended: list[RoutingId] = []
+        for peer_id, peer in list(self.peers.items()):
+            try:
+                grant = self._grant_of(peer_id)
+                self._check_still(peer, grant)
+            except FabricError as error:
+                self._revoke(peer, error)
+                ended.append(peer_id)
+            else:
+                peer.grant = grant
+        return ended
+
+    def _check_still(self, peer: Peer, grant: Grant) -> None:
+        """Raises: FabricError, why this session may not go on with this grant."""
+        if isinstance(peer, WorkerPeer):
+            _check_worker(grant, peer.name, [host.info for host in peer.hosts.values()])
+            return
+        grant.check_asks()
+        if grant.roles != peer.grant.roles:
+            raise PermissionDeniedError(f"key {grant.name!r} has another role now", key=grant.name)
+
+    def _revoke(self, peer: Peer, error: FabricError) -> None:
+        in_flight = len(peer.requests) if isinstance(peer, ClientPeer) else peer.in_flight
+        self._journal.note(
+            "session_revoked",
+            peer=peer.shown,
+            key=peer.grant.name,
+            error=error.message,
+            code=error.code,
+            in_flight=in_flight,
+        )
+        if isinstance(peer, ClientPeer):
+            self._scheduler.endings.stop(list(peer.requests.values()), error)
+        self.left(peer)
+        self._outbox.send(peer.routing_id, codec.pack_refused(error))
+
     # ── both ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def lost(self, peer: Peer) -> None:
@@ -326,6 +368,14 @@ class Sessions:
         # 0 is nobody's.
         self._session = self._session % 0xFFFFFFFF + 1
         return self._session
+
+
+def _check_worker(grant: Grant, worker: str, models: Iterable[ModelInfo]) -> None:
+    """Raises: PermissionDeniedError, the key may not have a worker of this name, or with one of these models."""
+    grant.check_worker(worker)
+    for info in models:
+        for name in (info.name, *info.aliases):
+            grant.check_model(name)
 
 
 def _kicked(by: str, left_ms: int) -> PermissionDeniedError:

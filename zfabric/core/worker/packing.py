@@ -39,10 +39,16 @@ def pack_whole(client: int, chunks: Chunks, finished: Sequence[Backlog] | None) 
         return codec.chunks_route(client) + encode_plain(chunks), codec.EMPTY
     if len(finished) > limits.LIST_LENGTH_MAX:
         raise ValueError("more terminals than a message takes")
-    lines = [End(request=stream.request, attempt=stream.attempt, code=stream.code or 0) for stream in finished]
+    lines = [_end_of(stream) for stream in finished]
     outcomes = [stream.outcome for stream in finished if stream.outcome is not None]
     envelope = Ends(instance=finished[0].instance, ends=lines, client=client)
     return codec.pack_envelope(envelope), encode_plain(EndsBody(chunks=chunks, outcomes=outcomes))
+
+
+def _end_of(stream: Backlog) -> End:
+    # A client may say that it has more units than can be told.
+    units = min(stream.end, 2**32 - 1)
+    return End(request=stream.request, attempt=stream.attempt, code=stream.code or 0, units=units)
 
 
 class _Piece(NamedTuple):
@@ -117,7 +123,7 @@ class Packing:
         ends: list[tuple[End, bytes]] = []
         for stream in finished:
             outcome = self._outcome(stream)
-            ends.append((End(request=stream.request, attempt=stream.attempt, code=stream.code or 0), outcome))
+            ends.append((_end_of(stream), outcome))
         for group in grouped(ends, lambda end: len(end[1]), self._goal):
             envelope = Ends(instance=finished[0].instance, ends=[end for end, _ in group], client=self._client)
             body = codec.encode([Chunks(), [Raw(outcome) for _, outcome in group]])
