@@ -237,10 +237,11 @@ class FakeWorker(Peer):
         code: int = 0,
         client: int = 0,
         texts: list[tuple[int, int, str]] | None = None,
+        units: int = 0,
     ) -> None:
-        """End attempts, with chunks of any stream: (request, attempt, text)."""
+        """End attempts, each after so many units, with chunks of any stream: (request, attempt, text)."""
         chunks = [Chunk(request, attempt, 0, 0, text, [1]) for request, attempt, text in texts or ()]
-        ends = [End(request=request, attempt=attempt, code=code) for request, attempt in attempts]
+        ends = [End(request=request, attempt=attempt, code=code, units=units) for request, attempt in attempts]
         body = EndsBody(chunks=columns_of(chunks), outcomes=[Outcome() for _ in ends])
         envelope = Ends(instance=instance, ends=ends, client=client)
         self.send(codec.pack_envelope(envelope), codec.encode(body))

@@ -147,7 +147,8 @@ class OverloadError(FabricError):
 
 
 class RateLimitedError(OverloadError):
-    """Too many requests in too little time, as a remote API counts."""
+    """Too much in too little time, by the limits of a key or as a remote API counts; `details["retry_after_ms"]` of a key's limit
+    says when there is more."""
 
     code = 42901
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.fabric import Fabric, at_rest, words
+from tests.fabric import words
+from tests.keys import credentials, guarded, make_keys
 from zfabric import AsyncClient, Client, Credentials
 from zfabric.backends.echo import EchoOptions, EchoWorker
-from zfabric.controller.config import ControllerConfig
 from zfabric.controller.keyring import KeyRing
-from zfabric.controller.service import Controller
-from zfabric.core.controller.config import BrokerConfig
 from zfabric.errors import (
     AuthenticationError,
     ConfigurationError,
@@ -54,35 +52,7 @@ NAMES = ("controller", "backend", "narrow", "gpu", "admin", "stranger")
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with everybody's keys and the keyring."""
-    directory = tmp_path_factory.mktemp("keys")
-    for name in NAMES:
-        create_keys(directory, name)
-    (directory / "keyring.toml").write_text(KEYRING)
-    return directory
-
-
-def credentials(keys: Path, name: str, controller: str = "controller") -> Credentials:
-    return Credentials.load(keys / f"{name}.key_secret", keys / f"{controller}.key")
-
-
-@contextlib.asynccontextmanager
-async def guarded(endpoint: str, keys: Path) -> AsyncIterator[Fabric]:
-    """A controller with keys, and one worker that has one."""
-    config = ControllerConfig(
-        endpoints=(endpoint,),
-        key=keys / "controller.key_secret",
-        keyring=keys / "keyring.toml",
-        broker=BrokerConfig(recovery_ms=0),
-    )
-    async with Controller(config) as controller:
-        made = Fabric(controller.endpoints[0], controller)
-        await made.add_worker("gpu-0", credentials=credentials(keys, "gpu"))
-        try:
-            yield made
-            await at_rest(controller)
-        finally:
-            for name in list(made.services):
-                await made.remove_worker(name)
+    return make_keys(tmp_path_factory.mktemp("keys"), NAMES, KEYRING)
 
 
 @pytest.mark.usefixtures("transport")

@@ -5,6 +5,7 @@ Source of the form: https://platform.openai.com/docs/guides/error-codes. A wrong
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Final
 
@@ -60,8 +61,14 @@ def status_of(error: FabricError) -> int:
 def headers_of(error: FabricError) -> list[tuple[bytes, bytes]]:
     """What a response has beside its status: when to come back, where that helps."""
     if status_of(error) in (429, 503) and error.retryable:
-        return [(b"retry-after", str(RETRY_AFTER_S).encode())]
+        return [(b"retry-after", str(_retry_after_s(error)).encode())]
     return [(b"www-authenticate", b"Bearer")] if status_of(error) == 401 else []
+
+
+def _retry_after_s(error: FabricError) -> int:
+    # Whole seconds, not earlier than what was said.
+    told_ms = error.details.get("retry_after_ms")
+    return max(RETRY_AFTER_S, math.ceil(told_ms / 1_000)) if isinstance(told_ms, (int, float)) else RETRY_AFTER_S
 
 
 def error_object(error: FabricError, status: int | None = None) -> dict[str, object]:
