@@ -16,7 +16,8 @@ import trustme
 from tests.fabric import Process, fabric, processes
 from tests.gateway.backends import Slow
 from tests.gateway.conftest import gateway
-from tests.integration.test_access import KEYRING, NAMES, guarded
+from tests.integration.test_access import KEYRING, NAMES
+from tests.keys import guarded
 from zfabric import AsyncClient
 from zfabric.backends.echo import EchoWorker
 from zfabric.cli.gateway import Link

@@ -25,7 +25,7 @@ def test_no_time_gets_more_than_the_rate_allows(rate: float, span_s: int, taken:
             if not bucket.wait_ns(now_ns):
                 bucket.take(1, now_ns)
                 had.append(now_ns)
-    most = max(1, Fraction(rate) * span_s)
+    most = max(Fraction(1), Fraction(rate) * span_s)
     for first in range(len(had)):
         for last in range(first, len(had)):
             time_s = Fraction(had[last] - had[first], SECOND_NS)

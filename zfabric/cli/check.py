@@ -180,5 +180,7 @@ def _check_files(section: str, table: dict[str, Any]) -> Iterator[Finding]:
 
 def _advice(error: ConfigurationError) -> str:
     return (
-        f"chmod 0600 {error.details.get('path', '')}".strip() if "0600" in error.message else "make one: zfabric keys"
+        f"chmod 0600 {error.details.get('path', '')}".strip()
+        if "0600" in error.message
+        else "make one: zfabric keys make"
     )

@@ -89,7 +89,7 @@ def build(arguments: list[str]) -> cyclopts.App:
             endpoint: Where to listen; repeat for several. ipc://PATH or tcp://HOST:PORT. By default $ZFABRIC_ENDPOINT,
                 else a socket of the user's own.
             public: Allow endpoints that other hosts can reach.
-            key: The controller's secret key file, made by `zfabric keys`. With it everything is encrypted.
+            key: The controller's secret key file, made by `zfabric keys make`. With it everything is encrypted.
             keyring: TOML file of the keys that may connect, and what each may do; goes with --key.
             policy: How a worker is chosen: a name, or module:function.
             beat_ms: Workers report so often.

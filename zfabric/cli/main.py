@@ -12,7 +12,7 @@ from zfabric.cli.answers import chat, count, embed, generate
 from zfabric.cli.app import make_app, run_app
 from zfabric.cli.check import check
 from zfabric.cli.doctor import doctor
-from zfabric.cli.keys import keys
+from zfabric.cli.keys import keys_list, keys_make, keys_remove, keys_rotate
 from zfabric.cli.look import clients, models, queue, requests, status, workers
 from zfabric.cli.ping import ping
 from zfabric.cli.replay import replay
@@ -39,7 +39,7 @@ HELP = """Look at a fabric, talk to it, and operate it.
 
 `zfabric drain worker-7` · `zfabric pause smollm2` · `zfabric cancel 2f1c66ab01d4e3f0` · `zfabric config get`
 
-`zfabric ping --quiet` · `zfabric check zfabric.toml` · `zfabric doctor`
+`zfabric ping --quiet` · `zfabric check zfabric.toml` · `zfabric doctor` · `zfabric keys list --keyring keyring.toml`
 
 The controller is the one of --endpoint, $ZFABRIC_ENDPOINT, or this host's default. Other settings come from flags, then
 ZFABRIC_CLIENT_… variables, then the [client] table of a TOML file, which all commands share. For a controller with
@@ -49,10 +49,21 @@ keys, $ZFABRIC_KEY and $ZFABRIC_CONTROLLER_KEY name this side's secret key file 
 
 _COMMANDS: Sequence[Callable[..., int | None]] = (
     models, workers, status, requests, clients, queue, generate, chat, embed, count, drain, undrain, pause, resume, cancel, kick,
-    operate, ping, check, doctor, keys, replay, serve, top,
+    operate, ping, check, doctor, replay, serve, top,
 )  # fmt: skip
 #: Those of `zfabric config`.
 _CONFIG: dict[str, Callable[..., int | None]] = {"get": config_get, "set": config_set}
+#: Those of `zfabric keys`.
+_KEYS: dict[str, Callable[..., int | None]] = {
+    "make": keys_make,
+    "list": keys_list,
+    "rotate": keys_rotate,
+    "remove": keys_remove,
+}
+_GROUPS = {
+    "config": ("Settings of the running controller: get, set.", _CONFIG),
+    "keys": ("Keys, and the keyring of a controller: make, list, rotate, remove.", _KEYS),
+}
 
 
 def build(arguments: list[str]) -> cyclopts.App:
@@ -60,17 +71,20 @@ def build(arguments: list[str]) -> cyclopts.App:
     app = make_app("zfabric", HELP, "client", arguments, shared=client_options())
     for command in _COMMANDS:
         app.command(command)
-    settings = cyclopts.App(name="config", help="Settings of the running controller: get, set.")
-    for name, command in _CONFIG.items():
-        settings.command(command, name=name)
-    app.command(settings)
+    for group, (told, commands) in _GROUPS.items():
+        below = cyclopts.App(name=group, help=told)
+        for name, command in commands.items():
+            below.command(command, name=name)
+        app.command(below)
     return app
 
 
 def client_commands() -> list[tuple[list[str], Callable[..., int | None]]]:
     """All commands, and the words that call them."""
     plain = [([command.__name__], command) for command in _COMMANDS]
-    return plain + [(["config", name], command) for name, command in _CONFIG.items()]
+    return plain + [
+        ([group, name], command) for group, (_, commands) in _GROUPS.items() for name, command in commands.items()
+    ]
 
 
 def client_options() -> set[str]:

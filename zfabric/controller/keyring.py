@@ -98,8 +98,17 @@ class KeyRing:
             ConfigurationError: The file, a table or a key is not as it should be; the message names the table.
         """
         try:
-            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
+            raise ConfigurationError(f"{path} cannot be read: {error}", path=str(path)) from error
+        return cls.parse(text, path)
+
+    @classmethod
+    def parse(cls, text: str, path: Path) -> KeyRing:
+        """What `load` makes of a file with this text at this path. Raises: ConfigurationError."""
+        try:
+            tables = tomllib.loads(text)
+        except ValueError as error:
             raise ConfigurationError(f"{path} cannot be read: {error}", path=str(path)) from error
         reading = _Reading(path, tables)
         for name, table in tables.items():

@@ -22,7 +22,8 @@ class ApiKey(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
         key: The secret itself; or else `sha256`.
         sha256: Of the secret, as 64 hexadecimal digits: so the file holds nothing to steal.
         models: Names that may be asked for; None for all.
-        fabric_key: Name of the file with the secret key that the gateway shows the controller for this caller (`zfabric keys`).
+        fabric_key: Name of the file with the secret key that the gateway shows the controller for this caller, made by
+            `zfabric keys make`.
     """
 
     key: str | None = None
