@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tests.document import conversation, fields, holdings, metrics, states, tables
+from tests.document import conversation, fields, holdings, metrics, permissions, states, tables
 from zfabric.wire.kinds import MINOR_VERSION, PROTOCOL_VERSION
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -16,6 +16,7 @@ PAGES: Final = (
     ROOT / "docs" / "limits-of-peers.md",
     ROOT / "docs" / "operating.md",
     ROOT / "docs" / "protocol.md",
+    ROOT / "docs" / "security.md",
     *sorted((ROOT / "docs" / "protocol").glob("*.md")),
 )
 
@@ -33,6 +34,7 @@ _MAKERS: Final[dict[str, Callable[[str], str]]] = {
     "promises": lambda _: tables.promises_list(),
     "metrics": lambda _: metrics.table_of_all(),
     "recorded-events": lambda _: tables.recorded_events_table(),
+    "permissions": lambda _: permissions.permissions_table(),
     "log-events": lambda _: tables.log_events_table(),
     "request-states": lambda _: tables.states_table(),
     "diagram": states.diagram,

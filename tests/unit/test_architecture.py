@@ -195,3 +195,36 @@ def test_public_names_are_pinned() -> None:
     assert {"FabricError", "WorkerLostError", "ClosedError"} <= tree
     assert set(zfabric.__all__) == set(names.split()) | tree
     assert all(hasattr(zfabric, name) for name in zfabric.__all__)
+
+
+def test_nothing_is_unpickled() -> None:
+    """Whoever unpickles bytes runs them."""
+    unpicklers = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
+    for path in modules():
+        assert not {name.partition(".")[0] for name in imports_of(path)} & unpicklers, path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in {"torch.load", "numpy.load", "np.load"}:
+                safe = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert safe.get("weights_only") == "True", f"{path.name}:{node.lineno} may unpickle"
+
+
+def test_only_who_is_told_to_fetches_addresses() -> None:
+    """What speaks HTTP as a client is the backend whose operator gives it an address, and the exporter of traces."""
+    clients = {
+        "httpx",
+        "httpx2",
+        "requests",
+        "aiohttp",
+        "urllib3",
+        "urllib.request",
+        "http.client",
+        "ftplib",
+        "smtplib",
+    }
+    found = {
+        str(path.relative_to(PACKAGE))
+        for path in modules()
+        for name in imports_of(path)
+        if name in clients or name.partition(".")[0] in clients
+    }
+    assert {name for name in found if not name.startswith("backends/hf_api/")} == set()
