@@ -206,7 +206,9 @@ def a_controller_that_drains_takes_nothing_back(patch: pytest.MonkeyPatch) -> No
         patch,
         scheduler.Scheduler,
         "_admit",
-        lambda original: lambda self, client, envelope, place: original(self, client, envelope, None),
+        lambda original: (
+            lambda self, client, envelope, size, place, now_ns: original(self, client, envelope, size, None, now_ns)
+        ),
     )
 
 
