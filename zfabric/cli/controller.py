@@ -61,6 +61,7 @@ def build(arguments: list[str]) -> cyclopts.App:
         public: bool = False,
         key: Path | None = None,
         keyring: Path | None = None,
+        other_users: bool = False,
         policy: str = "shortest_queue",
         beat_ms: int = limits.BEAT_MS,
         lease_ms: int = limits.LEASE_MS,
@@ -91,6 +92,7 @@ def build(arguments: list[str]) -> cyclopts.App:
             public: Allow endpoints that other hosts can reach.
             key: The controller's secret key file, made by `zfabric keys make`. With it everything is encrypted.
             keyring: TOML file of the keys that may connect, and what each may do; goes with --key.
+            other_users: Take ipc connections of other users as well; their clients trust only a controller that root runs.
             policy: How a worker is chosen: a name, or module:function.
             beat_ms: Workers report so often.
             lease_ms: A worker silent for so long is removed.
@@ -132,6 +134,7 @@ def build(arguments: list[str]) -> cyclopts.App:
             public=public,
             key=key,
             keyring=keyring,
+            other_users=other_users,
             transport=transport,
             spin_us=spin_us,
             drain_ms=drain_ms,

@@ -22,6 +22,8 @@ class ControllerConfig:
         public: Listen on addresses that other hosts can reach.
         key: The controller's secret key file; with it every connection is encrypted and has to prove a known key.
         keyring: File of the known keys and what they may do (`KeyRing.load`); goes with `key`.
+        other_users: Take ipc connections of other users as well: the socket's directory may be entered by all then. Clients and
+            workers of other users connect only to a controller of root's.
         transport: The driver of its sockets, `loop` or `libzmq`; None is $ZFABRIC_TRANSPORT, else the default.
         spin_us: Busy polling: look for messages for so many microseconds after work before sleeping; None is
             $ZFABRIC_SPIN_US, else not at all.
@@ -34,6 +36,7 @@ class ControllerConfig:
     public: bool = False
     key: Path | None = None
     keyring: Path | None = None
+    other_users: bool = False
     transport: str | None = None
     spin_us: int | None = None
     drain_ms: int = limits.DRAIN_MS

@@ -141,7 +141,14 @@ class Controller:
     def _open_router(self, routes: Routes, keys: ControllerKeys | None) -> RouterDriver:
         config = self.config
         return open_router(
-            config.endpoints, routes, self, keys=keys, transport=config.transport, spin_us=config.spin_us, log=self._log
+            config.endpoints,
+            routes,
+            self,
+            keys=keys,
+            transport=config.transport,
+            spin_us=config.spin_us,
+            other_users=config.other_users,
+            log=self._log,
         )
 
     async def __aexit__(self, *_: object) -> None:

@@ -33,15 +33,16 @@ class IpcLock:
 
     Args:
         path: Of the socket. Its directory is made if there is none.
+        other_users: Whether others than this user may enter the directory.
 
     Raises:
         ConfigurationError: The directory is not this user's alone, or something else has the path.
         EndpointInUseError: Another controller holds the lock.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, other_users: bool = False) -> None:
         self._path = Path(path)
-        prepare_ipc_directory(self._path)
+        prepare_ipc_directory(self._path, other_users=other_users)
         _check_replaceable(self._path)
         try:
             descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -63,15 +64,16 @@ class IpcLock:
         self._file.close()
 
 
-def prepare_ipc_directory(path: Path) -> None:
-    """Make the socket's directory, for its owner alone.
+def prepare_ipc_directory(path: Path, *, other_users: bool = False) -> None:
+    """Make the socket's directory, for its owner alone unless `other_users` may enter it.
 
     Raises:
-        ConfigurationError: It cannot be made, belongs to somebody else, or others may enter it.
+        ConfigurationError: It cannot be made, belongs to somebody else, or others may enter it, or write to it.
     """
+    forbidden = 0o022 if other_users else 0o077
     directory = path.parent
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.mkdir(mode=0o777 & ~forbidden, parents=True, exist_ok=True)
         status = directory.stat()
     except OSError as error:
         raise ConfigurationError(f"{directory} cannot be made: {error}", path=str(directory)) from error
@@ -80,9 +82,10 @@ def prepare_ipc_directory(path: Path) -> None:
         raise ConfigurationError(
             f"{directory} belongs to uid {status.st_uid}, not to uid {own}", path=str(directory), owner=status.st_uid
         )
-    if stat.S_IMODE(status.st_mode) & 0o077:
+    if stat.S_IMODE(status.st_mode) & forbidden:
         raise ConfigurationError(
-            f"{directory} has mode {stat.S_IMODE(status.st_mode):04o}, the socket's directory must be 0700",
+            f"{directory} has mode {stat.S_IMODE(status.st_mode):04o}, the socket's directory must be "
+            f"{0o777 & ~forbidden:04o}",
             path=str(directory),
         )
 

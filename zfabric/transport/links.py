@@ -214,6 +214,7 @@ def open_router(
     keys: ControllerKeys | None = None,
     transport: str | None = None,
     spin_us: int | None = None,
+    other_users: bool = False,
     log: Log = silent,
 ) -> RouterDriver:
     """Listen, on the running loop.
@@ -225,17 +226,20 @@ def open_router(
         keys: Encrypt, and let only known keys in; None lets everybody in.
         transport: The driver; see `choose`.
         spin_us: Busy polling; see `choose_spin`.
+        other_users: Take ipc connections of other users as well, which only `loop` can.
         log: Called with an event's name and fields when something is wrong with the listeners.
 
     Raises:
         EndpointInUseError: Another controller has an endpoint.
-        ConfigurationError: An endpoint cannot be bound, or there is no such driver.
+        ConfigurationError: An endpoint cannot be bound, or there is no such driver, or it cannot do that.
     """
     spin = choose_spin(spin_us, transport)
     if choose(transport) == "loop":
         from zfabric.transport.loop_router import LoopRouter
 
-        return LoopRouter(endpoints, routes, receiver, keys, log, spin_us=spin)
+        return LoopRouter(endpoints, routes, receiver, keys, log, spin_us=spin, other_users=other_users)
+    if other_users:
+        raise ConfigurationError("transport libzmq cannot take ipc connections of other users; use transport loop")
     from zfabric.transport.pump import PumpedRouter
 
     return PumpedRouter(endpoints, routes, receiver, keys, log)

@@ -60,13 +60,23 @@ class Acceptor:
         handshakes: All listeners' together.
         make: Makes the protocol of a new connection from its source.
         log: Told when files run out, once until they are there again.
+        other_users: Whether an ipc listener takes connections of others than this user and root.
     """
 
-    def __init__(self, listener: socket.socket, handshakes: Handshakes, make: Callable[[str], Wire], log: Log) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        handshakes: Handshakes,
+        make: Callable[[str], Wire],
+        log: Log,
+        *,
+        other_users: bool = False,
+    ) -> None:
         self.pauses = 0
         self._listener = listener
         self._handshakes = handshakes
         self._make = make
+        self._other_users = other_users
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._told = False
@@ -97,11 +107,12 @@ class Acceptor:
             task.add_done_callback(self._started)
 
     def _source_of(self, accepted: socket.socket, address: object) -> str | None:
-        """Where a connection comes from; None if it may not: a Unix socket is for its own user, and root."""
+        """Where a connection comes from; None if it may not: a Unix socket is for its own user, and
+        root, unless others may."""
         if accepted.family != socket.AF_UNIX:
             return str(address[0]) if isinstance(address, tuple) else ""
         uid = peer_uid(accepted)
-        if uid not in (None, 0, os.geteuid()):
+        if uid not in (None, 0, os.geteuid()) and not self._other_users:
             self._handshakes.refused += 1
             return None
         return f"uid {uid}"

@@ -19,11 +19,12 @@ from zfabric.transport.ipc import IpcLock
 _PORT_TRIES: Final = 16
 
 
-def listen(endpoint: str, held: contextlib.ExitStack) -> tuple[list[socket.socket], str]:
+def listen(endpoint: str, held: contextlib.ExitStack, *, other_users: bool = False) -> tuple[list[socket.socket], str]:
     """Listeners on all addresses of an endpoint, on one port.
 
     Args:
         held: What has to be let go of once they are closed is put there.
+        other_users: Whether others than this user may connect to an ipc endpoint.
 
     Returns:
         The listeners, and the endpoint that peers on this host can use, with the port that was chosen.
@@ -35,8 +36,8 @@ def listen(endpoint: str, held: contextlib.ExitStack) -> tuple[list[socket.socke
     parsed = parse_endpoint(endpoint, listens=True)
     try:
         if parsed.is_ipc:
-            held.callback(IpcLock(parsed.path).release)
-            return [_listen_ipc(parsed.path)], endpoint
+            held.callback(IpcLock(parsed.path, other_users=other_users).release)
+            return [_listen_ipc(parsed.path, 0 if other_users else 0o077)], endpoint
         # libzmq's * is IPv4 alone; an endpoint means the same with both drivers.
         hosts = ["0.0.0.0"] if parsed.host == "*" else listening_hosts(parsed)
         listeners = _listen_tcp(parsed, hosts)
@@ -47,10 +48,10 @@ def listen(endpoint: str, held: contextlib.ExitStack) -> tuple[list[socket.socke
     return listeners, tcp_endpoint("0.0.0.0" if parsed.host == "*" else parsed.host, listeners[0].getsockname()[1])
 
 
-def _listen_ipc(path: str) -> socket.socket:
-    """A listener on a path, for this user alone."""
+def _listen_ipc(path: str, mask: int) -> socket.socket:
+    """A listener on a path, without the permissions of a mask."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    umask = os.umask(0o077)
+    umask = os.umask(mask)
     try:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)

@@ -39,6 +39,7 @@ class LoopRouter:
         keys: Encrypt, and let only known keys in; None lets everybody in.
         log: Called when something is wrong with the listeners.
         spin_us: Look for more for so long after each read before the loop sleeps; 0 is not at all.
+        other_users: Take ipc connections of other users as well.
 
     Raises:
         EndpointInUseError: Somebody has an endpoint.
@@ -56,6 +57,7 @@ class LoopRouter:
         log: Log = silent,
         *,
         spin_us: int = 0,
+        other_users: bool = False,
     ) -> None:
         self.file_limit = file_limit()
         self.is_known: Callable[[RoutingId], bool] = lambda _: True
@@ -76,6 +78,7 @@ class LoopRouter:
         self._held = contextlib.ExitStack()
         self._acceptors: list[Acceptor] = []
         self._log = log
+        self._other_users = other_users
         self._last = 0
         self._flush_due = False
         self._passed_ns = 0
@@ -90,9 +93,11 @@ class LoopRouter:
             raise
 
     def _listen(self, endpoint: str) -> str:
-        listeners, shown = listen(endpoint, self._held)
+        listeners, shown = listen(endpoint, self._held, other_users=self._other_users)
         for listener in listeners:
-            self._acceptors.append(Acceptor(listener, self.handshakes, self._make_peer, self._log))
+            self._acceptors.append(
+                Acceptor(listener, self.handshakes, self._make_peer, self._log, other_users=self._other_users)
+            )
         return shown
 
     # ── peers ───────────────────────────────────────────────────────────────────────────────────────────────────────
