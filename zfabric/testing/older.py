@@ -35,6 +35,9 @@ FIELDS: Final[dict[int, int]] = {
 _MODELS: Final = 4
 _LOAD: Final = 5
 _MODEL_FIELDS: Final = 10
+#: Where ENDS has its terminals, and how many fields one had.
+_ENDS: Final = 1
+_END_FIELDS: Final = 3
 
 
 def as_of_2_0(header: bytes) -> bytes:
@@ -46,4 +49,6 @@ def as_of_2_0(header: bytes) -> bytes:
     if header[0] == kinds.WORKER_HELLO:
         fields[_MODELS] = [model[:_MODEL_FIELDS] for model in fields[_MODELS]]
         fields[_LOAD] = fields[_LOAD][: FIELDS[kinds.LOAD]]
+    elif header[0] == kinds.ENDS:
+        fields[_ENDS] = [end[:_END_FIELDS] for end in fields[_ENDS]]
     return header[:1] + msgspec.msgpack.encode(fields)

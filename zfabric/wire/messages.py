@@ -109,7 +109,8 @@ class End(Struct, array_like=True, kw_only=True, gc=False):
         request: What has ended.
         attempt: Which attempt of it.
         code: 0 for done, else an error's code.
-        units: Where the answer ends, of a worker that counts them; of it a controller counts a key's tokens.
+        units: Where the answer ends, in units; a controller counts the tokens of a key by it. Since version 2.1; 0 where nothing is
+            said.
     """
 
     request: Unsigned63
