@@ -109,8 +109,8 @@ class End(Struct, array_like=True, kw_only=True, gc=False):
         request: What has ended.
         attempt: Which attempt of it.
         code: 0 for done, else an error's code.
-        units: Where the answer ends, in units; a controller counts the tokens of a key by it. Since version 2.1; 0 where nothing is
-            said.
+        units: Where the answer ends, in units; a controller counts the tokens of a key by it. 0 where nothing is said, as
+            before version 2.1.
     """
 
     request: Unsigned63
