@@ -15,6 +15,7 @@ import torch
 from tests.backends.tiny import Answers, ask, reference
 from zfabric.backends.hf_transformers.kv_cache import KVCacheLayer
 from zfabric.backends.hf_transformers.options import TransformersOptions
+from zfabric.backends.hf_transformers.paged_cache import current
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import (
     BackendError,
@@ -31,13 +32,14 @@ Start = Callable[..., Awaitable[Served]]
 PROMPTS = ["Hello", "The quick brown fox jumps over", "a", "Once upon a time"]
 
 
-@pytest_asyncio.fixture
-async def start(tiny_llama: Path) -> AsyncIterator[Start]:
-    """Starts workers on the tiny model with options of the test's own."""
+@pytest_asyncio.fixture(params=["paged", "padded"])
+async def start(tiny_llama: Path, request: pytest.FixtureRequest) -> AsyncIterator[Start]:
+    """Starts workers on the tiny model with options of the test's own, with either kind of cache."""
     workers: list[ModelWorker] = []
 
     async def start_one(**options: Any) -> Served:
-        worker = ModelWorker(TransformersOptions(model=str(tiny_llama), dtype="float32", device="cpu", **options))
+        chosen = {"kv_cache": request.param, "dtype": "float32", "device": "cpu", **options}
+        worker = ModelWorker(TransformersOptions(model=str(tiny_llama), **chosen))
         workers.append(worker)
         worker.steps = answers = Answers()
         await worker.load()
@@ -62,6 +64,15 @@ def hold(worker: ModelWorker) -> threading.Event:
     return gate
 
 
+def shape(tokens: torch.Tensor) -> tuple[int, int]:
+    """Rows of the pass under way, and tokens of the longest, by what the model or a layer is given."""
+    cache = current()
+    if cache is None:
+        return tokens.shape[0], tokens.shape[1]
+    assert cache.passed is not None
+    return len(cache.passed.counts), max(cache.passed.counts)
+
+
 def causal_model(worker: ModelWorker) -> Any:
     assert worker._assembled is not None
     return worker._assembled.loaded.model
@@ -81,7 +92,7 @@ async def test_prompts_that_come_together_are_computed_together(start: Start, ti
     worker, answers = await start()
     passes: list[int] = []
     causal_model(worker).register_forward_pre_hook(
-        lambda _, __, given: passes.append(given["input_ids"].shape[0]), with_kwargs=True
+        lambda _, __, given: passes.append(shape(given["input_ids"])[0]), with_kwargs=True
     )
     gate = hold(worker)
     for prompt in PROMPTS:
@@ -95,15 +106,20 @@ async def test_prompts_that_come_together_are_computed_together(start: Start, ti
 
 
 async def test_a_full_cache_makes_the_youngest_wait_and_changes_no_text(start: Start, tiny_llama: Path) -> None:
-    limit = 150
+    limit = 144
     worker, answers = await start(kv_tokens_max=limit)
     cells: list[int] = []
     prompts: list[int] = []
 
     def note(_: Any, __: Any, given: dict[str, Any]) -> None:
-        rows, columns = given["input_ids"].shape
+        rows, columns = shape(given["input_ids"])
         prompts.extend([rows] * (columns > 1))
-        cells.append(given["input_ids"].shape[0] * (given["past_key_values"].get_seq_length() + 1))
+        cache = current()
+        if cache is None:
+            cells.append(rows * (given["past_key_values"].get_seq_length() + 1))
+        else:
+            assert cache.passed is not None
+            cells.append(sum(cache.passed.lengths))
 
     causal_model(worker).register_forward_pre_hook(note, with_kwargs=True)
     names = [f"{number} {prompt}" for number, prompt in enumerate(PROMPTS)]
@@ -231,7 +247,7 @@ def failing(worker: ModelWorker, error: Exception, when: Callable[[int, int], bo
     left = [times]
 
     def fail(_: Any, arguments: tuple[Any, ...]) -> None:
-        rows, columns, _size = arguments[0].shape
+        rows, columns = shape(arguments[0])
         if left[0] and when(rows, columns):
             left[0] -= 1
             raise error
@@ -241,7 +257,9 @@ def failing(worker: ModelWorker, error: Exception, when: Callable[[int, int], bo
 
 async def test_memory_that_runs_out_in_a_step_costs_the_youngest(tiny_worker: Served, tiny_llama: Path) -> None:
     worker, answers = tiny_worker
-    failing(worker, torch.OutOfMemoryError("CUDA out of memory. Tried"), lambda rows, columns: rows == 2)
+    failing(
+        worker, torch.OutOfMemoryError("CUDA out of memory. Tried"), lambda rows, columns: (rows, columns) == (2, 1)
+    )
     worker.begin(greedy("old", "Hello", 300))
     await answers.until("old", tokens=2)
     worker.begin(greedy("young", "Hello you", 30))
@@ -255,7 +273,9 @@ async def test_memory_that_runs_out_in_a_step_costs_the_youngest(tiny_worker: Se
 
 async def test_memory_that_runs_out_for_a_prompt_costs_that_request(tiny_worker: Served, tiny_llama: Path) -> None:
     worker, answers = tiny_worker
-    failing(worker, RuntimeError("DefaultCPUAllocator: can't allocate memory"), lambda rows, columns: columns > 40)
+    # Among others, and alone.
+    memory = RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    failing(worker, memory, lambda rows, columns: columns > 40, times=2)
     worker.begin(greedy("old", "Hello", 30))
     await answers.until("old", tokens=2)
     worker.begin(greedy("large", "x" * 100, 30))
@@ -265,9 +285,9 @@ async def test_memory_that_runs_out_for_a_prompt_costs_that_request(tiny_worker:
 
 
 async def test_memory_that_runs_out_while_joining_leaves_the_batch_whole(
-    tiny_worker: Served, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker, answers = tiny_worker
+    worker, answers = await start(kv_cache="padded")
     merge, calls = KVCacheLayer.merge, []
 
     def merge_once(layer: KVCacheLayer, other: KVCacheLayer) -> None:
@@ -401,7 +421,7 @@ async def test_the_batch_loses_a_cancelled_row_at_the_next_step(tiny_worker: Ser
     gate = hold(worker)
     worker.abort("a")
     causal_model(worker).register_forward_pre_hook(
-        lambda _, __, given: rows.append(given["input_ids"].shape[0]), with_kwargs=True
+        lambda _, __, given: rows.append(shape(given["input_ids"])[0]), with_kwargs=True
     )
     seen = len(answers.tokens("b"))
     gate.set()

@@ -24,6 +24,9 @@ from zfabric.backends.hf_transformers.lora import Adapter, Lora
 from zfabric.backends.hf_transformers.model_loader import Loaded, load
 from zfabric.backends.hf_transformers.model_runner import EncoderDecoderRunner, ModelRunner
 from zfabric.backends.hf_transformers.options import TransformersOptions
+from zfabric.backends.hf_transformers.paged_cache import block_tokens
+from zfabric.backends.hf_transformers.paged_check import why_padded
+from zfabric.backends.hf_transformers.paged_runner import PagedRunner
 from zfabric.backends.hf_transformers.rope import Ropes
 from zfabric.backends.hf_transformers.self_check import check_padding, check_rows, check_verdicts
 from zfabric.backends.hf_transformers.sequence import Answer
@@ -44,6 +47,7 @@ class Assembled:
         prompts: Makes tokens of them.
         lora: Reads adapters, and has the model apply them.
         answer_format: How the model writes reasoning and calls.
+        padded: Why rows of the cache are padded and not paged; None if they are paged, or if there is no cache.
     """
 
     loaded: Loaded
@@ -56,6 +60,7 @@ class Assembled:
     adapters: Adapters[Adapter]
     defaults: GenerationDefaults
     answer_format: AnswerFormat
+    padded: str | None
 
 
 def assemble(
@@ -93,10 +98,13 @@ def assemble(
         loaded.tokenizer, vocabulary_size=model.vocabulary_size, context_length=loaded.context_length
     )
     defaults = generation_defaults(loaded, options.generation_config)
+    padded = why_padded(loaded, model, options) if loaded.generates else None
+    paged = _paged(loaded, model) if loaded.generates and padded is None else None
     engine = Engine(
         model,
         _input_processor(loaded, options, model, prompts, adapters, defaults, answer_format),
         loaded.tokenizer,
+        paged=paged,
         batch_size_max=loaded.batch_size_max,
         kv_tokens_max=loaded.kv_tokens_max,
         token_budget=TokenBudget(options.prefill_chunk_tokens, options.prefill_wait_ms / 1_000),
@@ -118,12 +126,12 @@ def assemble(
     )
     engine.start()
     # What is made at first use is there before the worker says that it is ready.
-    if loaded.generates:
-        engine.run_job(model.warm_up).result()
+    for warm_up in [model.warm_up] * loaded.generates + ([] if paged is None else [paged.probe]):
+        engine.run_job(warm_up).result()
     if classifier is None:
         queue.submit(embedder.pieces(EmbedRequest(inputs=["warm-up"]))).result()
     return Assembled(
-        loaded, engine, embedder, classifier, queue, prompts, model.lora, adapters, defaults, answer_format
+        loaded, engine, embedder, classifier, queue, prompts, model.lora, adapters, defaults, answer_format, padded
     )
 
 
@@ -136,6 +144,12 @@ def _model(loaded: Loaded, options: TransformersOptions) -> ModelRunner:
         raise ConfigurationError("compile does not go with positions whose frequencies change", model=options.model)
     kind = EncoderDecoderRunner if loaded.kind == "paired" else ModelRunner
     return kind(loaded.model, ropes, compiled=options.compile)
+
+
+def _paged(loaded: Loaded, model: ModelRunner) -> PagedRunner:
+    """Blocks for as many tokens as the cache may hold."""
+    size = block_tokens(model.device)
+    return PagedRunner(model, -(-loaded.kv_tokens_max // size), size)
 
 
 def _input_processor(

@@ -13,6 +13,8 @@ import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from zfabric.backends.hf_transformers.paged_cache import current
+
 _attention = torch.nn.functional.scaled_dot_product_attention
 
 
@@ -42,6 +44,9 @@ def attend(
     Returns:
         (rows, columns, heads, size), and no weights.
     """
+    paged = current()
+    if paged is not None:
+        return paged.attend(module, query, scaling, {"position_bias": position_bias, **others}), None
     rows, heads, columns, size = query.shape
     shared = heads // key.shape[1]
     padded = attention_mask is not None and attention_mask.shape[1] == 1 and position_bias is None and not dropout

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -23,6 +24,9 @@ from zfabric.backends.hf_transformers.input_processor import InputProcessor
 from zfabric.backends.hf_transformers.jobs import Jobs
 from zfabric.backends.hf_transformers.lora import Adapter
 from zfabric.backends.hf_transformers.model_runner import ModelRunner
+from zfabric.backends.hf_transformers.padded_core import PaddedCore
+from zfabric.backends.hf_transformers.paged_core import PagedCore
+from zfabric.backends.hf_transformers.paged_runner import PagedRunner
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
 from zfabric.backends.hf_transformers.token_budget import TokenBudget
 from zfabric.errors import BackendError, FabricError, RequestError, WorkerLostError
@@ -41,7 +45,8 @@ class Engine:
         input_processor: Prepares requests.
         tokenizer: For the texts of log-probabilities.
         batch_size_max: Sequences in the batch.
-        kv_tokens_max: Cells of the cache, padding included.
+        paged: The same over pages; None where rows are padded.
+        kv_tokens_max: Tokens of the cache; padding counts.
         token_budget: How much of a prompt is computed between two steps.
         on_step: Called on the engine's thread with all deltas of a step.
         on_failure: Called on any thread for a request that failed alone, or was lost in a turn that broke.
@@ -55,6 +60,7 @@ class Engine:
         input_processor: InputProcessor,
         tokenizer: Any,
         *,
+        paged: PagedRunner | None,
         batch_size_max: int,
         kv_tokens_max: int,
         token_budget: TokenBudget,
@@ -63,12 +69,12 @@ class Engine:
         on_restart: Callable[[FabricError], None],
         on_death: Callable[[FabricError], None],
     ) -> None:
-        self._model = model
         self._input_processor = input_processor
         self._on_step, self._on_failure = on_step, on_failure
         self._on_restart, self._on_death = on_restart, on_death
-        self._core = EngineCore(
-            model, tokenizer, batch_size_max=batch_size_max, kv_tokens_max=kv_tokens_max, token_budget=token_budget,
+        make = partial(PaddedCore, model) if paged is None else partial(PagedCore, paged)
+        self._core: EngineCore = make(
+            tokenizer, batch_size_max=batch_size_max, kv_tokens_max=kv_tokens_max, token_budget=token_budget,
             on_end=self._forget, on_failure=on_failure,
         )  # fmt: skip
         self._changed = threading.Condition()
@@ -161,6 +167,7 @@ class Engine:
             "steps": self.steps_taken,
             "step_ms": round(self._step_ns / 1e6, 3),
             "engine_restarts": self.restarts,
+            **self._core.gauges,
         }
 
     @property
@@ -246,7 +253,7 @@ class Engine:
         broken.__traceback__ = None
         self._core.reset(lost)
         give_memory_back()
-        self._model.warm_up()
+        self._core.probe()
         self.restarts += 1
         self._on_restart(lost)
 

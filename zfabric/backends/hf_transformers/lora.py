@@ -10,7 +10,8 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,12 +50,14 @@ class Adapter:
         path: Where it was read from.
         layers: By the layer's name: down (inputs, rank), and up (rank, outputs), which holds the scale.
         pinned: What an operator asked for; none is ever dropped here while it is loaded.
+        number: Another for each that was ever read: what was computed with one is not another's of the same name.
     """
 
     name: str
     path: str
     layers: dict[str, tuple[torch.Tensor, torch.Tensor]]
     pinned: bool = False
+    number: int = field(default_factory=count(1).__next__)
 
     @property
     def rank(self) -> int:
@@ -172,6 +175,9 @@ class Lora:
             # Some layers see all columns of all rows in a line.
             columns = torch.arange(x.shape[0] // self._rows, device=x.device)
             index = (index.unsqueeze(1) * columns.shape[0] + columns).flatten()
+        elif x.shape[:2] == (1, self._rows):
+            # The tokens of all rows are in one line.
+            return self._added(output[0], x[0], index, down, up).unsqueeze(0)
         elif x.shape[0] != self._rows:
             raise BackendError(
                 f"a layer sees {x.shape[0]} rows of {self._rows}: adapters cannot be mixed on this model"

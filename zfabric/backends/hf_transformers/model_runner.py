@@ -11,6 +11,8 @@ import torch
 
 from zfabric.backends.hf_transformers.kv_cache import EncoderDecoderKVCache, KVCache
 from zfabric.backends.hf_transformers.lora import Adapter, Lora
+from zfabric.backends.hf_transformers.paged_attention import PagedPass
+from zfabric.backends.hf_transformers.paged_cache import PagedCache
 from zfabric.backends.hf_transformers.rope import Ropes
 from zfabric.backends.hf_transformers.sequence import Answer
 from zfabric.wire.payloads import GenerateRequest
@@ -43,6 +45,10 @@ class ModelRunner:
         self._accepted = frozenset(inspect.signature(model.forward).parameters)
         #: Places images in the dimensions of a model that has several.
         self._rope_index: Any = getattr(getattr(model, "model", None), "get_rope_index", None)
+        # One of four dimensions is taken as it is, so none is made; attention over pages makes its own.
+        self._no_mask = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=model.device)
+        #: Whether it is told each token's place.
+        self.takes_positions = "position_ids" in self._accepted
         known = model.get_input_embeddings()
         drawn = model.get_output_embeddings() or known
         #: Tokens that can be both read and drawn; some models have more of the one than of the other.
@@ -82,7 +88,7 @@ class ModelRunner:
             arguments |= self._sent(media, columns)
         if media is not None and self._rope_index is not None:
             arguments["position_ids"] = self._seen_positions(answers[0], arguments)
-        elif "position_ids" in self._accepted:
+        elif self.takes_positions:
             arguments["position_ids"] = self._positions(answers, width - columns, width, first)
         if "logits_to_keep" in self._accepted and not all_logits:
             arguments["logits_to_keep"] = 1
@@ -97,6 +103,45 @@ class ModelRunner:
             logits = run(**arguments).logits
         logits = (logits if all_logits else logits[:, -1])[..., : self.vocabulary_size].float()
         # Drawing needs float64, which MPS does not have.
+        return logits.cpu() if logits.device.type == "mps" else logits
+
+    def packed(
+        self,
+        tokens: Sequence[int],
+        places: Sequence[int],
+        adapters: Sequence[Adapter | None],
+        wanted: Sequence[int],
+        cache: PagedCache,
+        passed: PagedPass,
+    ) -> torch.Tensor:
+        """Compute tokens of several rows in one line, whose keys and values lie in blocks.
+
+        Args:
+            places: Of each token in its row.
+            adapters: Of each token; empty for none at all.
+            wanted: Tokens whose logits are.
+
+        Returns:
+            Float32 logits, (wanted, vocabulary).
+        """
+        # One at least is kept: a pass may end in the middle of every prompt. All in one copy to the device.
+        last = list(wanted) or [0]
+        sent = self._send([*tokens, *places, *passed.slots(), *last])
+        ids, positions, slots, kept = sent.split([len(tokens)] * 3 + [len(last)])
+        arguments: dict[str, Any] = {
+            "input_ids": ids.unsqueeze(0),
+            "position_ids": positions.unsqueeze(0),
+            "attention_mask": self._no_mask,
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+        if "logits_to_keep" in self._accepted:
+            arguments["logits_to_keep"] = kept
+        with self.lora.rows(adapters), cache.during(passed, slots):
+            logits = self._model(**arguments).logits[0]
+        if "logits_to_keep" not in self._accepted:
+            logits = logits[kept]
+        logits = logits[: len(wanted), : self.vocabulary_size].float()
         return logits.cpu() if logits.device.type == "mps" else logits
 
     @property

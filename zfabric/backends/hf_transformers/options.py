@@ -38,7 +38,9 @@ class TransformersOptions:
         max_batch_size: Sequences in the running batch; also the worker's slots. By the device's cache, if not given.
         prefill_chunk_tokens: Prompt tokens computed between two steps of the running batch at most.
         prefill_wait_ms: How long running streams may wait for part of a new prompt; parts are cut to fit that.
-        kv_tokens_max: Cells of the cache over all requests, padding included; derived from the device by default.
+        kv_cache: auto has a paged cache where the model's attention allows it, else one whose rows are padded; paged refuses
+            other models; padded has it for none.
+        kv_tokens_max: Tokens of the cache over all requests, padding included; derived from the device by default.
         embed_batch_tokens: Tokens of one pass of embeddings, padding included.
         max_logprobs: Alternatives per token that a request may ask the log-probabilities of.
         pooling: How embeddings are made; by default as the model's own files say, else the mean.
@@ -70,6 +72,7 @@ class TransformersOptions:
     max_batch_size: int | None = None
     prefill_chunk_tokens: int = 512
     prefill_wait_ms: int = 100
+    kv_cache: Literal["auto", "paged", "padded"] = "auto"
     kv_tokens_max: int | None = None
     embed_batch_tokens: int = 8_192
     max_logprobs: int = limits.LOGPROBS_MAX

@@ -46,16 +46,16 @@ def check_rows(model: ModelRunner, raw: Any, tokenizer: Any, name: str) -> None:
     Raises:
         ConfigurationError: Rows of a batch differ from the texts alone, or the model cannot run one.
     """
-    texts = _texts(tokenizer)
+    texts = two_texts(tokenizer)
     with _named(name), torch.inference_mode():
-        expected = [_alone(raw, text) for text in texts]
+        expected = [alone(raw, text) for text in texts]
         found = _together(model, texts)
     _compare([*expected, expected[0]], found, raw, name)
 
 
 def check_padding(raw: Any, tokenizer: Any, name: str) -> None:
     """Ask an encoder; arguments and errors as of `check_rows`."""
-    texts = _texts(tokenizer)
+    texts = two_texts(tokenizer)
     width = max(_LENGTHS)
     ids = torch.tensor([text + [0] * (width - len(text)) for text in texts], device=raw.device)
     mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts], device=raw.device)
@@ -105,15 +105,24 @@ def _named(name: str) -> Iterator[None]:
 
 def _compare(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor], raw: Any, name: str) -> None:
     for right, got in zip(expected, found, strict=True):
-        wanted, given = right.float().cpu(), got.float().cpu()
-        distance = float((wanted - given).norm() / (wanted - wanted.mean()).norm().clamp(min=1e-9))
-        _within(distance, raw, name)
+        _within(difference(right, got), raw, name)
+
+
+def difference(right: torch.Tensor, got: torch.Tensor) -> float:
+    """How far an answer is from the right one, by the size of that one's spread."""
+    wanted, given = right.float().cpu(), got.float().cpu()
+    return float((wanted - given).norm() / (wanted - wanted.mean()).norm().clamp(min=1e-9))
+
+
+def tolerance(raw: Any) -> float:
+    """How far answers of a model may be from the right ones."""
+    exact = next(raw.parameters()).dtype == torch.float32 and getattr(raw, "hf_quantizer", None) is None
+    return _TOLERANCE_EXACT if exact else _TOLERANCE_HALF
 
 
 def _within(distance: float, raw: Any, name: str) -> None:
     """Raises: ConfigurationError: Answers are further from the right ones than rounding takes them."""
-    exact = next(raw.parameters()).dtype == torch.float32 and getattr(raw, "hf_quantizer", None) is None
-    if not distance <= (_TOLERANCE_EXACT if exact else _TOLERANCE_HALF):
+    if not distance <= tolerance(raw):
         raise ConfigurationError(
             f"{name!r} answers otherwise in a batch than alone (by {distance:.2g} times the spread of its answers), so "
             f"this backend does not serve it",
@@ -122,7 +131,7 @@ def _within(distance: float, raw: Any, name: str) -> None:
         )
 
 
-def _texts(tokenizer: Any) -> list[list[int]]:
+def two_texts(tokenizer: Any) -> list[list[int]]:
     """Two texts' tokens, without special ones, of the lengths that are wanted."""
     tokens = list(tokenizer(_TEXT, add_special_tokens=False)["input_ids"]) or [0]
     while len(tokens) < sum(_LENGTHS):
@@ -130,7 +139,7 @@ def _texts(tokenizer: Any) -> list[list[int]]:
     return [tokens[: _LENGTHS[0]], tokens[_LENGTHS[0] : sum(_LENGTHS)]]
 
 
-def _alone(raw: Any, text: Sequence[int]) -> torch.Tensor:
+def alone(raw: Any, text: Sequence[int]) -> torch.Tensor:
     """The model's own logits after a text."""
     ids = torch.tensor([text], dtype=torch.long, device=raw.device)
     last: torch.Tensor = raw(input_ids=ids).logits[0, -1]

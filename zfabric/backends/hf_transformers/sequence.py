@@ -33,11 +33,13 @@ class Answer:
         suspect: It was among several prompts that could not be computed, so its own is tried alone.
         overtaken: How often others behind it in line went before it.
         plain: Whether each of its deltas but the last is a token and its text.
+        cached_tokens: Of its prompt's tokens, those that the cache had when it first came; None before.
     """
 
     __slots__ = (
         "adapter",
         "best_of",
+        "cached_tokens",
         "cancelled",
         "choices",
         "completion_tokens",
@@ -77,6 +79,7 @@ class Answer:
         self.over = False
         self.suspect = False
         self.overtaken = 0
+        self.cached_tokens: int | None = None
 
     @property
     def wanted(self) -> bool:
@@ -238,7 +241,7 @@ class Sequence:
         answer.open_choices -= 1
         answer.completion_tokens += len(self.output)
         if not answer.open_choices:
-            delta.usage = Usage(prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens)
+            delta.usage = Usage(answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens or 0)
 
     def _unseen(self, text: str) -> str:
         """What is owed and this, without what the reader has from an earlier attempt."""

@@ -61,7 +61,7 @@ class ModelWorker(StepwiseModelWorker):
             "skip_special_tokens", "guided_json", "guided_regex", "guided_choice", "guided_grammar", *OPTIONS,
         }
     )  # fmt: skip
-    extra = {name: COMMON[name] for name in ("allowed_token_ids", "detokenize", "include_stop")}
+    extra = {name: COMMON[name] for name in ("allowed_token_ids", "cache_salt", "detokenize", "include_stop")}
     Options = TransformersOptions
 
     def __init__(self, options: TransformersOptions) -> None:
@@ -128,6 +128,7 @@ class ModelWorker(StepwiseModelWorker):
                 "device": loaded.device,
                 "dtype": loaded.dtype,
                 "kv_tokens_max": loaded.kv_tokens_max,
+                **(_cache_told(self._assembled.padded) if loaded.generates else {}),
                 **_told(loaded),
                 **(self._assembled.answer_format.details if loaded.generates else {}),
                 **({"generation_config_not_done": ", ".join(not_done)} if not_done else {}),
@@ -267,7 +268,7 @@ class ModelWorker(StepwiseModelWorker):
         if self._assembled is None:
             return EngineLoad()
         engine = self._assembled.engine
-        # The cache is not paged: a block is a token.
+        # In tokens: what blocks are depends on the kind of cache.
         return EngineLoad(
             waiting=engine.waiting,
             progress=engine.steps_taken,
@@ -315,6 +316,11 @@ class ModelWorker(StepwiseModelWorker):
 
     def _died(self, error: FabricError) -> None:
         self.steps.engine_died(error)
+
+
+def _cache_told(padded: str | None) -> dict[str, Detail]:
+    """Of which kind a model's cache is."""
+    return {"kv_cache": "paged"} if padded is None else {"kv_cache": "padded", "kv_cache_padded_because": padded}
 
 
 def _told(loaded: Loaded) -> dict[str, Detail]:

@@ -1,0 +1,115 @@
+"""The pool of keys and values, and what a model of transformers takes for its cache in a pass over pages."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+from transformers.cache_utils import Cache
+
+from zfabric.backends.hf_transformers.kv_cache import KVCacheLayer
+from zfabric.backends.hf_transformers.paged_attention import PagedPass, attend
+
+#: Small, so that little is lost at a row's end and beginnings are shared to the token but few. The kernel of a CUDA device
+#: that reads block tables wants multiples of 256.
+_BLOCK_TOKENS: Final = {"cuda": 256}
+_BLOCK_TOKENS_OTHER: Final = 16
+#: Arguments of attention that change its answer and are not followed over pages.
+_NOT_FOLLOWED: Final = ("position_bias", "softcap", "s_aux", "sinks", "attention_bias", "head_mask")
+
+_running = threading.local()
+
+
+def block_tokens(device: torch.device) -> int:
+    """Tokens that a block has room for."""
+    return _BLOCK_TOKENS.get(device.type, _BLOCK_TOKENS_OTHER)
+
+
+def current() -> PagedCache | None:
+    """The cache of the pass that this thread is in, if it is one over pages."""
+    return getattr(_running, "cache", None)
+
+
+class PagedCache(Cache):
+    """Blocks of all layers, allocated when a layer is first written to, and never moved.
+
+    Args:
+        blocks: How many there are; one more is for passes that belong to nobody, `scratch`.
+        tokens: That each has room for.
+
+    Attributes:
+        windows: Of each layer, as it asked for it: tokens that one sees, None for all before it.
+        passed: The pass under way.
+    """
+
+    def __init__(self, blocks: int, tokens: int) -> None:
+        super().__init__(layer_class_to_replicate=KVCacheLayer)
+        self.scratch: Final = blocks
+        self.tokens: Final = tokens
+        self.windows: dict[int, int | None] = {}
+        self._pools: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.passed: PagedPass | None = None
+        self._slots: Any = None
+        self._layer: int | None = None
+
+    @contextmanager
+    def during(self, passed: PagedPass, slots: torch.Tensor) -> Iterator[None]:
+        """For one pass of this thread.
+
+        Args:
+            slots: Where its tokens go.
+        """
+        self.passed, self._slots, self._layer = passed, slots, None
+        _running.cache = self
+        try:
+            yield
+        finally:
+            _running.cache = self.passed = self._slots = None
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Nothing: each token's place is told to the model."""
+        return 0
+
+    def update(self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """Write the pass's tokens, (1, heads, tokens, size), to where they belong."""
+        if layer_idx not in self._pools:
+            self._pools[layer_idx] = (self._allocate(key_states), self._allocate(value_states))
+        keys, values = self._pools[layer_idx]
+        keys.index_copy_(0, self._slots, key_states[0].transpose(0, 1))
+        values.index_copy_(0, self._slots, value_states[0].transpose(0, 1))
+        self._layer = layer_idx
+        return key_states, value_states
+
+    def attend(self, module: Any, query: torch.Tensor, scaling: float | None, others: dict[str, Any]) -> torch.Tensor:
+        """Attention of the layer that was written to last, (1, tokens, heads, size).
+
+        Raises:
+            NotImplementedError: It is of a kind that is not computed over pages.
+        """
+        layer, self._layer = self._layer, None
+        if layer is None or self.passed is None:
+            raise NotImplementedError("attention to what is not in the cache")
+        for name in _NOT_FOLLOWED:
+            if others.get(name) is not None:
+                raise NotImplementedError(f"attention with {name}")
+        causal = others.get("is_causal")
+        if not (getattr(module, "is_causal", True) if causal is None else causal):
+            raise NotImplementedError("attention to later tokens")
+        window = others.get("sliding_window")
+        self.windows[layer] = window
+        return attend(self.passed, query, *self._pools[layer], scaling, window)
+
+    def copy(self, source: int, target: int) -> None:
+        """What one block holds, to another."""
+        begin, to, size = source * self.tokens, target * self.tokens, self.tokens
+        for pools in self._pools.values():
+            for pool in pools:
+                pool[to : to + size] = pool[begin : begin + size]
+
+    def _allocate(self, like: Any) -> torch.Tensor:
+        # What nobody wrote must be finite: it is masked by a product with zero.
+        shape = ((self.scratch + 1) * self.tokens, like.shape[1], like.shape[3])
+        return torch.zeros(shape, dtype=like.dtype, device=like.device)

@@ -1,0 +1,313 @@
+"""The core of models over pages: each turn is one pass, in which running rows are stepped and prompts are computed in parts.
+
+A row has a table of blocks, so joining and leaving moves nothing. Blocks of a prompt that are known are taken over; those
+that it needs besides are given when it is admitted, and one more whenever a row has filled its last. If there is none then, the
+youngest row gives its blocks back and waits at the head of the line; what is no longer known of it is computed again, and
+since a draw depends on seed and position alone, its text is the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from zfabric.backends.hf_transformers.block_pool import BlockPool, BlockTable
+from zfabric.backends.hf_transformers.engine_core import EngineCore
+from zfabric.backends.hf_transformers.failures import as_fabric_error, out_of_memory
+from zfabric.backends.hf_transformers.paged_runner import PagedRunner, Part
+from zfabric.backends.hf_transformers.sampler import Drawn
+from zfabric.backends.hf_transformers.sequence import Answer, Sequence
+from zfabric.wire.payloads import TokenLogprobs
+
+
+@dataclass(slots=True, eq=False)
+class PagedRow:
+    """A choice that is being computed.
+
+    Attributes:
+        tokens: What has to be computed before its next draw, until that.
+        done: Tokens whose keys and values are in the cache.
+        others: Choices that begin as this one does, and have rows of their own once its prompt is computed.
+        begun: Whether it is stepped: all that it has but the newest token is in the cache.
+    """
+
+    sequence: Sequence
+    table: BlockTable
+    tokens: list[int]
+    done: int
+    others: list[Sequence] = field(default_factory=list)
+    begun: bool = False
+
+    @property
+    def answer(self) -> Answer:
+        """Whose it is."""
+        return self.sequence.answer
+
+    @property
+    def left(self) -> int:
+        """Tokens to compute before its next draw."""
+        return 1 if self.begun else len(self.tokens) - self.done
+
+    def part(self, count: int) -> Part:
+        """Its next so many tokens."""
+        end = self.done + count
+        tokens = self.sequence.output[-1:] if self.begun else self.tokens[self.done : end]
+        if self.answer.prompt_logprobs is not None:
+            return Part(self.answer, tokens, end, self.table.blocks, "all")
+        return Part(self.answer, tokens, end, self.table.blocks, "last" if count == self.left else "none")
+
+
+#: A row, and how many of its tokens a pass computes.
+Work = list[tuple[PagedRow, int]]
+
+
+class PagedCore(EngineCore):
+    """Steps rows over pages; further arguments as of `EngineCore`.
+
+    Args:
+        runner: The forward pass over pages.
+    """
+
+    def __init__(self, runner: PagedRunner, *args: Any, **kwargs: Any) -> None:
+        super().__init__(runner.model, *args, **kwargs)
+        self._runner = runner
+        self._pool = BlockPool(runner.blocks, runner.tokens)
+        self._rows: list[PagedRow] = []
+        #: Tokens of prompts that came, and of these what the cache had.
+        self._asked = self._found = 0
+
+    def _sequences(self) -> list[Sequence]:
+        return [one for row in list(self._rows) for one in (row.sequence, *row.others)]
+
+    @property
+    def running(self) -> int:
+        return len({id(row.answer) for row in list(self._rows)})
+
+    @property
+    def kv_tokens_free(self) -> int:
+        return min(self._kv_tokens_max, self._pool.available * self._pool.tokens)
+
+    @property
+    def gauges(self) -> dict[str, float]:
+        return {"prefix_cache_queries": self._asked, "prefix_cache_hits": self._found}
+
+    def _compute(self) -> None:
+        budget = self._token_budget.budget(running=any(row.begun for row in self._rows))
+        self._admit(budget)
+        self._make_room()
+        stepped: Work = [(row, 1) for row in self._rows if row.begun]
+        suspects: Work = []
+        for row in self._rows:
+            if row.begun:
+                continue
+            if row.answer.suspect:
+                suspects = suspects or [(row, min(row.left, self._token_budget.budget(running=True)))]
+            elif budget > 0:
+                stepped.append((row, min(row.left, budget)))
+                budget -= stepped[-1][1]
+        self._pass(stepped)
+        # What may be at fault is computed without company, so that it costs nobody else.
+        self._pass(suspects)
+
+    def _drop_all(self) -> None:
+        # Blocks of others may have been written to.
+        self._rows = []
+        self._pool = BlockPool(self._runner.blocks, self._runner.tokens)
+
+    def _drop_rows(self) -> None:
+        for row in [row for row in self._rows if not row.answer.wanted]:
+            self._leave(row)
+
+    def probe(self) -> None:
+        self._runner.probe()
+
+    # ── in ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _admit(self, budget: int) -> None:
+        """Take in what there is room for, as long as the next pass has tokens for it."""
+        pending = sum(row.left for row in self._rows if not row.begun)
+        skipped: list[list[Sequence]] = []
+        admitted = False
+        while self._waiting and pending < budget:
+            group = self._waiting[0]
+            row = self._admitted(group)
+            if row is not None:
+                admitted = True
+                self._waiting.popleft()
+                taken = 1 + len(row.others)
+                if taken < len(group):
+                    self._waiting.appendleft(group[taken:])
+                pending += row.left
+            elif self._may_be_overtaken(group, len(skipped), full=self._places() <= 0):
+                skipped.append(self._waiting.popleft())
+            else:
+                break
+        self._waiting.extendleft(reversed(skipped))
+        if admitted:
+            for group in skipped:
+                group[0].answer.overtaken += 1
+
+    def _places(self) -> int:
+        """Sequences that may still join."""
+        return self._batch_size_max - len(self._sequences())
+
+    def _admitted(self, group: list[Sequence]) -> PagedRow | None:
+        """A row for a request's choices, or for as many of them as there is room for; None if there is none."""
+        first, places = group[0], self._places()
+        answer = first.answer
+        told = answer.prompt_logprobs is not None
+        if places <= 0 or (told and any(row.answer is answer for row in self._rows)):
+            return None
+        tokens = first.tokens()
+        root = (answer.adapter.number if answer.adapter else 0, answer.request.extra.get("cache_salt"))
+        # Whoever is told of each token of the prompt needs each of them computed.
+        shared = [] if told else self._pool.find(tokens, root)
+        needed = self._pool.blocks_for(len(tokens) + 1)
+        free = self._pool.available - self._pool.idle(shared) - (needed - len(shared)) - len(self._rows)
+        # Each row may need another block soon, so there is one left for each; whoever is alone needs none.
+        if free < 0 and self._rows:
+            return None
+        table = self._pool.open(root, shared)
+        if not self._pool.grow(table, needed):
+            self._pool.close(table)
+            return None
+        done = len(shared) * self._pool.tokens
+        if told:
+            answer.prompt_logprobs = []
+        self._asked, self._found = self._asked + len(tokens), self._found + done
+        if answer.cached_tokens is None:
+            answer.cached_tokens = min(done, len(answer.prompt))
+        row = PagedRow(first, table, tokens, done, group[1 : min(len(group), places, 1 + max(0, free))])
+        self._rows.append(row)
+        return row
+
+    # ── a pass ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _make_room(self) -> None:
+        """A block for each row that has filled its last; while there is none, let the youngest row wait."""
+        full = [row for row in self._rows if row.begun and row.done == len(row.table.blocks) * self._pool.tokens]
+        for row in full:
+            while row.table.blocks and not self._pool.grow(row.table, self._pool.blocks_for(row.done + 1)):
+                self._put_back(self._rows[-1])
+
+    def _put_back(self, row: PagedRow) -> None:
+        self.preemptions += 1
+        self._leave(row)
+        self._waiting.appendleft([row.sequence, *row.others])
+
+    def _leave(self, row: PagedRow) -> None:
+        self._rows.remove(row)
+        self._pool.close(row.table)
+
+    def _pass(self, work: Work) -> None:
+        """Compute, and draw for the rows that are complete."""
+        if not work:
+            return
+        work = sorted(work, key=lambda one: one[1] > 1)
+        began = time.monotonic()
+        try:
+            parts = [row.part(count) for row, count in work]
+            logits = self._runner.forward(parts)
+            entries, logits = self._told(work, parts, logits)
+            complete = [row for row, count in work if count == row.left]
+            drawn = self._sampled(complete, logits)
+        except Exception as error:  # noqa: BLE001 — a prompt that cannot be computed costs its request
+            self._failed(work, error)
+            return
+        self._measured(work, time.monotonic() - began)
+        for row, its in entries:
+            row.answer.prompt_logprobs = [*(row.answer.prompt_logprobs or ()), *its]
+        for row, count in work:
+            row.done += count
+            if row.done // self._pool.tokens > row.table.known:
+                self._pool.learn(row.table, (row.tokens if not row.begun else row.sequence.tokens())[: row.done])
+        self._draw(complete, drawn)
+
+    def _measured(self, work: Work, seconds: float) -> None:
+        tokens = sum(count for row, count in work if not row.begun)
+        if not tokens:
+            self._token_budget.stepped(seconds)
+        elif len(work) > 1 and work[0][0].begun:
+            self._token_budget.took(tokens, seconds)
+
+    def _told(
+        self, work: Work, parts: Many[Part], logits: torch.Tensor
+    ) -> tuple[list[tuple[PagedRow, list[TokenLogprobs | None]]], torch.Tensor]:
+        """What is told of prompts' tokens, and the logits that tokens are drawn from."""
+        if not any(part.logits == "all" for part in parts):
+            return [], logits
+        entries, drawn, end = [], [], 0
+        for (row, count), part in zip(work, parts, strict=True):
+            begin, end = end, end + {"none": 0, "last": 1, "all": count}[part.logits]
+            if part.logits == "all":
+                number = row.answer.request.sampling.prompt_logprobs or 0
+                its = self._sampler.entries.of_prompt(logits[begin:end], row.answer.prompt, row.done, number)
+                entries.append((row, its))
+            if count == row.left:
+                drawn.append(end - 1)
+        return entries, logits[drawn]
+
+    def _sampled(self, rows: list[PagedRow], logits: torch.Tensor) -> list[Drawn]:
+        """A token for each choice of these."""
+        if not rows:
+            return []
+        sequences = [one for row in rows for one in (row.sequence, *row.others)]
+        if len(sequences) > len(rows):
+            owners = [number for number, row in enumerate(rows) for _ in range(1 + len(row.others))]
+            logits = logits[owners]
+        return self._sampler.sample(sequences, logits)
+
+    def _draw(self, rows: list[PagedRow], drawn: list[Drawn]) -> None:
+        """Give each choice its token; those that go on have a row each."""
+        sequences = [one for row in rows for one in (row.sequence, *row.others)]
+        going = {id(sequences[index]) for index in self._enter(sequences, drawn)}
+        for row in rows:
+            choices = [one for one in (row.sequence, *row.others) if id(one) in going and one.answer.wanted]
+            row.others, row.tokens, row.begun = [], [], True
+            if not choices:
+                self._leave(row)
+                continue
+            row.sequence = choices[0]
+            for other in choices[1:]:
+                self._fork(row, other)
+
+    def _fork(self, row: PagedRow, sequence: Sequence) -> None:
+        """A row for another choice: whole blocks are shared, and the one that is not is copied."""
+        whole = row.done // self._pool.tokens
+        table = self._pool.fork(row.table, whole)
+        if row.done % self._pool.tokens:
+            if not self._pool.grow(table, whole + 1):
+                self._pool.close(table)
+                self.preemptions += 1
+                self._waiting.appendleft([sequence])
+                return
+            self._runner.cache.copy(row.table.blocks[whole], table.blocks[whole])
+        self._rows.append(PagedRow(sequence, table, [], row.done, begun=True))
+
+    def _failed(self, work: Work, error: Exception) -> None:
+        """A pass cannot be computed. Nothing of it counts; prompts in it are tried again, each alone.
+
+        Raises:
+            Exception: This one, if only running rows were in it; or the model is broken.
+        """
+        prompts = [row for row, _ in work if not row.begun]
+        exhausted = out_of_memory(error)
+        if not prompts and not exhausted:
+            raise error
+        if not exhausted:
+            # Whether it is the prompt's fault or the engine's, the model itself tells: if it is broken, this raises.
+            self.probe()
+        if not prompts:
+            youngest = max(work, key=lambda one: self._rows.index(one[0]))[0]
+            self._fail(youngest.answer, as_fabric_error(error))
+        elif len(work) == 1:
+            self._fail(prompts[0].answer, as_fabric_error(error))
+        else:
+            for row in prompts:
+                row.answer.suspect = True
+        if self._stale:
+            self.drop_ended()
