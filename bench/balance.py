@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench.traces import DECODE, Arrival
-from zfabric.core.controller.dispatch import Candidates, Host, find_policy
+from zfabric.core.controller.candidates import Candidates, Host
+from zfabric.core.controller.dispatch import Ask, find_policy
 
 #: Tokens a second of prefill, at speed 1.
 _PREFILL: Final = 8_000.0
@@ -89,7 +90,7 @@ def play(trace: Sequence[Arrival], speeds: Sequence[float], policy: str, *, cent
         heapq.heappush(ends, (now + service_s(arrival, worker.speed), order, worker, now))
 
     def give(arrival: Arrival, now: float) -> bool:
-        chosen = choose(candidates, rng) if len(candidates) else None
+        chosen = choose(Ask(candidates, rng)) if len(candidates) else None
         if not isinstance(chosen, _Worker):
             return False
         chosen.line.length += 1

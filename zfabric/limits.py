@@ -188,6 +188,13 @@ GROUPS_IDLE_MAX: Final = 1_024
 QUOTA_MAX: Final = 1_000_000_000
 #: Priorities lie between minus this and this: more levels than anybody tells apart.
 PRIORITY_MAX: Final = 1_000
+#: Characters of a key of affinity: as many as the keys that OpenAI's API takes to find a prompt's cache.
+AFFINITY_LENGTH_MAX: Final = 64
+#: Blocks of a prompt whose hashes a request may bring: 8,192 tokens in blocks of 16, in 4 KiB of its envelope. What two prompts
+#: share beyond that counts as not shared.
+PREFIX_BLOCKS_MAX: Final = 512
+#: Bytes of one block's hash: among 10⁶ blocks two have the same one with a probability of 3·10⁻⁸.
+PREFIX_HASH_BYTES: Final = 8
 #: Names end up in tables, logs and labels.
 NAME_LENGTH_MAX: Final = 256
 #: What is said of a request's trace: version 00 of `traceparent` has 55 characters, later ones may have more, and of `tracestate`

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from typing import Any
 
 import pytest
@@ -13,14 +12,15 @@ from zfabric import AsyncClient
 from zfabric.backends.echo import EchoOptions, EchoWorker
 from zfabric.controller.config import ControllerConfig
 from zfabric.controller.service import Controller
+from zfabric.core.controller.candidates import Host
 from zfabric.core.controller.config import BrokerConfig
-from zfabric.core.controller.dispatch import POLICIES, Candidates, Host, register_policy
+from zfabric.core.controller.dispatch import POLICIES, Ask, register_policy
 from zfabric.errors import UnknownModelError
 from zfabric.worker.config import WorkerConfig
 from zfabric.worker.service import WorkerService
 
 
-def broken(candidates: Candidates, rng: random.Random) -> Host:
+def broken(ask: Ask) -> Host:
     raise RuntimeError("out of ideas")
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.peers import FakeFabric, model
-from zfabric.core.controller import dispatch, hosting, queues, registry
+from zfabric.core.controller import candidates, hosting, queues, registry
 from zfabric.core.controller.hosting import Hosting
 from zfabric.core.controller.peers import Request, WorkerState
 from zfabric.core.controller.reasons import Reasons
@@ -64,7 +64,7 @@ class DeskMachine(RuleBasedStateMachine):
     def start(self, recovering: bool, policy: str, few: int, compared: int) -> None:
         """More than a few hosts are kept in order; what is a few is drawn, since three workers are no more than that."""
         self.patch = pytest.MonkeyPatch()
-        for module in (dispatch, hosting, registry):
+        for module in (candidates, hosting, registry):
             self.patch.setattr(module, "CANDIDATES_UNORDERED_MAX", few)
         self.patch.setattr(queues, "COMPARED_MAX", compared)
         self.fabric = FakeFabric(

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zfabric.core.controller.dispatch import POLICIES, Candidates, Host, find_policy, register_policy, shortest_queue
+from zfabric.core.controller.candidates import Candidates, Host
+from zfabric.core.controller.dispatch import POLICIES, Ask, find_policy, register_policy, shortest_queue
 from zfabric.core.controller.request_state import TERMINAL_GIVEN, TRANSITIONS, RequestEvent, RequestState, advance
 from zfabric.core.timers import Timers
 from zfabric.errors import ConfigurationError
@@ -66,7 +67,7 @@ def test_the_least_loaded_is_found_however_loads_change(count: int, changes: lis
         else:
             candidates.add(host, rng)
         least = min(other.queue_ratio for other in candidates)
-        chosen = shortest_queue(candidates, rng)
+        chosen = shortest_queue(Ask(candidates, rng))
         assert chosen is not None
         assert chosen.queue_ratio == least
         assert {id(other) for other in candidates} == {id(other) for other in hosts if other in candidates}
@@ -79,7 +80,7 @@ def test_lottery_draws_by_speed(count: int) -> None:
     for number in range(count):
         candidates.add(Host(f"h{number}", float(number % 4), 0), rng)
     speeds = {host.name: host.speed for host in candidates}
-    drawn = Counter(host.name for _ in range(20_000) if (host := POLICIES["lottery"](candidates, rng)) is not None)
+    drawn = Counter(host.name for _ in range(20_000) if (host := POLICIES["lottery"](Ask(candidates, rng))) is not None)
     for name, speed in speeds.items():
         assert drawn[name] / 20_000 == pytest.approx(speed / sum(speeds.values()), abs=0.012)
 
@@ -102,22 +103,22 @@ def test_ties_are_drawn(count: int) -> None:
 def test_the_other_policies() -> None:
     rng = random.Random(5)
     candidates = Candidates()
-    assert POLICIES["lottery"](candidates, rng) is None
+    assert POLICIES["lottery"](Ask(candidates, rng)) is None
     hosts = [Host(f"h{n}", 1.0, 0) for n in range(4)]
     for host in hosts:
         candidates.add(host, rng)
-    in_turn = [POLICIES["round_robin"](candidates, rng) for _ in range(8)]
+    in_turn = [POLICIES["round_robin"](Ask(candidates, rng)) for _ in range(8)]
     assert Counter(map(str, in_turn)) == Counter({str(host): 2 for host in hosts})
     hosts[0].line.length = 5
-    assert all(POLICIES["power_of_two"](candidates, rng) is not None for _ in range(50))
+    assert all(POLICIES["power_of_two"](Ask(candidates, rng)) is not None for _ in range(50))
     for number, host in enumerate(hosts):
         host.latency_ns = 100.0 + number
-    assert POLICIES["least_latency"](candidates, rng) is hosts[1]
+    assert POLICIES["least_latency"](Ask(candidates, rng)) is hosts[1]
 
 
 def test_a_policy_is_added_by_name_once() -> None:
-    def mine(candidates: Candidates, rng: random.Random) -> Host | None:
-        return candidates[0]
+    def mine(ask: Ask) -> Host | None:
+        return ask.candidates[0]
 
     register_policy("mine", mine)
     try:

@@ -117,7 +117,7 @@ def a_call_that_loses_its_model(patch: pytest.MonkeyPatch) -> None:
 
 @fault("ZeroDivisionError|AssertionError", quiet=True)
 def a_policy_that_is_believed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(dispatch.Chooser, "choose", lambda self, candidates, now_ns: self._policy(candidates, self._rng))
+    patch.setattr(dispatch.Chooser, "choose", lambda self, ask, now_ns: self._policy(ask))
 
 
 @fault("with a hung engine", "engine hung", first=1_240)

@@ -12,8 +12,9 @@ import msgspec
 import pytest
 
 from tests.peers import FakeFabric, model
+from zfabric.core.controller.candidates import Candidates, Host
 from zfabric.core.controller.config import BrokerConfig
-from zfabric.core.controller.dispatch import POLICIES, Candidates, Chooser, Host, register_policy
+from zfabric.core.controller.dispatch import POLICIES, Ask, Chooser, register_policy
 from zfabric.errors import ConfigurationError, ProtocolError
 from zfabric.limits import POLICY_REPORT_MS, SPEED_MAX
 from zfabric.testing.checkers import check_bounds
@@ -24,11 +25,11 @@ from zfabric.worker.config import WorkerConfig
 NOT_NUMBERS = [math.inf, -math.inf, math.nan]
 
 
-def raises(candidates: Candidates, rng: random.Random) -> Host:
+def raises(ask: Ask) -> Host:
     raise ZeroDivisionError("no speed")
 
 
-def raises_nonsense(candidates: Candidates, rng: random.Random) -> Host:
+def raises_nonsense(ask: Ask) -> Host:
     class Mute(Exception):  # noqa: N818
         def __str__(self) -> str:
             raise ValueError
@@ -39,20 +40,20 @@ def raises_nonsense(candidates: Candidates, rng: random.Random) -> Host:
 kept: list[Host] = []
 
 
-def returns_a_former_one(candidates: Candidates, rng: random.Random) -> Host:
-    kept.append(candidates[0])
+def returns_a_former_one(ask: Ask) -> Host:
+    kept.append(ask.candidates[0])
     return kept[0]
 
 
-BROKEN: dict[str, Callable[[Candidates, random.Random], Any]] = {
+BROKEN: dict[str, Callable[[Ask], Any]] = {
     "raises": raises,
     "raises_nonsense": raises_nonsense,
     "returns_a_former_one": returns_a_former_one,
-    "returns_a_stranger": lambda candidates, rng: Host("w0", 1.0, 0),
-    "returns_text": lambda candidates, rng: "w0",
-    "returns_a_list": lambda candidates, rng: list(candidates),
-    "returns_nothing": lambda candidates, rng: None,
-    "recurses": lambda candidates, rng: BROKEN["recurses"](candidates, rng),
+    "returns_a_stranger": lambda ask: Host("w0", 1.0, 0),
+    "returns_text": lambda ask: "w0",
+    "returns_a_list": lambda ask: list(ask.candidates),
+    "returns_nothing": lambda ask: None,
+    "recurses": lambda ask: BROKEN["recurses"](ask),
 }
 
 
@@ -90,7 +91,7 @@ def test_a_broken_policy_is_replaced_for_each_choice(broken: str) -> None:
 def test_a_broken_policy_is_told_of_once_in_a_while() -> None:
     register_policy("broken", raises)
     try:
-        chooser = Chooser("broken", random.Random(1))
+        chooser = Chooser("broken")
     finally:
         del POLICIES["broken"]
     told: list[tuple[str, int]] = []
@@ -98,7 +99,7 @@ def test_a_broken_policy_is_told_of_once_in_a_while() -> None:
     candidates = Candidates()
     candidates.add(Host("h", 1.0, 0), random.Random(1))
     for second in range(2 * POLICY_REPORT_MS // 1_000 + 1):
-        chooser.choose(candidates, second * 1_000_000_000)
+        chooser.choose(Ask(candidates, random.Random(1)), second * 1_000_000_000)
     assert [times for _, times in told] == [1, 60, 60]
     assert told[0][0] == "policy 'broken' raised ZeroDivisionError: no speed"
     assert chooser.failures == 121

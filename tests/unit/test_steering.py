@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import msgspec
@@ -364,7 +365,7 @@ def test_what_cannot_be_set_is_said_and_changes_nothing(
 def test_a_brokers_configuration_is_its_own() -> None:
     config = BrokerConfig(recovery_ms=0)
     fabric = FakeFabric()
-    fabric.broker = type(fabric.broker)(config, fabric.broker.scheduler.chooser._rng, 0)
+    fabric.broker = type(fabric.broker)(config, random.Random(1), 0)
     fabric.client("operator")
     order(fabric, "set_config", name="stall_ms", value=5)
     assert (config.stall_ms, fabric.broker.config.stall_ms) == (BrokerConfig().stall_ms, 5)

@@ -39,11 +39,14 @@ class SharedOptions(TypedDict, total=False):
         timeout: Seconds for the whole answer; then DeadlineExceededError, and the engine stops.
         deadline_ms: The same in milliseconds; give one of the two.
         priority: -1000 … 1000. Of the requests that wait for a model, those with the lowest number are served first; 0 is usual.
+        affinity: A key of up to 64 characters, such as the name of a session: with a policy that goes by it, requests of one key
+            run at one worker while that has room, since what they have in common is cached there (docs/dispatch.md).
     """
 
     timeout: float | None
     deadline_ms: int | None
     priority: int
+    affinity: str
 
 
 class TemplateOptions(TypedDict, total=False):
@@ -166,4 +169,5 @@ class SubmitOptions(TypedDict):
 
     deadline_ms: int | None
     priority: int
+    affinity: NotRequired[str]
     resume: NotRequired[Resume]

@@ -17,7 +17,14 @@ from zfabric.client import values
 from zfabric.client.options import SubmitOptions
 from zfabric.core.client.pending import Resume
 from zfabric.errors import ProtocolError, RequestError, UnsupportedParameterError
-from zfabric.limits import CALL_TIMEOUT_MS, DEADLINE_MAX_MS, NAME_LENGTH_MAX, PRIORITY_MAX, QUERY_TIMEOUT_MS
+from zfabric.limits import (
+    AFFINITY_LENGTH_MAX,
+    CALL_TIMEOUT_MS,
+    DEADLINE_MAX_MS,
+    NAME_LENGTH_MAX,
+    PRIORITY_MAX,
+    QUERY_TIMEOUT_MS,
+)
 from zfabric.wire.chat import ChatOptions, Message
 from zfabric.wire.payloads import CountRequest, OperateRequest, TextRequest
 from zfabric.wire.sampling import TOKENS_MAX, WHAT_THE_CONTEXT_LEAVES, SamplingOptions
@@ -235,7 +242,19 @@ def _submit_options(given: dict[str, Any]) -> SubmitOptions:
     priority = values.taken(values.whole, "priority", given.pop("priority")) if "priority" in given else 0
     if not -PRIORITY_MAX <= priority <= PRIORITY_MAX:
         raise values.out_of_range("priority", priority, f"{-PRIORITY_MAX} … {PRIORITY_MAX}")
-    return SubmitOptions(deadline_ms=deadline_ms, priority=priority)
+    submit = SubmitOptions(deadline_ms=deadline_ms, priority=priority)
+    affinity = given.pop("affinity", None)
+    if affinity is not None:
+        submit["affinity"] = affinity_key(affinity)
+    return submit
+
+
+def affinity_key(value: object) -> str:
+    """A key of affinity. Raises: RequestError, ParameterRangeError."""
+    key: str = values.taken(values.text, "affinity", value)
+    if len(key) > AFFINITY_LENGTH_MAX:
+        raise values.out_of_range("length of affinity", len(key), f"0 … {AFFINITY_LENGTH_MAX}")
+    return key
 
 
 def _timeout_ms(timeout: object) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from typing import Final
 
 from zfabric.core.controller import steering
 from zfabric.core.controller.access import Grant
 from zfabric.core.controller.broker import Broker
+from zfabric.core.controller.candidates import Host
 from zfabric.core.controller.config import BrokerConfig
-from zfabric.core.controller.dispatch import Candidates, Host
+from zfabric.core.controller.dispatch import Ask
 from zfabric.ids import RoutingId
 from zfabric.limits import BURST_MESSAGES_MAX, ZMTP_TIMEOUT_MS
 from zfabric.testing.checkers import Arrival
@@ -26,12 +26,12 @@ _GOODBYE: Final = bytes([kinds.GOODBYE])
 _HELLOS: Final = (kinds.CLIENT_HELLO, kinds.WORKER_HELLO)
 
 
-def broken_policy(candidates: Candidates, rng: random.Random) -> Host | None:
+def broken_policy(ask: Ask) -> Host | None:
     """Raises now and then, or draws somebody who is no candidate."""
-    what = rng.randrange(8)
+    what = ask.rng.randrange(8)
     if what == 0:
         raise ZeroDivisionError("a policy divides by nothing")
-    return Host("nobody", 1.0, 1) if what == 1 else candidates.next_in_turn()
+    return Host("nobody", 1.0, 1) if what == 1 else ask.candidates.next_in_turn()
 
 
 class SimController:

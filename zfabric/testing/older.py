@@ -38,6 +38,9 @@ _MODEL_FIELDS: Final = 10
 #: Where ENDS has its terminals, and how many fields one had.
 _ENDS: Final = 1
 _END_FIELDS: Final = 3
+#: Where a client's HELLO and CLAIMS have their claims, and how many fields a claim had.
+_CLAIMS: Final = {kinds.CLIENT_HELLO: 4, kinds.CLAIMS: 0}
+_CLAIM_FIELDS: Final = 5
 
 
 def as_of_2_0(header: bytes) -> bytes:
@@ -49,6 +52,8 @@ def as_of_2_0(header: bytes) -> bytes:
     if header[0] == kinds.WORKER_HELLO:
         fields[_MODELS] = [model[:_MODEL_FIELDS] for model in fields[_MODELS]]
         fields[_LOAD] = fields[_LOAD][: FIELDS[kinds.LOAD]]
-    elif header[0] == kinds.ENDS:
+    if header[0] == kinds.ENDS:
         fields[_ENDS] = [end[:_END_FIELDS] for end in fields[_ENDS]]
+    if (place := _CLAIMS.get(header[0])) is not None:
+        fields[place] = [claim[:_CLAIM_FIELDS] for claim in fields[place]]
     return header[:1] + msgspec.msgpack.encode(fields)

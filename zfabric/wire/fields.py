@@ -8,9 +8,12 @@ from typing import Annotated, Final, Literal
 from msgspec import Meta, Raw
 
 from zfabric.limits import (
+    AFFINITY_LENGTH_MAX,
     ATTEMPTS_MAX,
     LOCK_BYTES,
     NAME_LENGTH_MAX,
+    PREFIX_BLOCKS_MAX,
+    PREFIX_HASH_BYTES,
     TRACEPARENT_LENGTH_MAX,
     TRACESTATE_LENGTH_MAX,
 )
@@ -32,6 +35,10 @@ Lock = Annotated[bytes, Meta(max_length=LOCK_BYTES)]
 #: W3C trace context (`zfabric.wire.traces`). What is no such thing is ignored by whoever would use it.
 Traceparent = Annotated[str, Meta(max_length=TRACEPARENT_LENGTH_MAX)]
 Tracestate = Annotated[str, Meta(max_length=TRACESTATE_LENGTH_MAX)]
+#: What requests have in common that are to run at the same worker.
+Affinity = Annotated[str, Meta(max_length=AFFINITY_LENGTH_MAX)]
+#: Hashes of a prompt's blocks, one after the other.
+Prefix = Annotated[bytes, Meta(max_length=PREFIX_BLOCKS_MAX * PREFIX_HASH_BYTES)]
 
 #: An encoded nil: no result.
 NIL: Final = Raw(b"\xc0")

@@ -21,6 +21,7 @@ from zfabric.limits import (
     WORKER_MODELS_MAX,
 )
 from zfabric.wire.fields import (
+    Affinity,
     Attempt,
     Finite,
     FiniteDetail,
@@ -28,6 +29,7 @@ from zfabric.wire.fields import (
     Name,
     Operation,
     OptionalName,
+    Prefix,
     Traceparent,
     Tracestate,
     Unsigned32,
@@ -53,6 +55,11 @@ class Submit(Struct, array_like=True, kw_only=True, gc=False):
         worker: Only this worker will do, which needs an operator's key; "" for any.
         traceparent: W3C trace context: the span that this request belongs below; "" for none. What is malformed is ignored.
         tracestate: What goes with it; "" for nothing.
+        affinity: A key: a policy may send requests of one key to one worker; "" for none. Since version 2.2.
+        prefix: Hashes of the prompt's first blocks, 8 bytes each, one after the other. Each covers its block and all before
+            it, so equal ones mean equal prompts up to there. Empty for none; what is left over at the end is ignored. Since
+            version 2.2.
+        prefix_block: Tokens of each block, or characters where the client has no tokens; 0 without hashes. Since version 2.2.
     """
 
     request: Unsigned63
@@ -66,6 +73,9 @@ class Submit(Struct, array_like=True, kw_only=True, gc=False):
     worker: OptionalName = ""
     traceparent: Traceparent = ""
     tracestate: Tracestate = ""
+    affinity: Affinity = ""
+    prefix: Prefix = b""
+    prefix_block: Unsigned32 = 0
 
 
 class Dispatch(Struct, array_like=True, kw_only=True, gc=False):
@@ -146,6 +156,7 @@ class Claim(Struct, array_like=True, kw_only=True, gc=False):
         next: The first unit that it lacks.
         window: Units that may be sent, counted from the answer's start.
         model: As in the SUBMIT.
+        affinity: As in the SUBMIT, so that a new controller knows where requests of the key run. Since version 2.2.
     """
 
     request: Unsigned63
@@ -153,6 +164,7 @@ class Claim(Struct, array_like=True, kw_only=True, gc=False):
     next: Unsigned32
     window: Unsigned32
     model: OptionalName = ""
+    affinity: Affinity = ""
 
 
 class ClientHello(Struct, array_like=True, kw_only=True):

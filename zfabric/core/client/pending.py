@@ -102,12 +102,13 @@ class Pending:
         next: The first unit that has not arrived.
         granted, consumed: Units that may be sent, and those that the reader took.
         trace: Which trace it belongs to; None for none.
+        affinity, prefix, prefix_block: What a policy of the controller may go by.
     """
 
     __slots__ = (
-        "accepted_ns", "attempt", "barren", "body", "characters", "consumed", "deadline_ns", "drawn_seed", "exact",
-        "granted", "guard", "loss", "model", "next", "number", "operation", "pinned", "priority", "reproducible",
-        "resume", "single", "sink", "submitted", "token_ids", "trace", "waits", "window", "worker",
+        "accepted_ns", "affinity", "attempt", "barren", "body", "characters", "consumed", "deadline_ns", "drawn_seed", "exact",
+        "granted", "guard", "loss", "model", "next", "number", "operation", "pinned", "prefix", "prefix_block", "priority",
+        "reproducible", "resume", "single", "sink", "submitted", "token_ids", "trace", "waits", "window", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -151,6 +152,9 @@ class Pending:
         self.pinned = False
         self.drawn_seed: int | None = None
         self.trace: Trace | None = None
+        self.affinity = ""
+        self.prefix = b""
+        self.prefix_block = 0
 
     @property
     def repeatable(self) -> bool:
@@ -169,15 +173,22 @@ class Pending:
     @property
     def claim(self) -> Claim:
         """That this client still waits for it."""
-        return Claim(request=self.number, attempt=self.attempt, next=self.next, window=self.granted, model=self.model)
+        return Claim(
+            request=self.number,
+            attempt=self.attempt,
+            next=self.next,
+            window=self.granted,
+            model=self.model,
+            affinity=self.affinity,
+        )
 
     def left_ms(self, now_ns: int) -> int | None:
         """Time until the deadline, if it has one."""
         return None if self.deadline_ns is None else max(0, (self.deadline_ns - now_ns) // 1_000_000)
 
 
-#: What a claim takes in a message at most, beside its model's name: five numbers and their marks.
-_CLAIM_BYTES = 40
+#: What a claim takes in a message at most, beside its texts: five numbers and the marks of all.
+_CLAIM_BYTES = 44
 
 
 def in_parts(pendings: list[Pending]) -> list[list[Pending]]:
@@ -186,7 +197,7 @@ def in_parts(pendings: list[Pending]) -> list[list[Pending]]:
     room = limits.FRAME_BYTES_GOAL - limits.HEADER_BYTES_MAX
     used = 0
     for pending in pendings:
-        size = _CLAIM_BYTES + 4 * len(pending.model)
+        size = _CLAIM_BYTES + 4 * (len(pending.model) + len(pending.affinity))
         if used + size > room or len(parts[-1]) >= limits.LIST_LENGTH_MAX:
             parts.append([])
             used = 0
@@ -201,13 +212,14 @@ def slices(items: list[T]) -> Iterator[list[T]]:
         yield items[start : start + limits.LIST_LENGTH_MAX]
 
 
-def check_ranges(model: str, worker: str, priority: int, deadline_ms: int | None) -> None:
+def check_ranges(model: str, worker: str, priority: int, deadline_ms: int | None, affinity: str) -> None:
     """Raises: ParameterRangeError: What an envelope cannot hold."""
     for name, value, low, high in (
         ("deadline_ms", deadline_ms or 0, 0, limits.DEADLINE_MAX_MS),
         ("priority", priority, -limits.PRIORITY_MAX, limits.PRIORITY_MAX),
         ("length of model", len(model), 0 if worker else 1, limits.NAME_LENGTH_MAX),
         ("length of worker", len(worker), 0, limits.NAME_LENGTH_MAX),
+        ("length of affinity", len(affinity), 0, limits.AFFINITY_LENGTH_MAX),
     ):
         if not low <= value <= high:
             raise ParameterRangeError(f"{name} is {value}, it must be {low} … {high}", parameter=name, value=value)

@@ -90,12 +90,17 @@ class ClientRequests:
         resume: Resume = "exact",
         window: int = limits.WINDOW_UNITS,
         trace: Trace | None = None,
+        affinity: str = "",
+        prefix: bytes = b"",
+        prefix_block: int = 0,
     ) -> Pending:
         """Accept a request. It leaves now, or when the controller is there.
 
         Args:
             request: One that its `validate` has nothing against; its worker looks again.
             trace: The trace that it belongs to, and that is told of it.
+            affinity: Requests of one key may be sent to one worker.
+            prefix, prefix_block: Hashes of the prompt's first blocks, and the size of one.
 
         Raises:
             FabricError: It can never be sent: closed, too many in flight, out of range, not encodable, or too large.
@@ -106,7 +111,7 @@ class ClientRequests:
             raise QuotaExceededError(
                 f"{len(self.requests)} requests are in flight, limit is {limits.CLIENT_REQUESTS_MAX}"
             )
-        check_ranges(model, worker, priority, deadline_ms)
+        check_ranges(model, worker, priority, deadline_ms, affinity)
         seed: int | None = None
         if isinstance(request, TextRequest) and request.sampling.seed is None:
             seed = self._rng.getrandbits(63)
@@ -135,6 +140,7 @@ class ClientRequests:
             guard_ns = pending.deadline_ns + milliseconds(limits.DEADLINE_GUARD_MS)
             pending.guard = self.timers.at(guard_ns, lambda _: self._guard(pending))
         pending.trace = trace
+        pending.affinity, pending.prefix, pending.prefix_block = affinity, prefix, prefix_block
         self.requests[number] = pending
         self.counters.submitted += 1
         if self.ready:
@@ -210,6 +216,9 @@ class ClientRequests:
             window=pending.granted,
             resume_from=pending.next,
             worker=pending.worker,
+            affinity=pending.affinity,
+            prefix=pending.prefix,
+            prefix_block=pending.prefix_block,
         )
         if pending.trace is not None:
             context = pending.trace.context

@@ -1,215 +1,84 @@
-"""Which worker takes a request: the candidates of a model, and policies over them.
+"""Which worker takes a request: policies over the candidates of a model.
 
-A policy is a pure function ``(candidates, rng) -> Host | None``; `register_policy` adds one under a name. It is only asked
-when there is a candidate: a worker with a free slot that can do what the request demands. Which of them it takes is up to the
-policy, whether one takes it is not: None, an error, or anything that is no candidate leaves the choice to `shortest_queue`.
-
-Load is the controller's own count of live requests at a worker, so it is never stale. Answering "who has the least" must
-not cost a walk over a thousand workers, therefore `Candidates` keeps them ranked in large sets; policies only ask.
+A policy is a pure function ``(ask) -> Host | None`` of one value, an `Ask`, which holds all that it may look at;
+`register_policy` adds one under a name. It is only asked when there is a candidate: a worker with a free slot that can do what
+the request demands. Which of them it takes is up to the policy, whether one takes it is not: None, an error, or anything that is
+no candidate leaves the choice to `shortest_queue`.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
-from zfabric.core.controller.ranking import Ranking
+from zfabric.core.controller.candidates import Candidates, Host
 from zfabric.errors import ConfigurationError
 from zfabric.ids import milliseconds
 from zfabric.limits import POLICY_REPORT_MS
 
-#: Up to so many candidates a plain scan is as fast as the heap, and needs no upkeep.
-CANDIDATES_UNORDERED_MAX: Final = 16
-#: FastChat's bound: with less speed than this in all there is nobody to draw.
-_SPEED_SUM_MIN: Final = 1e-4
 #: Kinds of a policy's failures that are told apart.
 _KINDS_MAX: Final = 32
 
 
-class Line:
-    """How many live requests a worker has: one object that the hosts of all its models share."""
-
-    __slots__ = ("length",)
-
-    def __init__(self) -> None:
-        self.length = 0
+def _nothing_matches() -> Mapping[str, int]:
+    return {}
 
 
-class Host:
-    """One model at one worker.
+@dataclass(slots=True)
+class Ask:
+    """What a policy may look at, and nothing else. It changes none of it.
 
     Attributes:
-        name: The worker's.
-        speed: Relative speed the worker announced.
-        line: The worker's live requests, all models.
-        slots: Concurrent requests of this model, 0 for as many as the worker has.
-        live: Live requests of this model there that hold a slot.
-        latency_ns: Exponentially weighted mean time from dispatch to terminal; 0 before the first.
+        candidates: Who can take the request now, at least one: with their loads, speeds and latencies.
+        rng: The only source of chance.
+        priority: The request's; the lowest number is the most urgent, 0 is usual.
+        affinity: The request's key, "" for none.
+        blocks: Blocks of the request's prompt whose hashes came with it; 0 where none did.
+        block_size: Tokens, or characters where the client has no tokens, of one block; 0 where no hashes came.
+        matched: By a worker's name, how many of the prompt's first blocks are cached there; who has none is left out. It is
+            looked up when it is called, so that a policy that does not ask pays nothing.
+
+    Example: ``def emptiest(ask: Ask) -> Host: return min(ask.candidates, key=lambda host: host.load)``
     """
 
-    __slots__ = ("latency_ns", "line", "live", "name", "slots", "speed")
-
-    def __init__(self, name: str, speed: float, slots: int, line: Line | None = None) -> None:
-        self.name = name
-        self.speed = speed
-        self.slots = slots
-        self.line = line or Line()
-        self.latency_ns = 0.0
-        self.live: set[Hashable] = set()
-
-    @property
-    def in_flight(self) -> int:
-        """Live requests of this model there that hold a slot."""
-        return len(self.live)
-
-    @property
-    def load(self) -> int:
-        """Live requests of the worker, all models."""
-        return self.line.length
-
-    @property
-    def queue_ratio(self) -> float:
-        """FastChat's measure for `shortest_queue`: queue length over speed."""
-        return self.line.length / self.speed if self.speed > 0 else float("inf")
-
-    def __repr__(self) -> str:
-        return f"<Host {self.name} load={self.load} speed={self.speed}>"
+    candidates: Candidates
+    rng: random.Random
+    priority: int = 0
+    affinity: str = ""
+    blocks: int = 0
+    block_size: int = 0
+    matched: Callable[[], Mapping[str, int]] = _nothing_matches
 
 
-class Candidates:
-    """Hosts that can take a request now. Membership and the least loaded one are kept up to date."""
-
-    __slots__ = ("_hosts", "_order", "_places", "_ranking", "_speed_max", "_turn")
-
-    def __init__(self) -> None:
-        self._hosts: list[Host] = []
-        self._places: dict[Host, int] = {}
-        self._ranking: Ranking[Host] = Ranking()
-        self._order = 0
-        self._speed_max = 0.0
-        self._turn = 0
-
-    def __len__(self) -> int:
-        return len(self._hosts)
-
-    def __iter__(self) -> Iterator[Host]:
-        return iter(self._hosts)
-
-    def __getitem__(self, position: int) -> Host:
-        return self._hosts[position]
-
-    def __contains__(self, host: object) -> bool:
-        return isinstance(host, Host) and host in self._places
-
-    @property
-    def ordered(self) -> bool:
-        """Whether changes of load have to be told by `changed`: small sets are looked at as they are."""
-        return len(self._hosts) > CANDIDATES_UNORDERED_MAX
-
-    def add(self, host: Host, rng: random.Random) -> None:
-        """Make a host a candidate; one that is already is only brought up to date."""
-        if host.speed > self._speed_max:
-            self._speed_max = host.speed
-        hosts = self._hosts
-        if host in self._places:
-            if len(hosts) > CANDIDATES_UNORDERED_MAX:
-                self._rank(host, rng)
-            return
-        self._places[host] = len(hosts)
-        hosts.append(host)
-        if len(hosts) > CANDIDATES_UNORDERED_MAX:
-            for other in hosts if len(hosts) == CANDIDATES_UNORDERED_MAX + 1 else (host,):
-                self._rank(other, rng)
-
-    def remove(self, host: Host) -> None:
-        """Take a host out; unknown ones are ignored."""
-        place = self._places.pop(host, None)
-        if place is None:
-            return
-        last = self._hosts.pop()
-        if last is not host:
-            self._hosts[place] = last
-            self._places[last] = place
-        if self.ordered:
-            self._ranking.discard(host)
-        elif len(self._ranking):
-            self._ranking = Ranking()
-
-    def changed(self, host: Host, rng: random.Random) -> None:
-        """A candidate's load changed."""
-        if self.ordered and host in self._places:
-            self._rank(host, rng)
-
-    def least_loaded(self, rng: random.Random) -> Host:
-        """The least queue length over speed; ties are drawn."""
-        if self.ordered:
-            return self._ranking.first()
-        if len(self._hosts) == 1:
-            return self._hosts[0]
-        least = min(host.queue_ratio for host in self._hosts)
-        ties = [host for host in self._hosts if host.queue_ratio == least]
-        return ties[0] if len(ties) == 1 else rng.choice(ties)
-
-    def by_speed(self, rng: random.Random) -> Host | None:
-        """Drawn with probability speed over the sum of speeds; None where the sum is nothing."""
-        if len(self._hosts) > CANDIDATES_UNORDERED_MAX and self._speed_max > 0:
-            # Rejection against an upper bound draws from the very same distribution, in constant time.
-            for _ in range(32):
-                host = rng.choice(self._hosts)
-                if rng.random() * self._speed_max < host.speed:
-                    return host
-        weights = [host.speed for host in self._hosts]
-        # The bound is exact again: one fast worker that has left must not make every draw as dear as this one.
-        self._speed_max = max(weights, default=0.0)
-        return rng.choices(self._hosts, weights)[0] if sum(weights) >= _SPEED_SUM_MIN else None
-
-    def two(self, rng: random.Random) -> tuple[Host, Host]:
-        """Two candidates drawn without regard to load; the same one twice if it is alone."""
-        count = len(self._hosts)
-        first = rng.randrange(count)
-        second = (first + 1 + rng.randrange(count - 1)) % count if count > 1 else first
-        return self._hosts[first], self._hosts[second]
-
-    def next_in_turn(self) -> Host:
-        """Each candidate in turn."""
-        self._turn += 1
-        return self._hosts[self._turn % len(self._hosts)]
-
-    def _rank(self, host: Host, rng: random.Random) -> None:
-        self._order += 1
-        # Drawn among ties, and yet nobody waits for ever: whoever changed long ago comes before who changed just now.
-        tie = self._order + rng.random() * 2 * len(self._hosts)
-        self._ranking.put(host, (host.queue_ratio, tie))
+Policy = Callable[[Ask], Host | None]
 
 
-Policy = Callable[[Candidates, random.Random], Host | None]
-
-
-def shortest_queue(candidates: Candidates, rng: random.Random) -> Host:
+def shortest_queue(ask: Ask) -> Host:
     """argmin(queue length / speed), FastChat's formula, with ties drawn instead of the first one taken."""
-    return candidates.least_loaded(rng)
+    return ask.candidates.least_loaded(ask.rng)
 
 
-def lottery(candidates: Candidates, rng: random.Random) -> Host | None:
+def lottery(ask: Ask) -> Host | None:
     """p_i = speed_i / sum(speed), FastChat's formula."""
-    return candidates.by_speed(rng)
+    return ask.candidates.by_speed(ask.rng)
 
 
-def round_robin(candidates: Candidates, rng: random.Random) -> Host:
+def round_robin(ask: Ask) -> Host:
     """Each candidate in turn, whatever its load."""
-    return candidates.next_in_turn()
+    return ask.candidates.next_in_turn()
 
 
-def power_of_two(candidates: Candidates, rng: random.Random) -> Host:
+def power_of_two(ask: Ask) -> Host:
     """The less loaded of two drawn ones (Mitzenmacher 2001)."""
-    first, second = candidates.two(rng)
+    first, second = ask.candidates.two(ask.rng)
     return first if first.queue_ratio <= second.queue_ratio else second
 
 
-def least_latency(candidates: Candidates, rng: random.Random) -> Host:
+def least_latency(ask: Ask) -> Host:
     """The least expected time: mean time of past requests, times the requests that would share the worker."""
-    return min(candidates, key=lambda host: (host.latency_ns * (host.load + 1), host.load, rng.random()))
+    return min(ask.candidates, key=lambda host: (host.latency_ns * (host.load + 1), host.load, ask.rng.random()))
 
 
 POLICIES: Final[dict[str, Policy]] = {
@@ -247,12 +116,11 @@ class Chooser:
             `POLICY_REPORT_MS`. It must not raise.
     """
 
-    __slots__ = ("_name", "_policy", "_rng", "_told", "failures", "on_failure")
+    __slots__ = ("_name", "_policy", "_told", "failures", "on_failure")
 
-    def __init__(self, name: str, rng: random.Random) -> None:
+    def __init__(self, name: str) -> None:
         self._name = name
         self._policy = find_policy(name)
-        self._rng = rng
         self._told: dict[str, tuple[int, int]] = {}
         self.failures = 0
         self.on_failure: Callable[[str, int], None] = lambda what, times: None
@@ -261,20 +129,20 @@ class Chooser:
         """Choose by another policy from now on. Raises: ConfigurationError for an unknown name."""
         self._policy, self._name = find_policy(name), name
 
-    def choose(self, candidates: Candidates, now_ns: int) -> Host:
-        """One of the candidates, of which there is at least one."""
+    def choose(self, ask: Ask, now_ns: int) -> Host:
+        """One of the candidates."""
         host: object
         try:
-            host = self._policy(candidates, self._rng)
+            host = self._policy(ask)
         except Exception as error:  # noqa: BLE001 — a policy may be anybody's code, and requests must not wait for its repair
             self._failed(f"raised {type(error).__name__}", _text(error), now_ns)
-            return shortest_queue(candidates, self._rng)
-        if host in candidates:
+            return shortest_queue(ask)
+        if host in ask.candidates:
             assert isinstance(host, Host)
             return host
         if host is not None:
             self._failed(f"returned a {type(host).__name__} that is no candidate", "", now_ns)
-        return shortest_queue(candidates, self._rng)
+        return shortest_queue(ask)
 
     def _failed(self, kind: str, text: str, now_ns: int) -> None:
         self.failures += 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Final, NamedTuple, get_args
 
-from zfabric.core.controller.dispatch import CANDIDATES_UNORDERED_MAX, Candidates, Host
+from zfabric.core.controller.candidates import CANDIDATES_UNORDERED_MAX, Candidates, Host
 from zfabric.core.controller.fair_queue import FairQueue
 from zfabric.core.timers import Timer
 from zfabric.wire.fields import Operation

@@ -7,7 +7,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from zfabric.core.controller.access import Grant
-from zfabric.core.controller.dispatch import Line
+from zfabric.core.controller.candidates import Line
 from zfabric.core.controller.hosting import Hosting, Model, demand_of
 from zfabric.core.controller.quotas import Account
 from zfabric.core.controller.request_state import RequestState
@@ -214,14 +214,16 @@ class Request:
         asked: The name that was asked for: the model's, or an alias of it.
         arrival: Where it stands among all requests by their first arrival; a later attempt has that of the former.
         units: Units of the answer that are known to be made, for operators.
+        affinity, prefix, prefix_block: Of the SUBMIT, for policies.
         traceparent, tracestate: Of the SUBMIT; passed on unread unless there is a `span`.
         span: What its trace is told; None for nothing.
     """
 
     __slots__ = (
-        "accepted_ns", "account", "arrival", "asked", "attempt", "away", "body", "client", "deadline", "deadline_ns", "demand",
-        "dispatched_ns", "engine", "host", "instance", "key", "lock", "model", "operation", "owner", "priority", "request",
-        "resume_from", "size", "span", "state", "traceparent", "tracestate", "units", "window", "worker",
+        "accepted_ns", "account", "affinity", "arrival", "asked", "attempt", "away", "body", "client", "deadline", "deadline_ns",
+        "demand", "dispatched_ns", "engine", "host", "instance", "key", "lock", "model", "operation", "owner", "prefix",
+        "prefix_block", "priority", "request", "resume_from", "size", "span", "state", "traceparent", "tracestate", "units",
+        "window", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -267,5 +269,7 @@ class Request:
         self.deadline: Timer | None = None
         self.deadline_ns: int | None = None
         self.accepted_ns = self.dispatched_ns = 0
-        self.traceparent = self.tracestate = ""
+        self.traceparent = self.tracestate = self.affinity = ""
+        self.prefix = b""
+        self.prefix_block = 0
         self.span: AttemptSpan | None = None

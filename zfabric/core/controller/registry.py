@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 
+from zfabric.core.controller.candidates import CANDIDATES_UNORDERED_MAX, Candidates
 from zfabric.core.controller.directives import Directives
-from zfabric.core.controller.dispatch import CANDIDATES_UNORDERED_MAX, Candidates
 from zfabric.core.controller.fair_queue import FairQueue
 from zfabric.core.controller.hosting import Alias, Demand, Hosting, Model, Supply
 from zfabric.core.controller.names import Names

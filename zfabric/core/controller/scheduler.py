@@ -39,7 +39,7 @@ import random
 from typing import NamedTuple
 
 from zfabric.core.controller.config import BrokerConfig
-from zfabric.core.controller.dispatch import Chooser
+from zfabric.core.controller.dispatch import Ask, Chooser
 from zfabric.core.controller.endings import Endings
 from zfabric.core.controller.figures import Decision
 from zfabric.core.controller.hosting import Demand, Hosting, Model, demand_of
@@ -64,6 +64,7 @@ from zfabric.errors import (
     WorkerLostError,
 )
 from zfabric.ids import milliseconds
+from zfabric.limits import PREFIX_HASH_BYTES
 from zfabric.wire import codec
 from zfabric.wire.messages import Dispatch, Submit
 
@@ -97,7 +98,8 @@ class Scheduler:
         self._outbox = outbox
         self._journal = journal
         self._arrivals = itertools.count(1)
-        self.chooser = Chooser(config.policy, rng)
+        self.chooser = Chooser(config.policy)
+        self._rng = rng
         self.observer = Observer(journal)
         self.quotas = Quotas()
         self.figures = self.observer.figures
@@ -129,7 +131,7 @@ class Scheduler:
                 worker, host = self._worker_asked(client, envelope)
             else:
                 model = self._model_asked(client, envelope, place)
-                host = self._choose(model, demand_of(envelope.operation, envelope.resume_from), now_ns)
+                host = self._choose(model, demand_of(envelope.operation, envelope.resume_from), envelope, now_ns)
                 if host is None:
                     self._check_room(model, envelope, len(body), place)
         except FabricError as error:
@@ -280,6 +282,11 @@ class Scheduler:
         request.body, request.size = body, len(body)
         request.accepted_ns = now_ns
         request.traceparent, request.tracestate = envelope.traceparent, envelope.tracestate
+        request.affinity, request.prefix, request.prefix_block = (
+            envelope.affinity,
+            envelope.prefix,
+            envelope.prefix_block,
+        )
         client.requests[request.request] = request
         self.observer.submitted(client, request, envelope, now_ns)
         if envelope.deadline_ms is not None:
@@ -288,14 +295,22 @@ class Scheduler:
 
     # ── to a worker ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _choose(self, model: Model, demand: Demand, now_ns: int) -> Hosting | None:
+    def _choose(self, model: Model, demand: Demand, asked: Submit | Request, now_ns: int) -> Hosting | None:
         """The host that takes a request now; None where nobody can, or nobody may."""
         if model.name in self._registry.directives.paused:
             return None
         candidates = self._registry.candidates(self._registry.supply(model, demand))
         if not len(candidates):
             return None
-        host = self.chooser.choose(candidates, now_ns)
+        ask = Ask(
+            candidates,
+            self._rng,
+            priority=asked.priority,
+            affinity=asked.affinity,
+            blocks=len(asked.prefix) // PREFIX_HASH_BYTES,
+            block_size=asked.prefix_block,
+        )
+        host = self.chooser.choose(ask, now_ns)
         assert isinstance(host, Hosting)
         return host
 
@@ -340,7 +355,7 @@ class Scheduler:
     def _offer(self, request: Request, model: Model) -> None:
         """Have a model serve a request that waited for another."""
         request.model = model
-        host = self._choose(model, request.demand, self._timers.now_ns)
+        host = self._choose(model, request.demand, request, self._timers.now_ns)
         if host is not None:
             self._send_to(request, host.worker, host, self._timers.now_ns, "moved")
         else:
