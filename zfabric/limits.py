@@ -195,6 +195,15 @@ AFFINITY_LENGTH_MAX: Final = 64
 PREFIX_BLOCKS_MAX: Final = 512
 #: Bytes of one block's hash: among 10⁶ blocks two have the same one with a probability of 3·10⁻⁸.
 PREFIX_HASH_BYTES: Final = 8
+#: Tokens of a block that a client hashes: vLLM's own block size, so that what is shared is counted as its cache shares it.
+PREFIX_BLOCK_TOKENS: Final = 16
+#: Characters of a block where the client has no tokens, which counts as many tokens as the one above: four characters each.
+PREFIX_BLOCK_CHARACTERS: Final = 64
+#: Blocks whose holders a controller knows: 16 million tokens of prompts, in about 200 MB when it is full.
+PREFIX_INDEX_BLOCKS_MAX: Final = 1_048_576
+#: What `prefix_aware` takes one live request of a worker to cost a further one, in tokens of a prompt: about what a request
+#: computes that finds no more than a system prompt in the cache. In simulated placement it is flat between half and twice that.
+PREFIX_LOAD_TOKENS: Final = 1_024
 #: Names end up in tables, logs and labels.
 NAME_LENGTH_MAX: Final = 256
 #: What is said of a request's trace: version 00 of `traceparent` has 55 characters, later ones may have more, and of `tracestate`

@@ -126,10 +126,14 @@ class GenerateOptions(AnswerOptions, total=False):
 
     Attributes:
         messages, prompt_token_ids: Instead of a prompt. Messages go through the model's chat template.
+        prefix_hints: Send hashes of the prompt's first blocks along, so that a controller with the policy `prefix_aware` finds
+            a worker that has them cached (docs/dispatch.md). It costs about 15 µs for each 1,000 characters, up to 32,768 of
+            them, or for 250 tokens, and is off by default.
     """
 
     messages: Messages | None
     prompt_token_ids: Sequence[int] | None
+    prefix_hints: bool
 
 
 class EmbedOptions(SharedOptions, total=False):
@@ -170,4 +174,6 @@ class SubmitOptions(TypedDict):
     deadline_ms: int | None
     priority: int
     affinity: NotRequired[str]
+    prefix: NotRequired[bytes]
+    prefix_block: NotRequired[int]
     resume: NotRequired[Resume]

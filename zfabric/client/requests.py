@@ -22,11 +22,13 @@ from zfabric.limits import (
     CALL_TIMEOUT_MS,
     DEADLINE_MAX_MS,
     NAME_LENGTH_MAX,
+    PREFIX_BLOCK_TOKENS,
     PRIORITY_MAX,
     QUERY_TIMEOUT_MS,
 )
 from zfabric.wire.chat import ChatOptions, Message
 from zfabric.wire.payloads import CountRequest, OperateRequest, TextRequest
+from zfabric.wire.prefixes import prefix_hashes
 from zfabric.wire.sampling import TOKENS_MAX, WHAT_THE_CONTEXT_LEAVES, SamplingOptions
 from zfabric.wire.tasks import (
     ClassifyRequest,
@@ -73,11 +75,15 @@ def generate_request(prompt: object, options: Mapping[str, Any]) -> tuple[TextRe
         for name, take in _PARTS.items()
         if (value := given.pop(name, None)) is not None
     }
+    hinted = values.taken(values.flag, "prefix_hints", given.pop("prefix_hints", False))
     chat = _chat_options(given)
     _take_length(given)
     sampling = SamplingOptions(**_known(given, _SAMPLING, "a request"))
     request = TextRequest(prompt=_taken(values.text, "prompt", prompt), sampling=sampling, chat=chat, **parts)
     request.validate()
+    if hinted:
+        submit["prefix"] = prefix_hashes(request)
+        submit["prefix_block"] = PREFIX_BLOCK_TOKENS if submit["prefix"] else 0
     return request, submit
 
 

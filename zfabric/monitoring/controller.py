@@ -43,6 +43,8 @@ class _Snapshot:
         self.transport = broker.transport_figures()
         self.bad_messages = dict(broker.bad_messages)
         self.failures = dict(figures.failures)
+        self.placed = list(registry.placement.figures.items())
+        self.prefix_blocks = len(registry.placement.index)
 
 
 def metrics_of(controller: Controller) -> Iterator[Metric]:
@@ -60,6 +62,7 @@ def _written(broker: Broker, snapshot: _Snapshot) -> Iterator[Metric]:
     yield errors(
         "zfabric_request_errors", "Attempts of requests that ended with an error, by its class.", snapshot.failures
     )
+    yield from _placement(snapshot)
     yield from _models(snapshot)
     yield from _peers(broker, snapshot)
     yield from transport(snapshot.transport, _LEVELS)
@@ -110,6 +113,38 @@ def _requests(models: list[tuple[str, ModelFigures]], figures: Figures, broker: 
     )
     yield counter("zfabric_recovered_streams", "Streams that went on after a lost connection.", broker.recovery.matched)
     yield gauge("zfabric_queued_bytes", "Bytes of the requests that wait.", figures.queued_bytes)
+
+
+def _placement(snapshot: _Snapshot) -> Iterator[Metric]:
+    placed = snapshot.placed
+    yield counter(
+        "zfabric_prefix_dispatches",
+        "Dispatches of requests with hashes of their prompts: hit where the worker had the first block cached, else miss.",
+        {
+            (policy, result): count
+            for policy, it in placed
+            for result, count in (("hit", it.hits), ("miss", it.dispatches - it.hits))
+        },
+        "policy",
+        "result",
+    )
+    yield counter(
+        "zfabric_prefix_tokens",
+        "Tokens of prompts by what the worker they went to had of them: cached, or elsewhere if only another worker had them, or "
+        "nowhere.",
+        {
+            (policy, where): count
+            for policy, it in placed
+            for where, count in (
+                ("cached", it.hit_tokens),
+                ("elsewhere", it.regret_tokens),
+                ("nowhere", it.tokens - it.hit_tokens - it.regret_tokens),
+            )
+        },
+        "policy",
+        "where",
+    )
+    yield gauge("zfabric_prefix_blocks", "Blocks of prompts whose places are known.", snapshot.prefix_blocks)
 
 
 def _models(snapshot: _Snapshot) -> Iterator[Metric]:

@@ -39,7 +39,7 @@ _MODEL_FIELDS: Final = 10
 _ENDS: Final = 1
 _END_FIELDS: Final = 3
 #: Where a client's HELLO and CLAIMS have their claims, and how many fields a claim had.
-_CLAIMS: Final = {kinds.CLIENT_HELLO: 4, kinds.CLAIMS: 0}
+_CLAIMS: Final[dict[int, int]] = {kinds.CLIENT_HELLO: 4, kinds.CLAIMS: 0}
 _CLAIM_FIELDS: Final = 5
 
 

@@ -59,7 +59,7 @@ class Submit(Struct, array_like=True, kw_only=True, gc=False):
         prefix: Hashes of the prompt's first blocks, 8 bytes each, one after the other. Each covers its block and all before
             it, so equal ones mean equal prompts up to there. Empty for none; what is left over at the end is ignored. Since
             version 2.2.
-        prefix_block: Tokens of each block, or characters where the client has no tokens; 0 without hashes. Since version 2.2.
+        prefix_block: Tokens of each block, or what a block of text is taken for; 0 without hashes. Since version 2.2.
     """
 
     request: Unsigned63

@@ -16,13 +16,13 @@ from typing import Final
 from zfabric.core.controller.candidates import Candidates, Host
 from zfabric.errors import ConfigurationError
 from zfabric.ids import milliseconds
-from zfabric.limits import POLICY_REPORT_MS
+from zfabric.limits import POLICY_REPORT_MS, PREFIX_LOAD_TOKENS
 
 #: Kinds of a policy's failures that are told apart.
 _KINDS_MAX: Final = 32
 
 
-def _nothing_matches() -> Mapping[str, int]:
+def _nothing_matches() -> Mapping[Host, int]:
     return {}
 
 
@@ -36,9 +36,9 @@ class Ask:
         priority: The request's; the lowest number is the most urgent, 0 is usual.
         affinity: The request's key, "" for none.
         blocks: Blocks of the request's prompt whose hashes came with it; 0 where none did.
-        block_size: Tokens, or characters where the client has no tokens, of one block; 0 where no hashes came.
-        matched: By a worker's name, how many of the prompt's first blocks are cached there; who has none is left out. It is
-            looked up when it is called, so that a policy that does not ask pays nothing.
+        block_size: Tokens of one block; 0 where no hashes came.
+        matched: By host of the model, candidate or not, how many of the prompt's first blocks are cached there; who has none is
+            left out. It is looked up when it is called, so that a policy that does not ask pays nothing.
 
     Example: ``def emptiest(ask: Ask) -> Host: return min(ask.candidates, key=lambda host: host.load)``
     """
@@ -49,7 +49,7 @@ class Ask:
     affinity: str = ""
     blocks: int = 0
     block_size: int = 0
-    matched: Callable[[], Mapping[str, int]] = _nothing_matches
+    matched: Callable[[], Mapping[Host, int]] = _nothing_matches
 
 
 Policy = Callable[[Ask], Host | None]
@@ -81,8 +81,31 @@ def least_latency(ask: Ask) -> Host:
     return min(ask.candidates, key=lambda host: (host.latency_ns * (host.load + 1), host.load, ask.rng.random()))
 
 
+def prefix_aware(ask: Ask) -> Host:
+    """argmin(tokens of the prompt not cached there + `PREFIX_LOAD_TOKENS` · queue length / speed), in tokens; without anything
+    cached it is `shortest_queue`. The form is that of NVIDIA Dynamo's KV router, which adds blocks to compute and blocks in use.
+
+    Of the hosts that have nothing cached only the least loaded one can be the best, so only those that have are looked at.
+    """
+    least = ask.candidates.least_loaded(ask.rng)
+    if not ask.blocks:
+        return least
+    cached = ask.matched()
+    best, least_cost = least, prefix_cost(ask, least, cached.get(least, 0))
+    for host, blocks in cached.items():
+        if host in ask.candidates and (cost := prefix_cost(ask, host, blocks)) < least_cost:
+            best, least_cost = host, cost
+    return best
+
+
+def prefix_cost(ask: Ask, host: Host, cached: int) -> float:
+    """What `prefix_aware` takes a request to cost at a host that has so many of its blocks cached, in tokens."""
+    return (ask.blocks - cached) * ask.block_size + PREFIX_LOAD_TOKENS * host.queue_ratio
+
+
 POLICIES: Final[dict[str, Policy]] = {
-    policy.__name__: policy for policy in (shortest_queue, lottery, round_robin, power_of_two, least_latency)
+    policy.__name__: policy
+    for policy in (shortest_queue, lottery, round_robin, power_of_two, least_latency, prefix_aware)
 }
 
 

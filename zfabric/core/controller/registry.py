@@ -11,6 +11,7 @@ from zfabric.core.controller.fair_queue import FairQueue
 from zfabric.core.controller.hosting import Alias, Demand, Hosting, Model, Supply
 from zfabric.core.controller.names import Names
 from zfabric.core.controller.peers import ClientPeer, Key, Request, WorkerPeer
+from zfabric.core.controller.placement import Placement
 from zfabric.limits import ALIASES_REMEMBERED_MAX
 from zfabric.wire.messages import ModelInfo
 
@@ -23,10 +24,12 @@ class Registry:
         changed: Models that gained or lost a host, or a host that takes requests: see `Queues.settle`.
         held: Names that a hosted model has now, and had not before.
         directives: What operators have ordered.
+        placement: Where prompts are cached.
     """
 
     __slots__ = (
-        "_aliases", "_names", "_rng", "_turns", "changed", "clients", "directives", "held", "live", "models", "workers",
+        "_aliases", "_names", "_rng", "_turns", "changed", "clients", "directives", "held", "live", "models", "placement",
+        "workers",
     )  # fmt: skip
 
     def __init__(self, rng: random.Random) -> None:
@@ -41,6 +44,7 @@ class Registry:
         self.changed: dict[Model, None] = {}
         self.held: dict[str, None] = {}
         self.directives = Directives()
+        self.placement = Placement()
 
     # ── names ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -148,6 +152,7 @@ class Registry:
         """Take one model away from a worker, which was lost, or serves it no more."""
         hosting = worker.hosts.pop(name)
         model = hosting.model
+        self.placement.forget(hosting)
         for demand in hosting.demands:
             model.supplies[demand].discard(hosting, lost=lost)
         del model.hosts[worker.name]

@@ -309,6 +309,7 @@ class Scheduler:
             affinity=asked.affinity,
             blocks=len(asked.prefix) // PREFIX_HASH_BYTES,
             block_size=asked.prefix_block,
+            matched=lambda: self._registry.placement.matched(model, asked.prefix),
         )
         host = self.chooser.choose(ask, now_ns)
         assert isinstance(host, Hosting)
@@ -325,6 +326,8 @@ class Scheduler:
         self.endings.place(request, worker, host)
         worker.dispatched += 1
         self.observer.dispatched(request, worker, decision, now_ns)
+        if request.prefix and host is not None:
+            self._registry.placement.placed(host, request.prefix, request.prefix_block, self._config.policy)
         span = request.span
         left_ms = None
         if request.deadline_ns is not None:
