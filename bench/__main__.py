@@ -32,6 +32,7 @@ NAMES: Final = (
     "gateway",
     "scale",
     "balance",
+    "placement",
     "faults",
     "curve",
     "recording",
@@ -86,7 +87,8 @@ def benchmark(
         list_: List the scenarios.
         scenario: Only these; repeat for several.
         system: Only these systems; repeat for several.
-        trace: Arrivals for balance: Mooncake, Azure or BurstGPT files, or flight recordings; repeat for several.
+        trace: Arrivals for balance: Mooncake, Azure or BurstGPT files, or flight recordings; repeat for several. Mooncake's also
+            say what prompts share, for placement.
         transport: The driver of zfabric's sockets, loop or libzmq; what is repeated is measured beside the first.
         output: Directory of the results.
     """

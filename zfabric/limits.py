@@ -199,11 +199,11 @@ PREFIX_HASH_BYTES: Final = 8
 PREFIX_BLOCK_TOKENS: Final = 16
 #: Characters of a block where the client has no tokens, which counts as many tokens as the one above: four characters each.
 PREFIX_BLOCK_CHARACTERS: Final = 64
-#: Blocks whose holders a controller knows: 16 million tokens of prompts, in about 200 MB when it is full.
+#: Blocks whose holders a controller knows: 16 million tokens of prompts, in about 150 MB when it is full.
 PREFIX_INDEX_BLOCKS_MAX: Final = 1_048_576
-#: What `prefix_aware` takes one live request of a worker to cost a further one, in tokens of a prompt: about what a request
-#: computes that finds no more than a system prompt in the cache. In simulated placement it is flat between half and twice that.
-PREFIX_LOAD_TOKENS: Final = 1_024
+#: What `prefix_aware` takes one live request of a worker to cost a further one, in tokens of a prompt. In simulated placement
+#: (docs/dispatch.md) more of it loses hits, and less of it gains few and lets a common prompt gather more requests at one worker.
+PREFIX_LOAD_TOKENS: Final = 256
 #: Names end up in tables, logs and labels.
 NAME_LENGTH_MAX: Final = 256
 #: What is said of a request's trace: version 00 of `traceparent` has 55 characters, later ones may have more, and of `tracestate`

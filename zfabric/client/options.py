@@ -127,8 +127,8 @@ class GenerateOptions(AnswerOptions, total=False):
     Attributes:
         messages, prompt_token_ids: Instead of a prompt. Messages go through the model's chat template.
         prefix_hints: Send hashes of the prompt's first blocks along, so that a controller with the policy `prefix_aware` finds
-            a worker that has them cached (docs/dispatch.md). It costs about 15 µs for each 1,000 characters, up to 32,768 of
-            them, or for 250 tokens, and is off by default.
+            a worker that has them cached (docs/dispatch.md). It costs about 30 µs for each 1,000 characters or 250
+            tokens, up to 32,768 or 8,192 of them, nothing for less than a block, and is off by default.
     """
 
     messages: Messages | None
