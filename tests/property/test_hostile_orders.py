@@ -10,7 +10,7 @@ from tests.broker import CANCELLED, Bench, FakeClient, FakeWorker, Peer, carried
 from zfabric.errors import FAILOVER_CODES
 from zfabric.limits import CLAIM_MS
 from zfabric.wire.flow import Credit, CreditLine
-from zfabric.wire.locks import lock_of, lock_of_request
+from zfabric.wire.locks import lock_of
 from zfabric.wire.messages import Beat, Carried, Goodbye, Load
 
 #: Few names, so that everybody meets everybody.
@@ -109,7 +109,7 @@ class Crowd:
 
 
 def _carried(instance: int, number: int, attempt: int) -> Carried:
-    lock = lock_of_request(lock_of([b"", b"one", b"two"][(instance + number) % 3]), number)
+    lock = [b"", lock_of(b"one"), lock_of(b"two")][(instance + number) % 3]
     return carried_of(instance, number, attempt, lock=lock, finished=attempt == 2)
 
 
@@ -216,9 +216,7 @@ class Lone:
     def lose_worker(self) -> None:
         self.worker.cut()
         self.settle()
-        carried = [
-            carried_of(11, 1, attempt, lock=lock_of_request(lock_of(b"s"), 1)) for attempt in sorted(self.running)
-        ]
+        carried = [carried_of(11, 1, attempt, lock=lock_of(b"s")) for attempt in sorted(self.running)]
         self.worker = self.worker.back(*carried)
 
     def lose_client(self) -> None:
@@ -228,9 +226,7 @@ class Lone:
     def lose_both(self) -> None:
         self.worker.cut()
         self.lose_client()
-        carried = [
-            carried_of(11, 1, attempt, lock=lock_of_request(lock_of(b"s"), 1)) for attempt in sorted(self.running)
-        ]
+        carried = [carried_of(11, 1, attempt, lock=lock_of(b"s")) for attempt in sorted(self.running)]
         self.worker = self.worker.back(*carried)
 
     def end(self) -> None:

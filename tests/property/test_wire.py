@@ -15,7 +15,7 @@ from zfabric.errors import FabricError, ParameterRangeError, ProtocolError, Unsu
 from zfabric.limits import CONTROL_BODY_BYTES_MAX, DEADLINE_MAX_MS, HEADER_BYTES_MAX
 from zfabric.wire import answers, codec, flow, kinds, messages, questions, sampling, tasks
 from zfabric.wire.chunks import EndsBody
-from zfabric.wire.locks import lock_of, lock_of_request
+from zfabric.wire.locks import lock_of
 
 u32 = st.integers(0, 2**32 - 1)
 u63 = st.integers(0, 2**63 - 1)
@@ -192,9 +192,6 @@ def test_locks_open_to_their_secret_alone() -> None:
     assert len(lock_of(b"secret")) == 16
     assert lock_of(b"secret") != lock_of(b"Secret")
     assert lock_of(b"") == b""
-    assert len(lock_of_request(lock_of(b"secret"), 2**63 - 1)) == 16
-    assert lock_of_request(lock_of(b"secret"), 1) != lock_of_request(lock_of(b"secret"), 2)
-    assert lock_of_request(b"", 1) == b""
 
 
 @settings(max_examples=500)

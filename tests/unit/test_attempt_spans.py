@@ -19,7 +19,7 @@ from zfabric.errors import (
     WorkerLostError,
 )
 from zfabric.limits import CLAIM_MS, SPAN_EVENTS_MAX
-from zfabric.wire.locks import lock_of, lock_of_request
+from zfabric.wire.locks import lock_of
 from zfabric.wire.messages import Submit
 from zfabric.wire.traces import TraceContext, parse
 
@@ -128,7 +128,7 @@ def test_what_a_worker_brings_back_is_another_span_of_its_attempt() -> None:
     client.submit(5, **TRACED)
     worker.cut()
     (lost,) = spans.take()
-    again = worker.back(carried_of(11, 5, lock=lock_of_request(lock_of(SECRET), 5)))
+    again = worker.back(carried_of(11, 5, lock=lock_of(SECRET)))
     client.claim((5, 0, 0))
     again.end(11, (5, 0))
     (back,) = spans.take()

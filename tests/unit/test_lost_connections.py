@@ -18,16 +18,9 @@ from zfabric.errors import (
 )
 from zfabric.limits import CLAIM_MS
 from zfabric.wire.flow import Credit, CreditLine
-from zfabric.wire.locks import lock_of, lock_of_request
+from zfabric.wire.locks import lock_of
 
 SECRET = b"s" * 16
-
-
-def locked(request: int) -> bytes:
-    """The lock of a request of a client with that secret."""
-    return lock_of_request(lock_of(SECRET), request)
-
-
 LOST = ConnectionLostError.code
 
 
@@ -38,7 +31,7 @@ def test_a_running_stream_goes_on_when_its_client_is_back() -> None:
     bench = Bench()
     worker, client = bench.worker(), bench.client(secret=SECRET)
     client.submit(5)
-    assert worker.dispatched()[0].lock == locked(5)
+    assert worker.dispatched()[0].lock == lock_of(SECRET)
     number = client.number
     client.cut()
     worker.say(number, 5, 0, "nobody hears this")
@@ -373,7 +366,7 @@ def test_a_claim_and_a_returning_worker_meet_in_any_order(first: str, finished: 
     client.submit(5, deadline_ms=60_000)
     worker.cut()
     client.terminals()
-    carried = carried_of(11, 5, lock=locked(5), finished=finished)
+    carried = carried_of(11, 5, lock=lock_of(SECRET), finished=finished)
     bench.sleep(500)
     if first == "claim":
         client.claim((5, 0, 7))
@@ -419,7 +412,7 @@ def test_what_nobody_claims_of_a_returning_worker_is_stopped() -> None:
     worker, client = bench.worker(), bench.client(secret=SECRET)
     client.submit(5)
     worker.cut()
-    again = worker.back(carried_of(11, 5, lock=locked(5)))
+    again = worker.back(carried_of(11, 5, lock=lock_of(SECRET)))
     bench.sleep(CLAIM_MS - 100)
     assert again.aborted() == []
     bench.sleep(200)
@@ -436,7 +429,7 @@ def test_the_next_attempt_ends_the_wait_for_the_former_one() -> None:
     lost.cut()
     client.submit(5, 1, resume_from=3)
     assert [line.attempt for line in left.dispatched()] == [1]
-    again = lost.back(carried_of(11, 5, lock=locked(5)))
+    again = lost.back(carried_of(11, 5, lock=lock_of(SECRET)))
     assert again.aborted() == [(5, 0)]
     left.end(11, (5, 1))
     assert client.codes() == {(5, 0): WorkerLostError.code, (5, 1): 0}
@@ -448,7 +441,7 @@ def test_an_unwanted_stream_is_stopped_at_once_where_its_worker_is_back_already(
     worker, client = bench.worker(), bench.client(secret=SECRET)
     client.submit(5)
     worker.cut()
-    again = worker.back(carried_of(11, 5, lock=locked(5)))
+    again = worker.back(carried_of(11, 5, lock=lock_of(SECRET)))
     client.submit(5, 1)
     assert again.aborted() == [(5, 0)]
     assert [line.attempt for line in again.dispatched()] == [1]
@@ -461,12 +454,12 @@ def test_only_the_worker_that_was_lost_brings_a_stream_back() -> None:
     worker.cut()
     client.terminals()
     client.claim((5, 0, 0))
-    lock = locked(5)
+    lock = lock_of(SECRET)
     for name, instance, shown in (("w2", 1, lock), ("w", 2, lock), ("w", 1, b"")):
         pretender = bench.worker(name, instance=instance, carried=[carried_of(11, 5, lock=shown)])
         assert pretender.aborted() == [(5, 0)]
         pretender.leave()
-    again = worker.back(carried_of(11, 5, lock=locked(5)))
+    again = worker.back(carried_of(11, 5, lock=lock))
     assert again.grants() == [(5, 0, 0, True, client.number)]
 
 
@@ -477,7 +470,7 @@ def test_carried_requests_may_come_in_several_messages_and_twice() -> None:
     client.submit(6)
     worker.cut()
     client.claim((5, 0, 0), (6, 0, 0))
-    five, six = (carried_of(11, number, lock=locked(number)) for number in (5, 6))
+    five, six = (carried_of(11, number, lock=lock_of(SECRET)) for number in (5, 6))
     again = worker.back(five, five)
     again.carry(six, six, five)
     assert [line[:4] for line in again.grants()] == [(5, 0, 0, True), (6, 0, 0, True)]
@@ -501,7 +494,7 @@ def test_an_attempt_that_nobody_takes_leaves_the_lost_one_to_be_claimed() -> Non
     (end,) = client.terminals()
     assert end.details["resumable"] is False
     client.claim((5, 0, 3))
-    again = holder.back(carried_of(11, 5, lock=locked(5)))
+    again = holder.back(carried_of(11, 5, lock=lock_of(SECRET)))
     assert again.grants() == [(5, 0, 3, True, client.number)]
     assert again.aborted() == []
     again.end(11, (5, 0), client=client.number)
@@ -518,7 +511,7 @@ def test_an_attempt_that_waits_for_a_host_leaves_the_lost_one_to_be_claimed() ->
     client.terminals()
     client.submit(5, 1, resume_from=3)
     assert client.terminals() == []
-    again = worker.back(carried_of(11, 5, lock=locked(5)))
+    again = worker.back(carried_of(11, 5, lock=lock_of(SECRET)))
     (end,) = client.terminals()
     assert end.details["resumable"] is False
     client.claim((5, 0, 3))
@@ -536,7 +529,7 @@ def test_what_a_worker_brings_back_in_vain_holds_its_slot_until_it_has_stopped()
     client.submit(5, 1)
     again = FakeWorker(bench)
     again.slow = True
-    again.hello("w", slots=1, carried=[carried_of(11, 5, lock=locked(5))])
+    again.hello("w", slots=1, carried=[carried_of(11, 5, lock=lock_of(SECRET))])
     assert again.aborted() == [(5, 0)]
     assert again.dispatched() == []
     again.end(11, (5, 0), code=CANCELLED)
@@ -555,7 +548,7 @@ def test_a_deadline_holds_while_a_claim_waits_and_after_it_was_matched() -> None
     client.claim((5, 0, 0), (6, 0, 0))
     bench.sleep(700)
     assert client.codes() == {(5, 0): DeadlineExceededError.code}
-    again = worker.back(carried_of(11, 6, lock=locked(6)))
+    again = worker.back(carried_of(11, 6, lock=lock_of(SECRET)))
     bench.sleep(400)
     assert client.codes() == {(6, 0): DeadlineExceededError.code}
     assert again.aborted() == [(6, 0)]
@@ -571,7 +564,7 @@ def test_a_claim_can_be_cancelled() -> None:
     client.claim((5, 0, 0))
     client.cancel(5)
     assert client.codes() == {(5, 0): CANCELLED}
-    again = worker.back(carried_of(11, 5, lock=locked(5)))
+    again = worker.back(carried_of(11, 5, lock=lock_of(SECRET)))
     bench.sleep(CLAIM_MS + 100)
     assert again.aborted() == [(5, 0)]
     bench.check_rest()
@@ -638,11 +631,11 @@ def test_both_connections_are_lost_and_both_come_back(first: str) -> None:
         peer.cut()
     bench.sleep(300)
     if first == "worker":
-        back = worker.back(carried_of(11, 5, lock=locked(5)))
+        back = worker.back(carried_of(11, 5, lock=lock_of(SECRET)))
         again = client.back((5, 0, 4))
     else:
         again = client.back((5, 0, 4))
-        back = worker.back(carried_of(11, 5, lock=locked(5)))
+        back = worker.back(carried_of(11, 5, lock=lock_of(SECRET)))
     assert back.grants() == [(5, 0, 4, True, again.number)]
     back.end(11, (5, 0), client=again.number)
     assert again.codes() == {(5, 0): 0}
@@ -651,8 +644,9 @@ def test_both_connections_are_lost_and_both_come_back(first: str) -> None:
 
 def test_a_new_controller_lets_everybody_come_back_once() -> None:
     bench = Bench(recovery_ms=3_000)
+    lock = lock_of(SECRET)
     client = bench.client(secret=SECRET, claims=[claim_of(5, 0, 2), claim_of(6, 0, 0)])
-    worker = bench.worker(carried=[carried_of(11, 5, lock=locked(5)), carried_of(11, 7, lock=locked(7))])
+    worker = bench.worker(carried=[carried_of(11, 5, lock=lock), carried_of(11, 7, lock=lock)])
     assert worker.grants() == [(5, 0, 2, True, client.number)]
     bench.sleep(2_900)
     assert (worker.aborted(), client.codes()) == ([], {})
@@ -667,22 +661,23 @@ def test_a_new_controller_lets_everybody_come_back_once() -> None:
 
 def test_a_worker_that_is_lost_while_the_controller_is_new_has_its_time_too() -> None:
     bench = Bench(recovery_ms=3_000)
+    lock = lock_of(SECRET)
     client = bench.client(secret=SECRET, claims=[claim_of(5, 0, 2)])
-    worker = bench.worker(carried=[carried_of(11, 5, lock=locked(5))])
+    worker = bench.worker(carried=[carried_of(11, 5, lock=lock)])
     bench.sleep(2_500)
     worker.cut()
     (end,) = client.terminals()
     assert end.details["claim_ms"] == CLAIM_MS
     client.claim((5, 0, 2))
     bench.sleep(1_000)
-    again = worker.back(carried_of(11, 5, lock=locked(5)))
+    again = worker.back(carried_of(11, 5, lock=lock))
     assert again.grants() == [(5, 0, 2, True, client.number)]
 
 
 def test_one_request_that_two_workers_carry_goes_to_the_one_that_has_the_lock() -> None:
     bench = Bench(recovery_ms=3_000)
     thief = bench.worker("thief", instance=9, carried=[carried_of(11, 5, lock=b"guess")])
-    worker = bench.worker(carried=[carried_of(11, 5, lock=locked(5))])
+    worker = bench.worker(carried=[carried_of(11, 5, lock=lock_of(SECRET))])
     client = bench.client(secret=SECRET, claims=[claim_of(5, 0, 2)])
     assert worker.grants() == [(5, 0, 2, True, client.number)]
     assert thief.grants() == []
@@ -691,24 +686,11 @@ def test_one_request_that_two_workers_carry_goes_to_the_one_that_has_the_lock() 
     bench.check_rest()
 
 
-def test_the_lock_of_one_request_opens_no_other() -> None:
-    """A worker knows the locks of what it runs. After a restart it brings what another one runs as well, and does not get it."""
-    bench = Bench(recovery_ms=3_000)
-    thief = bench.worker(
-        "thief", instance=9, carried=[carried_of(11, 6, lock=locked(6)), carried_of(11, 5, lock=locked(6))]
-    )
-    worker = bench.worker(carried=[carried_of(11, 5, lock=locked(5))])
-    client = bench.client(secret=SECRET, claims=[claim_of(5, 0, 2), claim_of(6, 0, 0)])
-    assert thief.grants() == [(6, 0, 0, True, client.number)]
-    assert worker.grants() == [(5, 0, 2, True, client.number)]
-    assert thief.aborted() == [(5, 0)]
-
-
 def test_a_claim_needs_the_secret_of_the_request() -> None:
     """After a restart the controller knows nobody; whoever has seen both numbers still cannot take the stream."""
     bench = Bench(recovery_ms=3_000)
-    worker = bench.worker(carried=[carried_of(11, 5, lock=locked(5))])
-    for secret in (b"", b"guessed", lock_of(SECRET), locked(5)):
+    worker = bench.worker(carried=[carried_of(11, 5, lock=lock_of(SECRET))])
+    for secret in (b"", b"guessed", lock_of(SECRET)):
         thief = bench.client(11, secret=secret, claims=[claim_of(5, 0, 0)])
         assert worker.grants() == []
         thief.leave()
@@ -720,8 +702,9 @@ def test_a_claim_needs_the_secret_of_the_request() -> None:
 def test_a_claim_gives_no_more_than_the_key_may_use(moment: str) -> None:
     bench = Bench(recovery_ms=3_000)
     narrow = Grant("narrow", frozenset({Role.CLIENT}), models=("other-*",))
+    lock = lock_of(SECRET)
     if moment == "restart":
-        worker = bench.worker(carried=[carried_of(11, 5, lock=locked(5))])
+        worker = bench.worker(carried=[carried_of(11, 5, lock=lock)])
         client = bench.key_holder(narrow)
         client.hello(11, secret=SECRET, claims=[claim_of(5, 0, 0)])
     else:
@@ -733,7 +716,7 @@ def test_a_claim_gives_no_more_than_the_key_may_use(moment: str) -> None:
         client = bench.key_holder(narrow)
         client.hello(11, secret=SECRET, claims=[claim_of(5, 0, 0)])
         if moment == "worker lost":
-            worker = worker.back(carried_of(11, 5, lock=locked(5)))
+            worker = worker.back(carried_of(11, 5, lock=lock))
     assert client.codes() == {(5, 0): PermissionDeniedError.code}
     assert worker.grants() == []
 
@@ -741,7 +724,7 @@ def test_a_claim_gives_no_more_than_the_key_may_use(moment: str) -> None:
 def test_a_claim_may_go_by_an_alias_that_the_key_may_use() -> None:
     bench = Bench(recovery_ms=3_000)
     models = [model_of("llama-3", aliases=["other-chat"])]
-    worker = bench.worker(models=models, carried=[carried_of(11, 5, lock=locked(5), model="llama-3")])
+    worker = bench.worker(models=models, carried=[carried_of(11, 5, lock=lock_of(SECRET), model="llama-3")])
     client = bench.key_holder(Grant("narrow", frozenset({Role.CLIENT}), models=("other-*",)))
     client.hello(11, secret=SECRET, claims=[claim_of(5, 0, 0)])
     assert worker.grants() == [(5, 0, 0, True, client.number)]
@@ -749,7 +732,7 @@ def test_a_claim_may_go_by_an_alias_that_the_key_may_use() -> None:
 
 def test_a_call_to_a_worker_is_claimed_by_operators_only() -> None:
     bench = Bench(recovery_ms=3_000)
-    worker = bench.worker(carried=[carried_of(11, 5, lock=locked(5), operation="operate", model="")])
+    worker = bench.worker(carried=[carried_of(11, 5, lock=lock_of(SECRET), operation="operate", model="")])
     client = bench.key_holder(Grant("plain", frozenset({Role.CLIENT})))
     client.hello(11, secret=SECRET, claims=[claim_of(5, 0, 0)])
     assert client.codes() == {(5, 0): PermissionDeniedError.code}
@@ -785,7 +768,7 @@ def test_a_worker_that_is_lost_with_a_finished_answer_for_somebody_away() -> Non
     worker.end(11, (5, 0))
     worker.cut()
     again = client.back((5, 0, 0))
-    back = worker.back(carried_of(11, 5, lock=locked(5), finished=True))
+    back = worker.back(carried_of(11, 5, lock=lock_of(SECRET), finished=True))
     assert back.grants() == [(5, 0, 0, True, again.number)]
     back.end(11, (5, 0), client=again.number)
     assert again.codes() == {(5, 0): 0}

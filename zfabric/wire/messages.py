@@ -92,7 +92,7 @@ class Dispatch(Struct, array_like=True, kw_only=True, gc=False):
         deadline_ms: What is left of it now, in milliseconds; None for no deadline.
         window: As in the SUBMIT, or what credit has made of it since.
         resume_from: As in the SUBMIT.
-        lock: What the client's secret and the request's number hash to; `Carried` tells it again.
+        lock: What the client's secret hashes to; `Carried` tells it again.
         traceparent: As in the SUBMIT; or the controller's own span of this attempt, where it makes any.
         tracestate: As in the SUBMIT.
     """
@@ -294,7 +294,7 @@ class Carried(Struct, array_like=True, kw_only=True, gc=False):
         operation: What was asked.
         model: The model's own name.
         finished: Whether it waits only for its reader, and needs no slot.
-        lock: What the client's secret and the request's number hash to, as the DISPATCH had it.
+        lock: What the client's secret hashes to.
     """
 
     instance: Unsigned63

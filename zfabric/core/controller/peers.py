@@ -18,7 +18,7 @@ from zfabric.ids import RoutingId
 from zfabric.limits import FORMER_ATTEMPTS_MAX
 from zfabric.wire.fields import Operation
 from zfabric.wire.kinds import MINOR_VERSION
-from zfabric.wire.locks import lock_of, lock_of_request
+from zfabric.wire.locks import lock_of
 from zfabric.wire.messages import ClientHello, WorkerHello
 
 #: An attempt: its client's instance, the request's number, the attempt's number.
@@ -87,10 +87,6 @@ class ClientPeer:
         self.lock = lock_of(hello.secret)
         self.heard_ns = now_ns
         self.away = False
-
-    def lock_of(self, request: int) -> bytes:
-        """The lock of one of its requests."""
-        return lock_of_request(self.lock, request)
 
     @property
     def name(self) -> str:
@@ -208,7 +204,7 @@ class Request:
     Attributes:
         client: Who waits for it; None once nobody does, or not yet.
         account: Whose limits it counts for; None where there are none.
-        lock: By its client's and its number: whoever claims it has to have the same.
+        lock: Of its client: whoever claims it has to have the same.
         away: Its client has lost the connection and not claimed it since.
         engine: Where it runs.
         asked: The name that was asked for: the model's, or an alias of it.
@@ -244,7 +240,7 @@ class Request:
         self.client = client
         #: Who takes turns: what shares limits shares them, else each client has turns of its own.
         self.owner: str | int = (client.grant.group if client is not None else "") or instance
-        self.lock = client.lock_of(request) if client is not None else b""
+        self.lock = client.lock if client is not None else b""
         self.away = False
         self.instance = instance
         self.request = request

@@ -188,7 +188,7 @@ class Recovery:
         if len(client.requests) >= self._config.client_requests_max:
             raise QuotaExceededError(f"client has {len(client.requests)} requests in flight already")
         key = (client.instance, claim.request, claim.attempt)
-        loss = self._loss_of(key, client.lock_of(key[1]))
+        loss = self._loss_of(key, client.lock)
         if loss is None and not self.active:
             raise _nobody_has_it()
         claimed = self._hold(client, claim)
@@ -200,7 +200,7 @@ class Recovery:
 
     def _take_over(self, client: ClientPeer, request: Request, claim: Claim, granted: _Grants) -> None:
         """The request is still here, as it was when the client's connection was lost, or has finished."""
-        if request.lock != client.lock_of(request.request):
+        if request.lock != client.lock:
             raise _nobody_has_it()
         _check_grant(client, request)
         self.matched += 1
@@ -227,7 +227,7 @@ class Recovery:
     def moved_on(self, client: ClientPeer, request: int, attempt: int) -> None:
         """A client submits this attempt, so it will not claim the one before."""
         key = (client.instance, request, attempt - 1)
-        if self._loss_of(key, client.lock_of(key[1])) is not None:
+        if self._loss_of(key, client.lock) is not None:
             self._settle(key, self._losses.pop(key), _nobody_has_it())
 
     # ── together, or over ───────────────────────────────────────────────────────────────────────────────────────────
@@ -296,7 +296,7 @@ class Recovery:
         """Give a request that a worker brought back its reader, if that may have it; the claim has served."""
         client, key = claimed.client, request.key
         assert client is not None
-        if request.lock != client.lock_of(request.request):
+        if request.lock != client.lock:
             return False
         try:
             _check_grant(client, request)
