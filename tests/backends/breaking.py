@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+from zfabric.backends.hf_transformers.paged_cache import PagedCache
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.wire.payloads import OperateRequest
 
 
 class BreakingWorker(ModelWorker):
-    """Its call `break_at` has the first pass that is wider than so many columns go wrong, once."""
+    """Its call `break_at` has the first pass whose longest row is longer than so many columns go wrong, once."""
 
     async def operate(self, request: OperateRequest) -> Any:
         if request.call != "break_at":
@@ -20,7 +21,10 @@ class BreakingWorker(ModelWorker):
         model = self._assembled.loaded.model
 
         def go_wrong(_: Any, __: Any, given: dict[str, Any]) -> None:
-            if given["past_key_values"].get_seq_length() <= columns:
+            cache = given["past_key_values"]
+            passed = cache.passed if isinstance(cache, PagedCache) else None
+            # Over pages the newest token of each row is counted already.
+            if (cache.get_seq_length() if passed is None else max(passed.lengths) - 1) <= columns:
                 return
             handle.remove()
             if how == "hang":
