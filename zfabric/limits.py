@@ -139,8 +139,9 @@ RESTART_MAX_MS: Final = 30_000
 # ── Sizes ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 #: libzmq disconnects a peer whose frame is larger, so senders check before. 64 MiB holds images and embedding batches.
 FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
-#: Headers are a kind and a few numbers and names.
-HEADER_BYTES_MAX: Final = 4_096
+#: Headers are a kind, a few numbers and names, and what a prompt is known by: PREFIX_BLOCKS_MAX hashes are 4 KiB. Up to
+#: version 2.1 it was half of this, so clients tell older controllers no hashes.
+HEADER_BYTES_MAX: Final = 8_192
 #: Control bodies the controller itself decodes: the largest is the inventory of a worker with 10,000 requests.
 CONTROL_BODY_BYTES_MAX: Final = 4 * 1024 * 1024
 #: Frames are filled up to this size where their content can be split: the terminals of a step, lists, claims.
@@ -190,6 +191,30 @@ QUOTA_MAX: Final = 1_000_000_000
 PRIORITY_MAX: Final = 1_000
 #: Characters of a key of affinity: as many as the keys that OpenAI's API takes to find a prompt's cache.
 AFFINITY_LENGTH_MAX: Final = 64
+#: Keys whose workers the controller remembers, some 300 bytes each; the longest unused is forgotten first.
+AFFINITIES_MAX: Final = 100_000
+#: Models for which one key is remembered: a session uses one, or one and its tools' models.
+AFFINITY_MODELS_MAX: Final = 8
+#: A key that was not used for so long is forgotten: an engine that works has given its cache to others by then.
+AFFINITY_TTL_MS: Final = 600_000
+#: A worker is too busy for the keys that it has when it has so many live requests more than the least loaded one, and ...
+IMBALANCE_REQUESTS: Final = 8
+#: ... its load over its speed is more than so many times that one's.
+IMBALANCE_RATIO: Final = 1.5
+#: Failures in a row after which a host gets no more requests of a model: chance alone, at one failure in ten, makes five of
+#: them once in 100,000 requests.
+CIRCUIT_FAILURES: Final = 5
+#: For how long at first, twice as long each time that a try in between fails as well, ...
+CIRCUIT_OPEN_MS: Final = 1_000
+#: ... and no longer than this: what a host that was mended has to wait for its first request.
+CIRCUIT_OPEN_MS_MAX: Final = 30_000
+#: Each of these times is drawn within this share of it.
+CIRCUIT_JITTER: Final = 0.2
+#: Of the hosts that could take a request no more than this share may be out at once: with half of them the others' load at most
+#: doubles, and of one host none is out.
+CIRCUIT_SHARE_MAX: Final = 0.5
+#: A worker's share of all live requests may be so many times the mean before the policy `consistent_hash` passes it over.
+HASH_LOAD_RATIO: Final = 1.25
 #: Blocks of a prompt whose hashes a request may bring: 8,192 tokens in blocks of 16, in 4 KiB of its envelope. What two prompts
 #: share beyond that counts as not shared.
 PREFIX_BLOCKS_MAX: Final = 512

@@ -11,7 +11,7 @@ from zfabric.core import timers
 from zfabric.core.client import requests as client_requests
 from zfabric.core.client import session as client_session
 from zfabric.core.controller import broker as broker_module
-from zfabric.core.controller import endings, fair_queue, peers, queues, recovery, routes, scheduler, sessions
+from zfabric.core.controller import circuits, endings, fair_queue, peers, queues, recovery, routes, scheduler, sessions
 from zfabric.core.controller.request_state import RequestState
 from zfabric.core.worker import backlog
 from zfabric.core.worker import session as worker_session
@@ -248,3 +248,20 @@ def a_welcome_that_is_not_taken(patch: pytest.MonkeyPatch) -> None:
         return start_over
 
     wrap(patch, worker_session.WorkerSession, "_start_over", make)
+
+
+@fault("are out")
+def all_hosts_are_out_at_once(patch: pytest.MonkeyPatch) -> None:
+    """Circuits open however many are open already."""
+    patch.setattr(circuits.Circuits, "_may_be_out", lambda self, host: True)
+    patch.setattr(circuits.Circuits, "fit", lambda self, model: None)
+
+
+@fault("could take it")
+def a_circuit_that_closes_and_tells_nobody(patch: pytest.MonkeyPatch) -> None:
+    """What waits is not given to a worker whose time out is over."""
+
+    def half_open(self: Any, host: Any, circuit: Any) -> None:
+        circuit.timer = None
+
+    patch.setattr(circuits.Circuits, "_half_open", half_open)

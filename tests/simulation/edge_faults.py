@@ -120,7 +120,7 @@ def a_policy_that_is_believed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(dispatch.Chooser, "choose", lambda self, ask, now_ns: self._policy(ask))
 
 
-@fault("with a hung engine", "engine hung", first=1_240)
+@fault("with a hung engine", "engine hung", first=960)
 def an_engine_that_hides_behind_another(patch: pytest.MonkeyPatch) -> None:
     """Progress is told of the worker as a whole."""
 

@@ -71,6 +71,9 @@ def build(arguments: list[str]) -> cyclopts.App:
         queue_depth_max: int = limits.QUEUE_DEPTH_MAX,
         queue_bytes_max: int = limits.QUEUE_BYTES_MAX,
         client_requests_max: int = limits.CLIENT_REQUESTS_MAX,
+        circuit_failures: int = limits.CIRCUIT_FAILURES,
+        imbalance_requests: int = limits.IMBALANCE_REQUESTS,
+        imbalance_ratio: float = limits.IMBALANCE_RATIO,
         transport: str | None = None,
         spin_us: int | None = None,
         drain_ms: int = limits.DRAIN_MS,
@@ -102,6 +105,10 @@ def build(arguments: list[str]) -> cyclopts.App:
             queue_depth_max: Waiting requests per model.
             queue_bytes_max: Bytes of all waiting requests.
             client_requests_max: Requests in flight per client.
+            circuit_failures: Failures in a row after which a worker gets no requests for the model for a while; 0 for never.
+            imbalance_requests: With sticky_least_loaded, a key leaves its worker when that has over so many requests more than
+                the least loaded one, and over --imbalance-ratio times its load.
+            imbalance_ratio: See --imbalance-requests.
             transport: The driver of the sockets, loop or libzmq; $ZFABRIC_TRANSPORT, else loop, by default.
             spin_us: Busy polling, where a core is given to it: look for messages for so many microseconds after work before
                 sleeping; $ZFABRIC_SPIN_US, else not at all, by default.
@@ -128,6 +135,9 @@ def build(arguments: list[str]) -> cyclopts.App:
             queue_depth_max=queue_depth_max,
             queue_bytes_max=queue_bytes_max,
             client_requests_max=client_requests_max,
+            circuit_failures=circuit_failures,
+            imbalance_requests=imbalance_requests,
+            imbalance_ratio=imbalance_ratio,
         )
         settings = ControllerConfig(
             endpoints=endpoint or (default_endpoint(),),

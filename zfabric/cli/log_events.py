@@ -55,6 +55,9 @@ _CONTROLLER: Final[dict[str, LogEvent]] = {
                             "says which. Its requests go on elsewhere."),
     "engine_stalled": LogEvent("warning", "controller", "An engine has work and made no step for `--stall-ms`. Its requests go "
                                "on elsewhere."),
+    "circuit_opened": LogEvent("warning", "controller", "Requests for a model failed at a worker one after the other, so that it "
+        "gets none for a while: see [dispatch.md](dispatch.md)."),
+    "circuit_closed": LogEvent("info", "controller", "A worker gets requests for the model again."),
     "engine_moves": LogEvent("info", "controller", "An engine that had stalled makes steps again."),
     "peer_refused": LogEvent("warning", "controller", "Somebody without a session got none, or sent what needs one: another "
                              "version, a name that is taken, a key that does not allow it."),

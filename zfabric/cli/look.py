@@ -38,6 +38,7 @@ _MODEL_COLUMNS: Sequence[Column] = (
 _WORKER_COLUMNS: Sequence[Column] = (
     ("name", lambda row: row.name),
     ("state", lambda row: f"{row.state} by {row.drained_by}" if row.drained_by else row.state),
+    ("circuits", lambda row: ", ".join(f"{name} {state}" for name, state in row.circuits.items())),
     ("models", lambda row: row.models),
     ("slots", lambda row: row.slots),
     ("running", lambda row: row.in_flight),

@@ -8,7 +8,7 @@ from msgspec import Raw
 
 from zfabric.client import values
 from zfabric.client.connection import Connection
-from zfabric.client.requests import model_name, query_timeout_ms
+from zfabric.client.requests import affinity_key, model_name, query_timeout_ms
 from zfabric.errors import RequestError
 from zfabric.wire import codec
 from zfabric.wire.listings import ClientList, QueueList, RequestList
@@ -101,6 +101,27 @@ class AsyncQueries(Asking):
             >>> {worker.name: worker.in_flight for worker in await client.workers()}
         """
         return await self._ask_list("workers", WorkerStatus, timeout)
+
+    async def release(self, affinity: str, *, timeout: float | None = None) -> bool:
+        """Have the controller forget where requests of a key went: the session is over, or is to go elsewhere next.
+
+        Requests that run are left alone. A call that is cancelled may have been obeyed.
+
+        Args:
+            affinity: The key that its requests were made with.
+
+        Returns:
+            Whether anything was known of the key. What was forgotten by itself, or by a new controller, was not.
+
+        Raises:
+            ParameterRangeError: The key is longer than 64 characters.
+            RequestError: The controller speaks an older version of the protocol, 2.0 or 2.1, and knows no keys.
+
+        Example:
+            >>> await client.release("session-17")
+            True
+        """
+        return await self._ask("release", bool, timeout, affinity=affinity_key(affinity))
 
     async def status(self, *, timeout: float | None = None) -> FabricStatus:
         """The controller in figures.

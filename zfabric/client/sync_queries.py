@@ -78,6 +78,15 @@ class BlockingQueries:
         """
         return self._thread.wait(self._client.queue(timeout=timeout, **wanted))
 
+    def release(self, affinity: str, *, timeout: float | None = None) -> bool:
+        """As `AsyncClient.release`.
+
+        Example:
+            >>> client.release("session-17")
+            True
+        """
+        return self._thread.wait(self._client.release(affinity, timeout=timeout))
+
     def refresh(self, *, timeout: float | None = None) -> list[str]:
         """As `AsyncClient.refresh`.
 

@@ -111,6 +111,11 @@ def _requests(models: list[tuple[str, ModelFigures]], figures: Figures, broker: 
     yield counter(
         "zfabric_policy_failures", "Calls of an operator's policy that failed.", broker.scheduler.chooser.failures
     )
+    yield counter(
+        "zfabric_circuit_openings",
+        "How often a worker got no more requests for a model, since some failed there one after the other.",
+        broker.scheduler.circuits.openings,
+    )
     yield counter("zfabric_recovered_streams", "Streams that went on after a lost connection.", broker.recovery.matched)
     yield gauge("zfabric_queued_bytes", "Bytes of the requests that wait.", figures.queued_bytes)
 
@@ -165,6 +170,15 @@ def _models(snapshot: _Snapshot) -> Iterator[Metric]:
         "zfabric_model_workers",
         "Workers that serve a model.",
         {(name,): sum(len(hosts) for _, hosts in found) for name, found in models},
+        "model",
+    )
+    yield gauge(
+        "zfabric_circuits_open",
+        "Workers that get no requests for a model, or one at a time, since some failed there one after the other.",
+        {
+            (name,): sum(host.circuit is not None and host.circuit.out for _, hosts in found for host in hosts)
+            for name, found in models
+        },
         "model",
     )
 

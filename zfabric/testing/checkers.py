@@ -10,7 +10,8 @@ from zfabric.core.controller.broker import Broker
 from zfabric.core.controller.hosting import Hosting
 from zfabric.core.controller.peers import Request, WorkerPeer, WorkerState
 from zfabric.errors import UnknownModelError, UnsupportedOperationError
-from zfabric.ids import RoutingId
+from zfabric.ids import RoutingId, milliseconds
+from zfabric.limits import CIRCUIT_JITTER, CIRCUIT_OPEN_MS_MAX, CIRCUIT_SHARE_MAX
 from zfabric.testing.records import Violation
 from zfabric.wire import codec, kinds
 from zfabric.wire.messages import ModelInfo, Submit
@@ -57,7 +58,8 @@ def check_bounds(broker: Broker, outsiders: Container[int] = ()) -> None:
 
 
 def check_liveness(broker: Broker, workers: Container[str]) -> None:
-    """No request waits while a worker that suits it has a free slot, unless an operator has its model paused.
+    """No request waits while a worker that suits it has a free slot, unless an operator has its model paused, or the worker's
+    circuit keeps it from more.
 
     Args:
         workers: Names of the well-behaved ones; others may well be such that no policy takes them.
@@ -75,9 +77,26 @@ def check_liveness(broker: Broker, workers: Container[str]) -> None:
                     )
 
 
+def check_circuits(broker: Broker) -> None:
+    """Of the hosts that take requests for a demand no more than a share is out, and none is out without end."""
+    latest_ns = broker.timers.now_ns + milliseconds(CIRCUIT_OPEN_MS_MAX * (1 + CIRCUIT_JITTER))
+    for model in broker.registry.models.values():
+        for demand in model.supplies:
+            taking = [host for host in model.hosts.values() if demand in host.demands and host.taking]
+            out = [host.circuit for host in taking if host.circuit is not None and host.circuit.out]
+            if len(out) > CIRCUIT_SHARE_MAX * len(taking):
+                raise Violation(f"{len(out)} of {len(taking)} hosts of {model.name} for {demand} are out")
+            for circuit in out:
+                if circuit.timer is not None and circuit.timer.due_ns > latest_ns:
+                    raise Violation(f"a host of {model.name} is out until {circuit.timer.due_ns} ns")
+
+
 def _has_room(hosting: Hosting) -> bool:
     worker = hosting.worker
     if worker.state is not WorkerState.READY or hosting.engine in worker.hung:
+        return False
+    circuit = hosting.circuit
+    if circuit is not None and circuit.out and (circuit.timer is not None or circuit.probe in worker.live):
         return False
     taken = [request for request in worker.live.values() if _takes_slot(request, worker)]
     if len(taken) >= worker.load.slots:

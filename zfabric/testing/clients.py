@@ -104,6 +104,7 @@ class SimClient:
                 deadline_ms=wish.deadline_ms,
                 resume=wish.resume,
                 window=wish.window,
+                affinity=wish.affinity,
             )
         except FabricError as error:
             record.end(error, None)

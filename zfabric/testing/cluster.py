@@ -7,12 +7,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from zfabric.core.controller.config import BrokerConfig
-from zfabric.core.controller.dispatch import POLICIES, register_policy
+from zfabric.core.controller.dispatch import BUILT_IN, POLICIES, register_policy
 from zfabric.errors import RequestCancelledError
 from zfabric.limits import ATTEMPTS_WITHOUT_PROGRESS_MAX
 from zfabric.testing.apps import SimApp
 from zfabric.testing.catalogue import draw_engines, draw_habits
-from zfabric.testing.checkers import check_announced, check_bounds, check_liveness, check_rest
+from zfabric.testing.checkers import check_announced, check_bounds, check_circuits, check_liveness, check_rest
 from zfabric.testing.clients import SimClient
 from zfabric.testing.controllers import BROKEN_POLICY, SimController, broken_policy
 from zfabric.testing.grammar import Gossip
@@ -127,18 +127,19 @@ class Cluster:
         self.keyed = rng.random() < 0.5
         self.sound = rng.random() < 0.6
         self.tight = _tight(seed)
+        #: In half of all clusters one failure is enough to open a circuit: there are few engines that fail again and again.
+        self.circuit_failures = 1 + 4 * (seed % 2)
         #: There is no room for all clients: some are refused for now, and give up after their time to connect.
         self.crowded = rng.random() < 0.1
 
     def _config(self, clients: int) -> BrokerConfig:
         rng = self.world.rng
         return BrokerConfig(
-            policy=rng.choice(
-                ["shortest_queue", "lottery", "power_of_two", "round_robin", "least_latency", BROKEN_POLICY]
-            ),
+            policy=rng.choice([*BUILT_IN, BROKEN_POLICY]),
             queue_depth_max=rng.choice([4, 1_000]),
             queue_bytes_max=rng.choice([400, 2**30, 2**30, 2**30]),
             stall_ms=4_000,
+            circuit_failures=self.circuit_failures,
             clients_max=max(1, clients - 1) if self.crowded else 1_000,
         )
 
@@ -272,6 +273,7 @@ class Cluster:
         if broker is not None and not self.controller.paused:
             check_bounds(broker, set() if set(self.report.faults) & _LOSING else self._strangers())
             check_liveness(broker, self.gossip.workers)
+            check_circuits(broker)
             self._check_workers()
         for record in self.records:
             if not record.endings and self.clients[record.client].alive:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from zfabric.core.controller.config import BrokerConfig
+from zfabric.core.controller.dispatch import BUILT_IN
 from zfabric.errors import ConfigurationError
 from zfabric.limits import PRIORITY_MAX
 from zfabric.recording.arrivals import RecordedRequest, requests_of
@@ -39,7 +40,6 @@ _OPENING_MS: Final = 500.0
 _GOODBYE_MS: Final = 30.0
 #: How long a drained worker lets requests finish.
 _DRAIN_MS: Final = 5_000
-_POLICIES: Final = ("shortest_queue", "lottery", "power_of_two", "round_robin", "least_latency")
 
 
 @dataclass
@@ -97,7 +97,7 @@ def read_incident(files: Sequence[Path]) -> Incident:
     if not workers:
         raise ConfigurationError(f"no worker was registered in {', '.join(map(str, files))}: nothing can be simulated")
     policies = [event.fields["settings"]["policy"] for event in seen if event.name == "config"]
-    policy = policies[-1] if policies and policies[-1] in _POLICIES else _POLICIES[0]
+    policy = policies[-1] if policies and policies[-1] in BUILT_IN else BUILT_IN[0]
     return Incident(seen[0].unix_ns, seen[-1].unix_ns, policy, workers, requests_of(events), seen)
 
 

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable
 from typing import Final
 
+from zfabric.core.controller.dispatch import BUILT_IN
 from zfabric.testing.apps import SimApp
 from zfabric.testing.catalogue import NAMES
 from zfabric.testing.clients import SimClient
@@ -17,7 +18,6 @@ from zfabric.testing.workers import SimWorker
 from zfabric.testing.world import World
 
 _LISTS: Final = ("requests", "clients", "queue")
-_POLICIES: Final = ("shortest_queue", "lottery", "power_of_two", "round_robin", "least_latency")
 
 
 class Operators:
@@ -102,7 +102,7 @@ class Operators:
 
     def _configure(self) -> None:
         if self.rng.random() < 0.5:
-            self._ask("set_config", name="policy", value=self.rng.choice(_POLICIES))
+            self._ask("set_config", name="policy", value=self.rng.choice(BUILT_IN))
         else:
             name = f"speed.{self.rng.choice(self.workers).name}"
             self._ask("set_config", name=name, value=self.rng.choice([None, 0, 0.5, 8]))

@@ -70,6 +70,11 @@ class Wish:
     cancel_after_ms: float | None = None
 
     @property
+    def affinity(self) -> str:
+        """What every other request has in common with some."""
+        return f"session {self.number % 6}" if self.number % 2 else ""
+
+    @property
     def breaks(self) -> bool:
         """Whether its answer cannot be encoded."""
         return self.breaks_at is not None and (self.operation != "generate" or self.breaks_at < self.count)

@@ -1,8 +1,7 @@
 """What the controller reads: envelopes of passing messages, and the bodies of control messages.
 
 All are MessagePack arrays in field order; a receiver ignores fields it does not know at the end, so that a later minor
-version can add some. Bounds on strings and lists are checked while decoding, in the same pass. Structs of more than one
-field are built by keyword: their order is the wire's business.
+version can add some. Bounds on strings and lists are checked while decoding, in the same pass.
 """
 
 from __future__ import annotations
@@ -49,16 +48,14 @@ class Submit(Struct, array_like=True, kw_only=True, gc=False):
         model: Model or alias; "" where `worker` is given for an operator's call.
         priority: Of the requests that wait, those with the lowest number are served first; 0 is usual.
         deadline_ms: Time left from now, None for no deadline.
-        window: Units the worker may send before it needs credit, counted from the answer's start. 0 holds everything back
-            until the terminal.
+        window: Units of the answer that may be sent before credit comes; 0 holds everything back until the terminal.
         resume_from: Units the client already has, 0 for a fresh request: the attempt's first chunk has this offset.
         worker: Only this worker will do, which needs an operator's key; "" for any.
         traceparent: W3C trace context: the span that this request belongs below; "" for none. What is malformed is ignored.
         tracestate: What goes with it; "" for nothing.
         affinity: A key: a policy may send requests of one key to one worker; "" for none. Since version 2.2.
-        prefix: Hashes of the prompt's first blocks, 8 bytes each, one after the other. Each covers its block and all before
-            it, so equal ones mean equal prompts up to there. Empty for none; what is left over at the end is ignored. Since
-            version 2.2.
+        prefix: Hashes of the prompt's first blocks, 8 bytes each, one after the other, each of its block and all before it.
+            Empty for none; what is left over at the end is ignored. Since version 2.2.
         prefix_block: Tokens of each block, or what a block of text is taken for; 0 without hashes. Since version 2.2.
     """
 
@@ -376,8 +373,7 @@ class Beat(Struct, array_like=True, gc=False):
     """Either way: I am here.
 
     Attributes:
-        number: A client's is given back by the controller. To a worker, 0 asks for a LOAD at once, and another number
-            answers one.
+        number: A client's is given back. To a worker, 0 asks for a LOAD at once, and another number answers one.
         streams: Whether the LOAD that is asked for is to tell how far each attempt is. Since version 2.1.
     """
 
@@ -390,8 +386,7 @@ class Drain(Struct, array_like=True, gc=False):
 
     Attributes:
         limit_ms: How long it may take, in milliseconds; 0 for the worker's own limit.
-        withdrawn: It is to stay and take requests again, unless somebody at its host wants it to leave. Only a worker that
-            speaks version 2.1 or a later one is told so.
+        withdrawn: It is to stay and take requests again, unless its own host wants it to leave. Since version 2.1.
     """
 
     limit_ms: Unsigned32

@@ -69,6 +69,7 @@ class WorkerStatus(Struct, kw_only=True):
         build: Version of its program.
         minor: Minor version of the protocol that is spoken with it.
         drained_by: The operator who has it take nothing new; "" where nobody does.
+        circuits: By model, "open" or "half open" where its requests failed one after the other. Since version 2.2.
     """
 
     name: str
@@ -93,6 +94,7 @@ class WorkerStatus(Struct, kw_only=True):
     build: str = ""
     minor: int = 0
     drained_by: str = ""
+    circuits: dict[str, str] = {}
 
 
 class SlowReader(Struct, kw_only=True):

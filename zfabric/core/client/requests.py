@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from msgspec import structs
 
@@ -43,6 +44,9 @@ from zfabric.wire.flow import Cancel, Credit, CreditLine
 from zfabric.wire.messages import Claims, Submit, Welcome
 from zfabric.wire.payloads import AnyRequest, TextRequest
 from zfabric.wire.pieces import Broken, ends_of
+
+#: The minor version since which a controller takes what prompts are known by.
+_PREFIXES_MINOR: Final = 2
 
 
 class ClientRequests:
@@ -217,9 +221,9 @@ class ClientRequests:
             resume_from=pending.next,
             worker=pending.worker,
             affinity=pending.affinity,
-            prefix=pending.prefix,
-            prefix_block=pending.prefix_block,
         )
+        if pending.prefix and self.welcome is not None and self.welcome.minor >= _PREFIXES_MINOR:
+            envelope.prefix, envelope.prefix_block = pending.prefix, pending.prefix_block
         if pending.trace is not None:
             context = pending.trace.context
             envelope.traceparent, envelope.tracestate = context.traceparent, context.state

@@ -84,7 +84,9 @@ class Broker:
         self.routes = Routes()
         self.registry = registry = Registry(rng)
         self.scheduler = scheduler = Scheduler(config, registry, timers, outbox, self.routes, rng, journal)
-        self.recovery = Recovery(config, registry, scheduler.endings, scheduler.observer, timers, outbox)
+        self.recovery = Recovery(
+            config, registry, scheduler.endings, scheduler.observer, timers, outbox, scheduler.affinities
+        )
         self.watch = EngineWatch(config, registry, scheduler.endings, journal)
         self.sessions = Sessions(
             config,

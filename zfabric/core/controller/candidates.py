@@ -64,6 +64,10 @@ class Host:
         """FastChat's measure for `shortest_queue`: queue length over speed."""
         return self.line.length / self.speed if self.speed > 0 else float("inf")
 
+    def measured(self, taken_ns: int) -> None:
+        """A request of the model took so long there, from dispatch to its terminal, and succeeded."""
+        self.latency_ns = 0.8 * self.latency_ns + 0.2 * taken_ns if self.latency_ns else taken_ns
+
     def __repr__(self) -> str:
         return f"<Host {self.name} load={self.load} speed={self.speed}>"
 

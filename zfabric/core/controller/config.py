@@ -24,6 +24,9 @@ class BrokerConfig:
         queue_depth_max, queue_bytes_max: Waiting requests of one kind for one model, and bytes of all waiting bodies.
         client_requests_max: Requests in flight per client.
         clients_max, workers_max: Sessions.
+        circuit_failures: Failures in a row after which a worker gets no requests for the model for a while; 0 for never.
+        imbalance_requests, imbalance_ratio: How much busier than the least loaded one a worker may be for the keys that it has
+            (`zfabric.core.controller.dispatch.sticky_least_loaded`).
     """
 
     policy: str = "shortest_queue"
@@ -37,13 +40,16 @@ class BrokerConfig:
     client_requests_max: int = limits.CLIENT_REQUESTS_MAX
     clients_max: int = limits.CLIENTS_MAX
     workers_max: int = limits.WORKERS_MAX
+    circuit_failures: int = limits.CIRCUIT_FAILURES
+    imbalance_requests: int = limits.IMBALANCE_REQUESTS
+    imbalance_ratio: float = limits.IMBALANCE_RATIO
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
             value = getattr(self, name)
             if name == "policy":
                 continue
-            least = 0 if name == "recovery_ms" else 1
+            least = 0 if name in ("recovery_ms", "circuit_failures") else 1
             if not least <= value < math.inf:
                 raise ConfigurationError(f"{name} is {value}, it must be a number of at least {least}", parameter=name)
         if self.lease_ms < 2 * self.beat_ms:

@@ -8,15 +8,25 @@ no candidate leaves the choice to `shortest_queue`.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
 from typing import Final
 
 from zfabric.core.controller.candidates import Candidates, Host
 from zfabric.errors import ConfigurationError
 from zfabric.ids import milliseconds
-from zfabric.limits import POLICY_REPORT_MS, PREFIX_LOAD_TOKENS
+from zfabric.limits import (
+    HASH_LOAD_RATIO,
+    IMBALANCE_RATIO,
+    IMBALANCE_REQUESTS,
+    POLICY_REPORT_MS,
+    PREFIX_LOAD_TOKENS,
+    WORKERS_MAX,
+)
 
 #: Kinds of a policy's failures that are told apart.
 _KINDS_MAX: Final = 32
@@ -35,6 +45,9 @@ class Ask:
         rng: The only source of chance.
         priority: The request's; the lowest number is the most urgent, 0 is usual.
         affinity: The request's key, "" for none.
+        held: Where the requests of this key went lately, candidate or not; None for no key, an unknown one, and where that
+            host is gone or takes no requests any more.
+        imbalance_requests, imbalance_ratio: By how much `held` may be busier than others, see `sticky_least_loaded`.
         blocks: Blocks of the request's prompt whose hashes came with it; 0 where none did.
         block_size: Tokens of one block; 0 where no hashes came.
         matched: By host of the model, candidate or not, how many of the prompt's first blocks are cached there; who has none is
@@ -47,6 +60,9 @@ class Ask:
     rng: random.Random
     priority: int = 0
     affinity: str = ""
+    held: Host | None = None
+    imbalance_requests: int = IMBALANCE_REQUESTS
+    imbalance_ratio: float = IMBALANCE_RATIO
     blocks: int = 0
     block_size: int = 0
     matched: Callable[[], Mapping[Host, int]] = _nothing_matches
@@ -77,8 +93,65 @@ def power_of_two(ask: Ask) -> Host:
 
 
 def least_latency(ask: Ask) -> Host:
-    """The least expected time: mean time of past requests, times the requests that would share the worker."""
-    return min(ask.candidates, key=lambda host: (host.latency_ns * (host.load + 1), host.load, ask.rng.random()))
+    """The least expected time: mean time of past requests, times the requests that would share the worker. Costs O(hosts).
+
+    A host of which no request has succeeded yet counts as the mean of the others, so that it is neither flooded nor left out.
+    """
+    known = [host.latency_ns for host in ask.candidates if host.latency_ns]
+    mean = sum(known) / len(known) if known else 0.0
+    return min(
+        ask.candidates, key=lambda host: ((host.latency_ns or mean) * (host.load + 1), host.load, ask.rng.random())
+    )
+
+
+def sticky_least_loaded(ask: Ask) -> Host:
+    """Where the key's requests went lately, unless that host is overloaded; else the least queue length over speed.
+
+    A host is overloaded where both thresholds are passed, the gate that SGLang's router has between cache and load:
+    ``load > least.load + imbalance_requests`` and ``load / speed > imbalance_ratio · least.load / least.speed``.
+    """
+    least, held = ask.candidates.least_loaded(ask.rng), ask.held
+    if held is None or held not in ask.candidates:
+        return least
+    overloaded = (
+        held.load > least.load + ask.imbalance_requests and held.queue_ratio > ask.imbalance_ratio * least.queue_ratio
+    )
+    return least if overloaded else held
+
+
+def consistent_hash(ask: Ask) -> Host | None:
+    """The host that the key's hash prefers among those below their bound; without a key `shortest_queue` chooses.
+
+    Preference is weighted rendezvous hashing (Thaler and Ravishankar 1998), the greatest ``-speed / ln u`` where u in (0, 1) is
+    a hash of key and host, so a host that comes or goes moves no key but its own. Bounds are those of consistent hashing
+    with bounded loads (Mirrokni, Thorup and Zadimoghaddam 2018): a host may have
+    ``ceil(HASH_LOAD_RATIO · (1 + sum of loads) · speed / sum of speeds)`` requests. Costs O(hosts).
+    """
+    hosts = list(ask.candidates)
+    speeds = sum(host.speed for host in hosts)
+    if not ask.affinity or not 0 < speeds < math.inf:
+        return None
+    room = HASH_LOAD_RATIO * (1 + sum(host.load for host in hosts))
+    free = [host for host in hosts if host.load < math.ceil(room * (host.speed / speeds))]
+    key = _hash_of(ask.affinity)
+    return max(
+        free, key=lambda host: (-host.speed / math.log(_unit(key ^ _host_hash(host.name))), host.name), default=None
+    )
+
+
+def _hash_of(text: str) -> int:
+    """64 bits that every process makes of a text."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest())
+
+
+_host_hash = lru_cache(WORKERS_MAX)(_hash_of)
+
+
+def _unit(number: int) -> float:
+    """A number in (0, 1), made of 64 bits by the last steps of MurmurHash3, which mix them all."""
+    number = (number ^ number >> 33) * 0xFF51AFD7ED558CCD & 0xFFFFFFFFFFFFFFFF
+    number = (number ^ number >> 33) * 0xC4CEB9FE1A85EC53 & 0xFFFFFFFFFFFFFFFF
+    return ((number ^ number >> 33) >> 12) * 2.0**-52 + 2.0**-53
 
 
 def prefix_aware(ask: Ask) -> Host:
@@ -105,8 +178,19 @@ def prefix_cost(ask: Ask, host: Host, cached: int) -> float:
 
 POLICIES: Final[dict[str, Policy]] = {
     policy.__name__: policy
-    for policy in (shortest_queue, lottery, round_robin, power_of_two, least_latency, prefix_aware)
+    for policy in (
+        shortest_queue,
+        lottery,
+        round_robin,
+        power_of_two,
+        least_latency,
+        sticky_least_loaded,
+        consistent_hash,
+        prefix_aware,
+    )
 }
+#: Those that need not be registered.
+BUILT_IN: Final = tuple(POLICIES)
 
 
 def register_policy(name: str, policy: Policy) -> None:

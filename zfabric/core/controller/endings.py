@@ -1,8 +1,7 @@
 """The way of a request out of the controller: its one terminal, and its place at a worker.
 
 Rule 1: every accepted attempt gets exactly one terminal, here or from its worker, unless its client claims it again.
-Rule 2: a slot is taken by an entry in `WorkerPeer.live`, and free when the entry is gone or `aside`; nothing is counted
-        by hand.
+Rule 2: a slot is taken by an entry in `WorkerPeer.live`, and free when the entry is gone or `aside`; nothing is counted.
 Rule 3: sends are collected, never performed; the caller performs them in order.
 Rule 4: what ends while its client is away is kept: by its worker, which has the answer, and here as FINISHED.
 """
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from zfabric.core.controller.batches import batches
+from zfabric.core.controller.circuits import Circuits
 from zfabric.core.controller.hosting import Hosting
 from zfabric.core.controller.observer import Observer
 from zfabric.core.controller.outbox import Notice, Outbox
@@ -55,6 +55,7 @@ class Endings:
         routes: Routes,
         observer: Observer,
         unqueue: Callable[[Request], None],
+        circuits: Circuits,
     ) -> None:
         self._registry = registry
         self._timers = timers
@@ -64,6 +65,7 @@ class Endings:
         #: Says why a request has not ended, in words; "" where there is nothing to say.
         self.explain: Callable[[Request], str] = lambda _: ""
         self._observer = observer
+        self._circuits = circuits
 
     # ── places ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -83,6 +85,7 @@ class Endings:
             if not engine.live:
                 # Before, it had nothing to do.
                 engine.moved_ns = self._timers.now_ns
+            self._circuits.sent(request, host)
             host.live.add(key)
             engine.live.add(key)
         if request.client is not None and not request.away:
@@ -195,9 +198,10 @@ class Endings:
         elif request.state is RequestState.RUNNING:
             worker.failed += 1
             self._observer.ended(request, "failed", code, now_ns)
-        if host is not None and code == 0 and request.dispatched_ns:
-            taken = now_ns - request.dispatched_ns
-            host.latency_ns = taken if not host.latency_ns else 0.8 * host.latency_ns + 0.2 * taken
+        if host is not None:
+            self._circuits.ended(request, host, code)
+            if code == 0 and request.dispatched_ns:
+                host.measured(now_ns - request.dispatched_ns)
 
     # ── the client's side ───────────────────────────────────────────────────────────────────────────────────────────
 

@@ -16,6 +16,7 @@ from zfabric.wire.fields import Operation
 from zfabric.wire.messages import ModelInfo
 
 if TYPE_CHECKING:
+    from zfabric.core.controller.circuits import Circuit
     from zfabric.core.controller.peers import Request, WorkerPeer
 
 
@@ -43,10 +44,11 @@ class Hosting(Host):
     Attributes:
         demands: What it suits.
         kept: The candidates that are kept up to date with it: see `Supply.ask`.
+        circuit: How its requests fail; None while none has since the last success.
         taken: Whether it took requests when its supplies were last brought up to date.
     """
 
-    __slots__ = ("demands", "engine", "info", "kept", "model", "taken", "worker")
+    __slots__ = ("circuit", "demands", "engine", "info", "kept", "model", "taken", "worker")
 
     def __init__(self, worker: WorkerPeer, model: Model, info: ModelInfo) -> None:
         super().__init__(worker.name, worker.speed, info.slots, worker.line)
@@ -54,6 +56,7 @@ class Hosting(Host):
         self.model = model
         self.kept: dict[Candidates, None] = {}
         self.taken = False
+        self.circuit: Circuit | None = None
         self.announced(info)
 
     def announced(self, info: ModelInfo) -> None:
@@ -78,6 +81,11 @@ class Hosting(Host):
     @property
     def open(self) -> bool:
         """Whether a request of the model may go to the worker now."""
+        return self.free and (self.circuit is None or self.circuit.admits(self))
+
+    @property
+    def free(self) -> bool:
+        """Whether the worker has a slot for a request of the model, and takes it."""
         return self.worker.free > 0 and self.taking and (not self.slots or len(self.live) < self.slots)
 
     def suits(self, demand: Demand) -> bool:
@@ -204,16 +212,18 @@ class Model:
     Attributes:
         asked: The waiting requests by the name that was asked for, which may be an alias.
         unheld: Its aliases that no worker announces now.
+        out: Its hosts whose circuits are open or half open, by worker, the longest out first.
         forget: Ends its waiting requests and removes it, some time after its last host left.
         sweep: Takes aliases away that nobody announces any more.
     """
 
-    __slots__ = ("aliases", "asked", "forget", "hosts", "name", "queue", "supplies", "sweep", "unheld")
+    __slots__ = ("aliases", "asked", "forget", "hosts", "name", "out", "queue", "supplies", "sweep", "unheld")
 
     def __init__(self, name: str, queue: FairQueue[Request] | None = None) -> None:
         self.name = name
         self.queue: FairQueue[Request] = FairQueue() if queue is None else queue
         self.hosts: dict[str, Hosting] = {}
+        self.out: dict[str, Hosting] = {}
         self.supplies: dict[Demand, Supply] = {}
         self.aliases: dict[str, Alias] = {}
         self.unheld: dict[str, None] = {}

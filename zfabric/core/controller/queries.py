@@ -92,11 +92,17 @@ def _set_config(broker: Broker, by: str, arguments: Arguments) -> Setting:
     return settings.change(broker, status.name_of(arguments, "name"), arguments.get("value"), by)
 
 
-#: What is told to each client as far as it concerns it, and to an operator whole.
+def _release(broker: Broker, client: ClientPeer, arguments: Arguments) -> bool:
+    """Forget where requests of a key went. Returns whether that was known."""
+    return broker.scheduler.affinities.release(status.name_of(arguments, "affinity"), client.grant.allows_model)
+
+
+#: What is told to each client as far as it concerns it, and to an operator whole; and what each may have forgotten.
 _LISTINGS: Final[dict[str, Callable[[Broker, ClientPeer, Arguments], object]]] = {
     "requests": listings.requests,
     "clients": listings.clients,
     "queue": listings.queue,
+    "release": _release,
 }
 #: What only an operator may ask, and is told in the journal where it changes something.
 _CHANGES: Final[dict[str, Callable[[Broker, str, Arguments], object]]] = {

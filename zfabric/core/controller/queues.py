@@ -1,6 +1,8 @@
 """Requests that wait: in whose queue, for which worker, and for how long.
 
-Rule 1: no request waits while a worker that suits it has a slot free, unless an operator has its model paused.
+Rule 1: no request waits while a worker that suits it has a slot free, unless an operator has its model paused, or the worker's
+        requests failed one after the other (`circuits`): then for CIRCUIT_OPEN_MS_MAX and a little at the most, until it is
+        tried again with one request at a time.
 Rule 2: no request waits without end. What no host can do ends at once, unless a host that could was lost and may come back;
         what no host takes, since all of them drain or hang, ends after UNTAKEN_MS, and what an operator has wait after a time
         that the operator has set. A model without hosts is remembered for
@@ -31,6 +33,7 @@ class Queues:
     Args:
         give_up: Ends a request that waits in vain.
         offer: Has a model serve a request, now or later: sends it to a worker, or calls `add`.
+        fit: Takes hosts of a model back whose circuits are open, where too many are now.
 
     Attributes:
         recovering: Whether the controller is new, and workers may still be on their way back to it.
@@ -44,6 +47,7 @@ class Queues:
         figures: Figures,
         give_up: Callable[[Request, FabricError], None],
         offer: Callable[[Request, Model], None],
+        fit: Callable[[Model], None],
     ) -> None:
         self._config = config
         self._registry = registry
@@ -51,6 +55,7 @@ class Queues:
         self._figures = figures
         self._give_up = give_up
         self._offer = offer
+        self._fit = fit
         #: Models for which requests wait, by name, the longest not served first; and by the names that were asked for.
         self._waiting: OrderedDict[str, Model] = OrderedDict()
         self._asked: dict[str, dict[Model, None]] = {}
@@ -172,6 +177,7 @@ class Queues:
             self._unhosted.pop(model, None)
             self._sweep_aliases(model)
         self.review(model)
+        self._fit(model)
 
     def _reroute(self, model: Model, name: str) -> None:
         """Requests for a name whose model nobody hosts go to the model that it stands for now. Not those in mid-answer: only

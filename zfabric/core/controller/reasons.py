@@ -101,6 +101,12 @@ def _taken(supply: Supply) -> str:
     told = [f"all {slots} slots of {_counted(len(workers), 'worker')} are taken"]
     if stopping:
         told.append(f"{stopping} by requests that are being stopped")
+    out = sum(host.circuit is not None and host.circuit.out for host in hosts)
+    if out:
+        told[0] = f"slots of {_counted(len(workers), 'worker')} are taken or closed"
+        told.append(
+            f"{_counted(out, 'worker')} gets no more than a try, since requests failed there one after the other"
+        )
     if held[RequestState.RECOVERED]:
         told.append(f"{held[RequestState.RECOVERED]} reserved for clients that have to claim their requests")
     return ", ".join(told)

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from zfabric.core.controller.affinity import Affinities
 from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.controller.endings import Endings
 from zfabric.core.controller.hosting import Model
@@ -60,8 +61,10 @@ class Recovery:
         observer: Observer,
         timers: Timers,
         outbox: Outbox,
+        affinities: Affinities,
     ) -> None:
         self._config = config
+        self._affinities = affinities
         self._registry = registry
         self._endings = endings
         self._observer = observer
@@ -221,6 +224,7 @@ class Recovery:
             window=claim.window,
             resume_from=claim.next,
         )
+        request.affinity = claim.affinity
         client.requests[claim.request] = request
         return request
 
@@ -307,7 +311,9 @@ class Recovery:
         claimed.state = advance(claimed.state, RequestEvent.MATCHED)
         self._endings.retire(claimed)
         request.state = advance(request.state, RequestEvent.MATCHED)
-        request.window = claimed.window
+        request.window, request.affinity = claimed.window, claimed.affinity
+        if request.host is not None:
+            self._affinities.note(request.affinity, request.host, self._timers.now_ns)
         self._endings.read(request, client)
         self._endings.expect(request, request.deadline_ns)
         granted.add(request, claimed.resume_from)

@@ -12,12 +12,13 @@ are long.
 
 | event | cost |
 |---|---|
-| SUBMIT, sent on at once | O(h) up to 16 hosts, O(log h) beyond, but O(h) for `least_latency`; and as the next row |
+| SUBMIT, sent on at once | O(h) up to 16 hosts, O(log h) beyond, but O(h) for policies that say so; and as the next row |
 | a request comes to a worker or leaves it | O(1) in a fabric of up to 16 workers, O(m log h) beyond |
 | SUBMIT that has to wait | O(log n) |
 | CANCEL, for each request; a deadline | O(log n) where it waits, else O(1) |
-| CREDIT, GRANT, for each line | O(1) |
+| CREDIT, GRANT, for each line; the question `release` | O(1) |
 | ENDS, for each request | as above, and O(w + log n) for each slot that became free |
+| ENDS that opens a circuit or closes one, and its time | O(hosts that are out + m), and as ENDS for each slot |
 | LOAD | O(m), and as ENDS for each slot that it announces |
 | HELLO of a worker | O(its models and aliases), and O(1) for each carried request |
 | loss of a worker, or a model that it hosts no more | O(its models, aliases and requests) |
@@ -38,6 +39,8 @@ import itertools
 import random
 from typing import NamedTuple
 
+from zfabric.core.controller.affinity import Affinities
+from zfabric.core.controller.circuits import Circuits
 from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.controller.dispatch import Ask, Chooser
 from zfabric.core.controller.endings import Endings
@@ -100,6 +103,9 @@ class Scheduler:
         self._arrivals = itertools.count(1)
         self.chooser = Chooser(config.policy)
         self._rng = rng
+        self.affinities = Affinities()
+        self.circuits = Circuits(config, registry, timers, journal, rng)
+        self.circuits.fill = lambda worker: self.fill(worker, timers.now_ns)
         self.observer = Observer(journal)
         self.quotas = Quotas()
         self.figures = self.observer.figures
@@ -110,8 +116,9 @@ class Scheduler:
             self.figures,
             lambda request, error: self.endings.give_up(request, error),
             self._offer,
+            self.circuits.fit,
         )
-        self.endings = Endings(registry, timers, outbox, routes, self.observer, self.queues.remove)
+        self.endings = Endings(registry, timers, outbox, routes, self.observer, self.queues.remove, self.circuits)
         self.endings.explain = lambda request: Reasons(registry, self.queues).of(request).text
         self.draining = False
 
@@ -224,7 +231,7 @@ class Scheduler:
         demand = demand_of(envelope.operation, envelope.resume_from)
         if not call and not host.suits(demand):
             raise cannot_serve(host.model, demand)
-        if not call and not host.open:
+        if not call and not host.free:
             raise NoWorkerError(
                 f"worker {worker.name!r} takes no request for {host.model.name!r} now", worker=worker.name
             )
@@ -307,6 +314,9 @@ class Scheduler:
             self._rng,
             priority=asked.priority,
             affinity=asked.affinity,
+            held=self.affinities.find(asked.affinity, model, now_ns) if asked.affinity else None,
+            imbalance_requests=self._config.imbalance_requests,
+            imbalance_ratio=self._config.imbalance_ratio,
             blocks=len(asked.prefix) // PREFIX_HASH_BYTES,
             block_size=asked.prefix_block,
             matched=lambda: self._registry.placement.matched(model, asked.prefix),
@@ -325,6 +335,8 @@ class Scheduler:
         request.dispatched_ns = now_ns
         self.endings.place(request, worker, host)
         worker.dispatched += 1
+        if host is not None and request.affinity:
+            self.affinities.note(request.affinity, host, now_ns)
         self.observer.dispatched(request, worker, decision, now_ns)
         if request.prefix and host is not None:
             self._registry.placement.placed(host, request.prefix, request.prefix_block, self._config.policy)

@@ -29,6 +29,9 @@ _CHANGEABLE: Final = {
     "client_requests_max": "it holds for requests that come from now on",
     "clients_max": "it holds for clients that come from now on",
     "workers_max": "it holds for workers that come from now on",
+    "circuit_failures": "the next failure is judged by it",
+    "imbalance_requests": "the next request is dispatched by it",
+    "imbalance_ratio": "the next request is dispatched by it",
 }
 _FIXED: Final = {
     "beat_ms": "each peer was told it when it came, and beats by it",
@@ -100,8 +103,10 @@ def _change_config(broker: Broker, name: str, value: Any) -> tuple[object, objec
     config = broker.config
     former = getattr(config, name)
     wanted = broker.started_with[name] if value is None else value
+    if type(former) is float and type(wanted) is int:
+        wanted = float(wanted)
     if type(wanted) is not type(former):
-        kinds = {str: "a name", int: "an integer"}
+        kinds = {str: "a name", int: "an integer", float: "a number"}
         raise ConfigurationError(f"{name} must be {kinds[type(former)]}, {wanted!r} is none", setting=name)
     if name == "policy":
         find_policy(wanted)

@@ -125,6 +125,11 @@ def worker_status(broker: Broker, worker: WorkerPeer) -> WorkerStatus:
         build=worker.build,
         minor=worker.minor,
         drained_by=worker.leaves_for or broker.registry.directives.held.get(worker.name, ""),
+        circuits={
+            name: host.circuit.state
+            for name, host in sorted(worker.hosts.items())
+            if host.circuit is not None and host.circuit.out
+        },
     )
 
 
