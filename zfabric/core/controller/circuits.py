@@ -90,6 +90,9 @@ class Circuits:
 
     def ended(self, request: Request, host: Hosting, code: int) -> None:
         """A worker ended a request. Costs O(hosts that are out) where that opens a circuit, else O(1)."""
+        if host.model.hosts.get(host.name) is not host:
+            # Its worker serves the model no more, or anew: the host that is there now has a circuit of its own.
+            return
         circuit = host.circuit
         if code == 0:
             if circuit is not None:
