@@ -87,6 +87,7 @@ def build(arguments: list[str]) -> cyclopts.App:
         tls_cert: Path | None = None,
         tls_key: Path | None = None,
         chat_page: bool = True,
+        prefix_hints: bool = False,
         transport: str | None = None,
         traces: str | None = None,
         drain_ms: int = limits.DRAIN_MS,
@@ -112,6 +113,7 @@ def build(arguments: list[str]) -> cyclopts.App:
             tls_cert: PEM file with the certificate chain, for HTTPS; goes with --tls-key.
             tls_key: PEM file with the certificate's key.
             chat_page: Have a page at / to chat in.
+            prefix_hints: Send hashes of prompts along, for a controller with the policy prefix_aware.
             transport: The driver of the socket, loop or libzmq; $ZFABRIC_TRANSPORT, else loop, by default.
             traces: Export traces by OTLP over HTTP to this collector, as http://localhost:4318, or to the one that
                 OTEL_EXPORTER_OTLP_… variables name (env).
@@ -129,7 +131,7 @@ def build(arguments: list[str]) -> cyclopts.App:
         settings = parts.GatewayConfig(
             host=host, port=port, keys=parts.read_keys(api_keys) if api_keys is not None else None,
             cors_origins=cors_origin, body_limit=body_limit, tls_cert=tls_cert, tls_key=tls_key, drain_ms=drain_ms,
-            chat_page=chat_page, shared=shared_port,
+            chat_page=chat_page, prefix_hints=prefix_hints, shared=shared_port,
         )  # fmt: skip
         link = Link(
             endpoint=check_endpoint(endpoint or default_endpoint()), key=key, controller_key=controller_key,
@@ -143,6 +145,7 @@ def build(arguments: list[str]) -> cyclopts.App:
             traces=traces, drain_ms=drain_ms, log_level=log_level, log_format=log_format, config=config,
         )  # fmt: skip
         same += ["--uvloop" if uvloop else "--no-uvloop", "--chat-page" if chat_page else "--no-chat-page"]
+        same += ["--prefix-hints"] if prefix_hints else []
         return run(serve_several(settings, same, _ports(metrics, workers), log_level, log_format), use_uvloop=uvloop)
 
     return app

@@ -22,6 +22,7 @@ class GatewayConfig:
         tls_cert, tls_key: PEM files, for HTTPS; both or none.
         drain_ms: How long a drain waits for what runs.
         chat_page: Whether there is a page at / to chat in.
+        prefix_hints: Whether hashes of prompts are sent along, see `zfabric.client.options.GenerateOptions`.
         shared: Whether other processes listen at the same port (SO_REUSEPORT), each with a share of the connections.
 
     Raises:
@@ -37,6 +38,7 @@ class GatewayConfig:
     tls_key: Path | None = None
     drain_ms: int = DRAIN_MS
     chat_page: bool = True
+    prefix_hints: bool = False
     shared: bool = False
 
     def __post_init__(self) -> None:

@@ -27,10 +27,12 @@ class FabricClient:
     Args:
         client: Not open yet.
         log: Called with an event and its fields.
+        prefix_hints: Send hashes of prompts along.
     """
 
-    def __init__(self, client: AsyncClient, log: Callable[..., Any]) -> None:
+    def __init__(self, client: AsyncClient, log: Callable[..., Any], *, prefix_hints: bool = False) -> None:
         self.client = client
+        self._prefix_hints = prefix_hints
         self._log = log
         self._sinks: dict[AnswerStream, Sink] = {}
         self._reader: AnswerReader | None = None
@@ -53,7 +55,7 @@ class FabricClient:
         """Ask for text; `sink` is told of it. Raises: FabricError: The request can never be sent."""
         if self._reader is None:
             raise ClosedError("the client of the fabric is not open")
-        stream = self._reader.stream(model, prompt, **options)
+        stream = self._reader.stream(model, prompt, prefix_hints=self._prefix_hints, **options)
         self._sinks[stream] = sink
         return stream
 

@@ -68,7 +68,7 @@ class Gateway:
         self._config = config
         self._connect = connect
         identities = {None, *(config.keys.fabric_keys if config.keys is not None else ())}
-        self._fabrics = {identity: FabricClient(connect(identity), log) for identity in identities}
+        self._fabrics = {identity: self._client(identity) for identity in identities}
         self._app = Application(config, self._fabrics, log)
         self.figures = self._app.figures
         self._socket: socket.socket | None = None
@@ -106,15 +106,16 @@ class Gateway:
     ) -> None:
         await self.drain()
 
+    def _client(self, identity: str | None) -> FabricClient:
+        return FabricClient(self._connect(identity), self._log, prefix_hints=self._config.prefix_hints)
+
     def take_keys(self, keys: KeyTable) -> None:
         """Other keys from now on. What runs goes on; a caller whose key is gone is refused at its next request.
 
         Raises:
             FabricError: An identity of theirs cannot be used; nothing has changed then.
         """
-        new = {
-            name: FabricClient(self._connect(name), self._log) for name in keys.fabric_keys if name not in self._fabrics
-        }
+        new = {name: self._client(name) for name in keys.fabric_keys if name not in self._fabrics}
         for fabric in new.values():
             fabric.open()
         # Those that nobody has any more stay until the end: answers may still be on their way.
