@@ -54,8 +54,7 @@ class Submit(Struct, array_like=True, kw_only=True, gc=False):
         traceparent: W3C trace context: the span that this request belongs below; "" for none. What is malformed is ignored.
         tracestate: What goes with it; "" for nothing.
         affinity: A key: a policy may send requests of one key to one worker; "" for none. Since version 2.2.
-        prefix: Hashes of the prompt's first blocks, 8 bytes each, one after the other, each of its block and all before it.
-            Empty for none; what is left over at the end is ignored. Since version 2.2.
+        prefix: Hashes of the prompt's first blocks, 8 bytes each, each of its block and all before it. Since version 2.2.
         prefix_block: Tokens of each block, or what a block of text is taken for; 0 without hashes. Since version 2.2.
     """
 
@@ -116,8 +115,7 @@ class End(Struct, array_like=True, kw_only=True, gc=False):
         request: What has ended.
         attempt: Which attempt of it.
         code: 0 for done, else an error's code.
-        units: Where the answer ends, in units; a controller counts the tokens of a key by it. 0 where nothing is said, as
-            before version 2.1.
+        units: Where the answer ends, in units, by which tokens of a key are counted; 0 for unsaid. Since version 2.1.
     """
 
     request: Unsigned63
@@ -264,8 +262,7 @@ class Load(Struct, array_like=True, kw_only=True, gc=False):
         gauges: Whatever else the engine tells (cache use, prefix hits …).
         engines: One counter for each engine of the worker, which moves only when that engine does; one that has work and
             does not move has hung. None where an engine does not tell: such a one is never taken for hung.
-        streams: How far the running attempts are, where the BEAT that this answers asked for it; as many as fit. Since
-            version 2.1.
+        streams: How far running attempts are, where the BEAT before asked for it; as many as fit. Since version 2.1.
     """
 
     running: Unsigned32 = 0

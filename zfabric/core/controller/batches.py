@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from zfabric.limits import FRAME_BYTES_GOAL, LIST_LENGTH_MAX
 
 T = TypeVar("T")
+
+#: Upper bounds of what one line of GRANT and of ABORT takes.
+LINE_BYTES: Final = 32
+ATTEMPT_BYTES: Final = 16
 
 
 def batches(items: Sequence[T], size_of: Callable[[T], int], goal: int = FRAME_BYTES_GOAL) -> Iterator[list[T]]:

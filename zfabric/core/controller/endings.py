@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from zfabric.core.controller.batches import batches
+from zfabric.core.controller.batches import ATTEMPT_BYTES, LINE_BYTES, batches
 from zfabric.core.controller.circuits import Circuits
 from zfabric.core.controller.hosting import Hosting
 from zfabric.core.controller.observer import Observer
@@ -33,9 +33,6 @@ _LIVING: Final = frozenset({RequestState.QUEUED, RequestState.RUNNING, RequestSt
 _CARRIED: Final = frozenset({RequestState.RUNNING, RequestState.FINISHED})
 #: The states of what was counted when it came to them, whatever its worker still says of it.
 _COUNTED: Final = frozenset({RequestState.CANCELLING, RequestState.ORPHANED, RequestState.FINISHED})
-#: Upper bounds of what one line of GRANT and of ABORT takes.
-_LINE_BYTES: Final = 32
-_ATTEMPT_BYTES: Final = 16
 #: Stands for a terminal that its worker had no right to give: no client waits for it.
 _NOBODY: Final = End(request=2**63 - 1, attempt=ATTEMPTS_MAX)
 
@@ -241,7 +238,7 @@ class Endings:
 
     def grant(self, worker: WorkerPeer, client: ClientPeer, lines: list[CreditLine]) -> None:
         """Tell a worker what a client's streams may send."""
-        for batch in batches(lines, lambda _: _LINE_BYTES):
+        for batch in batches(lines, lambda _: LINE_BYTES):
             grant = Grant(client=client.number, instance=client.instance, lines=batch)
             self._outbox.send(worker.routing_id, codec.pack(grant))
 
@@ -342,7 +339,7 @@ class Endings:
 
     def abort(self, worker: WorkerPeer, instance: int, attempts: list[tuple[int, int]]) -> None:
         """Have a worker stop these (request, attempt) of a client."""
-        for batch in batches(attempts, lambda _: _ATTEMPT_BYTES):
+        for batch in batches(attempts, lambda _: ATTEMPT_BYTES):
             self._outbox.send(worker.routing_id, codec.pack(Abort(instance=instance, attempts=batch)))
 
     # ── the worker's side ───────────────────────────────────────────────────────────────────────────────────────────
