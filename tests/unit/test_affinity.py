@@ -178,8 +178,11 @@ def test_hashing_passes_over_who_has_more_than_the_bound() -> None:
 
 
 def test_hashing_without_a_key_or_speed_leaves_the_choice_to_load() -> None:
-    assert consistent_hash(ask_of([Host("w", 1.0, 0)], "")) is None
-    assert consistent_hash(ask_of([Host("w", 0.0, 0)], "s")) is None
+    busy, idle = Host("busy", 1.0, 0), Host("idle", 1.0, 0)
+    busy.line.length = 3
+    assert consistent_hash(ask_of([busy, idle], "")) is idle
+    slow = Host("slow", 0.0, 0)
+    assert consistent_hash(ask_of([slow], "s")) is slow
 
 
 def test_a_key_that_is_too_long_is_refused() -> None:

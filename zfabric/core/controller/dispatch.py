@@ -119,7 +119,7 @@ def sticky_least_loaded(ask: Ask) -> Host:
     return least if overloaded else held
 
 
-def consistent_hash(ask: Ask) -> Host | None:
+def consistent_hash(ask: Ask) -> Host:
     """The host that the key's hash prefers among those below their bound; without a key `shortest_queue` chooses.
 
     Preference is weighted rendezvous hashing (Thaler and Ravishankar 1998), the greatest ``-speed / ln u`` where u in (0, 1) is
@@ -130,13 +130,11 @@ def consistent_hash(ask: Ask) -> Host | None:
     hosts = list(ask.candidates)
     speeds = sum(host.speed for host in hosts)
     if not ask.affinity or not 0 < speeds < math.inf:
-        return None
+        return ask.candidates.least_loaded(ask.rng)
     room = HASH_LOAD_RATIO * (1 + sum(host.load for host in hosts))
     free = [host for host in hosts if host.load < math.ceil(room * (host.speed / speeds))]
     key = _hash_of(ask.affinity)
-    return max(
-        free, key=lambda host: (-host.speed / math.log(_unit(key ^ _host_hash(host.name))), host.name), default=None
-    )
+    return max(free or hosts, key=lambda host: (-host.speed / math.log(_unit(key ^ _host_hash(host.name))), host.name))
 
 
 def _hash_of(text: str) -> int:
