@@ -7,6 +7,7 @@
     ├── RequestError                  the request itself is at fault; sending it again fails again
     │   ├── UnknownModelError · ParameterRangeError · ContextOverflowError
     │   ├── UnsupportedParameterError · UnsupportedOperationError · TooLargeError
+    │   └── PoisonousRequestError
     ├── AccessError                   who asks is not allowed to
     │   └── AuthenticationError (IncorrectKeyError) · PermissionDeniedError
     ├── OverloadError                 a bound was reached; later is better
@@ -113,6 +114,12 @@ class TooLargeError(RequestError):
     """A message, or what it holds, is larger than its bound."""
 
     code = 40306
+
+
+class PoisonousRequestError(RequestError):
+    """Worker after worker died or hung under the request, and it is sent to no other; `details["deaths"]` says how many."""
+
+    code = 40307
 
 
 class AccessError(FabricError):

@@ -371,8 +371,11 @@ COLLECTED_OBJECTS: Final = 20_000
 # ── Streams ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 #: Units (tokens) a worker may send ahead of the reader: a usual answer needs no credit message at all.
 WINDOW_UNITS: Final = 1_024
-#: Attempts in a row that yield no unit before the failure is the caller's: a request that kills workers must stop.
+#: Attempts in a row that yield no unit before the failure is the caller's, whatever ended them.
 ATTEMPTS_WITHOUT_PROGRESS_MAX: Final = 3
+#: Workers that may die or hang under a request in a row, without a unit of its answer in between, until it is taken for what
+#: kills them: one death is chance, and a third would cost one more worker's streams. Clients may set it.
+DEATHS_DEFAULT: Final = 2
 #: Attempts of one request at all.
 ATTEMPTS_MAX: Final = 1_000
 #: Default concurrency of a worker: FastChat's value for engines that do not batch.

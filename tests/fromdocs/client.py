@@ -14,6 +14,8 @@ from tests.fromdocs.connection import Connection
 from tests.fromdocs.document import body_of, kind_of, message, named, packed, sampling_of, struct, unpacked, version
 
 LOST = (50301, 50302, 50303, 50304)
+DEATHS = (50301, 50303)
+DEATHS_MAX = 2
 CANCELLED = 49901
 NAME_TAKEN = 50305
 ATTEMPTS_WITHOUT_PROGRESS = 3
@@ -46,6 +48,7 @@ class Answer:
     texts: dict[int, str] = field(default_factory=dict)
     exact: bool = False
     barren: int = 0
+    deaths: int = 0
     worker: str = ""
     finish_reason: str = ""
     loss: Failed | None = None
@@ -245,8 +248,12 @@ class Client:
             else:
                 self._end(answer, error)
             return
-        if self._may_go_on(answer):
+        deaths = (answer.deaths if answer.barren else 0) + (error.code in DEATHS)
+        if error.code in DEATHS and deaths >= DEATHS_MAX and not error.details.get("claim_ms"):
+            self._end(answer, Failed(40307, "it kills its workers", {"deaths": deaths}))
+        elif self._may_go_on(answer) and (error.code not in DEATHS or deaths < DEATHS_MAX):
             answer.loss = error
+            answer.deaths = deaths
             answer.attempt += 1
             answer.barren += 1
             self._submit(answer)

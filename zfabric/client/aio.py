@@ -22,7 +22,7 @@ from zfabric.client.stream import TokenStream
 from zfabric.client.tasks import AsyncTasks
 from zfabric.client.traces import tracer_of
 from zfabric.errors import ConfigurationError, RequestError
-from zfabric.limits import DEADLINE_MAX_MS
+from zfabric.limits import ATTEMPTS_WITHOUT_PROGRESS_MAX, DEADLINE_MAX_MS, DEATHS_DEFAULT
 from zfabric.transport.curve import Credentials, default_credentials
 from zfabric.transport.endpoints import check_endpoint, default_endpoint
 from zfabric.transport.links import choose, choose_spin
@@ -47,6 +47,8 @@ class AsyncClient(AsyncTasks, AsyncQueries, AsyncSteering):
         transport: The driver of the socket, "loop" or "libzmq"; $ZFABRIC_TRANSPORT by default, else loop.
         spin_us: Busy polling: look for answers for so many microseconds after each message before the loop sleeps, for a
             program that has a core to itself; $ZFABRIC_SPIN_US by default, else not at all.
+        worker_deaths_max: Workers that may die or hang under a request in a row, 1 … 3, without a unit of its answer in
+            between; then it ends with PoisonousRequestError and is sent to no other.
         tracing: Make an OpenTelemetry span of each request, below the caller's current one, with the program's own tracer
             provider (True) or another. It needs `zfabric[tracing]`.
 
@@ -69,11 +71,15 @@ class AsyncClient(AsyncTasks, AsyncQueries, AsyncSteering):
         transport: str | None = None,
         spin_us: int | None = None,
         tracing: bool | TracerProvider = False,
+        worker_deaths_max: int = DEATHS_DEFAULT,
     ) -> None:
         try:
             timeout_ms = values.whole("connect_timeout_ms", connect_timeout_ms)
             if not 0 <= timeout_ms <= DEADLINE_MAX_MS:
                 raise values.out_of_range("connect_timeout_ms", timeout_ms, f"0 … {DEADLINE_MAX_MS}")
+            deaths_max = values.whole("worker_deaths_max", worker_deaths_max)
+            if not 1 <= deaths_max <= ATTEMPTS_WITHOUT_PROGRESS_MAX:
+                raise values.out_of_range("worker_deaths_max", deaths_max, f"1 … {ATTEMPTS_WITHOUT_PROGRESS_MAX}")
             taken_label = model_name(label, "label", empty=True)
             self.endpoint = check_endpoint(values.text("endpoint", endpoint or default_endpoint()))
         except RequestError as error:
@@ -90,6 +96,7 @@ class AsyncClient(AsyncTasks, AsyncQueries, AsyncSteering):
             transport=choose(transport),
             spin_us=choose_spin(spin_us, transport),
             tracer=tracer_of(tracing),
+            deaths_max=deaths_max,
         )
 
     async def __aenter__(self) -> AsyncClient:

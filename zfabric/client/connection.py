@@ -20,7 +20,7 @@ from zfabric.core.client.pending import Pending, Sink
 from zfabric.core.client.session import ClientSession
 from zfabric.errors import ClosedError, ConnectionLostError, FabricError
 from zfabric.ids import milliseconds
-from zfabric.limits import BAD_FRAMES_MAX
+from zfabric.limits import BAD_FRAMES_MAX, DEATHS_DEFAULT
 from zfabric.transport.clock import monotonic_ns
 from zfabric.transport.curve import Credentials
 from zfabric.transport.links import DealerDriver, open_dealer
@@ -62,6 +62,7 @@ class Connection:
         transport: str | None = None,
         spin_us: int | None = None,
         tracer: Tracer | None = None,
+        deaths_max: int = DEATHS_DEFAULT,
     ) -> None:
         self.endpoint = endpoint
         self._tracer = tracer
@@ -79,6 +80,7 @@ class Connection:
             label=label,
             secret=secrets.token_bytes(_SECRET_BYTES),
             on_fault=self._note,
+            deaths_max=deaths_max,
         )
         self.closing: weakref.WeakSet[Waiting] = weakref.WeakSet()
         self._home = process.here

@@ -26,6 +26,7 @@ from zfabric.client.options import (
 from zfabric.client.requests import generate_request, model_name
 from zfabric.client.results import Classification, Completion
 from zfabric.client.sync_queries import BlockingQueries
+from zfabric.limits import DEATHS_DEFAULT
 from zfabric.transport.curve import Credentials
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Client(BlockingQueries):
     interrupt (Ctrl-C) while a call waits ends the call's request.
 
     Args:
-        endpoint, connect_timeout_ms, label, credentials, transport, tracing: As of `AsyncClient`.
+        endpoint, connect_timeout_ms, label, credentials, transport, tracing, worker_deaths_max: As of `AsyncClient`.
         spin_us: As well; its own thread then holds the interpreter more often than it would.
 
     Raises:
@@ -62,6 +63,7 @@ class Client(BlockingQueries):
         transport: str | None = None,
         spin_us: int | None = None,
         tracing: bool | TracerProvider = False,
+        worker_deaths_max: int = DEATHS_DEFAULT,
     ) -> None:
         self._client = AsyncClient(
             endpoint,
@@ -71,6 +73,7 @@ class Client(BlockingQueries):
             transport=transport,
             spin_us=spin_us,
             tracing=tracing,
+            worker_deaths_max=worker_deaths_max,
         )
         self._thread = LoopThread(self._client.open, self._client.close)
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.controller.dispatch import BUILT_IN, POLICIES, register_policy
-from zfabric.errors import RequestCancelledError
+from zfabric.errors import PoisonousRequestError, RequestCancelledError
 from zfabric.limits import ATTEMPTS_WITHOUT_PROGRESS_MAX
 from zfabric.testing.apps import SimApp
 from zfabric.testing.catalogue import draw_engines, draw_habits
@@ -324,7 +324,8 @@ class Cluster:
         pending, wish = record.pending, record.wish
         # A controller that is full of clients lets a newcomer take the place of one that is away.
         gentle = set(self.report.faults) <= _GENTLE and not self.crowded
-        if record.lost and wish.number in self.faults.kept and gentle:
+        lost = record.lost or isinstance(record.error, PoisonousRequestError)
+        if lost and wish.number in self.faults.kept and gentle:
             raise Violation(f"{record} ended with {record.error!r}, and everybody was there")
         if not record.lost or wish.resume == "never" or pending is None or not self.uniform:
             return

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from zfabric import limits
 from zfabric.core.client.pending import Pending
-from zfabric.errors import FAILOVER_CODES, DeadlineExceededError, FabricError, UnsupportedParameterError
+from zfabric.errors import (
+    FAILOVER_CODES,
+    DeadlineExceededError,
+    EngineStalledError,
+    FabricError,
+    PoisonousRequestError,
+    UnsupportedParameterError,
+    WorkerLostError,
+)
+
+#: Losses that may be the request's own doing: its worker is gone, or its engine hangs.
+_DEATHS: Final = frozenset({WorkerLostError.code, EngineStalledError.code})
 
 
 def why_final(pending: Pending, error: FabricError, now_ns: int) -> FabricError | None:
@@ -16,9 +29,30 @@ def why_final(pending: Pending, error: FabricError, now_ns: int) -> FabricError 
         return DeadlineExceededError(f"deadline passed after an attempt was lost: {error.message}")
     if nobody_continues(error) or not pending.repeatable:
         return error
+    deaths = deaths_with(pending, error)
+    if deaths >= pending.deaths_max and deaths_of(error):
+        if may_return(error) and pending.waits < limits.ATTEMPTS_MAX:
+            # It is no death if that worker comes back.
+            return error
+        return PoisonousRequestError(
+            f"{deaths} workers in a row died or hung under the request, the last: {error.message}", deaths=deaths
+        )
     if pending.barren >= limits.ATTEMPTS_WITHOUT_PROGRESS_MAX or pending.attempt >= limits.ATTEMPTS_MAX:
         return error
     return None if pending.continuable else error
+
+
+def deaths_with(pending: Pending, error: FabricError) -> int:
+    """Attempts in a row that ended with the death of their worker, with this one. What brought a unit begins a new row: an
+    answer that goes on from worker to worker is none that kills them, and where one does at some token, the next attempt
+    begins there, and brings nothing."""
+    before = pending.deaths if pending.barren else 0
+    return before + deaths_of(error)
+
+
+def deaths_of(error: FabricError) -> int:
+    """1 where a loss may be the request's own doing."""
+    return int(error.code in _DEATHS)
 
 
 def refuses_seed(error: FabricError) -> bool:

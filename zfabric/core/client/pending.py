@@ -98,6 +98,7 @@ class Pending:
         pinned: Whether the attempt that runs was given `drawn_seed` as its seed.
         loss: What ended the former attempt.
         barren: Attempts in a row that brought nothing.
+        deaths, deaths_max: Of its workers, in a row under attempts that brought nothing, and after how many it ends.
         waits: How often the loss of a worker was waited out.
         next: The first unit that has not arrived.
         granted, consumed: Units that may be sent, and those that the reader took.
@@ -106,9 +107,10 @@ class Pending:
     """
 
     __slots__ = (
-        "accepted_ns", "affinity", "attempt", "barren", "body", "characters", "consumed", "deadline_ns", "drawn_seed", "exact",
-        "granted", "guard", "loss", "model", "next", "number", "operation", "pinned", "prefix", "prefix_block", "priority",
-        "reproducible", "resume", "single", "sink", "submitted", "token_ids", "trace", "waits", "window", "worker",
+        "accepted_ns", "affinity", "attempt", "barren", "body", "characters", "consumed", "deadline_ns", "deaths", "deaths_max",
+        "drawn_seed", "exact", "granted", "guard", "loss", "model", "next", "number", "operation", "pinned", "prefix",
+        "prefix_block", "priority", "reproducible", "resume", "single", "sink", "submitted", "token_ids", "trace", "waits",
+        "window", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -124,6 +126,7 @@ class Pending:
         resume: Resume,
         window: int,
         accepted_ns: int,
+        deaths_max: int = limits.DEATHS_DEFAULT,
     ) -> None:
         self.number = number
         self.operation: Operation = operation
@@ -140,6 +143,8 @@ class Pending:
         self.submitted = False
         self.attempt = 0
         self.barren = 0
+        self.deaths = 0
+        self.deaths_max = deaths_max
         self.waits = 0
         self.loss: FabricError | None = None
         self.next = 0

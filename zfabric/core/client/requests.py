@@ -21,7 +21,7 @@ from msgspec import structs
 from zfabric import limits
 from zfabric.core.client.bodies import continued, encoded
 from zfabric.core.client.extras import units_of
-from zfabric.core.client.failover import may_return, nobody_continues, refuses_seed, why_final
+from zfabric.core.client.failover import deaths_of, deaths_with, may_return, nobody_continues, refuses_seed, why_final
 from zfabric.core.client.pending import Pending, Resume, SessionCounters, Sink, Trace, check_ranges, in_parts, slices
 from zfabric.core.timers import Timers
 from zfabric.errors import (
@@ -54,9 +54,11 @@ class ClientRequests:
 
     Args:
         rng: Chance, for request numbers and seeds.
+        deaths_max: Workers that may die under a request in a row, until it ends with PoisonousRequestError.
     """
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, deaths_max: int = limits.DEATHS_DEFAULT) -> None:
+        self.deaths_max = deaths_max
         self.outbox: list[codec.Frames] = []
         self.timers = Timers()
         self.requests: dict[int, Pending] = {}
@@ -135,6 +137,7 @@ class ClientRequests:
             resume=resume,
             window=window,
             accepted_ns=now_ns,
+            deaths_max=self.deaths_max,
         )
         pending.drawn_seed = seed
         if isinstance(request, TextRequest):
@@ -275,6 +278,7 @@ class ClientRequests:
             # This worker cannot draw as the former one did.
             pending.exact = pending.pinned = current = False
             error = pending.loss
+            pending.deaths -= deaths_of(error)
         if nobody_continues(error) and pending.loss is not None and may_return(pending.loss):
             self._go_back(pending)
             return
@@ -283,6 +287,7 @@ class ClientRequests:
             self.counters.failovers += 1
             pending.loss = error
             pending.attempt += 1
+            pending.deaths = deaths_with(pending, error)
             pending.barren += 1
             pending.submitted = False
             if pending.trace is not None:
@@ -297,6 +302,7 @@ class ClientRequests:
     def _go_back(self, pending: Pending) -> None:
         """Nobody else can go on, but the worker that was lost may come back: the attempt that it had is claimed after all."""
         pending.attempt -= 1
+        pending.deaths -= 0 if pending.loss is None else deaths_of(pending.loss)
         pending.loss = None
         pending.pinned = False
         pending.submitted = True

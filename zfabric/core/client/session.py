@@ -39,6 +39,7 @@ class ClientSession(ClientRequests):
         build, label: Told to the controller.
         secret: Random bytes that prove, to a controller that never saw this client, that its streams are its own.
         on_fault: Told of faults that name nothing of this client's.
+        deaths_max: Workers that may die under a request in a row, until it ends with PoisonousRequestError.
     """
 
     def __init__(
@@ -50,8 +51,9 @@ class ClientSession(ClientRequests):
         label: str = "",
         secret: bytes = b"",
         on_fault: Callable[[FabricError], None] = lambda _: None,
+        deaths_max: int = limits.DEATHS_DEFAULT,
     ) -> None:
-        super().__init__(rng)
+        super().__init__(rng, deaths_max)
         self.instance = instance
         self.build = build
         self.label = label
