@@ -123,11 +123,8 @@ class ClientRequests:
             seed = self._rng.getrandbits(63)
             request = structs.replace(request, drawn_seed=seed)
         body = encoded(request, self._body_bytes_max)
-        number = self._rng.getrandbits(63)
-        while number in self.requests:
-            number = self._rng.getrandbits(63)
         pending = Pending(
-            number,
+            self._unused_number(),
             operation,
             body,
             sink,
@@ -148,11 +145,17 @@ class ClientRequests:
             pending.guard = self.timers.at(guard_ns, lambda _: self._guard(pending))
         pending.trace = trace
         pending.affinity, pending.prefix, pending.prefix_block = affinity, prefix, prefix_block
-        self.requests[number] = pending
+        self.requests[pending.number] = pending
         self.counters.submitted += 1
         if self.ready:
             self._submit(pending, now_ns)
         return pending
+
+    def _unused_number(self) -> int:
+        number = self._rng.getrandbits(63)
+        while number in self.requests:
+            number = self._rng.getrandbits(63)
+        return number
 
     def cancel(self, pending: Pending) -> None:
         """Stop a request. It ends here and now with RequestCancelledError; the engine hears of it within a round trip."""
