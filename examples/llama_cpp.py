@@ -55,6 +55,9 @@ class LlamaCppWorker(TextModelWorker):
         given.n_ctx = options.context_length * options.parallel
         given.cpuparams.n_threads = given.cpuparams_batch.n_threads = options.threads
         self.engine = await asyncio.to_thread(xllamacpp.Server, given)
+        # A server that is let go of before its own thread has begun waits for that thread for ever.
+        first = {"prompt": "x", "n_predict": 1}
+        await asyncio.to_thread(self.engine.handle_completions, first, lambda _: False)
         name, *aliases = options.model_names or (options.model.stem,)
         return ModelInfo(name=name, aliases=aliases, context_length=options.context_length)
 
