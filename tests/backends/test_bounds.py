@@ -241,7 +241,7 @@ async def test_a_long_prompt_at_the_head_of_the_line_keeps_nobody_out_who_fits(t
     worker = ModelWorker(options)
     worker.steps = answers = Answers()
     await worker.load()
-    worker.begin(ask("runs", "x" * 120, temperature=0, max_new_tokens=60, ignore_eos=True))
+    worker.begin(ask("runs", "x" * 40, temperature=0, max_new_tokens=60, ignore_eos=True))
     await answers.until("runs", tokens=2)
     worker.begin(ask("long", "y" * 200, temperature=0, max_new_tokens=8, ignore_eos=True))
     worker.begin(ask("short", "z" * 8, temperature=0, max_new_tokens=8, ignore_eos=True))
