@@ -230,6 +230,7 @@ DATED = {
         "tracing/recorder.py",
         "monitoring/history.py",
         "cli/doctor.py",
+        "cli/keyring_edits.py",
     )
 }
 
