@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,14 @@ Start = Callable[..., Awaitable[Served]]
 PROMPTS = ["Hello", "The quick brown fox jumps over", "a", "Once upon a time"]
 
 
-@pytest_asyncio.fixture(params=["paged", "padded"])
-async def start(tiny_llama: Path, request: pytest.FixtureRequest) -> AsyncIterator[Start]:
-    """Starts workers on the tiny model with options of the test's own, with either kind of cache."""
+@asynccontextmanager
+async def starting(model: Path, kv_cache: str) -> AsyncIterator[Start]:
+    """Starts workers on a model with one kind of cache, or with options of the test's own, and ends them."""
     workers: list[ModelWorker] = []
 
     async def start_one(**options: Any) -> Served:
-        chosen = {"kv_cache": request.param, "dtype": "float32", "device": "cpu", **options}
-        worker = ModelWorker(TransformersOptions(model=str(tiny_llama), **chosen))
+        chosen = {"model": str(model), "kv_cache": kv_cache, "dtype": "float32", "device": "cpu", **options}
+        worker = ModelWorker(TransformersOptions(**chosen))
         workers.append(worker)
         worker.steps = answers = Answers()
         await worker.load()
@@ -48,6 +49,12 @@ async def start(tiny_llama: Path, request: pytest.FixtureRequest) -> AsyncIterat
     yield start_one
     for worker in workers:
         await worker.close()
+
+
+@pytest_asyncio.fixture(params=["paged", "padded"])
+async def start(tiny_llama: Path, request: pytest.FixtureRequest) -> AsyncIterator[Start]:
+    async with starting(tiny_llama, request.param) as start_one:
+        yield start_one
 
 
 def hold(worker: ModelWorker) -> threading.Event:

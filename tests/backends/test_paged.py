@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +12,22 @@ import pytest_asyncio
 from msgspec import structs
 
 from tests.backends.test_architectures import FAMILIES, SIZES, save
-from tests.backends.test_engine import causal_model, greedy, hold, prepared
+from tests.backends.test_engine import Start, causal_model, greedy, hold, prepared, starting
 from tests.backends.test_lora import adapters
 from tests.backends.tiny import Answers, ask, byte_tokenizer, reference
-from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.paged_cache import current
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ConfigurationError
 from zfabric.wire.payloads import GenerateRequest
 
 __all__ = ["adapters"]  # a fixture
-Served = tuple[ModelWorker, Answers]
-Start = Callable[..., Awaitable[Served]]
 HISTORY = "The quick brown fox jumps over the lazy dog, and then it sleeps until the evening comes."
 
 
 @pytest_asyncio.fixture
 async def start(tiny_llama: Path) -> AsyncIterator[Start]:
-    workers: list[ModelWorker] = []
-
-    async def start_one(**options: Any) -> Served:
-        chosen = {"model": str(tiny_llama), "kv_cache": "paged", "dtype": "float32", "device": "cpu", **options}
-        worker = ModelWorker(TransformersOptions(**chosen))
-        workers.append(worker)
-        worker.steps = answers = Answers()
-        await worker.load()
-        return worker, answers
-
-    yield start_one
-    for worker in workers:
-        await worker.close()
+    async with starting(tiny_llama, "paged") as start_one:
+        yield start_one
 
 
 def watched(worker: ModelWorker) -> list[list[int]]:

@@ -221,7 +221,7 @@ async def test_deadlines_in_every_state(ipc: str, row: Row) -> None:
         row.requests = 3
 
 
-#: Answers of HTTP APIs, recordings, spans, plots, ends of keys, and whether two hosts' clocks are apart.
+#: Answers of HTTP APIs, recordings, spans, plots, and whether two hosts' clocks are apart.
 DATED = {
     ROOT / "zfabric" / name
     for name in (
@@ -230,7 +230,6 @@ DATED = {
         "tracing/recorder.py",
         "monitoring/history.py",
         "cli/doctor.py",
-        "cli/keyring_edits.py",
     )
 }
 

@@ -15,6 +15,7 @@ from tomlkit.exceptions import TOMLKitError
 from zfabric.controller.keyring import KeyRing
 from zfabric.core.controller.access import Role
 from zfabric.errors import ConfigurationError
+from zfabric.transport.clock import unix_ns
 from zfabric.transport.curve import create_keys
 
 #: Names of key files that a rotation tries before it gives up.
@@ -140,4 +141,4 @@ class KeyRingFile:
 
 def now() -> datetime:
     """The time that expiry dates are compared with."""
-    return datetime.now(UTC)
+    return datetime.fromtimestamp(unix_ns() / 1e9, UTC)
