@@ -164,7 +164,8 @@ class Queues:
                         self._reroute(model, name)
             for model in changed:
                 self._settle_model(model)
-        self._forget_most()
+        if self._newly_unhosted:
+            self._forget_most()
 
     def _settle_model(self, model: Model) -> None:
         if not model.hosts:

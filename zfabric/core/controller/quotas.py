@@ -136,7 +136,7 @@ class Quotas:
 
     def of(self, grant: Grant, now_ns: int) -> Account | None:
         """The account of a key's group; None where it has no limits."""
-        if grant.limits == UNLIMITED:
+        if grant.limits is UNLIMITED or grant.limits == UNLIMITED:
             return None
         account = self._accounts.get(grant.group)
         if account is None:
