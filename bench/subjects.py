@@ -215,6 +215,17 @@ def smg_pair(rate: float = 0, **environment: str) -> Stack:
     return _router(_smg, rate, workers=2, **environment)
 
 
+#: One client for all requests. By default LiteLLM makes one for each text completion, of which most is reading certificates:
+#: 28 ms, 33 of them for a whole request.
+_LITELLM_SESSION = """
+import httpx, litellm
+from litellm.integrations.custom_logger import CustomLogger
+
+litellm.aclient_session = httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=None))
+handler = CustomLogger()
+"""
+
+
 def litellm(rate: float = 0) -> Stack:
     """LiteLLM's proxy (Python), one process as of the others."""
     python, own = python_of("litellm"), free_port()
@@ -224,10 +235,12 @@ def litellm(rate: float = 0) -> Stack:
     # YAML takes JSON.
     settings = {
         "model_list": [{"model_name": "echo", "litellm_params": place}],
+        "litellm_settings": {"callbacks": ["session.handler"]},
         # Without keys, as all of them.
         "general_settings": {"dangerously_permit_weak_or_unset_master_key": True},
     }
     (scratch / "config.yaml").write_text(json.dumps(settings))
+    (scratch / "session.py").write_text(_LITELLM_SESSION)
     command: tuple[str, ...] = (
         str(python.parent / "litellm"),
         "--config",

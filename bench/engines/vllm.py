@@ -3,6 +3,8 @@ its own OpenAI server.
 
 Usage: python -m bench.engines.vllm [--model tiny|smollm2|DIRECTORY] [--streams 1 8 64] [--rounds 5] …
 
+The first token of a stream is the first that has a text: of one without, some servers send an event and others do not.
+
 All share one engine, see `bench.engines.vllm_shared`, and are measured in turns, so that whatever else the machine
 does hits all of them. The engine computes in one thread, pinned to the first core; with --pin everything else is kept off
 that core. Prints one JSON object: medians over the rounds; and, by driver of the wire, how soon the workers answer while they
@@ -95,7 +97,7 @@ async def fabric(
             async for delta in client.stream(
                 NAME, prompt_token_ids=prompt, max_new_tokens=new_tokens, temperature=0, ignore_eos=True
             ):
-                first = first or time.perf_counter()
+                first = first or (time.perf_counter() if delta.text else 0.0)
                 seen += len(delta.token_ids)
             assert seen == new_tokens
             return first
@@ -126,7 +128,7 @@ async def bare(engine: list[str], place: dict[str, Any] | None, directory: Path)
         )
         first, seen = 0.0, 0
         async for output in running.generate(tokens_input(prompt), sampling, str(number)):
-            first = first or time.perf_counter()
+            first = first or (time.perf_counter() if output.outputs[0].text else 0.0)
             seen += len(output.outputs[0].token_ids)
         assert seen == new_tokens
         return first
@@ -202,7 +204,7 @@ async def over_http(port: int) -> AsyncIterator[Any]:
                     if not line.startswith(b"data: {"):
                         continue
                     event = json.loads(line[6:])
-                    if event["choices"]:
+                    if any(choice["text"] for choice in event["choices"]):
                         first = first or time.perf_counter()
                     if event.get("usage"):
                         completion_tokens = event["usage"]["completion_tokens"]
@@ -250,7 +252,6 @@ async def compare(arguments: argparse.Namespace, model: Path) -> dict[str, Any]:
     makers["gateway"] = partial(gateway, transport=first)
     makers |= {f"fabric {transport}": partial(through, transport=transport) for transport in others}
     runs: dict[tuple[str, int], list[Run]] = {}
-    chance = random.Random(0)
     async with contextlib.AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zf-")))
         places = stack.enter_context(shared_engine(engine_arguments(engine), directory, len(makers)))
@@ -263,6 +264,8 @@ async def compare(arguments: argparse.Namespace, model: Path) -> dict[str, Any]:
             for streams in arguments.streams:
                 for name in order:
                     word = f"round {number}" if number else "warm-up"
+                    # All systems have the same prompts: random ones begin their answers with a token without text here and there.
+                    chance = random.Random(f"{number} {streams}")
                     run = await measure(systems[name], streams, arguments.prompt_tokens, arguments.new_tokens, chance)
                     # A run that is cut off has told what it measured.
                     speed = f"{run.tokens_per_second:.1f} tokens/s, first token after {run.ttft_ms_p50:.2f} ms"
