@@ -281,6 +281,8 @@ SLOW_READERS_MAX: Final = 16
 #: message.
 LISTED_DEFAULT: Final = 100
 LISTED_MAX: Final = 1_000
+#: Dispatches that the controller can explain, the last ones: some 400 bytes each, more in fabrics of several workers.
+EXPLAINED_DISPATCHES: Final = 1_024
 #: Orders of operators of one sort that hold at a time: more models, workers or clients than anybody names by hand.
 DIRECTIVES_MAX: Final = 1_024
 #: What a parked message costs beside its bytes.

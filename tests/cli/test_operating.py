@@ -82,6 +82,12 @@ async def test_lists_show_who_waits_and_why(served: Fabric, capsys: pytest.Captu
         _, output, _ = await zfabric(capsys, "clients", "--client", "backend-1", "--json")
         (client,) = json.loads(output)["rows"]
         assert (client["waiting"], client["running"]) == (1, 1)
+        code, output, _ = await zfabric(capsys, "explain", running["request"])
+        assert (code, "went to gpu-1: policy shortest_queue chose among 1" in output) == (0, True)
+        _, output, _ = await zfabric(capsys, "explain", waiting["request"], "--json")
+        assert [host["state"] for host in json.loads(output)["hosts"]] == ["full"]
+        code, _, errors = await zfabric(capsys, "explain", "abc")
+        assert (code, "no request 'abc' is here" in errors) == (1, True)
         code, _, errors = await zfabric(capsys, "requests", "--sort", "colour")
         assert (code, "'colour' is not one of age, place" in errors) == (1, True)
 

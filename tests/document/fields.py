@@ -15,6 +15,7 @@ from zfabric.wire import (
     answers,
     chat,
     chunks,
+    explanations,
     flow,
     listings,
     messages,
@@ -28,7 +29,8 @@ from zfabric.wire import (
 )
 
 _MODULES: Final = (
-    answers, chat, chunks, flow, listings, messages, payloads, questions, sampling, status, steering, tasks, tool_calls,
+    answers, chat, chunks, explanations, flow, listings, messages, payloads, questions, sampling, status, steering, tasks,
+    tool_calls,
 )  # fmt: skip
 _ATTRIBUTE: Final = re.compile(r"^    (?P<names>\w+(?:, \w+)*): (?P<text>.+(?:\n {5,}\S.*)*)", re.MULTILINE)
 

@@ -12,6 +12,7 @@ from zfabric.cli.answers import chat, count, embed, generate
 from zfabric.cli.app import make_app, run_app
 from zfabric.cli.check import check
 from zfabric.cli.doctor import doctor
+from zfabric.cli.explain import explain
 from zfabric.cli.keys import keys_list, keys_make, keys_remove, keys_rotate
 from zfabric.cli.look import clients, models, queue, requests, status, workers
 from zfabric.cli.ping import ping
@@ -31,7 +32,7 @@ HELP = """Look at a fabric, talk to it, and operate it.
 
 `zfabric top` shows all of that live
 
-`zfabric queue` · `zfabric requests --state queued --sort place` · `zfabric clients`
+`zfabric queue` · `zfabric requests --state queued --sort place` · `zfabric clients` · `zfabric explain 2f1c66ab01d4e3f0`
 
 `zfabric generate chat "The capital of France is" --max-new-tokens 16 --temperature 0`
 
@@ -48,8 +49,8 @@ keys, $ZFABRIC_KEY and $ZFABRIC_CONTROLLER_KEY name this side's secret key file 
 
 
 _COMMANDS: Sequence[Callable[..., int | None]] = (
-    models, workers, status, requests, clients, queue, generate, chat, embed, count, drain, undrain, pause, resume, cancel, kick,
-    operate, ping, check, doctor, replay, serve, top,
+    models, workers, status, requests, clients, queue, explain, generate, chat, embed, count, drain, undrain, pause, resume,
+    cancel, kick, operate, ping, check, doctor, replay, serve, top,
 )  # fmt: skip
 #: Those of `zfabric config`.
 _CONFIG: dict[str, Callable[..., int | None]] = {"get": config_get, "set": config_set}

@@ -11,6 +11,7 @@ from zfabric.client.connection import Connection
 from zfabric.client.requests import affinity_key, model_name, query_timeout_ms
 from zfabric.errors import RequestError
 from zfabric.wire import codec
+from zfabric.wire.explanations import Explanation
 from zfabric.wire.listings import ClientList, QueueList, RequestList
 from zfabric.wire.status import FabricStatus, ModelStatus, WorkerStatus
 
@@ -179,6 +180,24 @@ class AsyncQueries(Asking):
             >>> [(row.model, row.waiting, row.why) for row in (await client.queue()).rows]
         """
         return await self._ask("queue", QueueList, timeout, **list_arguments(wanted))
+
+    async def explain(self, request: str, *, limit: int = 100, timeout: float | None = None) -> Explanation:
+        """Why a request went where it went, or why it waits: an operator's question is for all, anybody else's for its own.
+
+        Args:
+            request: Its name, as `requests` lists it.
+            limit: Hosts at most, up to 1,000.
+            timeout: Seconds.
+
+        Raises:
+            RequestError, ParameterRangeError: No such request is at the controller, nor among its last dispatches; or a limit
+                that there is none of.
+
+        Example:
+            >>> for choice in (await client.explain("5f2c9d0e1b7a4c33")).choices:
+            ...     print(choice.worker, choice.policy, choice.loads)
+        """
+        return await self._ask("explain", Explanation, timeout, request=request, limit=limit)
 
     async def refresh(self, *, timeout: float | None = None) -> list[str]:
         """Have every worker report its load now. Returns the names of those that are asked.

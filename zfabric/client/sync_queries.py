@@ -8,6 +8,7 @@ from zfabric.client.aio import AsyncClient
 from zfabric.client.loop_thread import LoopThread
 from zfabric.client.queries import ListOptions
 from zfabric.limits import KICK_MS, UNTAKEN_MS
+from zfabric.wire.explanations import Explanation
 from zfabric.wire.listings import ClientList, QueueList, RequestList
 from zfabric.wire.status import FabricStatus, ModelStatus, WorkerStatus
 from zfabric.wire.steering import Setting, Stopped
@@ -77,6 +78,15 @@ class BlockingQueries:
             >>> [(row.model, row.waiting, row.why) for row in client.queue().rows]
         """
         return self._thread.wait(self._client.queue(timeout=timeout, **wanted))
+
+    def explain(self, request: str, *, limit: int = 100, timeout: float | None = None) -> Explanation:
+        """As `AsyncClient.explain`.
+
+        Example:
+            >>> client.explain("5f2c9d0e1b7a4c33").choices[0].worker
+            'gpu-1'
+        """
+        return self._thread.wait(self._client.explain(request, limit=limit, timeout=timeout))
 
     def release(self, affinity: str, *, timeout: float | None = None) -> bool:
         """As `AsyncClient.release`.

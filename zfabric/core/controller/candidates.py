@@ -146,6 +146,13 @@ class Candidates:
         ties = [host for host in self._hosts if host.queue_ratio == least]
         return ties[0] if len(ties) == 1 else rng.choice(ties)
 
+    def loads(self) -> tuple[tuple[str, int], ...]:
+        """Names and loads: of all where they are few, else of the least loaded one."""
+        if self.ordered:
+            least = self._ranking.first()
+            return ((least.name, least.load),)
+        return tuple([(host.name, host.line.length) for host in self._hosts])
+
     def by_speed(self, rng: random.Random) -> Host | None:
         """Drawn with probability speed over the sum of speeds; None where the sum is nothing."""
         if len(self._hosts) > CANDIDATES_UNORDERED_MAX and self._speed_max > 0:

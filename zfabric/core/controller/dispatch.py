@@ -97,11 +97,20 @@ def least_latency(ask: Ask) -> Host:
 
     A host of which no request has succeeded yet counts as the mean of the others, so that it is neither flooded nor left out.
     """
-    known = [host.latency_ns for host in ask.candidates if host.latency_ns]
-    mean = sum(known) / len(known) if known else 0.0
+    mean = _mean_latency(ask)
     return min(
         ask.candidates, key=lambda host: ((host.latency_ns or mean) * (host.load + 1), host.load, ask.rng.random())
     )
+
+
+def _mean_latency(ask: Ask) -> float:
+    known = [host.latency_ns for host in ask.candidates if host.latency_ns]
+    return sum(known) / len(known) if known else 0.0
+
+
+def _latency_cost(ask: Ask, host: Host) -> float:
+    """In seconds."""
+    return (host.latency_ns or _mean_latency(ask)) * (host.load + 1) / 1e9
 
 
 def sticky_least_loaded(ask: Ask) -> Host:
@@ -173,6 +182,15 @@ def prefix_cost(ask: Ask, host: Host, cached: int) -> float:
     """What `prefix_aware` takes a request to cost at a host that has so many of its blocks cached, in tokens."""
     return (ask.blocks - cached) * ask.block_size + PREFIX_LOAD_TOKENS * host.queue_ratio
 
+
+#: What policies take a request to cost at a host, for explanations; the others compare no costs.
+COSTS: Final[dict[str, Callable[[Ask, Host], float]]] = {
+    "shortest_queue": lambda ask, host: host.queue_ratio,
+    "power_of_two": lambda ask, host: host.queue_ratio,
+    "sticky_least_loaded": lambda ask, host: host.queue_ratio,
+    "least_latency": _latency_cost,
+    "prefix_aware": lambda ask, host: prefix_cost(ask, host, ask.matched().get(host, 0)),
+}
 
 POLICIES: Final[dict[str, Policy]] = {
     policy.__name__: policy

@@ -94,7 +94,7 @@ def requests(broker: Broker, asker: ClientPeer, arguments: Arguments) -> Request
     model = broker.registry.find(wanted.model) if wanted.model else None
     found = [
         request
-        for request in _all_requests(broker, asker)
+        for request in all_requests(broker, asker)
         if (not wanted.state or request.state.name.lower() == wanted.state)
         and (
             not wanted.model
@@ -111,13 +111,13 @@ def requests(broker: Broker, asker: ClientPeer, arguments: Arguments) -> Request
     shown, left_out = wanted.cut(found, key)
     _find_places(shown, places)
     reasons = Reasons(broker.registry, broker.scheduler.queues)
-    rows = [_request_row(request, places.get(request), reasons, broker.timers.now_ns) for request in shown]
+    rows = [request_row(request, places.get(request), reasons, broker.timers.now_ns) for request in shown]
     if asker.grant.sees_all:
         _have_units_told(broker, shown)
     return RequestList(rows=rows, total=len(found), left_out=left_out)
 
 
-def _all_requests(broker: Broker, asker: ClientPeer) -> Iterator[Request]:
+def all_requests(broker: Broker, asker: ClientPeer) -> Iterator[Request]:
     """Those that the asker may see."""
     if not asker.grant.sees_all:
         yield from asker.requests.values()
@@ -138,7 +138,8 @@ def _name_of_client(request: Request) -> str:
     return request.client.name if request.client is not None else ""
 
 
-def _request_row(request: Request, place: int | None, reasons: Reasons, now_ns: int) -> RequestStatus:
+def request_row(request: Request, place: int | None, reasons: Reasons, now_ns: int) -> RequestStatus:
+    """One attempt, at its place in its queue."""
     client, model, worker = request.client, request.model, request.worker
     accepted_ns, dispatched_ns, deadline_ns = request.accepted_ns, request.dispatched_ns, request.deadline_ns
     why = reasons.of(request)

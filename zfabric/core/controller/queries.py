@@ -9,6 +9,7 @@ import msgspec
 
 from zfabric.core.controller import listings, settings, status, steering
 from zfabric.core.controller.batches import batches
+from zfabric.core.controller.explaining import explain
 from zfabric.core.controller.peers import ClientPeer
 from zfabric.errors import FabricError, TooLargeError
 from zfabric.limits import CONTROL_BODY_BYTES_MAX, FRAME_BYTES_GOAL, HEADER_BYTES_MAX
@@ -102,6 +103,7 @@ _LISTINGS: Final[dict[str, Callable[[Broker, ClientPeer, Arguments], object]]] =
     "requests": listings.requests,
     "clients": listings.clients,
     "queue": listings.queue,
+    "explain": explain,
     "release": _release,
 }
 #: What only an operator may ask, and is told in the journal where it changes something.

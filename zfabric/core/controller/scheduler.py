@@ -40,8 +40,10 @@ import random
 from typing import NamedTuple
 
 from zfabric.core.controller.affinity import Affinities
+from zfabric.core.controller.candidates import Candidates
 from zfabric.core.controller.circuits import Circuits
 from zfabric.core.controller.config import BrokerConfig
+from zfabric.core.controller.decisions import Decisions
 from zfabric.core.controller.dispatch import Ask, Chooser
 from zfabric.core.controller.endings import Endings
 from zfabric.core.controller.figures import Decision
@@ -104,6 +106,7 @@ class Scheduler:
         self.chooser = Chooser(config.policy)
         self._rng = rng
         self.affinities = Affinities()
+        self.decisions = Decisions()
         self.circuits = Circuits(config, registry, timers, journal, rng)
         self.circuits.fill = lambda worker: self.fill(worker, timers.now_ns)
         self.observer = Observer(journal)
@@ -309,7 +312,15 @@ class Scheduler:
         candidates = self._registry.candidates(self._registry.supply(model, demand))
         if not len(candidates):
             return None
-        ask = Ask(
+        ask = self.ask_of(candidates, model, asked, now_ns)
+        self.decisions.asked(ask)
+        host = self.chooser.choose(ask, now_ns)
+        assert isinstance(host, Hosting)
+        return host
+
+    def ask_of(self, candidates: Candidates, model: Model, asked: Submit | Request, now_ns: int) -> Ask:
+        """What a policy is shown of a request."""
+        return Ask(
             candidates,
             self._rng,
             priority=asked.priority,
@@ -321,9 +332,6 @@ class Scheduler:
             block_size=asked.prefix_block,
             matched=lambda: self._registry.placement.matched(model, asked.prefix),
         )
-        host = self.chooser.choose(ask, now_ns)
-        assert isinstance(host, Hosting)
-        return host
 
     def _send_to(
         self, request: Request, worker: WorkerPeer, host: Hosting | None, now_ns: int, decision: Decision
@@ -333,6 +341,7 @@ class Scheduler:
         assert body is not None
         request.state = advance(request.state, RequestEvent.DISPATCHED)
         request.dispatched_ns = now_ns
+        self.decisions.note(request, worker, host, decision, self._config.policy, now_ns)
         self.endings.place(request, worker, host)
         worker.dispatched += 1
         if host is not None and request.affinity:
