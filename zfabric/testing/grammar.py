@@ -71,7 +71,7 @@ class Grammar:
         self.rng = rng
         self.gossip = gossip
         #: In turn, so that what is drawn is what was drawn before there were these.
-        self._unusual = itertools.cycle(["nothing", "requests", "clients", "queue", "config", "kick"])
+        self._unusual = itertools.cycle(["nothing", "requests", "clients", "queue", "config", "kick", "explain"])
         self._turns = itertools.count()
         self.own: list[int] = [0, _LAST_63, *(rng.getrandbits(63) for _ in range(6))]
 
@@ -172,6 +172,8 @@ class Grammar:
         if what == "nothing":
             what = next(self._unusual)
         arguments: dict[str, object] = {"kind": "all"} if what == "models" else {"name": rng.choice(NAMES)}
+        if what == "explain":
+            arguments = {"request": f"{self.attempt()[1]:x}"}
         return codec.pack(Query(number=number, what=what, arguments=arguments))
 
     def beat(self) -> codec.Frames:

@@ -7,7 +7,7 @@ not cost a walk over a thousand workers, therefore `Candidates` keeps them ranke
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Final
 
 from zfabric.core.controller.ranking import Ranking
@@ -146,12 +146,12 @@ class Candidates:
         ties = [host for host in self._hosts if host.queue_ratio == least]
         return ties[0] if len(ties) == 1 else rng.choice(ties)
 
-    def loads(self) -> tuple[tuple[str, int], ...]:
-        """Names and loads: of all where they are few, else of the least loaded one."""
+    def loads(self) -> tuple[Sequence[Host], Sequence[int]]:
+        """Hosts and their loads now: of all where they are few, else of the least loaded one."""
         if self.ordered:
             least = self._ranking.first()
-            return ((least.name, least.load),)
-        return tuple([(host.name, host.line.length) for host in self._hosts])
+            return (least,), (least.line.length,)
+        return tuple(self._hosts), [host.line.length for host in self._hosts]
 
     def by_speed(self, rng: random.Random) -> Host | None:
         """Drawn with probability speed over the sum of speeds; None where the sum is nothing."""

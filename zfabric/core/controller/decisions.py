@@ -6,24 +6,24 @@ A dispatch costs one entry of a ring, made of what is at hand: a thousand worker
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from zfabric.core.controller.candidates import Host
 from zfabric.core.controller.dispatch import Ask
 from zfabric.core.controller.figures import Decision
+from zfabric.core.controller.hosting import Model
 from zfabric.core.controller.peers import Request, WorkerPeer
 from zfabric.limits import EXPLAINED_DISPATCHES
 
-_NOTHING: Final = ()
+_NOBODY: Final[tuple[()]] = ()
 
 
 class Dispatched(NamedTuple):
     """One dispatch.
 
     Attributes:
-        request, attempt: Which attempt.
-        client: Number of its client's session.
+        attempt: Which attempt.
         model: Its model; "" for an operator's call.
         worker: Who got it.
         decision: How it came there.
@@ -37,9 +37,7 @@ class Dispatched(NamedTuple):
         cached_most, cached_most_at: The most that any host of the model had, and which.
     """
 
-    request: int
     attempt: int
-    client: int
     model: str
     worker: str
     decision: Decision
@@ -55,59 +53,77 @@ class Dispatched(NamedTuple):
     cached_most_at: str
 
 
-class Decisions:
-    """The last `EXPLAINED_DISPATCHES` dispatches."""
+#: What a policy is told of prompts and keys: who held the affinity, blocks, their tokens, how many the chosen host had, the most
+#: that any had, and which.
+_Hints = tuple[str, int, int, int, int, str]
+_NO_HINTS: Final[_Hints] = ("", 0, 0, 0, 0, "")
+#: An entry of the ring: request, attempt, instance of its client, model, worker, decision, policy, when, how many hosts the
+#: policy could choose, which, their loads, and hints. It keeps neither the request nor what the policy was asked: to free them at
+#: once costs less than what they take in the processor's caches.
+_Entry = tuple[int, int, int, Model | None, str, Decision, str, int, int, Sequence[Host], Sequence[int], _Hints]
 
-    __slots__ = ("_asked", "_ring")
+
+class Decisions:
+    """The last `EXPLAINED_DISPATCHES` dispatches.
+
+    Attributes:
+        asked: What a policy was asked for the dispatch that comes next; None if it was not.
+    """
+
+    __slots__ = ("_ring", "asked")
 
     def __init__(self) -> None:
-        self._ring: deque[Dispatched] = deque(maxlen=EXPLAINED_DISPATCHES)
-        self._asked: Ask | None = None
-
-    def asked(self, ask: Ask) -> None:
-        """A policy was asked for the next dispatch."""
-        self._asked = ask
+        self._ring: deque[_Entry] = deque(maxlen=EXPLAINED_DISPATCHES)
+        self.asked: Ask | None = None
 
     def note(
         self, request: Request, worker: WorkerPeer, host: Host | None, decision: Decision, policy: str, now_ns: int
     ) -> None:
         """An attempt goes to a worker, and does not count for its load yet."""
-        ask, self._asked = self._asked, None
-        if decision in {"asked", "queued"}:
-            ask = None
-        assert request.client is not None
+        count, hints = 0, _NO_HINTS
+        hosts: Sequence[Host] = _NOBODY
+        loads: Sequence[int] = _NOBODY
+        ask = self.asked
+        if ask is not None:
+            self.asked = None
+            count = len(ask.candidates)
+            hosts, loads = ask.candidates.loads()
+            if ask.blocks or ask.held is not None:
+                hints = _hints(ask, host)
         self._ring.append(
-            Dispatched(
+            (
                 request.request,
                 request.attempt,
-                request.client.number,
-                request.model.name if request.model is not None else "",
+                request.instance,
+                request.model,
                 worker.name,
                 decision,
                 policy,
                 now_ns,
-                len(ask.candidates) if ask is not None else 0,
-                ask.candidates.loads() if ask is not None else _NOTHING,
-                ask.held.name if ask is not None and ask.held is not None else "",
-                *(_cached(ask, host) if ask is not None and ask.blocks else (0, 0, 0, 0, "")),
+                count,
+                hosts,
+                loads,
+                hints,
             )
         )
 
-    def of(self, request: int, client: int | None) -> Iterator[Dispatched]:
-        """The dispatches of a request, the last one first: of one client's alone where its session is given."""
-        for one in reversed(self._ring):
-            if one.request == request and (client is None or one.client == client):
-                yield one
+    def of(self, request: int, instance: int | None) -> Iterator[Dispatched]:
+        """The dispatches of a request, the last one first: of one client's alone where its instance is given."""
+        for entry in reversed(self._ring):
+            if entry[0] == request and (instance is None or entry[2] == instance):
+                yield _told(entry)
 
 
-def _cached(ask: Ask, host: Host | None) -> tuple[int, int, int, int, str]:
-    found = ask.matched()
+def _hints(ask: Ask, host: Host | None) -> _Hints:
+    held = ask.held.name if ask.held is not None else ""
+    found = ask.matched() if ask.blocks else {}
     most = max(found, key=found.__getitem__, default=None)
     here = found.get(host, 0) if host is not None else 0
-    return (
-        ask.blocks,
-        ask.block_size,
-        here,
-        found[most] if most is not None else 0,
-        most.name if most is not None else "",
-    )
+    return held, ask.blocks, ask.block_size, here, found[most] if most else 0, most.name if most else ""
+
+
+def _told(entry: _Entry) -> Dispatched:
+    _, attempt, _, model, worker, decision, policy, at_ns, count, hosts, loads, hints = entry
+    known = zip([host.name for host in hosts], loads, strict=True)
+    name = model.name if model is not None else ""
+    return Dispatched(attempt, name, worker, decision, policy, at_ns, count, tuple(known), *hints)

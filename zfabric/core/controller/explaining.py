@@ -33,7 +33,7 @@ def explain(broker: Broker, asker: ClientPeer, arguments: dict[str, Any]) -> Exp
     number = _number_of(name)
     scheduler, now_ns = broker.scheduler, broker.timers.now_ns
     request = next((one for one in all_requests(broker, asker) if one.request == number), None)
-    choices = scheduler.decisions.of(number, None if asker.grant.sees_all else asker.number)
+    choices = scheduler.decisions.of(number, None if asker.grant.sees_all else asker.instance)
     found = Explanation(policy=broker.config.policy, choices=[_choice(one, now_ns) for one in choices])
     if request is not None:
         found.request = request_row(request, None, Reasons(broker.registry, scheduler.queues), now_ns)

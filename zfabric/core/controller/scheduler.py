@@ -313,7 +313,7 @@ class Scheduler:
         if not len(candidates):
             return None
         ask = self.ask_of(candidates, model, asked, now_ns)
-        self.decisions.asked(ask)
+        self.decisions.asked = ask
         host = self.chooser.choose(ask, now_ns)
         assert isinstance(host, Hosting)
         return host
