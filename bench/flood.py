@@ -19,7 +19,8 @@ from zfabric.wire import codec, kinds
 from zfabric.wire.answers import Chunk
 from zfabric.wire.chunks import columns_of
 from zfabric.wire.flow import Credit, CreditLine
-from zfabric.wire.messages import ClientHello, Load, ModelInfo, Submit, WorkerHello
+from zfabric.wire.load import Load
+from zfabric.wire.messages import ClientHello, ModelInfo, Submit, WorkerHello
 from zfabric.wire.payloads import GenerateRequest
 from zfabric.wire.sampling import SamplingParams
 

@@ -18,6 +18,7 @@ from zfabric.wire.answers import Chunk, Outcome
 from zfabric.wire.chunks import EndsBody, columns_of
 from zfabric.wire.flow import Abort, Cancel
 from zfabric.wire.flow import Grant as Granted
+from zfabric.wire.load import Load
 from zfabric.wire.messages import (
     Beat,
     Carried,
@@ -29,7 +30,6 @@ from zfabric.wire.messages import (
     End,
     Ends,
     Goodbye,
-    Load,
     ModelInfo,
     Submit,
     Welcome,

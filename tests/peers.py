@@ -16,7 +16,8 @@ from zfabric.wire.answers import Outcome
 from zfabric.wire.chunks import EndsBody
 from zfabric.wire.fields import Operation
 from zfabric.wire.flow import Cancel
-from zfabric.wire.messages import ClientHello, Dispatch, End, Ends, Goodbye, Load, ModelInfo, Submit, WorkerHello
+from zfabric.wire.load import CachedBlocks, Load
+from zfabric.wire.messages import ClientHello, Dispatch, End, Ends, Goodbye, ModelInfo, Submit, WorkerHello
 from zfabric.wire.questions import Query
 
 ALL = ("generate", "embed", "count_tokens", "resume")
@@ -103,6 +104,10 @@ class FakeFabric:
     def load(self, name: str, *, slots: int = 1, draining: bool = False, progress: int = 0) -> None:
         """A worker reports."""
         self._receive(name, codec.pack(Load(slots=slots, draining=draining, progress=progress)))
+
+    def tell(self, name: str, *cached: CachedBlocks, slots: int = 1) -> None:
+        """A worker tells what its engines have cached."""
+        self._receive(name, codec.pack(Load(slots=slots, cached=list(cached))))
 
     def pass_ms(self, duration_ms: float, *alive: str) -> None:
         """Let time pass; the workers named are heard of all the while."""

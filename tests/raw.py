@@ -14,7 +14,8 @@ from zfabric.errors import FabricError
 from zfabric.transport.curve import Credentials, set_credentials
 from zfabric.transport.dealer import DealerLink
 from zfabric.wire import codec, kinds
-from zfabric.wire.messages import Beat, ClientHello, Load, ModelInfo, Welcome, WorkerHello
+from zfabric.wire.load import Load
+from zfabric.wire.messages import Beat, ClientHello, ModelInfo, Welcome, WorkerHello
 
 #: How long an answer may take on a loaded machine.
 _PATIENCE_MS = 20_000

@@ -14,7 +14,8 @@ from zfabric.core.controller.broker import Broker
 from zfabric.core.controller.config import BrokerConfig
 from zfabric.ids import RoutingId
 from zfabric.wire import codec, kinds
-from zfabric.wire.messages import ClientHello, End, Ends, Load, ModelInfo, Submit, WorkerHello
+from zfabric.wire.load import Load
+from zfabric.wire.messages import ClientHello, End, Ends, ModelInfo, Submit, WorkerHello
 
 NAME = "scale"
 TITLE = "Scale: cost against size"

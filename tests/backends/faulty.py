@@ -149,6 +149,9 @@ class Announced:
     def log(self, event: str, **fields: Any) -> None:
         raise AssertionError(event)
 
+    def cache_changed_threadsafe(self, model: str, *changes: Any, **values: Any) -> None:
+        raise AssertionError(changes)
+
     def models_changed(self, models: Any) -> None:
         self.models.append([model.name for model in models])
         self.changed.set()

@@ -167,6 +167,9 @@ class Answers:
     def models_changed(self, models: Sequence[ModelInfo]) -> None:
         raise AssertionError("nothing here changes its models")
 
+    def cache_changed_threadsafe(self, model: str, *changes: object, **values: object) -> None:
+        raise AssertionError("nothing here tells of its cache")
+
     def log(self, event: str, **fields: object) -> None:
         self.logged.append(event)
 

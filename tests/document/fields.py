@@ -18,6 +18,7 @@ from zfabric.wire import (
     explanations,
     flow,
     listings,
+    load,
     messages,
     payloads,
     questions,
@@ -29,7 +30,7 @@ from zfabric.wire import (
 )
 
 _MODULES: Final = (
-    answers, chat, chunks, explanations, flow, listings, messages, payloads, questions, sampling, status, steering, tasks,
+    answers, chat, chunks, explanations, flow, listings, load, messages, payloads, questions, sampling, status, steering, tasks,
     tool_calls,
 )  # fmt: skip
 _ATTRIBUTE: Final = re.compile(r"^    (?P<names>\w+(?:, \w+)*): (?P<text>.+(?:\n {5,}\S.*)*)", re.MULTILINE)

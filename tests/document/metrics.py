@@ -12,7 +12,7 @@ from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.worker.figures import WorkerFigures
 from zfabric.gateway.figures import Figures
 from zfabric.monitoring import controller, gateway, worker
-from zfabric.wire.messages import Load
+from zfabric.wire.load import Load
 
 
 def table_of_all() -> str:

@@ -20,6 +20,7 @@ from zfabric.wire import codec, kinds
 from zfabric.wire.answers import Chunk, ChunkExtra, Outcome
 from zfabric.wire.chunks import EndsBody
 from zfabric.wire.flow import Abort, Cancel, Credit, CreditLine, Grant
+from zfabric.wire.load import Load
 from zfabric.wire.messages import (
     Beat,
     CarriedMore,
@@ -30,7 +31,6 @@ from zfabric.wire.messages import (
     End,
     Ends,
     Goodbye,
-    Load,
     Submit,
     Welcome,
     WorkerHello,

@@ -21,7 +21,8 @@ from zfabric.core.worker.session import WorkerSession
 from zfabric.transport.context import make_context
 from zfabric.transport.options import set_dealer_options
 from zfabric.wire import kinds
-from zfabric.wire.messages import Load, ModelInfo
+from zfabric.wire.load import Load
+from zfabric.wire.messages import ModelInfo
 
 CONTROLLER, WORKER = "zfabric.cli.controller", "zfabric.cli.worker"
 

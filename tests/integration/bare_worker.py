@@ -16,7 +16,8 @@ from zfabric.transport.links import DealerReceiver
 from zfabric.wire import codec, kinds
 from zfabric.wire.answers import Chunk, Outcome
 from zfabric.wire.flow import Abort
-from zfabric.wire.messages import Dispatch, End, Load, Welcome, WorkerHello
+from zfabric.wire.load import Load
+from zfabric.wire.messages import Dispatch, End, Welcome, WorkerHello
 from zfabric.wire.payloads import AnyRequest, GenerateRequest, OperateRequest
 from zfabric.wire.tasks import EmbedRequest
 from zfabric.worker import service as service_module

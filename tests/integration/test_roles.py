@@ -17,6 +17,7 @@ from zfabric.core.controller.access import Role
 from zfabric.errors import PermissionDeniedError, ProtocolError
 from zfabric.wire import codec, kinds
 from zfabric.wire.flow import Cancel
+from zfabric.wire.load import Load
 from zfabric.wire.messages import (
     Beat,
     CarriedMore,
@@ -25,7 +26,6 @@ from zfabric.wire.messages import (
     ClientHello,
     End,
     Ends,
-    Load,
     ModelInfo,
     Submit,
     WorkerHello,

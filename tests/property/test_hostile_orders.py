@@ -10,8 +10,9 @@ from tests.broker import CANCELLED, Bench, FakeClient, FakeWorker, Peer, carried
 from zfabric.errors import FAILOVER_CODES
 from zfabric.limits import CLAIM_MS
 from zfabric.wire.flow import Credit, CreditLine
+from zfabric.wire.load import Load
 from zfabric.wire.locks import lock_of
-from zfabric.wire.messages import Beat, Carried, Goodbye, Load
+from zfabric.wire.messages import Beat, Carried, Goodbye
 
 #: Few names, so that everybody meets everybody.
 numbers = st.integers(0, 3)

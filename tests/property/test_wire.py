@@ -15,6 +15,7 @@ from zfabric.errors import FabricError, ParameterRangeError, ProtocolError, Unsu
 from zfabric.limits import CONTROL_BODY_BYTES_MAX, DEADLINE_MAX_MS, HEADER_BYTES_MAX
 from zfabric.wire import answers, codec, flow, kinds, messages, questions, sampling, tasks
 from zfabric.wire.chunks import EndsBody
+from zfabric.wire.load import CachedBlocks, Load
 from zfabric.wire.locks import lock_of
 
 u32 = st.integers(0, 2**32 - 1)
@@ -23,9 +24,10 @@ attempt = st.integers(0, 1_000)
 deadline = st.none() | st.integers(0, DEADLINE_MAX_MS)
 name = st.text(min_size=1, max_size=30)
 operation = st.sampled_from(["generate", "embed", "count_tokens", "operate"])
+hashes = st.integers(0, 3).flatmap(lambda count: st.binary(min_size=8 * count, max_size=8 * count))
 credit_line = st.builds(flow.CreditLine, request=u63, attempt=attempt, next=u32, window=u32, again=st.booleans())
 load = st.builds(
-    messages.Load,
+    Load,
     running=u32,
     waiting=u32,
     slots=st.integers(0, 65_536),
@@ -35,6 +37,9 @@ load = st.builds(
     kv_blocks_free=st.none() | u32,
     draining=st.booleans(),
     engines=st.lists(st.none() | u63, max_size=3),
+    cached=st.lists(
+        st.builds(CachedBlocks, model=name, stored=hashes, removed=hashes, whole=st.booleans(), unit=u32), max_size=2
+    ),
 )
 model_info = st.builds(
     messages.ModelInfo,

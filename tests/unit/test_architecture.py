@@ -75,6 +75,12 @@ FORBIDDEN: dict[str, set[str]] = {
     "top": {"zmq"},
 }
 
+#: But these files.
+EXCEPTED = {
+    # vLLM publishes what it has cached on a socket of its own.
+    "backends/vllm_engine/compat/cache_events.py": {"zmq"},
+}
+
 
 def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
@@ -109,7 +115,8 @@ def test_imports_point_down(path: Path) -> None:
     for name in imports_of(path):
         first, _, rest = name.partition(".")
         if first != "zfabric":
-            assert first not in FORBIDDEN.get(part, set()), f"{part} must not import {first}"
+            forbidden = FORBIDDEN.get(part, set()) - EXCEPTED.get(str(path.relative_to(PACKAGE)), set())
+            assert first not in forbidden, f"{part} must not import {first}"
             continue
         target = rest.partition(".")[0]
         if target and target != part:

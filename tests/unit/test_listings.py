@@ -14,7 +14,8 @@ from zfabric.core.controller.access import Grant, Role
 from zfabric.errors import ParameterRangeError, RequestError
 from zfabric.limits import LISTED_DEFAULT, LISTED_MAX, STALL_MS
 from zfabric.wire.flow import Credit, CreditLine
-from zfabric.wire.messages import Beat, Load, StreamUnits
+from zfabric.wire.load import Load, StreamUnits
+from zfabric.wire.messages import Beat
 
 
 @pytest.fixture

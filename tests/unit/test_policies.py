@@ -19,7 +19,7 @@ from zfabric.errors import ConfigurationError, ProtocolError
 from zfabric.limits import POLICY_REPORT_MS, SPEED_MAX
 from zfabric.testing.checkers import check_bounds
 from zfabric.wire import codec, kinds
-from zfabric.wire.messages import Load
+from zfabric.wire.load import Load
 from zfabric.worker.config import WorkerConfig
 
 NOT_NUMBERS = [math.inf, -math.inf, math.nan]

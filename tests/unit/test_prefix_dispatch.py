@@ -10,13 +10,26 @@ from typing import Any
 import pytest
 
 from tests.peers import FakeFabric, model
+from tests.unit.test_client_session import Wire
 from tests.unit.test_controller_metrics import values
+from tests.unit.worker_side import WorkerSide
 from zfabric.client.requests import generate_request
 from zfabric.core.controller.candidates import Candidates, Host
 from zfabric.core.controller.dispatch import Ask, prefix_aware
+from zfabric.core.controller.prefixes import hashes_of
+from zfabric.core.worker.cached import CacheChange
 from zfabric.errors import RequestError
-from zfabric.limits import PREFIX_BLOCK_TOKENS, PREFIX_BLOCKS_MAX, PREFIX_HASH_BYTES, PREFIX_LOAD_TOKENS
+from zfabric.ids import milliseconds
+from zfabric.limits import (
+    PREFIX_BLOCK_TOKENS,
+    PREFIX_BLOCKS_MAX,
+    PREFIX_HASH_BYTES,
+    PREFIX_LOAD_TOKENS,
+    PREFIX_TELL_MS,
+)
 from zfabric.monitoring.controller import broker_metrics
+from zfabric.wire import codec, kinds
+from zfabric.wire.load import CachedBlocks
 from zfabric.wire.prefixes import rendered, text_hashes, token_hashes
 
 #: One live request is worth so many blocks.
@@ -138,6 +151,70 @@ def test_hits_and_what_another_worker_had_are_counted_by_policy() -> None:
         "shortest_queuecached": 160, "shortest_queueelsewhere": 160, "shortest_queuenowhere": 10 * 16 + 2 * 16,
     }  # fmt: skip
     assert values(metrics, "zfabric_prefix_blocks") == {"": 12}
+
+
+# ── what workers tell ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_worker_s_word_counts_more_than_dispatches(fabric: FakeFabric) -> None:
+    for name in ("a", "b"):
+        fabric.worker(name, model("m"), slots=4)
+    hashes: bytes = prompt(40)["prefix"]
+    index = fabric.broker.registry.placement.index
+    fabric.tell("b", CachedBlocks(model="m", stored=hashes, whole=True, unit=16), slots=4)
+    fabric.submit("alice", 1, **prompt(40))
+    assert where(fabric, 1) == "b"
+    fabric.tell("b", CachedBlocks(model="m", removed=hashes[8:], unit=16), slots=4)
+    fabric.tell("a", CachedBlocks(model="nobody's", stored=hashes, unit=16), slots=4)
+    assert list(index.matched(hashes_of(hashes)).values()) == [1]
+    fabric.tell("b", CachedBlocks(model="m", whole=True, unit=16), slots=4)
+    assert index.matched(hashes_of(hashes)) == {}
+
+
+def test_of_a_prompt_an_engine_with_large_blocks_caches_whole_ones(fabric: FakeFabric) -> None:
+    """Sixteen blocks and a half of 16 tokens are two of 128: nobody would ever tell that the rest is not there."""
+    fabric.worker("a", model("m"), slots=4)
+    fabric.tell("a", CachedBlocks(model="m", whole=True, unit=128), slots=4)
+    fabric.submit("alice", 1, **prompt(18))
+    assert list(fabric.broker.registry.placement.index.matched(hashes_of(prompt(18)["prefix"])).values()) == [16]
+
+
+def test_a_worker_tells_its_changes_together_and_a_new_controller_all() -> None:
+    side = WorkerSide(minor=3)
+    blocks = [bytes([number]) * PREFIX_HASH_BYTES for number in range(3)]
+
+    def told() -> list[CachedBlocks]:
+        outbox, side.session.outbox = side.session.outbox, []
+        loads = [codec.unpack_control(header) for header, _ in outbox if header[0] == kinds.LOAD]
+        return [item for load in loads for item in load.cached]
+
+    side.session.cached(CacheChange("m", blocks[:2], [], 16), 0)
+    side.session.cached(CacheChange("m", blocks[2:], blocks[:1], 16), 0)
+    assert told() == []
+    side.session.tick(milliseconds(PREFIX_TELL_MS))
+    (item,) = told()
+    assert (item.whole, item.stored, item.removed) == (True, b"".join(blocks[1:]), blocks[0])
+    side.session.cached(CacheChange("m", blocks[:1], [], 16), milliseconds(PREFIX_TELL_MS))
+    side.reconnect(10**9)
+    side.session.tick(3 * 10**9)
+    (item,) = told()
+    assert (item.whole, sorted(item.stored), item.removed) == (True, sorted(b"".join(blocks)), b"")
+
+
+def test_an_older_controller_is_told_nothing_of_caches() -> None:
+    side = WorkerSide()
+    side.session.cached(CacheChange("m", [b"12345678"], [], 16), 0)
+    side.session.tick(10**9)
+    assert all(codec.unpack_control(header).cached == [] for header, _ in side.session.outbox)
+
+
+@pytest.mark.parametrize(("minor", "length"), [(1, 0), (2, 4 * PREFIX_HASH_BYTES)])
+def test_an_older_controller_gets_no_hashes(minor: int, length: int) -> None:
+    wire = Wire()
+    wire.up(minor=minor)
+    wire.submit(prefix=prompt(4)["prefix"], prefix_block=PREFIX_BLOCK_TOKENS)
+    ((envelope, _),) = wire.said_of("Submit")
+    assert len(envelope.prefix) == length
 
 
 # ── hashes ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -8,7 +8,7 @@ from tests.broker import MILLISECOND, Bench, carried_of, claim_of
 from zfabric.core.timers import Timers
 from zfabric.errors import ConnectionLostError
 from zfabric.limits import CLAIM_MS, SECOND_LOOK_MS
-from zfabric.wire.messages import Load
+from zfabric.wire.load import Load
 
 LOOK_NS = SECOND_LOOK_MS * MILLISECOND
 

@@ -21,7 +21,8 @@ from zfabric.errors import (
 from zfabric.limits import BAD_FRAMES_MAX, DETAILS_MAX, FRAME_BYTES_GOAL, HEADER_BYTES_MAX, MESSAGE_LENGTH_MAX
 from zfabric.wire import codec, kinds
 from zfabric.wire.flow import Credit, CreditLine
-from zfabric.wire.messages import ClientHello, Drain, Load, Submit, Welcome, WorkerHello
+from zfabric.wire.load import Load
+from zfabric.wire.messages import ClientHello, Drain, Submit, Welcome, WorkerHello
 from zfabric.wire.questions import Answer
 from zfabric.wire.status import ModelStatus, WorkerStatus
 

@@ -17,7 +17,7 @@ from zfabric.limits import MEASURED_MODELS_MAX
 from zfabric.monitoring.worker import metrics_of
 from zfabric.wire import codec
 from zfabric.wire.flow import CreditLine, Grant
-from zfabric.wire.messages import Load
+from zfabric.wire.load import Load
 from zfabric.wire.payloads import Usage
 
 

@@ -10,7 +10,7 @@ from zfabric.core.worker.session import Begin, Stop
 from zfabric.errors import BackendError, RequestCancelledError, WorkerDrainingError, WorkerLostError
 from zfabric.wire import codec
 from zfabric.wire.kinds import Kind
-from zfabric.wire.messages import Load
+from zfabric.wire.load import Load
 from zfabric.wire.payloads import Delta
 from zfabric.wire.tasks import EmbedRequest
 

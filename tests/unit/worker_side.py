@@ -29,7 +29,8 @@ class Heard(NamedTuple):
 class WorkerSide:
     """A registered worker session, and the other end of its link."""
 
-    def __init__(self, *, frame_bytes_max: int = FRAME_BYTES_MAX, **settings: Any) -> None:
+    def __init__(self, *, frame_bytes_max: int = FRAME_BYTES_MAX, minor: int = 0, **settings: Any) -> None:
+        self.minor = minor
         self.session = WorkerSession(name="w", instance=1, rng=random.Random(1), **settings)
         self.session.announce([ModelInfo(name="m")], 0)
         self.frame_bytes_max = frame_bytes_max
@@ -40,7 +41,7 @@ class WorkerSide:
         self.session.outbox.clear()
         message = Welcome(
             version=kinds.PROTOCOL_VERSION, build="", epoch=1, session=1, token=b"t", beat_ms=1_000, lease_ms=3_000,
-            frame_bytes_max=self.frame_bytes_max,
+            frame_bytes_max=self.frame_bytes_max, minor=self.minor,
         )  # fmt: skip
         self.session.receive(*codec.pack(message), 0)
 

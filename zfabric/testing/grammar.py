@@ -18,6 +18,7 @@ from zfabric.wire.answers import Chunk, Outcome
 from zfabric.wire.chunks import EndsBody
 from zfabric.wire.fields import Operation
 from zfabric.wire.flow import Abort, Cancel, Credit, CreditLine
+from zfabric.wire.load import CachedBlocks, Load
 from zfabric.wire.messages import (
     Beat,
     Carried,
@@ -29,7 +30,6 @@ from zfabric.wire.messages import (
     End,
     Ends,
     Goodbye,
-    Load,
     ModelInfo,
     Submit,
     WorkerHello,
@@ -73,6 +73,7 @@ class Grammar:
         #: In turn, so that what is drawn is what was drawn before there were these.
         self._unusual = itertools.cycle(["nothing", "requests", "clients", "queue", "config", "kick", "explain"])
         self._turns = itertools.count()
+        self._caches = random.Random(1)
         self.own: list[int] = [0, _LAST_63, *(rng.getrandbits(63) for _ in range(6))]
 
     def attempt(self) -> tuple[int, int, int]:
@@ -173,7 +174,7 @@ class Grammar:
             what = next(self._unusual)
         arguments: dict[str, object] = {"kind": "all"} if what == "models" else {"name": rng.choice(NAMES)}
         if what == "explain":
-            arguments = {"request": f"{self.attempt()[1]:x}"}
+            arguments = {"request": f"{self.gossip.attempts[-1][1] if self.gossip.attempts else 7:x}"}
         return codec.pack(Query(number=number, what=what, arguments=arguments))
 
     def beat(self) -> codec.Frames:
@@ -245,7 +246,22 @@ class Grammar:
             draining=rng.random() < 0.1,
             gauges={"cache": 0.5},
             engines=[rng.choice([None, 0, 5, _LAST_63]) for _ in range(rng.choice([0, 1, 4]))],
+            cached=self._cached_blocks(),
         )
+
+    def _cached_blocks(self) -> list[CachedBlocks]:
+        # Of its own chance: the seeds that once failed draw the rest as they did.
+        rng = self._caches
+        return [
+            CachedBlocks(
+                model=rng.choice(NAMES),
+                stored=rng.randbytes(rng.choice([0, 8, 9, 800])),
+                removed=rng.randbytes(rng.choice([0, 8, 15])),
+                whole=rng.random() < 0.3,
+                unit=rng.choice([0, 1, 16, 24, _LAST_32]),
+            )
+            for _ in range(rng.choice([0, 0, 2]))
+        ]
 
     def chunks(self) -> codec.Frames:
         """For whoever has this number."""

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from zfabric.errors import FabricError, ProtocolError, VersionMismatchError
 from zfabric.limits import ATTEMPTS_MAX, CONTROL_BODY_BYTES_MAX, HEADER_BYTES_MAX, MESSAGE_LENGTH_MAX
-from zfabric.wire import answers, chunks, flow, kinds, messages, payloads, questions, tasks
+from zfabric.wire import answers, chunks, flow, kinds, load, messages, payloads, questions, tasks
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ _BODIES: Final[dict[int, type[Struct]]] = {
     kinds.WELCOME: messages.Welcome,
     kinds.REFUSED: questions.Fault,
     kinds.BEAT: messages.Beat,
-    kinds.LOAD: messages.Load,
+    kinds.LOAD: load.Load,
     kinds.GOODBYE: messages.Goodbye,
     kinds.CANCEL: flow.Cancel,
     kinds.CREDIT: flow.Credit,

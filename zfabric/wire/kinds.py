@@ -14,7 +14,7 @@ from typing import Final
 
 PROTOCOL_VERSION: Final = 2
 #: What peers of one version know beyond what all of them know: see docs/protocol.md, "Versions".
-MINOR_VERSION: Final = 2
+MINOR_VERSION: Final = 3
 
 
 class Kind(IntEnum):

@@ -12,7 +12,6 @@ from msgspec import Meta, Struct
 
 from zfabric.limits import (
     DEADLINE_MAX_MS,
-    GAUGES_MAX,
     LIST_LENGTH_MAX,
     PRIORITY_MAX,
     SLOTS_MAX,
@@ -34,6 +33,7 @@ from zfabric.wire.fields import (
     Unsigned32,
     Unsigned63,
 )
+from zfabric.wire.load import Load
 
 # ── Envelopes: header = kind byte + one of these ────────────────────────────────────────────────────────────────────
 
@@ -229,53 +229,6 @@ class ModelInfo(Struct, array_like=True, kw_only=True):
     engine: Annotated[int, Meta(ge=0, lt=WORKER_MODELS_MAX)] = 0
     defaults: Annotated[dict[Name, int | Finite], Meta(max_length=32)] = {}
     extra: Annotated[list[Name], Meta(max_length=64)] | None = []
-
-
-class StreamUnits(Struct, array_like=True, kw_only=True, gc=False):
-    """How far a worker is with an attempt.
-
-    Attributes:
-        instance: Of its client, from the DISPATCH, as the others.
-        request: Its number.
-        attempt: Which attempt of it.
-        units: Units that were made so far, counted from the answer's start.
-    """
-
-    instance: Unsigned63
-    request: Unsigned63
-    attempt: Attempt
-    units: Unsigned32
-
-
-class Load(Struct, array_like=True, kw_only=True, gc=False):
-    """worker → controller at every beat, and whenever slots or state change.
-
-    Attributes:
-        running: Requests in the engines' batches.
-        waiting: Requests that the engines hold back.
-        slots: Concurrent requests the worker takes now.
-        progress: Sum of what `engines` says, for operators.
-        tokens_per_second: Drawn in the last beat interval.
-        dispatches: Messages DISPATCH of this session seen so far: what the figures above already include.
-        kv_blocks_free: Free cache blocks, None where the engine tells none.
-        draining: Finishes what it has and takes nothing new.
-        gauges: Whatever else the engine tells (cache use, prefix hits …).
-        engines: One counter for each engine of the worker, which moves only when that engine does; one that has work and
-            does not move has hung. None where an engine does not tell: such a one is never taken for hung.
-        streams: How far running attempts are, where the BEAT before asked for it; as many as fit. Since version 2.1.
-    """
-
-    running: Unsigned32 = 0
-    waiting: Unsigned32 = 0
-    slots: Annotated[int, Meta(ge=0, le=SLOTS_MAX)] = 0
-    progress: Unsigned63 = 0
-    tokens_per_second: Finite = 0.0
-    dispatches: Unsigned63 = 0
-    kv_blocks_free: int | None = None
-    draining: bool = False
-    gauges: Annotated[dict[Name, Finite], Meta(max_length=GAUGES_MAX)] = {}
-    engines: Annotated[list[Unsigned63 | None], Meta(max_length=WORKER_MODELS_MAX)] = []
-    streams: Annotated[list[StreamUnits], Meta(max_length=SLOTS_MAX)] = []
 
 
 class Carried(Struct, array_like=True, kw_only=True, gc=False):

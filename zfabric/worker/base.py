@@ -120,6 +120,29 @@ class StepSink(Protocol):
     def fail_threadsafe(self, request_id: str, error: FabricError) -> None:
         """As `fail`, from any thread, in order with `emit_threadsafe`."""
 
+    def cache_changed_threadsafe(
+        self,
+        model: str,
+        stored: Sequence[bytes] = (),
+        removed: Sequence[bytes] = (),
+        *,
+        unit: int,
+        cleared: bool = False,
+    ) -> None:
+        """Tell what the engine has cached of prompts, from any thread, so that dispatch by prefix is exact: see docs/dispatch.md.
+        Changes are gathered for PREFIX_TELL_MS. Blocks are named by `zfabric.wire.prefixes.token_hashes`, 8 bytes each.
+
+        Args:
+            model: Whose prompts.
+            stored: Blocks that are cached now, those of one prompt in its order.
+            removed: Blocks that are cached no more, which is looked at before `stored`.
+            unit: Tokens that the engine caches at once.
+            cleared: All that was cached before is gone; looked at first.
+
+        Example:
+            >>> self.steps.cache_changed_threadsafe("m", stored=[hashes[:8], hashes[8:16]], unit=16)
+        """
+
     def models_changed(self, models: Sequence[ModelInfo]) -> None:
         """Announce another set of models (an adapter was loaded, an upstream came or went). It may be empty.
 

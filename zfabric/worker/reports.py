@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from zfabric import limits
-from zfabric.wire.messages import Load
+from zfabric.wire.load import Load
 from zfabric.wire.plain import plain
 from zfabric.worker.base import BaseModelWorker, EngineLoad
 

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
+from zfabric.core.worker.cached import CacheChange
 from zfabric.core.worker.figures import WorkerFigures
 from zfabric.core.worker.orders import Columns
 from zfabric.core.worker.session import (
@@ -30,7 +31,8 @@ from zfabric.transport.clock import monotonic_ns
 from zfabric.transport.links import DealerDriver, open_dealer
 from zfabric.transport.loop_timer import LoopTimer
 from zfabric.version import __version__
-from zfabric.wire.messages import Load, ModelInfo
+from zfabric.wire.load import Load
+from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import Delta
 from zfabric.worker.base import BaseModelWorker
 from zfabric.worker.config import WorkerConfig
@@ -339,6 +341,11 @@ class WorkerService:
             self._runs.fail(request_id, WorkerLostError(f"engine died: {sound_text(error)}", worker=self.config.name))
         self._failure = error if isinstance(error, FabricError) else BackendError(f"{type(error).__name__}: {error}")
         self._stopping.set()
+
+    def cache_changed(self, change: CacheChange) -> None:
+        """A backend tells what it has cached."""
+        self._session.cached(change, monotonic_ns())
+        self.link_idle()
 
     def models_changed(self, backend: BaseModelWorker, models: Sequence[ModelInfo]) -> None:
         """Announce another set of models of one backend.

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
+from zfabric.core.worker.cached import CacheChange
 from zfabric.core.worker.orders import Columns
 from zfabric.errors import BackendError, FabricError
 from zfabric.wire.messages import ModelInfo
@@ -19,6 +20,7 @@ class Receiver(Protocol):
     def emit_step(self, step: Iterable[tuple[str, Delta]]) -> None: ...
     def emit_columns(self, step: Columns, others: Iterable[tuple[str, Delta]]) -> None: ...
     def fail(self, request_id: str, error: BaseException) -> None: ...
+    def cache_changed(self, change: CacheChange) -> None: ...
     def models_changed(self, backend: BaseModelWorker, models: Sequence[ModelInfo]) -> None: ...
     def log(self, event: str, **fields: object) -> None: ...
     def die(self, error: BaseException, backend: BaseModelWorker) -> None: ...
@@ -69,6 +71,17 @@ class BackendSink:
 
     def fail_threadsafe(self, request_id: str, error: BaseException) -> None:
         self._post(self._receiver.fail, request_id, error)
+
+    def cache_changed_threadsafe(
+        self,
+        model: str,
+        stored: Sequence[bytes] = (),
+        removed: Sequence[bytes] = (),
+        *,
+        unit: int,
+        cleared: bool = False,
+    ) -> None:
+        self._post(self._receiver.cache_changed, CacheChange(model, list(stored), list(removed), unit, cleared))
 
     def models_changed(self, models: Sequence[ModelInfo]) -> None:
         self._receiver.models_changed(self._backend, models)

@@ -31,6 +31,7 @@ class Arguments:
         chat_template: Text of a chat template instead of the model's own.
         adapters: LoRA adapters: name → directory.
         tool_parser, reasoning_parser: How calls and reasoning are written: auto, none, or the name of a format.
+        tell_cache: Tell the controller which blocks are cached.
     """
 
     engine: Any
@@ -39,6 +40,7 @@ class Arguments:
     adapters: dict[str, str] = field(default_factory=dict)
     tool_parser: str = AUTO
     reasoning_parser: str = AUTO
+    tell_cache: bool = False
 
 
 def parse(argv: Sequence[str], settings: Mapping[str, Any]) -> Arguments:
@@ -73,6 +75,7 @@ def parse(argv: Sequence[str], settings: Mapping[str, Any]) -> Arguments:
         adapters=dict(_adapter(text) for text in given.lora_modules),
         tool_parser=given.tool_parser,
         reasoning_parser=reasoning_parser,
+        tell_cache=given.tell_cache,
     )
 
 
@@ -124,6 +127,10 @@ def _parser(engine_arguments: Any) -> Any:
         "--tool-parser", default=AUTO, metavar="NAME",
         help="How tool calls are written: auto tells it by the chat template, none leaves them in the text. "
         "--reasoning-parser is the same for reasoning.",
+    )  # fmt: skip
+    ours.add_argument(
+        "--tell-cache", action="store_true",
+        help="Tell the controller which blocks of prompts the prefix cache has, for its policy prefix_aware.",
     )  # fmt: skip
     return parser
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,8 @@ from zfabric.backends.front.parsing import AnswerFormat
 from zfabric.backends.vllm_engine import sampling
 from zfabric.backends.vllm_engine.adapters import Adapter, Lora
 from zfabric.backends.vllm_engine.arguments import Arguments
-from zfabric.backends.vllm_engine.compat.lifecycle import warm_up, watch_outputs
+from zfabric.backends.vllm_engine.compat.cache_events import CacheEvents
+from zfabric.backends.vllm_engine.compat.lifecycle import shut_down, warm_up, watch_outputs
 from zfabric.backends.vllm_engine.compat.metrics import record_alone, statistics_logger
 from zfabric.backends.vllm_engine.compat.one_by_one import OneByOne
 from zfabric.backends.vllm_engine.compat.rendering import end_tokens
@@ -31,15 +33,24 @@ class Runtime:
         context_length: Tokens of prompt and answer.
         slots: Requests that the engine's batch holds, over all data-parallel ranks.
         format: How the model writes reasoning and calls.
+        cache_events: What it tells of its prefix cache, where that is wanted.
         asleep: The level at which an operator has put it to sleep, 0 if it is awake.
         outputs: Where what it makes comes from, once it is open.
     """
 
-    def __init__(self, engine: Any, arguments: Arguments, statistics: Statistics, form: AnswerFormat) -> None:
+    def __init__(
+        self,
+        engine: Any,
+        arguments: Arguments,
+        statistics: Statistics,
+        form: AnswerFormat,
+        cache_events: CacheEvents | None = None,
+    ) -> None:
         configuration = engine.vllm_config
         self.engine = engine
         self.arguments = arguments
         self.statistics = statistics
+        self.cache_events = cache_events
         self.asleep = 0
         self.context_length = int(configuration.model_config.max_model_len)
         ranks = int(configuration.parallel_config.data_parallel_size)
@@ -71,14 +82,17 @@ class Runtime:
         # The worker reports by itself; vLLM's own loggers and metrics would be kept up to date for nobody.
         arguments.engine.disable_log_stats = True
         form = answer_format(arguments)
+        events = CacheEvents(arguments.engine) if arguments.tell_cache else None
         loggers = [statistics_logger(statistics.record)]
         try:
             engine = AsyncLLM.from_engine_args(arguments.engine, stat_loggers=loggers)
         except (OSError, ValueError) as error:
+            if events is not None:
+                events.close()
             model = str(arguments.engine.model)
             raise ConfigurationError(f"model {model!r} cannot be loaded: {error}", model=model) from error
         record_alone(engine, statistics.record)
-        return cls(engine, arguments, statistics, form)
+        return cls(engine, arguments, statistics, form, events)
 
     async def open(
         self,
@@ -104,3 +118,15 @@ class Runtime:
     def generates(self) -> bool:
         """Whether it makes text."""
         return "generate" in self.tasks
+
+    def names(self) -> list[str]:
+        """All models that it serves: its own, and its adapters."""
+        return [self.arguments.names[0], *(adapter.name for adapter in self.adapters)]
+
+    async def close(self) -> None:
+        """End it, which takes seconds."""
+        if self.outputs is not None:
+            await self.outputs.close()
+        await shut_down(self.engine)
+        if self.cache_events is not None:
+            await asyncio.to_thread(self.cache_events.close)

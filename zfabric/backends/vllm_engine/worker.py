@@ -16,7 +16,6 @@ from zfabric.backends.vllm_engine.arguments import HELP, parse, print_help
 from zfabric.backends.vllm_engine.compat.addition import Addition
 from zfabric.backends.vllm_engine.compat.environment import version
 from zfabric.backends.vllm_engine.compat.failures import translated
-from zfabric.backends.vllm_engine.compat.lifecycle import shut_down
 from zfabric.backends.vllm_engine.compat.reasoning import reasoning_options
 from zfabric.backends.vllm_engine.compat.rendering import salted, tokens_input
 from zfabric.backends.vllm_engine.operations import Operations
@@ -90,6 +89,8 @@ class VLLMWorker(StepwiseModelWorker):
         await self._connect(runtime)
         self._operations = Operations(runtime, lambda: self.steps.models_changed(self._models()))
         self.slots = runtime.slots
+        if runtime.cache_events is not None:
+            runtime.cache_events.start(runtime.names, lambda: self.steps)
         return self._models()
 
     async def _connect(self, runtime: Runtime) -> None:
@@ -158,9 +159,7 @@ class VLLMWorker(StepwiseModelWorker):
         for task in self._admissions.values():
             task.cancel()
         if self._runtime is not None:
-            if self._runtime.outputs is not None:
-                await self._runtime.outputs.close()
-            await shut_down(self._runtime.engine)
+            await self._runtime.close()
 
     # ── text ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -8,7 +8,7 @@ from zfabric.core.controller.journal import Journal
 from zfabric.core.controller.peers import Engine, WorkerPeer, WorkerState
 from zfabric.core.controller.registry import Registry
 from zfabric.ids import milliseconds
-from zfabric.wire.messages import Load
+from zfabric.wire.load import Load
 
 
 class EngineWatch:
@@ -37,8 +37,10 @@ class EngineWatch:
             request = worker.live.get((line.instance, line.request, line.attempt))
             if request is not None:
                 request.units = max(request.units, line.units)
+        if load.cached:
+            self._registry.placement.told(worker.hosts, load.cached)
         # Told once: it would only keep memory.
-        load.streams = []
+        load.streams, load.cached = [], []
         self.judge(worker)
 
     def _record(self, worker: WorkerPeer, load: Load) -> None:

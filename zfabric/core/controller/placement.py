@@ -1,16 +1,18 @@
 """Where prompts are cached, as far as the controller knows, and what dispatches made of it.
 
 It is learnt from dispatches: a worker that was given a prompt has its blocks. That is a guess: an engine may have thrown blocks
-away since, or may not share prefixes at all. Requests whose SUBMIT brings no hashes are not looked at and cost nothing here.
+away since, or may not share prefixes at all. Some engines tell what they have of prompts that came as tokens. Requests whose
+SUBMIT brings no hashes are not looked at and cost nothing here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from zfabric.core.controller.candidates import Host
 from zfabric.core.controller.hosting import Hosting, Model
 from zfabric.core.controller.prefixes import PrefixIndex, hashes_of
+from zfabric.wire.load import CachedBlocks
 
 
 class PrefixFigures:
@@ -38,11 +40,13 @@ class Placement:
         figures: By policy.
     """
 
-    __slots__ = ("_found", "_model", "_prefix", "figures", "index")
+    __slots__ = ("_found", "_model", "_prefix", "_units", "figures", "index")
 
     def __init__(self) -> None:
         self.index: PrefixIndex[Hosting] = PrefixIndex()
         self.figures: dict[str, PrefixFigures] = {}
+        #: Tokens that are cached at once, of hosts that tell what they have cached.
+        self._units: dict[Hosting, int] = {}
         self._prefix: bytes | None = None
         self._model: Model | None = None
         self._found: dict[Host, int] = {}
@@ -71,11 +75,29 @@ class Placement:
         figures.hit_tokens += hit * block_size
         figures.regret_tokens += (best - hit) * block_size
         self._changed()
+        unit = self._units.get(host, 0)
+        if unit > block_size:
+            # An engine that caches more tokens at once has nothing of the rest, and would never tell of it.
+            hashes = hashes[: len(hashes) * block_size // unit * unit // block_size]
         self.index.stored(host, hashes)
+
+    def told(self, hosts: Mapping[str, Hosting], changes: Iterable[CachedBlocks]) -> None:
+        """A worker that hosts these models tells what it has cached."""
+        for change in changes:
+            host = hosts.get(change.model)
+            if host is None:
+                continue
+            self._changed()
+            if change.whole:
+                self.index.forget(host)
+            self._units[host] = change.unit
+            self.index.removed(host, hashes_of(change.removed))
+            self.index.stored(host, hashes_of(change.stored))
 
     def forget(self, host: Hosting) -> None:
         """A worker is gone, or serves a model no more."""
         self._changed()
+        self._units.pop(host, None)
         self.index.forget(host)
 
     def _changed(self) -> None:

@@ -17,6 +17,7 @@ import msgspec
 from zfabric import limits
 from zfabric.core.spans import Spans
 from zfabric.core.timers import Timer, Timers
+from zfabric.core.worker.cached import CacheChange, CacheReports
 from zfabric.core.worker.orders import Begin, Spoiled, Stop, client_name_of
 from zfabric.core.worker.packing import key_of, pack_carried, pack_hello
 from zfabric.core.worker.spans import StreamSpan
@@ -24,7 +25,8 @@ from zfabric.core.worker.streams import WorkerStreams
 from zfabric.errors import ConfigurationError, FabricError, ProtocolError, WorkerDrainingError, from_wire
 from zfabric.ids import milliseconds
 from zfabric.wire import codec, kinds
-from zfabric.wire.messages import Dispatch, Goodbye, Load, ModelInfo, Welcome, WorkerHello
+from zfabric.wire.load import Load
+from zfabric.wire.messages import Dispatch, Goodbye, ModelInfo, Welcome, WorkerHello
 from zfabric.wire.plain import ENCODING_ERRORS, encode_plain
 
 __all__ = [
@@ -40,6 +42,8 @@ __all__ = [
     "WorkerSession",
 ]
 
+#: From this minor version on a controller reads what is cached.
+_CACHED_MINOR: Final = 3
 _models: Final = msgspec.msgpack.Decoder(list[ModelInfo])
 
 
@@ -115,6 +119,9 @@ class WorkerSession(WorkerStreams):
         self._hello_timer: Timer | None = None
         self._beat_timer: Timer | None = None
         self._dispatches = 0
+        self._cached = CacheReports()
+        self._cached_timer: Timer | None = None
+        self._tells_cached = False
 
     # ── link ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -158,6 +165,7 @@ class WorkerSession(WorkerStreams):
             ConfigurationError: It cannot be announced; what was announced before stays.
         """
         self.models = self._announceable(models)
+        self._cached.forget(info.name for info in self.models)
         if self.registered:
             self._hello(now_ns)
 
@@ -190,8 +198,26 @@ class WorkerSession(WorkerStreams):
         self.outbox.append(codec.pack(self.load))
         self.load.streams = []
 
+    def cached(self, change: CacheChange, now_ns: int) -> None:
+        """An engine's cache changed. What becomes of it in PREFIX_TELL_MS is told at once."""
+        self._cached.changed(change)
+        self._tell_cached_later(now_ns)
+
+    def _tell_cached_later(self, now_ns: int) -> None:
+        if self.registered and self._tells_cached and self._cached_timer is None and self._cached.due:
+            self._cached_timer = self.timers.at(now_ns + milliseconds(limits.PREFIX_TELL_MS), self._tell_cached)
+
+    def _tell_cached(self, now_ns: int) -> None:
+        self._cached_timer = None
+        self.load.cached = self._cached.take()
+        self.report(now_ns)
+        self.load.cached = []
+        self._tell_cached_later(now_ns)
+
     def _end_session(self) -> None:
         self.registered = False
+        self.timers.cancel(self._cached_timer)
+        self._cached_timer = None
         self.timers.cancel(self._hello_timer)
         self.timers.cancel(self._beat_timer)
         self.forget_readers()
@@ -341,6 +367,9 @@ class WorkerSession(WorkerStreams):
         self._frame_goal = min(welcome.frame_bytes_max, limits.FRAME_BYTES_GOAL)
         self._dispatches = 0
         self._kept.restart(now_ns)
+        self._tells_cached = welcome.minor >= _CACHED_MINOR
+        self._cached.again()
+        self._tell_cached_later(now_ns)
         untold = pack_carried([line for line in self.carried() if key_of(line) not in self._told])
         self._told.clear()
         if untold:

@@ -24,7 +24,8 @@ from zfabric.wire.answers import Outcome
 from zfabric.wire.bounds import check_request
 from zfabric.wire.chunks import Chunks, EndsBody
 from zfabric.wire.flow import Abort, CreditLine, Grant
-from zfabric.wire.messages import Carried, Dispatch, End, Ends, StreamUnits
+from zfabric.wire.load import StreamUnits
+from zfabric.wire.messages import Carried, Dispatch, End, Ends
 from zfabric.wire.payloads import Delta, TextRequest
 from zfabric.wire.plain import ENCODING_ERRORS
 
