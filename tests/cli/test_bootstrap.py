@@ -164,10 +164,29 @@ def test_wrong_use_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Usage:" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["core", "demo", "test", "models", "previous", "clients", "vllm", "vllm-previous"])
-def test_locks_pin_exactly_and_name_no_place(name: str) -> None:
-    lines = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
-    assert lines
-    for line in lines:
-        assert re.fullmatch(r"[a-z0-9][a-z0-9._-]*==[A-Za-z0-9.]+( ; [^/@]+)?", line), line
-    assert not [line for line in lines if line.startswith(("nvidia-", "cuda-", "triton", "torchvision", "torchaudio"))]
+#: torch has a build for each accelerator, and its hashes are those of whichever the index has: requirements/README.md.
+LOCKS = sorted(path.stem for path in (ROOT / "requirements").glob("*.txt") if path.stem != "torch")
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_locks_pin_exactly_with_hashes_and_name_no_place(name: str) -> None:
+    pins = (ROOT / "requirements" / f"{name}.txt").read_text().replace(" \\\n    --hash", " --hash").splitlines()
+    assert pins
+    for pin in pins:
+        assert re.fullmatch(r"[a-z0-9][a-z0-9._-]*==[A-Za-z0-9.]+( ; [^/@]+?)?( --hash=sha256:[0-9a-f]{64})+", pin), pin
+    assert not [
+        pin for pin in pins if pin.startswith(("nvidia-", "cuda-", "torch==", "triton", "torchvision", "torchaudio"))
+    ]
+
+
+def test_all_but_torch_and_this_project_is_installed_by_hash(bootstrap: ModuleType) -> None:
+    locks = {step[-1].rpartition("/")[2] for wanted in bootstrap.SETS for step in bootstrap.steps_of(wanted)}
+    by_hash = set()
+    for wanted in bootstrap.SETS:
+        for step in bootstrap.steps_of(wanted):
+            if "--require-hashes" in step:
+                assert "--no-deps" in step
+                by_hash.add(Path(step[-1]).name)
+    assert locks - by_hash == {"torch.txt", ROOT.name}
+    assert {f"{name}.txt" for name in LOCKS} - by_hash == {"build.txt", "uv.txt"}
+    assert (ROOT / "requirements" / "torch.txt").read_text().count("==") == 1
