@@ -20,6 +20,8 @@ ALIAS_BYTES: Final = 4 * KIB
 EVENT_BYTES: Final = 4 * KIB
 #: A body's room may be four times what has come of it, and what has come is moved there: a quarter more than the whole.
 RECEIVED_BYTES: Final = limits.FRAME_BYTES_MAX * 5 // 4 + limits.CONTROL_BODY_BYTES_MAX
+#: The same before a session.
+UNGREETED_BYTES: Final = limits.CONTROL_BODY_BYTES_MAX * 5 // 4 + limits.CONTROL_BODY_BYTES_MAX
 #: Aliases of one model in a HELLO.
 ALIASES_MAX: Final = 64
 
@@ -49,6 +51,13 @@ STRANGERS: Final = (
     Holding("connections in their handshake", limits.OPEN_HANDSHAKES_MAX, CONNECTION_BYTES, "OPEN_HANDSHAKES_MAX"),
     Holding("their commands", limits.OPEN_HANDSHAKES_MAX, limits.COMMAND_BYTES_MAX, "COMMAND_BYTES_MAX"),
 )
+#: Whoever reaches one listening socket of a controller without keys and opens no session: all of them together.
+SILENT: Final = (
+    *STRANGERS,
+    Holding("connections without a session", limits.SESSIONLESS_MAX, CONNECTION_BYTES, "SESSIONLESS_MAX"),
+    Holding("a message that comes", limits.SESSIONLESS_MAX, UNGREETED_BYTES, "CONTROL_BODY_BYTES_MAX"),
+    Holding("what they do not read", limits.SESSIONLESS_MAX, limits.PARKED_STRANGER_BYTES_MAX, "PARKED_STRANGER_BYTES_MAX"),
+)  # fmt: skip
 _SESSION: Final = (
     Holding("its connection and session", 1, CONNECTION_BYTES + SESSION_BYTES, "–"),
     Holding("a message that comes", 1, RECEIVED_BYTES, "FRAME_BYTES_MAX, CONTROL_BODY_BYTES_MAX"),
@@ -91,8 +100,8 @@ def total(holdings: Iterable[Holding]) -> int:
 
 
 def holdings_table(of: str) -> str:
-    """The table of "strangers", "client", "worker" or "all"."""
-    holdings = {"strangers": STRANGERS, "client": CLIENT, "worker": WORKER, "all": ALL}[of]
+    """The table of "strangers", "silent", "client", "worker" or "all"."""
+    holdings = {"strangers": STRANGERS, "silent": SILENT, "client": CLIENT, "worker": WORKER, "all": ALL}[of]
     rows = [
         [holding.what, f"{holding.most:,}", _size(holding.each), _size(holding.size), holding.bound]
         for holding in holdings

@@ -23,6 +23,7 @@ from tests.document.holdings import (
     RECEIVED_BYTES,
     REQUEST_BYTES,
     SESSION_BYTES,
+    SILENT,
     STRANGERS,
     WORKER,
     total,
@@ -56,6 +57,7 @@ def held_by(work: Callable[[], None], *peers: Peer) -> int:
 def test_the_sums_are_what_a_host_has() -> None:
     """Strangers are noise to a controller, and one peer cannot fill a host of its own."""
     assert total(STRANGERS) < 256 * 2**20
+    assert total(SILENT) - total(STRANGERS) < 20 * 2**30
     assert total(CLIENT) < 2 * 2**30
     assert total(WORKER) < 3 * 2**30
     assert total(ALL) < 3 * 2**30

@@ -416,23 +416,3 @@ async def test_random_bytes_after_a_right_beginning_stop_nobody(
         while (message := await made.at.next())[0] != name:
             pass
         assert message[1:] == (SUBMITTED, b"still here")
-
-
-# ── only the loop ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def test_handshakes_are_counted_by_source_and_bounded(
-    ipc: str, rogues: list[Rogue], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "SOURCE_HANDSHAKES_MAX", 3)
-    async with side(ipc, "loop", "loop") as made:
-        rogues += [Rogue(ipc) for _ in range(5)]
-        # The fourth and fifth are closed without a word.
-        assert [await rogue.ended() for rogue in rogues[3:]] == [b"", b""]
-        assert (made.link.counted()["handshakes"], made.link.counted()["handshakes_refused"]) == (3, 2)
-        await rogues[0].hello()
-        assert (await made.at.next())[1] == HELLO
-        await made.greeted()
-        rogues[1].wire.close()
-        while made.link.counted()["handshakes"] != 1:
-            await asyncio.sleep(0.001)

@@ -265,10 +265,14 @@ STRANGER_BODY_AHEAD_BYTES: Final = 64 * 1024
 BODY_READ_BYTES: Final = 64 * 1024
 #: A command of ZMTP: READY with its metadata is the largest that means anything.
 COMMAND_BYTES_MAX: Final = 4_096
-#: Connections whose handshake is not over, of one address (or, on ipc, one user), and of all. A thousand workers of one
-#: host that come back at once must fit; each costs a file descriptor for HANDSHAKE_MS at most.
+#: Connections whose handshake is not over, of one address (or, on ipc, one user), and of all, at each listening socket; the
+#: oldest goes for one more. A thousand workers of one host that come back at once must fit, each for HANDSHAKE_MS at most.
 SOURCE_HANDSHAKES_MAX: Final = 1_024
 OPEN_HANDSHAKES_MAX: Final = 4_096
+#: The same of those that have no session, and with keys of one key: a HELLO follows at once, or after HELLO_RETRY_MS again.
+SOURCE_SESSIONLESS_MAX: Final = 1_024
+SESSIONLESS_MAX: Final = 2_048
+SESSIONLESS_MS: Final = 10_000
 #: Connections taken from a listener before the loop gets its turn.
 ACCEPT_BURST: Final = 64
 #: Connections that may wait in the kernel: its default of 100 is too short for a thousand peers that return at once.

@@ -6,50 +6,17 @@ import asyncio
 import errno
 import os
 import socket
-from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
 from zfabric import limits
 from zfabric.transport.ipc import peer_uid
 from zfabric.transport.links import Log
+from zfabric.transport.loop_waiting import Admission
 from zfabric.transport.loop_wire import Wire
 
 #: What means that this process, or the host, has no room for another connection now.
 _NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-
-
-class Handshakes:
-    """Connections that are not proved yet, by source: an address or, on ipc, a user.
-
-    Whoever has no session can hold a file descriptor for as long as a handshake may take, so their number is bounded.
-    """
-
-    def __init__(self) -> None:
-        self.refused = 0
-        self._by_source: Counter[str] = Counter()
-        self._count = 0
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-        return self._count
-
-    def begin(self, source: str) -> bool:
-        """Whether another of this source may begin."""
-        if self._count >= limits.OPEN_HANDSHAKES_MAX or self._by_source[source] >= limits.SOURCE_HANDSHAKES_MAX:
-            self.refused += 1
-            return False
-        self._count += 1
-        self._by_source[source] += 1
-        return True
-
-    def end(self, source: str) -> None:
-        """One is over, whatever came of it."""
-        self._count -= 1
-        self._by_source[source] -= 1
-        if not self._by_source[source]:
-            del self._by_source[source]
 
 
 class Acceptor:
@@ -57,8 +24,7 @@ class Acceptor:
 
     Args:
         listener: Bound, listening, not blocking.
-        handshakes: All listeners' together.
-        make: Makes the protocol of a new connection from its source.
+        make: Makes the protocol of a new connection from its source, and from what it has to get through.
         log: Told when files run out, once until they are there again.
         other_users: Whether an ipc listener takes connections of others than this user and root.
     """
@@ -66,15 +32,14 @@ class Acceptor:
     def __init__(
         self,
         listener: socket.socket,
-        handshakes: Handshakes,
-        make: Callable[[str], Wire],
+        make: Callable[[str, Admission], Wire],
         log: Log,
         *,
         other_users: bool = False,
     ) -> None:
         self.pauses = 0
         self._listener = listener
-        self._handshakes = handshakes
+        self.admission = Admission()
         self._make = make
         self._other_users = other_users
         self._log = log
@@ -98,11 +63,13 @@ class Acceptor:
                 continue
             self._told = False
             source = self._source_of(accepted, address)
-            if source is None or not self._handshakes.begin(source):
+            if source is None:
                 accepted.close()
                 continue
             accepted.setblocking(False)
-            task = self._loop.create_task(self._start(accepted, source))
+            wire = self._make(source, self.admission)
+            self.admission.handshakes.begin(wire, source)
+            task = self._loop.create_task(self._start(accepted, wire))
             self._starting[task] = accepted
             task.add_done_callback(self._started)
 
@@ -113,12 +80,11 @@ class Acceptor:
             return str(address[0]) if isinstance(address, tuple) else ""
         uid = peer_uid(accepted)
         if uid not in (None, 0, os.geteuid()) and not self._other_users:
-            self._handshakes.refused += 1
+            self.admission.refused += 1
             return None
         return f"uid {uid}"
 
-    async def _start(self, accepted: socket.socket, source: str) -> None:
-        wire = self._make(source)
+    async def _start(self, accepted: socket.socket, wire: Wire) -> None:
         try:
             await self._loop.connect_accepted_socket(lambda: wire, accepted)
         except OSError:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from zfabric import limits
 from zfabric.ids import RoutingId
 from zfabric.transport.loop_mechanisms import SESSION_BOUNDS
+from zfabric.transport.loop_waiting import Admission
 from zfabric.transport.loop_wire import FULL_BYTES, Wire
 from zfabric.transport.monitor import Happened
 from zfabric.wire.codec import EMPTY, ROUTE_BYTES
@@ -33,7 +34,8 @@ class Peer(Wire):
     Args:
         router: Whose peer it is.
         connection: New.
-        source: Where it comes from, for the count of handshakes.
+        source: Where it comes from.
+        admission: What it has to get through: a handshake, and a HELLO.
         loop: The running loop.
     """
 
@@ -41,7 +43,12 @@ class Peer(Wire):
     full_bytes: ClassVar[int] = limits.PARKED_STRANGER_BYTES_MAX
 
     def __init__(
-        self, router: LoopRouter, connection: Connection, source: str, loop: asyncio.AbstractEventLoop
+        self,
+        router: LoopRouter,
+        connection: Connection,
+        source: str,
+        admission: Admission,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         super().__init__(connection, loop, router.moved, router.spinner)
         #: Its name once the handshake is over.
@@ -50,6 +57,7 @@ class Peer(Wire):
         self.key = b""
         self._router = router
         self._source = source
+        self._admission = admission
         self._in_session = False
         self._out: list[bytes] = []
         self._large = 0
@@ -58,9 +66,16 @@ class Peer(Wire):
     # ── in ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def became_ready(self, ready: Ready) -> None:
-        self._router.handshakes.end(self._source)
+        self._admission.handshakes.end(self)
         self.key = ready.key
+        if self.key:
+            self._source = f"key {self.key.hex()}"
         self.name = self._router.admit(self)
+        self._wait_for_session()
+
+    def _wait_for_session(self) -> None:
+        if not self._router.is_known(self.name):
+            self._admission.sessionless.begin(self, self._source)
 
     def take_many(self, count_max: int) -> int:
         """Pass on chunks that lie whole in what was read, those that follow one another to one reader as one slice; and take the
@@ -133,11 +148,22 @@ class Peer(Wire):
                 return
         self._handed_over = True
         router.receiver.link_message(self.name, header, frames[1] if len(frames) == 2 else EMPTY)
-        if kind in _HELLOS and not self._in_session and router.is_known(self.name):
-            # Whose HELLO was refused is owed no more than before.
+        if kind not in _HELLOS or self._in_session:
+            return
+        # Whose HELLO was refused is owed no more than before, but it is not silent.
+        self._admission.sessionless.again(self)
+        if router.is_known(self.name):
+            self._admission.sessionless.end(self)
             self._in_session = True
             self.connection.set_bounds(SESSION_BOUNDS)
             self.call_full(FULL_BYTES)
+
+    def tick(self) -> None:
+        super().tick()
+        if self._in_session and not self.ended and not self._router.is_known(self.name):
+            # It may say HELLO again on this connection.
+            self._in_session = False
+            self._wait_for_session()
 
     def worked(self) -> None:
         """Chunks that were passed on lead to nothing; all else may."""
@@ -149,8 +175,8 @@ class Peer(Wire):
 
     def lost(self) -> None:
         router = self._router
-        if not self.name:
-            router.handshakes.end(self._source)
+        self._admission.handshakes.end(self)
+        self._admission.sessionless.end(self)
         if self.error is not None:
             router.protocol_errors += 1
         if not self.name and not router.closed:

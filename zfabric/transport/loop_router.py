@@ -18,10 +18,11 @@ from zfabric.transport.context import file_limit
 from zfabric.transport.curve import ControllerKeys
 from zfabric.transport.handshakes import Handshakes as FailedHandshakes
 from zfabric.transport.links import Log, RouterReceiver, Routes, silent
-from zfabric.transport.loop_accept import Acceptor, Handshakes
+from zfabric.transport.loop_accept import Acceptor
 from zfabric.transport.loop_addresses import listen
 from zfabric.transport.loop_mechanisms import RouterConnections
 from zfabric.transport.loop_peer import Peer
+from zfabric.transport.loop_waiting import Admission
 from zfabric.transport.loop_wire import ByteCount
 from zfabric.transport.monitor import Happened
 from zfabric.transport.spin import Spinner
@@ -63,7 +64,6 @@ class LoopRouter:
         self.is_known: Callable[[RoutingId], bool] = lambda _: True
         self.routes = routes
         self.receiver = receiver
-        self.handshakes = Handshakes()
         #: Peers with something to be sent when the turn is over.
         self.dirty: list[Peer] = []
         self.peers: dict[RoutingId, Peer] = {}
@@ -83,6 +83,7 @@ class LoopRouter:
         self._flush_due = False
         self._passed_ns = 0
         self._unflushed = 0
+        self._overdue = 0
         self._working = False
         self._ticker = self._loop.call_later(limits.ZMTP_PING_MS / 1_000, self._tick)
         try:
@@ -95,15 +96,13 @@ class LoopRouter:
     def _listen(self, endpoint: str) -> str:
         listeners, shown = listen(endpoint, self._held, other_users=self._other_users)
         for listener in listeners:
-            self._acceptors.append(
-                Acceptor(listener, self.handshakes, self._make_peer, self._log, other_users=self._other_users)
-            )
+            self._acceptors.append(Acceptor(listener, self._make_peer, self._log, other_users=self._other_users))
         return shown
 
     # ── peers ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _make_peer(self, source: str) -> Peer:
-        peer = Peer(self, self._connections.make(), source, self._loop)
+    def _make_peer(self, source: str, admission: Admission) -> Peer:
+        peer = Peer(self, self._connections.make(), source, admission, self._loop)
         self._all.add(peer)
         return peer
 
@@ -168,6 +167,7 @@ class LoopRouter:
 
     def counted(self) -> dict[str, int]:
         """What the link counted, and how much is kept now."""
+        admissions = [acceptor.admission for acceptor in self._acceptors]
         return {
             "malformed": self.malformed,
             "unroutable": self.unroutable,
@@ -177,8 +177,11 @@ class LoopRouter:
             "sent_bytes": self.moved.sent,
             "handshakes_failed": self._failures.failed,
             "connections": len(self.peers),
-            "handshakes": self.handshakes.count,
-            "handshakes_refused": self.handshakes.refused,
+            "handshakes": sum(len(admission.handshakes) for admission in admissions),
+            "handshakes_refused": sum(admission.refused for admission in admissions),
+            "sessionless": sum(len(admission.sessionless) for admission in admissions),
+            "sessionless_ended": self._overdue,
+            "displaced": sum(admission.displaced for admission in admissions),
             "accepting_paused": sum(acceptor.pauses for acceptor in self._acceptors),
             "buffered_bytes": sum(peer.buffered for peer in self.peers.values() if peer.full),
         }
@@ -266,6 +269,10 @@ class LoopRouter:
         self._tell_failures()
         for peer in list(self.peers.values()):
             peer.tick()
+        for acceptor in self._acceptors:
+            for overdue in acceptor.admission.sessionless.overdue(limits.SESSIONLESS_MS):
+                self._overdue += 1
+                overdue.abort()
         self._ticker = self._loop.call_later(limits.ZMTP_PING_MS / 1_000, self._tick)
 
     def _close_listeners(self) -> None:

@@ -107,6 +107,10 @@ class Wire(asyncio.Protocol):
         self._transport = made = cast(asyncio.Transport, transport)
         # What a transport inherits of `writelines` joins its parts; before 3.12 asyncio's own has no other.
         self._joins = type(made).writelines is asyncio.WriteTransport.writelines
+        if self.ended:
+            # It was given up before it began.
+            made.abort()
+            return
         made.set_write_buffer_limits(high=self.full_bytes)
         with contextlib.suppress(OSError, AttributeError):
             wire = made.get_extra_info("socket")
