@@ -11,9 +11,11 @@ import asyncio
 import contextlib
 import json
 import random
+import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +46,8 @@ class Outcome:
         seconds: How long it took.
         rss_before, rss_most, rss_after: Of the controller, in bytes.
         answers: Well-behaved requests that ended while it lasted, all with the right text.
-        quiet_gaps_ms, gaps_ms: Times between two deltas of a well-behaved stream, before the attack and while it lasted.
+        quiet_gaps_ms, beside_gaps_ms, gaps_ms: Times between two deltas of a well-behaved stream, by round: in peace, while
+            another fabric of this host was attacked, and under attack.
     """
 
     said: dict[str, int] = field(default_factory=dict)
@@ -53,8 +56,21 @@ class Outcome:
     rss_most: int = 0
     rss_after: int = 0
     answers: int = 0
-    quiet_gaps_ms: list[float] = field(default_factory=list)
-    gaps_ms: list[float] = field(default_factory=list)
+    quiet_gaps_ms: list[list[float]] = field(default_factory=list)
+    beside_gaps_ms: list[list[float]] = field(default_factory=list)
+    gaps_ms: list[list[float]] = field(default_factory=list)
+
+    def ratios(self, to: list[list[float]]) -> list[float]:
+        """Of the p99 gap under attack to another one, in each round, the least first."""
+        return sorted(_p99(meanwhile) / _p99(other) for other, meanwhile in zip(to, self.gaps_ms, strict=True))
+
+    def add(self, other: Outcome) -> None:
+        """Another attack's outcome on top of this one."""
+        self.said = dict(Counter(self.said) + Counter(other.said))
+        self.seconds += other.seconds
+        self.rss_most = max(self.rss_most, other.rss_most)
+        self.answers += other.answers
+        self.gaps_ms += other.gaps_ms
 
     @property
     def messages(self) -> int:
@@ -74,6 +90,7 @@ class Crowd:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
+        self._over.clear()
         self._tasks = [asyncio.create_task(self._read(number)) for number in range(STREAMS)]
         self._tasks.append(asyncio.create_task(self._ask()))
 
@@ -82,6 +99,11 @@ class Crowd:
         self._over.set()
         async with asyncio.timeout(_PATIENCE_S):
             await asyncio.gather(*self._tasks)
+
+    def take_gaps(self) -> list[float]:
+        """The gaps so far; they are counted anew from here on."""
+        gaps, self.gaps_ms = self.gaps_ms, []
+        return gaps
 
     async def failed(self) -> None:
         """Until one of them fails; raises what it failed with."""
@@ -119,16 +141,28 @@ class Crowd:
 
 
 async def run(
-    messages: int, seed: int, *, keys: bool, quiet_answers: int, half_open: int, together: int = 16, nice: int = 0
+    messages: int,
+    seed: int,
+    *,
+    keys: bool,
+    quiet_answers: int,
+    half_open: int,
+    together: int = 16,
+    nice: int = 0,
+    rounds: int = 1,
+    beside: bool = False,
 ) -> Outcome:
     """Attack a fabric of its own.
 
     Args:
         keys: Whether the fabric has keys, and attackers have some that allow little.
-        quiet_answers: Answers that well-behaved clients get before the attack begins.
+        quiet_answers: Answers that well-behaved clients get in each round before the attack.
         half_open: Connections that say half a greeting.
         together: Other connections at a time.
         nice: By how much attackers give way to those whom they attack, who elsewhere have a machine of their own.
+        rounds: In each there is peace first, and an attack by so many of the messages then.
+        beside: Have another fabric of this host attacked in between, in the same way: attackers take processors from
+            whoever shares them, and this tells that from what they do to the fabric.
 
     Raises:
         AssertionError: Somebody felt it.
@@ -136,44 +170,75 @@ async def run(
     outcome = Outcome()
     with tempfile.TemporaryDirectory(prefix="zf-") as name:
         directory = Path(name)
-        async with _fabric(directory, keys) as (endpoint, children):
+        async with contextlib.AsyncExitStack() as held:
+            endpoint, children = await held.enter_async_context(_fabric(directory, keys))
+            victims = [endpoint]
+            if beside:
+                (directory / "other").mkdir()
+                other, _ = await held.enter_async_context(_fabric(directory / "other", keys))
+                victims.insert(0, other)
             controller = psutil.Process(children[0].process.pid)
             own = _credentials(directory, "own") if keys else None
             async with AsyncClient(endpoint, credentials=own) as client:
                 crowd = Crowd(client, directory / "gossip.json")
                 crowd._tell()
-                crowd.start()
-                while crowd.answers < quiet_answers:
-                    await asyncio.sleep(0.01)
-                outcome.quiet_gaps_ms, crowd.gaps_ms = crowd.gaps_ms, []
-                before = crowd.answers
-                outcome.rss_before = controller.memory_info().rss
-                command = [
-                    "tests.fuzz.attackers", endpoint, "--gossip", str(crowd.gossip), "--model", "echo", "--seed", str(seed),
-                    "--messages", str(messages), "--half-open", str(half_open), "--together", str(together), "--nice", str(nice),
-                ]  # fmt: skip
-                attackers = await Process.start(*command, *(["--keys", name] if keys else []), directory=directory)
-                children.append(attackers)
-                started = time.monotonic()
-                failed = asyncio.create_task(crowd.failed())
-                said = asyncio.create_task(_result(attackers))
-                while not said.done():
-                    await asyncio.wait({failed, said}, timeout=0.05, return_when=asyncio.FIRST_COMPLETED)
-                    if failed.done():
-                        failed.result()
-                    outcome.rss_most = max(outcome.rss_most, controller.memory_info().rss)
-                outcome.said = said.result()
-                outcome.seconds = time.monotonic() - started
-                outcome.gaps_ms = crowd.gaps_ms
-                await crowd.stop()
-                await failed
-                outcome.answers = crowd.answers - before
+                for number, victim in enumerate(victims * rounds):
+                    attacked = victim == endpoint
+                    if victim == victims[0]:
+                        outcome.quiet_gaps_ms.append(await _be_quiet(crowd, quiet_answers))
+                        outcome.rss_before = outcome.rss_before or controller.memory_info().rss
+                    command = [
+                        "tests.fuzz.attackers", victim, "--gossip", str(crowd.gossip), "--model", "echo",
+                        "--seed", str(seed + number // len(victims)), "--messages", str(messages // rounds),
+                        "--half-open", str(half_open), "--together", str(together), "--nice", str(nice),
+                        *(["--keys", str(directory if attacked else directory / "other")] if keys else []),
+                    ]  # fmt: skip
+                    attackers = await Process.start(*command, directory=directory)
+                    children.append(attackers)
+                    felt = await _read_meanwhile(crowd, attackers, controller)
+                    if attacked:
+                        outcome.add(felt)
+                    else:
+                        outcome.beside_gaps_ms += felt.gaps_ms
                 outcome.rss_after = controller.memory_info().rss
             for child in children[:2]:
                 assert child.process.returncode is None, child.log.read_text()
                 log = child.log.read_text()
                 assert "internal_error" not in log, log[-4_000:]
                 assert "Traceback" not in log, log[-4_000:]
+    return outcome
+
+
+async def _be_quiet(crowd: Crowd, answers: int) -> list[float]:
+    """Have the crowd read so many answers that nobody disturbs. Returns the gaps in them."""
+    crowd.start()
+    enough = crowd.answers + answers
+    while crowd.answers < enough:
+        await asyncio.sleep(0.01)
+    await crowd.stop()
+    return crowd.take_gaps()
+
+
+async def _read_meanwhile(crowd: Crowd, attackers: Process, controller: psutil.Process) -> Outcome:
+    """Have the crowd read until the attackers have said all. Raises: AssertionError, one of its answers did not come."""
+    before = crowd.answers
+    outcome = Outcome()
+    started = time.monotonic()
+    crowd.start()
+    failed = asyncio.create_task(crowd.failed())
+    said = asyncio.create_task(_result(attackers))
+    while not said.done():
+        await asyncio.wait({failed, said}, timeout=0.05, return_when=asyncio.FIRST_COMPLETED)
+        if failed.done():
+            failed.result()
+        outcome.rss_most = max(outcome.rss_most, controller.memory_info().rss)
+    outcome.said = said.result()
+    outcome.seconds = time.monotonic() - started
+    outcome.gaps_ms = [crowd.take_gaps()]
+    await crowd.stop()
+    crowd.take_gaps()
+    await failed
+    outcome.answers = crowd.answers - before
     return outcome
 
 
@@ -231,23 +296,37 @@ def main() -> int:
     parser.add_argument("--messages", type=int, default=100_000, help="of both attacks together (100,000)")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32), help="of all that is said")
     parser.add_argument("--half-open", type=int, default=2_000, help="connections that say half a greeting (2,000)")
+    parser.add_argument("--rounds", type=int, default=5, help="of peace, and an attack then (5)")
+    parser.add_argument("--nice", type=int, default=19, help="by how much attackers give way to the others (19)")
     given = parser.parse_args()
     console = Console()
     console.print(f"seed {given.seed}", highlight=False)
-    table = Table("fabric", box=None)
-    for title in ("messages", "s", "answers", "MiB before", "most", "after", "p99 gap, ms", "meanwhile"):
-        table.add_column(title, justify="right")
+    sizes, gaps = Table("fabric", box=None), Table("fabric", box=None)
+    for title in ("messages", "s", "answers", "MiB before", "most", "after"):
+        sizes.add_column(title, justify="right")
+    for title in ("p99 gap, ms", "another attacked", "under attack", "to peace", "to another's"):
+        gaps.add_column(title, justify="right")
     for keys in (False, True):
         outcome = asyncio.run(
-            run(given.messages // 2, given.seed, keys=keys, quiet_answers=200, half_open=given.half_open, nice=19)
-        )
-        console.print({"with keys" if keys else "without": outcome.said}, highlight=False)
-        sizes = (outcome.rss_before, outcome.rss_most, outcome.rss_after)
-        table.add_row(
-            "with keys" if keys else "without", f"{outcome.messages:,}", f"{outcome.seconds:.0f}", f"{outcome.answers:,}",
-            *(f"{size / 2**20:.0f}" for size in sizes), f"{_p99(outcome.quiet_gaps_ms):.1f}", f"{_p99(outcome.gaps_ms):.1f}",
+            run(
+                given.messages // 2, given.seed, keys=keys, quiet_answers=200, half_open=given.half_open, nice=given.nice,
+                rounds=given.rounds, beside=True,
+            )
         )  # fmt: skip
-    console.print(table)
+        name = "with keys" if keys else "without"
+        console.print({name: outcome.said}, highlight=False)
+        rss = (outcome.rss_before, outcome.rss_most, outcome.rss_after)
+        sizes.add_row(
+            name, f"{outcome.messages:,}", f"{outcome.seconds:.0f}", f"{outcome.answers:,}",
+            *(f"{size / 2**20:.0f}" for size in rss),
+        )  # fmt: skip
+        times = (outcome.quiet_gaps_ms, outcome.beside_gaps_ms, outcome.gaps_ms)
+        gaps.add_row(
+            name, *(f"{statistics.median(map(_p99, phase)):.1f}" for phase in times),
+            *(" ".join(f"{ratio:.1f}" for ratio in outcome.ratios(phase)) for phase in times[:2]),
+        )  # fmt: skip
+    console.print(sizes)
+    console.print(gaps)
     return 0
 
 
