@@ -297,7 +297,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32), help="of all that is said")
     parser.add_argument("--half-open", type=int, default=2_000, help="connections that say half a greeting (2,000)")
     parser.add_argument("--rounds", type=int, default=5, help="of peace, and an attack then (5)")
-    parser.add_argument("--nice", type=int, default=19, help="by how much attackers give way to the others (19)")
+    parser.add_argument("--nice", type=int, default=0, help="by how much attackers give way to the others (0)")
     given = parser.parse_args()
     console = Console()
     console.print(f"seed {given.seed}", highlight=False)

@@ -273,8 +273,8 @@ OPEN_HANDSHAKES_MAX: Final = 4_096
 SOURCE_SESSIONLESS_MAX: Final = 1_024
 SESSIONLESS_MAX: Final = 2_048
 SESSIONLESS_MS: Final = 10_000
-#: Connections taken from a listener before the loop gets its turn.
-ACCEPT_BURST: Final = 64
+#: Connections taken from a listener before the loop gets its turn: 1 ms of work, which streams wait for.
+ACCEPT_BURST: Final = 16
 #: Connections that may wait in the kernel: its default of 100 is too short for a thousand peers that return at once.
 BACKLOG: Final = 4_096
 #: Without a free file descriptor a listener waits so long before it tries again.
