@@ -175,6 +175,8 @@ class Recovery:
 
     def _claim(self, client: ClientPeer, claim: Claim, granted: _Grants) -> None:
         """Take one claim. Raises: FabricError, why it is in vain."""
+        # Who may submit nothing has nothing to claim, and is not to hold what waits for a worker.
+        client.grant.check_client()
         stopped = client.stopped.pop(claim.request, None)
         if stopped is not None:
             raise stopped
