@@ -64,6 +64,25 @@ def test_a_rare_model_waits_for_one_turn_of_each_other(others: int, asks: list[b
 
 
 @settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=2, max_size=4), st.booleans())
+def test_models_that_are_always_wanted_get_their_weights_share(weights: list[int], two_clients: bool) -> None:
+    names = [f"m{number}" for number in range(len(weights))]
+    load = Load(*names)
+    for name, weight in zip(names, weights, strict=True):
+        assert load.fabric.query("alice", "set_config", name=f"weight.{name}", value=weight)["value"] == weight
+    rounds = 4
+    for turn in range(rounds * sum(weights)):
+        load.keep_busy([(name, 0) for name in names])
+        if two_clients:
+            load.submit(names[turn % len(names)], client="bob")
+        load.serve()
+    aged = len(load.served) // TURNS_BY_AGE + 1
+    for name, weight in zip(names, weights, strict=True):
+        # The first to come had a turn before any weight was known, and one in so many goes for its age.
+        assert abs(load.served.count(name) - rounds * weight) <= max(weights) + aged
+
+
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 20), st.integers(0, 3), st.booleans())
 def test_a_low_priority_ends_however_much_comes_before_it(older: int, rare: int, same_model: bool) -> None:
     load = Load("m", "other")

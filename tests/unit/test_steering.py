@@ -283,7 +283,7 @@ def test_several_clients_of_one_label_are_named_by_number(fabric: FakeFabric) ->
 def test_settings_say_what_can_be_changed_and_why_others_cannot(fabric: FakeFabric) -> None:
     fabric.worker("w", model(), speed=2.0)
     rows = {row["name"]: row for row in order(fabric, "config")}
-    assert rows.keys() == {*BrokerConfig.__dataclass_fields__, "speed.w"}
+    assert rows.keys() == {*BrokerConfig.__dataclass_fields__, "speed.w", "weight.m"}
     assert {name for name, row in rows.items() if not row["changeable"]} == {"beat_ms", "lease_ms", "recovery_ms"}
     assert all(row["why"] for row in rows.values())
     assert (rows["speed.w"]["value"], rows["speed.w"]["default"]) == (2.0, 2.0)
@@ -335,6 +335,17 @@ def test_a_speed_weighs_from_now_on_and_when_the_worker_comes_back(fabric: FakeF
     assert order(fabric, "workers")[1]["speed"] == 1.0
 
 
+def test_a_weight_holds_when_its_model_was_gone(fabric: FakeFabric) -> None:
+    fabric.worker("w", model())
+    assert order(fabric, "set_config", name="weight.m", value=3)["value"] == 3
+    fabric.leave("w")
+    fabric.pass_ms(10 * UNTAKEN_MS)
+    assert order(fabric, "set_config", name="weight.m", value=3).code == UnknownModelError.code
+    fabric.worker("v", model())
+    assert fabric.broker.registry.models["m"].queue.weight == 3
+    assert order(fabric, "set_config", name="weight.m", value=None)["value"] == 1
+
+
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
@@ -348,6 +359,8 @@ def test_a_speed_weighs_from_now_on_and_when_the_worker_comes_back(fabric: FakeF
         ("policy", 5, "must be a name"),
         ("speed.w", -1, "must be a number"),
         ("speed.w", "fast", "must be a number"),
+        ("weight.m", 0, "must be an integer 1 … 100"),
+        ("weight.m", 1.5, "must be an integer 1 … 100"),
     ],
 )
 def test_what_cannot_be_set_is_said_and_changes_nothing(

@@ -16,6 +16,8 @@ AFFINITY_TTL_MS: Final = 600_000
 IMBALANCE_REQUESTS: Final = 8
 #: ... its load over its speed is more than so many times that one's.
 IMBALANCE_RATIO: Final = 1.5
+#: Requests of one model that may go in one turn: what others wait for it at most.
+WEIGHT_MAX: Final = 100
 #: Failures in a row after which a host gets no more requests of a model: chance alone, at one failure in ten, makes five of
 #: them once in 100,000 requests.
 CIRCUIT_FAILURES: Final = 5

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from zfabric.errors import QuotaExceededError
+from zfabric.limits import DIRECTIVES_MAX
 
 
 class Pause(NamedTuple):
@@ -38,6 +41,7 @@ class Directives:
         paused: Models that are dispatched to nobody, by their own name.
         held: Workers that get nothing new, by name, and who wants that.
         speeds: Speeds that count instead of what workers announce, by the worker's name.
+        weights: Requests of a model that go in one turn of it, by its own name; 1 where none is set.
         kicked: Clients that get no session, by instance.
         changes: Who was the last to change a setting, by its name.
     """
@@ -45,5 +49,12 @@ class Directives:
     paused: dict[str, Pause] = field(default_factory=dict)
     held: dict[str, str] = field(default_factory=dict)
     speeds: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, int] = field(default_factory=dict)
     kicked: dict[int, Kick] = field(default_factory=dict)
     changes: dict[str, str] = field(default_factory=dict)
+
+
+def check_room(held: dict[Any, Any], name: object) -> None:
+    """Raises: QuotaExceededError, there are as many such orders as may be."""
+    if len(held) >= DIRECTIVES_MAX and name not in held:
+        raise QuotaExceededError(f"{len(held)} such orders hold, limit is {DIRECTIVES_MAX}")

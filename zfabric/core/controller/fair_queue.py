@@ -57,10 +57,11 @@ class _Line(Generic[W]):
 class _Part(Generic[W]):
     """What waits for one demand."""
 
-    __slots__ = ("by_arrival", "by_turn", "lines", "turn")
+    __slots__ = ("by_arrival", "by_turn", "lines", "served", "turn")
 
     def __init__(self, turn: int) -> None:
         self.turn = turn
+        self.served = 0
         self.lines: dict[tuple[int, Hashable], _Line[W]] = {}
         self.by_turn: Ranking[_Line[W]] = Ranking()
         self.by_arrival: Ranking[W] = Ranking()
@@ -72,12 +73,16 @@ class FairQueue(Generic[W]):
     Args:
         turns: Numbers that grow. Whoever begins to wait draws one, so that it comes after all who wait already, and so does
             whoever was served.
+
+    Attributes:
+        weight: Items that go in one turn, at least 1.
     """
 
-    __slots__ = ("_parts", "_turns")
+    __slots__ = ("_parts", "_turns", "weight")
 
     def __init__(self, turns: Iterator[int] | None = None) -> None:
         self._turns = turns or itertools.count()
+        self.weight = 1
         self._parts: dict[Hashable, _Part[W]] = {}
 
     def __len__(self) -> int:
@@ -122,11 +127,14 @@ class FairQueue(Generic[W]):
         return Head((item.arrival, 0), item)
 
     def serve(self, item: W) -> None:
-        """An item's turn has come, and it is about to be removed: next it is the turn of others."""
+        """An item's turn has come, and it is about to be removed: next it is the turn of others, of other owners in any case."""
         part = self._parts[item.demand]
         line = part.lines[item.priority, item.owner]
-        part.turn = next(self._turns)
-        part.by_turn.put(line, (item.priority, part.turn))
+        turn = next(self._turns)
+        part.by_turn.put(line, (item.priority, turn))
+        part.served += 1
+        if part.served >= self.weight:
+            part.turn, part.served = turn, 0
 
     def remove(self, item: W) -> None:
         """Take an item out that is not wanted any more. Raises: KeyError if it does not wait."""

@@ -57,6 +57,7 @@ class Registry:
         found = self.models.get(name)
         if found is None:
             found = self.models[name] = Model(name, FairQueue(self._turns))
+            found.queue.weight = self.directives.weights.get(name, 1)
             self._names.put(name, found, held=False)
         return found
 

@@ -10,10 +10,11 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from zfabric.core.controller.config import BrokerConfig
+from zfabric.core.controller.directives import check_room
 from zfabric.core.controller.dispatch import find_policy
 from zfabric.core.controller.peers import WorkerPeer
-from zfabric.errors import ConfigurationError, NoWorkerError
-from zfabric.limits import SPEED_MAX
+from zfabric.errors import ConfigurationError, NoWorkerError, UnknownModelError
+from zfabric.limits import SPEED_MAX, WEIGHT_MAX
 from zfabric.wire.steering import Setting
 
 if TYPE_CHECKING:
@@ -40,12 +41,14 @@ _FIXED: Final = {
 }
 #: What a worker's speed is called among the settings.
 _SPEED: Final = "speed."
+#: And a model's weight.
+_WEIGHT: Final = "weight."
 
 assert {*_CHANGEABLE, *_FIXED} == {field.name for field in fields(BrokerConfig)}
 
 
 def shown(broker: Broker) -> list[Setting]:
-    """All settings as they are, and the speeds of all workers."""
+    """All settings as they are, the speeds of all workers, and the weights of all models."""
     directives = broker.registry.directives
     rows = [
         Setting(
@@ -58,17 +61,31 @@ def shown(broker: Broker) -> list[Setting]:
         )
         for field in fields(BrokerConfig)
     ]
-    return rows + [
-        Setting(
-            name=_SPEED + name,
-            value=worker.speed,
-            default=worker.announced_speed,
-            changeable=True,
-            why="the weight of its worker for lottery, and what shortest_queue divides by",
-            changed_by=directives.changes.get(_SPEED + name, ""),
-        )
-        for name, worker in sorted(broker.registry.workers.items())
-    ]
+    return (
+        rows
+        + [
+            Setting(
+                name=_SPEED + name,
+                value=worker.speed,
+                default=worker.announced_speed,
+                changeable=True,
+                why="the weight of its worker for lottery, and what shortest_queue divides by",
+                changed_by=directives.changes.get(_SPEED + name, ""),
+            )
+            for name, worker in sorted(broker.registry.workers.items())
+        ]
+        + [
+            Setting(
+                name=_WEIGHT + name,
+                value=model.queue.weight,
+                default=1,
+                changeable=True,
+                why="how many of its requests go in one turn where a worker has requests of several models to take",
+                changed_by=directives.changes.get(_WEIGHT + name, ""),
+            )
+            for name, model in sorted(broker.registry.models.items())
+        ]
+    )
 
 
 def change(broker: Broker, name: str, value: Any, by: str) -> Setting:
@@ -80,11 +97,14 @@ def change(broker: Broker, name: str, value: Any, by: str) -> Setting:
     Raises:
         ConfigurationError: There is no such setting, it cannot be changed at run time, or not to this value.
         NoWorkerError: The speed is of no worker.
+        UnknownModelError: The weight is of no model.
     """
     former: object
     now: object
     if name.startswith(_SPEED):
         former, now = _change_speed(broker, name.removeprefix(_SPEED), value)
+    elif name.startswith(_WEIGHT):
+        former, now = _change_weight(broker, name.removeprefix(_WEIGHT), value)
     else:
         former, now = _change_config(broker, name, value)
     broker.registry.directives.changes[name] = by
@@ -133,6 +153,23 @@ def _change_speed(broker: Broker, name: str, value: Any) -> tuple[float, float]:
         speeds[name] = float(value)
     set_speed(broker, worker)
     return former, worker.speed
+
+
+def _change_weight(broker: Broker, name: str, value: Any) -> tuple[int, int]:
+    model, weights = broker.registry.models.get(name), broker.registry.directives.weights
+    if model is None:
+        raise UnknownModelError(f"no worker serves a model named {name!r}", model=name)
+    if value is None:
+        weights.pop(name, None)
+    elif type(value) is not int or not 1 <= value <= WEIGHT_MAX:
+        raise ConfigurationError(
+            f"{_WEIGHT}{name} must be an integer 1 … {WEIGHT_MAX}, {value!r} is none", setting=name
+        )
+    else:
+        check_room(weights, name)
+        weights[name] = value
+    former, model.queue.weight = model.queue.weight, weights.get(name, 1)
+    return former, model.queue.weight
 
 
 def set_speed(broker: Broker, worker: WorkerPeer) -> None:

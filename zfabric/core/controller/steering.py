@@ -10,21 +10,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from zfabric.core.controller.access import EVERYBODY
-from zfabric.core.controller.directives import Kick, Pause
+from zfabric.core.controller.directives import Kick, Pause, check_room
 from zfabric.core.controller.hosting import Model
 from zfabric.core.controller.peers import ClientPeer, WorkerPeer
 from zfabric.core.controller.status import name_of, number_of
 from zfabric.errors import (
     FabricError,
     NoWorkerError,
-    QuotaExceededError,
     RequestError,
     StoppedByOperatorError,
     UnknownModelError,
     UnsupportedOperationError,
 )
 from zfabric.ids import milliseconds
-from zfabric.limits import DEADLINE_MAX_MS, DIRECTIVES_MAX, KICK_MS, LISTED_DEFAULT, UNTAKEN_MS
+from zfabric.limits import DEADLINE_MAX_MS, KICK_MS, LISTED_DEFAULT, UNTAKEN_MS
 from zfabric.wire import codec
 from zfabric.wire.messages import Drain
 from zfabric.wire.steering import Stopped
@@ -49,7 +48,7 @@ def drain(broker: Broker, by: str, arguments: Arguments) -> str:
     limit_ms = number_of(arguments, "limit_ms", 0, 2**32 - 1)
     if arguments.get("stay"):
         held = broker.registry.directives.held
-        _check_room(held, worker.name)
+        check_room(held, worker.name)
         held[worker.name] = by
     else:
         worker.leaves_for = by
@@ -99,7 +98,7 @@ def pause(broker: Broker, by: str, arguments: Arguments) -> str:
     if model is None:
         raise UnknownModelError(f"no worker serves a model named {name!r}", model=name)
     paused = broker.registry.directives.paused
-    _check_room(paused, model.name)
+    check_room(paused, model.name)
     paused[model.name] = Pause(by, broker.timers.now_ns + milliseconds(wait_ms))
     broker.journal.note("model_paused", model=model.name, by=by, wait_ms=wait_ms, queued=len(model.queue))
     _settle(broker, model)
@@ -180,7 +179,7 @@ def kick(broker: Broker, by: str, arguments: Arguments) -> Stopped:
         raise RequestError(f"clients {numbers} have the label {name!r}, name one by its number", client=name)
     (client,) = found
     kicked = broker.registry.directives.kicked
-    _check_room(kicked, client.instance)
+    check_room(kicked, client.instance)
     stopped = [f"{number:x}" for number in client.requests][:LISTED_DEFAULT]
     broker.journal.note("client_kicked", client=client.name, by=by, in_flight=len(client.requests), refuse_ms=refuse_ms)
     broker.scheduler.endings.stop(list(client.requests.values()), _stopped(by))
@@ -210,9 +209,3 @@ def _worker(broker: Broker, arguments: Arguments) -> WorkerPeer:
     if worker is None:
         raise NoWorkerError(f"no worker is named {name!r}", worker=name)
     return worker
-
-
-def _check_room(held: dict[Any, Any], name: object) -> None:
-    """Raises: QuotaExceededError, there are as many such orders as may be."""
-    if len(held) >= DIRECTIVES_MAX and name not in held:
-        raise QuotaExceededError(f"{len(held)} such orders hold, limit is {DIRECTIVES_MAX}")
