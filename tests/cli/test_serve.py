@@ -61,4 +61,4 @@ def test_a_model_that_is_none_is_told(ipc: str, capfd: pytest.CaptureFixture[str
     assert main.main(["serve", "/no/such/model", "--endpoint", ipc, "--port", "0"]) == 2
     told = capfd.readouterr().err
     assert "/no/such/model" in told
-    assert "the worker ended with code" in told
+    assert "the worker-1 ended with code" in told

@@ -50,13 +50,13 @@ def commands_of(page: Path) -> Iterator[list[str]]:
     for block in blocks_of(page):
         if block.language in ("sh", "console"):
             for line in block.body.splitlines():
-                yield from _split(line.removeprefix("$ "))
+                yield from segments(line.removeprefix("$ "))
     for row in re.findall(r"^\|.*\|$", text, re.MULTILINE):
         for cell in re.findall(r"`(zfabric(?:-\w+)? [^`]+)`", row):
-            yield from _split(cell)
+            yield from segments(cell)
 
 
-def _split(line: str) -> Iterator[list[str]]:
+def segments(line: str) -> Iterator[list[str]]:
     """The commands of one line that are the project's, without assignments before them and signs after them."""
     try:
         words = shlex.split(line.replace(";", " ; "), comments=True)
@@ -94,7 +94,7 @@ def check(command: list[str]) -> bool:
         arguments = [
             "echo" if before == "--backend" and ":" in word else word for before, word in pairwise(["", *arguments])
         ]
-        for segment in worker._split(arguments):
+        for segment in worker.segments(arguments):
             worker._parser(segment, arguments).parse_args(segment, print_error=False, exit_on_error=False)
         return True
     _BUILDERS[name](arguments).parse_args(arguments, print_error=False, exit_on_error=False)

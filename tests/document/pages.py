@@ -13,6 +13,7 @@ from zfabric.wire.kinds import MINOR_VERSION, PROTOCOL_VERSION
 ROOT: Final = Path(__file__).resolve().parents[2]
 PAGES: Final = (
     ROOT / "docs" / "backends.md",
+    ROOT / "docs" / "fleet.md",
     ROOT / "docs" / "limits-of-peers.md",
     ROOT / "docs" / "operating.md",
     ROOT / "docs" / "protocol.md",
@@ -25,6 +26,7 @@ _BLOCK: Final = re.compile(r"<!-- generated: (?P<name>[^>]+?) -->\n.*?<!-- end -
 #: What a block is made by; the word after its name is the argument.
 _MAKERS: Final[dict[str, Callable[[str], str]]] = {
     "fields": fields.table_of,
+    "fleet-file": lambda _: tables.fleet_file_table(),
     "version": lambda _: f"This is version {PROTOCOL_VERSION} of the protocol, minor version {MINOR_VERSION}.",
     "kinds": lambda _: tables.kinds_table(),
     "errors": lambda _: tables.errors_table(),

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+from msgspec import NODEFAULT, structs
+
 from tests.document.fields import meanings_of
 from tests.document.markdown import power, table
 from zfabric import errors, limits
 from zfabric.cli.log_events import EVENTS
 from zfabric.core.controller.request_state import TERMINAL_GIVEN, TRANSITIONS, RequestEvent, RequestState
 from zfabric.core.recorder import MEANINGS
+from zfabric.fleet import config
 from zfabric.testing import promises
 from zfabric.wire import kinds
 from zfabric.wire.kinds import Kind
@@ -133,3 +137,22 @@ def log_events_table() -> str:
 def recorded_events_table() -> str:
     """What a recording holds beside what is logged."""
     return table(("event", "meaning"), [(f"`{name}`", meaning) for name, meaning in MEANINGS.items()])
+
+
+def fleet_file_table() -> str:
+    """The keys of a fleet's file; the tables of settings have those of their programs."""
+    rows: list[list[str]] = []
+    for place, kind in (("[fleet]", config.Common), ("[workers.NAME]", config.Group)):
+        meanings = meanings_of(kind)
+        rows += [
+            [f"`{place}`", f"`{field.name}`", _shown(field), meanings[field.name]] for field in structs.fields(kind)
+        ]
+    meanings = meanings_of(config.Fleet)
+    rows += [[f"`[{name}]`", "", "", meanings[name]] for name in ("controller", "gateway")]
+    return table(["table", "key", "default", "meaning"], rows)
+
+
+def _shown(field: structs.FieldInfo) -> str:
+    """The default of a key, as the file would have it."""
+    value = field.default if field.default is not NODEFAULT else field.default_factory()
+    return "" if value is None else f"`{msgspec.json.encode(value).decode()}`"

@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "core": {"wire", "errors", "limits", "ids"},
     "transport": {"wire", "zmtp", "errors", "limits", "ids"},
     "recording": {"errors", "limits"},
+    "fleet": {"errors", "limits"},
     "controller": {"files", "core", "recording", "transport", "wire", "errors", "limits", "ids", "version"},
     # A client that traces imports `tracing` when it is made.
     "client": {"tracing", "core", "transport", "wire", "errors", "limits", "ids", "version"},
@@ -43,6 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "testing": {"controller", "client", "worker", "core", "recording", "transport", "wire", "errors", "limits", "ids"},
     "tracing": {"core", "wire", "errors", "version"},
     "cli": {
+        "fleet",
         "monitoring",
         "tracing",
         "gateway",

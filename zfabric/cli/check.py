@@ -127,10 +127,7 @@ def _check_values(path: Path, section: str, unknown: set[str]) -> Iterator[Findi
             _parse(path, section)
             return
         except cyclopts.CycloptsError as error:
-            argument = getattr(error, "argument", None)
-            key = argument.name.removeprefix("--").replace("-", "_") if argument is not None else ""
-            cause = error.__cause__
-            told = cause.message if isinstance(cause, FabricError) else str(error).strip().replace("\n", " ")
+            key, told = fault_of(error)
             yield Finding("error", f"[{section}] {key}".strip(), told)
             if not key or (section, key) in skipped:
                 return
@@ -141,6 +138,14 @@ def _check_values(path: Path, section: str, unknown: set[str]) -> Iterator[Findi
         finally:
             left_out.reset(token)
             only_checked.reset(checked)
+
+
+def fault_of(error: cyclopts.CycloptsError) -> tuple[str, str]:
+    """Which setting a parser does not take, "" where it names none, and why."""
+    argument = getattr(error, "argument", None)
+    key = argument.name.removeprefix("--").replace("-", "_") if argument is not None else ""
+    cause = error.__cause__
+    return key, cause.message if isinstance(cause, FabricError) else str(error).strip().replace("\n", " ")
 
 
 def _parse(path: Path, section: str) -> None:

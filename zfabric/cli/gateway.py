@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import signal
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,15 +15,17 @@ import cyclopts
 
 from zfabric import limits
 from zfabric.cli.app import make_app, run_app
+from zfabric.cli.children import Command
 from zfabric.cli.daemon import on_hangup, on_signals, ready, run
 from zfabric.cli.logs import LogFormat, LogLevel, events, make_logger
 from zfabric.cli.metrics import metrics_at
 from zfabric.cli.settings import CONFIG_VARIABLE
-from zfabric.cli.supervise import Child, Supervisor
+from zfabric.cli.supervise import Supervisor
 from zfabric.cli.traces import traces_to
 from zfabric.client.aio import AsyncClient
 from zfabric.errors import ConfigurationError, EndpointInUseError
 from zfabric.files import WatchedFile
+from zfabric.fleet.limits import RESTART_MAX_MS
 from zfabric.transport.curve import credentials_of
 from zfabric.transport.endpoints import check_endpoint, default_endpoint
 
@@ -224,17 +225,18 @@ async def serve(
 
 
 def _watch(path: Path | None, parts: _Parts, gateway: Gateway, log: Any) -> asyncio.Task[None] | None:
-    """Take other keys when their file changes, and at SIGHUP."""
-    if path is None:
-        return None
-    file = WatchedFile(path, parts.read_keys, gateway.take_keys, events(log))
-    # It may have changed since the settings were checked.
-    file.read()
+    """Take other keys when their file changes, and at SIGHUP, which ends no gateway without keys either."""
+    file = None if path is None else WatchedFile(path, parts.read_keys, gateway.take_keys, events(log))
 
     async def reload() -> None:
-        file.read()
+        if file is not None:
+            file.read()
 
     on_hangup(reload)
+    if file is None:
+        return None
+    # It may have changed since the settings were checked.
+    file.read()
     return asyncio.create_task(file.watch(), name="keys")
 
 
@@ -244,20 +246,20 @@ async def serve_several(
     """Run processes that share a port until drained. Args: each: Flags of each process, beside the same of all."""
     log = make_logger("gateway", level, form)
     stopped = asyncio.Event()
-    supervisor = Supervisor(events(log), settings.drain_ms / 1_000 + limits.RESTART_MAX_MS / 1_000)
+    supervisor = Supervisor(events(log), settings.drain_ms / 1_000 + RESTART_MAX_MS / 1_000)
     with _reserved(settings.host, settings.port) as place:
         port = place.getsockname()[1]
         flags = [*same, "--port", str(port), "--workers", "1", "--shared-port"]
         on_signals(lambda: _stop(supervisor, stopped))
 
         async def hang_up() -> None:
-            supervisor.send_signal(signal.SIGHUP)
+            supervisor.hang_up()
 
         on_hangup(hang_up)
         try:
             told = await asyncio.gather(
                 *(
-                    supervisor.add(Child(f"gateway-{n}", "zfabric.cli.gateway", flags + own))
+                    supervisor.add(Command(name=f"gateway-{n}", module="zfabric.cli.gateway", arguments=(*flags, *own)))
                     for n, own in enumerate(each)
                 )
             )

@@ -113,7 +113,11 @@ _WORKER: Final[dict[str, LogEvent]] = {
 _GATEWAY: Final[dict[str, LogEvent]] = {
     "request_failed": LogEvent("warning", "gateway", "An HTTP request ended in a status of 500 or more; `request` is the "
                                "X-Request-Id that its caller knows."),
-        "child_ended": LogEvent("warning", "gateway, serve", "A process that this one started ended, and is started anew."),
+    "child_ready": LogEvent("info", "gateway, serve, up", "A process that this one started is ready."),
+    "child_ended": LogEvent("warning", "gateway, serve, up", "A process that this one started ended, and is started anew."),
+    "child_stopped": LogEvent("info", "up", "A process that the fleet has no use for any more has ended."),
+    "fleet_changed": LogEvent("info", "up", "The fleet's file was read anew, and these processes changed with it."),
+    "fleet_kept": LogEvent("error", "up", "The fleet's file was read anew and cannot be used; what runs goes on as it was."),
 }  # fmt: skip
 
 _ALL: Final[dict[str, LogEvent]] = {

@@ -21,12 +21,13 @@ from zfabric.cli.sampling import AnswerFlags
 from zfabric.cli.serve import serve
 from zfabric.cli.steer import cancel, config_get, config_set, drain, kick, operate, pause, resume, undrain
 from zfabric.cli.top import top
+from zfabric.cli.up import up
 
 HELP = """Look at a fabric, talk to it, and operate it.
 
 **Examples**
 
-`zfabric serve ./SmolLM2-135M-Instruct`
+`zfabric serve ./SmolLM2-135M-Instruct` · `zfabric up fleet.toml`
 
 `zfabric models` · `zfabric workers --json` · `zfabric status`
 
@@ -50,7 +51,7 @@ keys, $ZFABRIC_KEY and $ZFABRIC_CONTROLLER_KEY name this side's secret key file 
 
 _COMMANDS: Sequence[Callable[..., int | None]] = (
     models, workers, status, requests, clients, queue, explain, generate, chat, embed, count, drain, undrain, pause, resume,
-    cancel, kick, operate, ping, check, doctor, replay, serve, top,
+    cancel, kick, operate, ping, check, doctor, replay, serve, top, up,
 )  # fmt: skip
 #: Those of `zfabric config`.
 _CONFIG: dict[str, Callable[..., int | None]] = {"get": config_get, "set": config_set}

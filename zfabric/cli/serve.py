@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shlex
 import sys
 from pathlib import Path
@@ -11,14 +10,13 @@ from typing import Annotated, Final, Literal
 import cyclopts
 import msgspec
 
-from zfabric import limits
-from zfabric.cli.daemon import on_signals, ready, run
+from zfabric.cli.daemon import ready, run
+from zfabric.cli.fleet import Plan
+from zfabric.cli.fleet_run import Told, run_fleet
 from zfabric.cli.logs import LogFormat, LogLevel, events, make_logger
 from zfabric.cli.settings import CONFIG_VARIABLE
-from zfabric.cli.supervise import Child, Supervisor
 from zfabric.client.aio import AsyncClient
-from zfabric.errors import ConfigurationError
-from zfabric.transport.endpoints import check_endpoint, default_endpoint
+from zfabric.fleet.config import Common, Fleet, Group
 
 _QUESTION: Final = "What is the capital of France?"
 #: Of the example's answer at most.
@@ -54,47 +52,27 @@ def serve(
         log_format: console, json, or auto (by terminal).
         config: TOML file, of which the daemons read their own tables.
     """
-    place = check_endpoint(endpoint or default_endpoint())
-    shared = ["--endpoint", place, "--log-level", log_level, "--log-format", log_format]
-    if config is not None:
-        shared += ["--config", str(config)]
     kind = "echo" if model == "echo" and backend == "transformers" else backend
-    work = ["--backend", kind, *([] if kind == "echo" else ["--model", model]), *options]
-    door = ["--host", host, "--port", str(port), *(["--api-keys", str(api_keys)] if api_keys is not None else [])]
-    children = [
-        Child("controller", "zfabric.cli.controller", shared),
-        Child("worker", "zfabric.cli.worker", [*shared, *work]),
-        Child("gateway", "zfabric.cli.gateway", [*shared, *door]),
-    ]
-    return run(_serve(children, place, log_level, log_format), use_uvloop=False)
+    work = {"backend": kind, **({} if kind == "echo" else {"model": model})}
+    door = {"host": host, "port": port, **({} if api_keys is None else {"api_keys": str(api_keys)})}
+    common = Common(
+        endpoint=endpoint, config=None if config is None else str(config), log_level=log_level, log_format=log_format
+    )
+    workers = {"worker": Group(settings=work, arguments=options)}
+    plan = Plan(Fleet(fleet=common, controller={}, gateway=door, workers=workers), Path(), prefixed=False)
+    return run(_serve(plan, log_level, log_format), use_uvloop=False)
 
 
-async def _serve(children: list[Child], endpoint: str, level: LogLevel, form: LogFormat) -> int:
+async def _serve(plan: Plan, level: LogLevel, form: LogFormat) -> int:
     """Start all, say how to call them, and wait for a signal."""
-    log = make_logger("serve", level, form)
-    supervisor = Supervisor(events(log), (limits.DRAIN_MS + limits.STOP_MS) / 1_000)
-    stopping, stopped = asyncio.Event(), asyncio.Event()
 
-    async def stop() -> None:
-        stopping.set()
-        await supervisor.stop()
-        stopped.set()
-
-    on_signals(stop)
-    try:
-        told = [await supervisor.add(child) for child in children]
-    except ConfigurationError:
-        if not stopping.is_set():
-            await supervisor.stop()
-            raise
-    else:
-        name = told[1]["models"].partition(",")[0]
-        ready(url=f"{told[2]['url']}/v1", models=told[1]["models"])
-        example = await _example(endpoint, told[2]["url"], name)
-        sys.stdout.write(f"try: {example}\n")
+    async def on_ready(told: Told) -> None:
+        url, models = told["gateway"]["url"], told["worker-1"]["models"]
+        ready(url=f"{url}/v1", models=models)
+        sys.stdout.write(f"try: {await _example(plan.endpoint, url, models.partition(',')[0])}\n")
         sys.stdout.flush()
-    await stopped.wait()
-    return 0
+
+    return await run_fleet(plan, events(make_logger("serve", level, form)), on_ready)
 
 
 async def _example(endpoint: str, url: str, model: str) -> str:

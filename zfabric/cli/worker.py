@@ -134,7 +134,7 @@ _SETTINGS: Final = frozenset(f.name for f in fields(WorkerSettings))
 _REST: Final = Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True, help="Arguments of the backend's own.")]
 
 
-def _split(arguments: Sequence[str]) -> list[list[str]]:
+def segments(arguments: Sequence[str]) -> list[list[str]]:
     """The command line of each backend."""
     segments: list[list[str]] = [[]]
     for argument in arguments:
@@ -223,7 +223,7 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 def build(arguments: list[str]) -> cyclopts.App:
     """The parser of the whole line. Only the first segment's worker settings count."""
-    first, *others = _split(arguments)
+    first, *others = segments(arguments)
     app = _parser(first, arguments)
 
     def start(parsed: Any) -> int:
@@ -303,7 +303,7 @@ def _missing(backend: str, error: ImportError) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    return run_app(lambda _: build(given), _split(given)[0])
+    return run_app(lambda _: build(given), segments(given)[0])
 
 
 if __name__ == "__main__":

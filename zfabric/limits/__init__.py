@@ -135,9 +135,6 @@ GATEWAY_INPUTS_MAX: Final = 2_048
 GATEWAY_BODY_BYTES_MIN: Final = 1_024
 #: Bytes that wait for a caller who does not read them; then its answer ends. Some 40,000 tokens, each an event.
 UNSENT_BYTES_MAX: Final = 8 * 1024 * 1024
-#: A process that a supervisor keeps going is started again after this time, and after twice the time if it ends soon again.
-RESTART_MIN_MS: Final = 250
-RESTART_MAX_MS: Final = 30_000
 
 # ── Sizes ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 #: libzmq disconnects a peer whose frame is larger, so senders check before. 64 MiB holds images and embedding batches.

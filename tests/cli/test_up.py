@@ -1,0 +1,220 @@
+"""zfabric up: a fleet's file, and its processes while they run, die, change and end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.document.commands import blocks_of
+from tests.document.pages import ROOT
+from tests.fabric import Process, processes
+from zfabric import AsyncClient
+from zfabric.cli import main
+from zfabric.cli.children import Command
+from zfabric.cli.fleet import Plan, flags_of
+from zfabric.cli.supervise import Supervisor
+from zfabric.errors import ConfigurationError, FabricError
+from zfabric.fleet.config import load
+
+[SHOWN] = [block.body for block in blocks_of(ROOT / "docs" / "fleet.md") if block.language == "toml"][:1]
+ECHO = "[workers.echo.settings]\nbackend = 'echo'\n"
+
+
+def written(directory: Path, text: str) -> Path:
+    path = directory / "fleet.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "controller: the fleet has no process"),
+        ("[fleet]\nendpont = 'x'\n[controller]", 'fleet: Object contains unknown field "endpont"'),
+        ("[workers.a]\n[workers.b]\nreplicas = -1", 'workers.b.replicas: Expected "int" >= 0'),
+        ("[workers.a]\nreplicas = 'two'", 'workers.a.replicas: Expected "int", got "str"'),
+        ("[workers.'a b']", 'workers: Expected "str" matching regex'),
+        ("[workers.a]\nreplicas = 2\ndevices = ['0']", "workers.a.devices: it names devices of 1 replicas"),
+        ("[workers.a.settings]\nname = 'x'", "workers.a.settings.name: this is said for the whole fleet"),
+        ("[gateway]\nlog_level = 'info'", "gateway.log_level: this is said for the whole fleet"),
+        ("[controller", "cannot be read: "),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_told_with_its_key(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load(written(tmp_path, text))
+    assert told in caught.value.message
+    assert str(tmp_path / "fleet.toml") in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[controller]\npolicy = 'fastest'", "controller: policy 'fastest' is not one of"),
+        ("[controller]\nqueue_depth = 3", "controller: Unknown option: --queue-depth."),
+        ("[gateway]\nport = 'http'", "gateway.port: "),
+        (f"{ECHO}slots = 'many'", "workers.echo.settings.slots: "),
+        (f"{ECHO}context_length = [1, {{}}]", "context_length: it must be text, a number"),
+        (f"{ECHO}[fleet]\nlogs = 'nowhere'", "fleet.logs: nowhere is no directory"),
+        (f"{ECHO}[fleet]\nendpoint = 'http://x'", "http://x"),
+    ],
+)
+def test_what_the_programs_would_not_take_is_told_before_anything_runs(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], text: str, told: str
+) -> None:
+    assert main.main(["up", str(written(tmp_path, text)), "--check"]) == 2
+    assert told in capfd.readouterr().err
+
+
+def test_the_page_s_file_can_be_used(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "logs").mkdir()
+    assert main.main(["up", str(written(tmp_path, SHOWN)), "--check"]) == 0
+    assert capfd.readouterr().out.rstrip().endswith("can be used: controller, echo-1, echo-2, gateway")
+
+
+def test_a_replica_has_its_name_its_devices_and_its_settings(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        "[fleet]\nprefix = 'a.'\nlogs = 'logs'\n[workers.big]\nreplicas = 2\ndevices = ['0,1', '2,3']\n"
+        "arguments = ['--tensor-parallel-size', '2']\nenvironment = { HF_HOME = '/m' }\n"
+        "[workers.big.settings]\nbackend = 'vllm'\nslots = 8\n",
+    )
+    first, second = Plan(load(path), tmp_path).workers()
+    assert (first.name, second.name) == ("a.big-1", "a.big-2")
+    assert second.environment == {"HF_HOME": "/m", "CUDA_VISIBLE_DEVICES": "2,3"}
+    assert first.log == tmp_path / "logs" / "a.big-1.log"
+    assert first.arguments[-8:] == (
+        "--name", "a.big-1", "--backend", "vllm", "--slots", "8", "--tensor-parallel-size", "2",
+    )  # fmt: skip
+    assert flags_of({"beats": False, "uvloop": True, "speed": 0.5}) == ["--no-beats", "--uvloop", "--speed", "0.5"]
+
+
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    """Ask again until something holds."""
+    async with asyncio.timeout(60):
+        while not await holds():
+            await asyncio.sleep(0.02)
+
+
+def running(pids: list[int]) -> list[int]:
+    """Those of them that have not ended."""
+    found = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                found.append(pid)
+    return found
+
+
+def by_worker(of: Process) -> dict[str, psutil.Process]:
+    """The workers' processes by their names."""
+    found: dict[str, psutil.Process] = {}
+    for child in psutil.Process(of.process.pid).children():
+        # One that has ended just now has no command line.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            line = child.cmdline()
+            if "--name" in line:
+                found[line[line.index("--name") + 1]] = child
+    return found
+
+
+async def test_workers_come_back_follow_the_file_and_die_with_their_supervisor(ipc: str, run_directory: Path) -> None:
+    head = f"[fleet]\nendpoint = '{ipc}'\n[controller]\nrecovery_ms = 0\n"
+    path = written(run_directory, f"{head}[workers.echo]\nreplicas = 2\n{ECHO}")
+    async with processes(run_directory) as children, AsyncClient(ipc) as client:
+        up = await Process.start("zfabric.cli.main", "up", str(path), directory=run_directory)
+        children.append(up)
+        assert (await up.ready()).endswith("processes=3")
+        former = by_worker(up)
+        assert set(former) == {"echo-1", "echo-2"}
+
+        former["echo-1"].kill()
+
+        async def is_back() -> bool:
+            rows = {row.name: row.state for row in await client.workers()}
+            new = by_worker(up).get("echo-1", former["echo-1"])
+            return new.pid != former["echo-1"].pid and rows.get("echo-1") == "ready"
+
+        await until(is_back)
+        assert (await client.generate("echo", "hello")).text.startswith("hello")
+        assert "echo-1 | " in up.log.read_text()
+
+        before = by_worker(up)
+        more = "[workers.other]\nenvironment = { A = '1' }\n" + ECHO.replace(".echo", ".other") + "slots = 3\n"
+        written(run_directory, f"{head}[workers.echo]\n{ECHO}{more}")
+        up.kill(signal.SIGHUP)
+
+        async def has_changed() -> bool:
+            return {row.name for row in await client.workers()} == {"echo-1", "other-1"}
+
+        await until(has_changed)
+        assert by_worker(up)["echo-1"].pid == before["echo-1"].pid
+        written(run_directory, "[controller")
+        up.kill(signal.SIGHUP)
+
+        async def is_told() -> bool:
+            return "fleet_kept" in up.log.read_text()
+
+        await until(is_told)
+        theirs = [child.pid for child in psutil.Process(up.process.pid).children(recursive=True)]
+        assert len(running(theirs)) == 3
+        up.kill(signal.SIGKILL)
+
+        async def are_gone() -> bool:
+            return running(theirs) == []
+
+        await until(are_gone)
+
+
+async def test_a_stop_loses_no_request_that_runs_or_waits(ipc: str, run_directory: Path) -> None:
+    """Of the page's own file, at this test's endpoint, and slowly enough for something to wait."""
+    text = SHOWN.replace("[fleet]", f"[fleet]\nendpoint = '{ipc}'").replace("port = 8000", "port = 0")
+    text = text.replace("replicas = 2", "replicas = 1").replace("slots = 64", "slots = 2\ntokens_per_second = 20")
+    path = written(run_directory, text)
+    (run_directory / "logs").mkdir()
+    async with processes(run_directory) as children:
+        up = await Process.start("zfabric.cli.main", "up", str(path), directory=run_directory)
+        children.append(up)
+        assert "url=http://" in await up.ready()
+        theirs = [child.pid for child in psutil.Process(up.process.pid).children()]
+        async with AsyncClient(ipc) as client:
+            answers = [asyncio.create_task(client.generate("echo", "a b c d", max_new_tokens=8)) for _ in range(4)]
+
+            async def all_are_there() -> bool:
+                status = await client.status()
+                return (status.in_flight, status.queued) == (2, 2)
+
+            await until(all_are_there)
+            up.kill(signal.SIGTERM)
+            texts = [(await answer).text for answer in answers]
+        assert texts == ["a b c d a b c d "] * 4
+        assert await up.ended(60) == 0
+        assert running(theirs) == []
+        assert {path.name for path in (run_directory / "logs").iterdir()} == {
+            "controller.log", "echo-1.log", "gateway.log",
+        }  # fmt: skip
+
+
+async def test_what_ends_before_it_is_ready_is_told_and_ended_children_leave_nothing(run_directory: Path) -> None:
+    """A child that ends at once takes with it what it had started, and what still holds its output keeps nobody waiting."""
+    kept = run_directory / "left.pid"
+    (run_directory / "leaver.py").write_text(
+        "import pathlib, subprocess\n"
+        f"pathlib.Path({str(kept)!r}).write_text(str(subprocess.Popen(['sleep', '600']).pid))\n"
+        "raise SystemExit(3)\n"
+    )
+    supervisor = Supervisor(lambda *_, **__: None, 1)
+    with pytest.raises(FabricError, match="the leaver ended with code 3 before it was ready"):
+        await supervisor.add(Command(name="leaver", module="leaver", directory=run_directory))
+    await until(lambda: _true(running([int(kept.read_text())]) == []))
+    await supervisor.stop()
+
+
+async def _true(value: bool) -> bool:
+    return value

@@ -1,0 +1,121 @@
+"""A fleet's processes while they run: started in order, changed with their file, ended by signals."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from zfabric.cli.daemon import on_hangup, on_signals
+from zfabric.cli.fleet import Plan
+from zfabric.cli.supervise import Supervisor
+from zfabric.errors import ConfigurationError
+
+#: By process, what it told when it was ready.
+Told = dict[str, dict[str, str]]
+
+
+class RunningFleet:
+    """The processes of a plan.
+
+    Args:
+        plan: What is to run.
+        log: Called with an event and its fields.
+    """
+
+    def __init__(self, plan: Plan, log: Callable[..., Any]) -> None:
+        self.plan = plan
+        self._log = log
+        self._supervisor = Supervisor(log, plan.fleet.fleet.stop_ms / 1_000)
+
+    async def start(self) -> Told:
+        """Start all: the controller, then the workers at once, then the gateway.
+
+        Raises:
+            ConfigurationError: One ended before it was ready, or all are being stopped.
+        """
+        told: Told = {}
+        controller, gateway = self.plan.controller(), self.plan.gateway()
+        workers = self.plan.workers()
+        for stage in ([controller], workers, [gateway]):
+            commands = [command for command in stage if command is not None]
+            answers = await asyncio.gather(*(self._supervisor.add(command) for command in commands))
+            told |= zip((command.name for command in commands), answers, strict=True)
+        return told
+
+    async def stop(self) -> None:
+        """End all: the gateway, the controller, and the workers."""
+        await self._supervisor.stop()
+
+    async def change(self, plan: Plan) -> None:
+        """Have another plan run. What is the same in both goes on, and reads its own files anew; what else there is now is
+        started, workers that change are restarted one after the other, and what is gone ends."""
+        former = self._supervisor.commands
+        wanted = {command.name: command for command in plan.all()}
+        same = [name for name, command in wanted.items() if former.get(name) == command]
+        changed = [name for name in wanted if name in former and name not in same]
+        new = [name for name in wanted if name not in former]
+        gone = [name for name in former if name not in wanted]
+        self.plan = plan
+        self._supervisor.limit_s = plan.fleet.fleet.stop_ms / 1_000
+        self._supervisor.hang_up(same)
+        started = [self._supervisor.keep(wanted[name]) for name in new]
+        for name in changed:
+            await self._supervisor.remove(name)
+            await self._supervisor.keep(wanted[name]).wait()
+        for tried in started:
+            await tried.wait()
+        await asyncio.gather(*(self._supervisor.remove(name) for name in gone))
+        self._log("fleet_changed", started=new, restarted=changed, stopped=gone, kept=same)
+
+
+async def run_fleet(
+    plan: Plan,
+    log: Callable[..., Any],
+    on_ready: Callable[[Told], Awaitable[None]],
+    read: Callable[[], Plan] | None = None,
+) -> int:
+    """Run a fleet until a signal.
+
+    Args:
+        plan: What is to run.
+        log: Called with an event and its fields.
+        on_ready: Called when all is ready.
+        read: Reads the plan anew at SIGHUP.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigurationError: One ended before it was ready; all others have been ended.
+    """
+    running = RunningFleet(plan, log)
+    stopping, stopped, started = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def stop() -> None:
+        stopping.set()
+        await running.stop()
+        stopped.set()
+
+    async def reload() -> None:
+        assert read is not None
+        await started.wait()
+        try:
+            await running.change(read())
+        except ConfigurationError as error:
+            log("fleet_kept", error=error.message)
+
+    on_signals(stop)
+    if read is not None:
+        on_hangup(reload)
+    try:
+        told = await running.start()
+    except ConfigurationError:
+        if not stopping.is_set():
+            await running.stop()
+            raise
+    else:
+        started.set()
+        await on_ready(told)
+    await stopped.wait()
+    return 0

@@ -1,0 +1,1 @@
+"""The file that says which processes make up a fleet."""
