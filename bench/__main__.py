@@ -33,6 +33,7 @@ NAMES: Final = (
     "scale",
     "balance",
     "placement",
+    "scaling",
     "faults",
     "curve",
     "recording",

@@ -22,7 +22,8 @@ from zfabric.cli.supervise import Supervisor
 from zfabric.errors import ConfigurationError, FabricError
 from zfabric.fleet.config import load
 
-[SHOWN] = [block.body for block in blocks_of(ROOT / "docs" / "fleet.md") if block.language == "toml"][:1]
+FILES = [block.body for block in blocks_of(ROOT / "docs" / "fleet.md") if block.language == "toml"]
+SHOWN = FILES[0]
 ECHO = "[workers.echo.settings]\nbackend = 'echo'\n"
 
 
@@ -38,11 +39,18 @@ def written(directory: Path, text: str) -> Path:
         ("", "controller: the fleet has no process"),
         ("[fleet]\nendpont = 'x'\n[controller]", 'fleet: Object contains unknown field "endpont"'),
         ("[workers.a]\n[workers.b]\nreplicas = -1", 'workers.b.replicas: Expected "int" >= 0'),
-        ("[workers.a]\nreplicas = 'two'", 'workers.a.replicas: Expected "int", got "str"'),
+        ("[workers.a]\nreplicas = 'two'", 'workers.a.replicas: Expected "int | null", got "str"'),
         ("[workers.'a b']", 'workers: Expected "str" matching regex'),
         ("[workers.a]\nreplicas = 2\ndevices = ['0']", "workers.a.devices: it names devices of 1 replicas"),
         ("[workers.a.settings]\nname = 'x'", "workers.a.settings.name: this is said for the whole fleet"),
         ("[gateway]\nlog_level = 'info'", "gateway.log_level: this is said for the whole fleet"),
+        ("[workers.a.scale]\nmodel = 'm'", 'workers.a.scale: Object missing required field "max"'),
+        ("[workers.a.scale]\nmodel = 'm'\nmax = 0", "workers.a.scale: max is 0, it must be at least 1"),
+        ("[workers.a]\nreplicas = 2\nscale = { model = 'm', max = 2 }", "workers.a.replicas: scale says how many"),
+        (
+            "[workers.a]\nscale = { model = 'm', max = 2 }\n[workers.b]\nscale = { model = 'm', max = 2 }",
+            "workers.a.scale.model: two groups have rules for 'm'",
+        ),
         ("[controller", "cannot be read: "),
     ],
 )
@@ -72,10 +80,13 @@ def test_what_the_programs_would_not_take_is_told_before_anything_runs(
     assert told in capfd.readouterr().err
 
 
-def test_the_page_s_file_can_be_used(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_page_s_files_can_be_used(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "logs").mkdir()
-    assert main.main(["up", str(written(tmp_path, SHOWN)), "--check"]) == 0
-    assert capfd.readouterr().out.rstrip().endswith("can be used: controller, echo-1, echo-2, gateway")
+    told = []
+    for text in FILES:
+        assert main.main(["up", str(written(tmp_path, text)), "--check"]) == 0
+        told.append(capfd.readouterr().out.partition("can be used: ")[2].strip())
+    assert told == ["controller, echo-1, echo-2, gateway", "controller"]
 
 
 def test_a_replica_has_its_name_its_devices_and_its_settings(tmp_path: Path) -> None:
@@ -124,15 +135,19 @@ def by_worker(of: Process) -> dict[str, psutil.Process]:
     return found
 
 
-async def test_workers_come_back_follow_the_file_and_die_with_their_supervisor(ipc: str, run_directory: Path) -> None:
+async def test_workers_come_back_follow_load_and_file_and_die_with_their_supervisor(
+    ipc: str, run_directory: Path
+) -> None:
     head = f"[fleet]\nendpoint = '{ipc}'\n[controller]\nrecovery_ms = 0\n"
-    path = written(run_directory, f"{head}[workers.echo]\nreplicas = 2\n{ECHO}")
+    rule = "[workers.lazy.scale]\nmodel = 'lazy'\nmin = 0\nmax = 2\nidle_s = 0\nsettle_s = 0\n"
+    lazy = rule + ECHO.replace(".echo", ".lazy") + "model_names = ['lazy']\n"
+    path = written(run_directory, head + ECHO + lazy)
     async with processes(run_directory) as children, AsyncClient(ipc) as client:
         up = await Process.start("zfabric.cli.main", "up", str(path), directory=run_directory)
         children.append(up)
-        assert (await up.ready()).endswith("processes=3")
+        assert (await up.ready()).endswith("processes=2")
         former = by_worker(up)
-        assert set(former) == {"echo-1", "echo-2"}
+        assert set(former) == {"echo-1"}
 
         former["echo-1"].kill()
 
@@ -145,9 +160,17 @@ async def test_workers_come_back_follow_the_file_and_die_with_their_supervisor(i
         assert (await client.generate("echo", "hello")).text.startswith("hello")
         assert "echo-1 | " in up.log.read_text()
 
+        # The first request starts a worker, which drains when nothing is asked any more.
+        assert (await client.generate("lazy", "hello", timeout=60)).text.startswith("hello")
+
+        async def has_gone() -> bool:
+            return {row.name for row in await client.workers()} == set(by_worker(up)) == {"echo-1"}
+
+        await until(has_gone)
+        assert [(row.desired, row.ready) for row in await client.scaling()] == [(0, 0)]
+
         before = by_worker(up)
-        more = "[workers.other]\nenvironment = { A = '1' }\n" + ECHO.replace(".echo", ".other") + "slots = 3\n"
-        written(run_directory, f"{head}[workers.echo]\n{ECHO}{more}")
+        written(run_directory, head + ECHO + ECHO.replace(".echo", ".other") + "slots = 3\n")
         up.kill(signal.SIGHUP)
 
         async def has_changed() -> bool:
@@ -155,11 +178,12 @@ async def test_workers_come_back_follow_the_file_and_die_with_their_supervisor(i
 
         await until(has_changed)
         assert by_worker(up)["echo-1"].pid == before["echo-1"].pid
+        assert await client.scaling() == []
         written(run_directory, "[controller")
         up.kill(signal.SIGHUP)
 
         async def is_told() -> bool:
-            return "fleet_kept" in up.log.read_text()
+            return '"event": "fleet_kept"' in up.log.read_text()
 
         await until(is_told)
         theirs = [child.pid for child in psutil.Process(up.process.pid).children(recursive=True)]
@@ -175,7 +199,7 @@ async def test_workers_come_back_follow_the_file_and_die_with_their_supervisor(i
 async def test_a_stop_loses_no_request_that_runs_or_waits(ipc: str, run_directory: Path) -> None:
     """Of the page's own file, at this test's endpoint, and slowly enough for something to wait."""
     text = SHOWN.replace("[fleet]", f"[fleet]\nendpoint = '{ipc}'").replace("port = 8000", "port = 0")
-    text = text.replace("replicas = 2", "replicas = 1").replace("slots = 64", "slots = 2\ntokens_per_second = 20")
+    text = text.replace("replicas = 2", "replicas = 1").replace("slots = 64", "slots = 2\ntokens_per_second = 40")
     path = written(run_directory, text)
     (run_directory / "logs").mkdir()
     async with processes(run_directory) as children:

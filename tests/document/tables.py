@@ -12,6 +12,7 @@ from tests.document.markdown import power, table
 from zfabric import errors, limits
 from zfabric.cli.log_events import EVENTS
 from zfabric.core.controller.request_state import TERMINAL_GIVEN, TRANSITIONS, RequestEvent, RequestState
+from zfabric.core.controller.scaling import Rule
 from zfabric.core.recorder import MEANINGS
 from zfabric.fleet import config
 from zfabric.testing import promises
@@ -142,7 +143,8 @@ def recorded_events_table() -> str:
 def fleet_file_table() -> str:
     """The keys of a fleet's file; the tables of settings have those of their programs."""
     rows: list[list[str]] = []
-    for place, kind in (("[fleet]", config.Common), ("[workers.NAME]", config.Group)):
+    places = (("[fleet]", config.Common), ("[workers.NAME]", config.Group), ("[workers.NAME.scale]", Rule))
+    for place, kind in places:
         meanings = meanings_of(kind)
         rows += [
             [f"`{place}`", f"`{field.name}`", _shown(field), meanings[field.name]] for field in structs.fields(kind)
@@ -154,5 +156,7 @@ def fleet_file_table() -> str:
 
 def _shown(field: structs.FieldInfo) -> str:
     """The default of a key, as the file would have it."""
+    if field.required:
+        return "needed"
     value = field.default if field.default is not NODEFAULT else field.default_factory()
     return "" if value is None else f"`{msgspec.json.encode(value).decode()}`"

@@ -23,6 +23,7 @@ from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.controller.dispatch import POLICIES, register_policy
 from zfabric.core.controller.spans import AttemptSpan
 from zfabric.errors import ConfigurationError
+from zfabric.fleet.config import load
 from zfabric.recording.config import recording_of
 from zfabric.transport.context import keep_memory, own_the_process
 from zfabric.transport.endpoints import default_endpoint
@@ -46,7 +47,7 @@ With keys: `zfabric-controller --endpoint tcp://0.0.0.0:9000 --public --key c.ke
 
 Settings come from flags, then ZFABRIC_CONTROLLER_… variables, then the [controller] table of a TOML file.
 SIGTERM drains: nothing new is taken, what runs may finish within --drain-ms, and the exit code is 0.
-SIGHUP has the keyring read anew, which also happens when it changes.
+SIGHUP has the fleet's rules and the keyring read anew; the latter also happens when it changes.
 """
 
 
@@ -61,6 +62,7 @@ def build(arguments: list[str]) -> cyclopts.App:
         public: bool = False,
         key: Path | None = None,
         keyring: Path | None = None,
+        fleet: Path | None = None,
         other_users: bool = False,
         policy: str = "shortest_queue",
         beat_ms: int = limits.BEAT_MS,
@@ -95,6 +97,7 @@ def build(arguments: list[str]) -> cyclopts.App:
             public: Allow endpoints that other hosts can reach.
             key: The controller's secret key file, made by `zfabric keys make`. With it everything is encrypted.
             keyring: TOML file of the keys that may connect, and what each may do; goes with --key.
+            fleet: TOML file of a fleet, whose rules say how many workers models should have.
             other_users: Take ipc connections of other users as well; their clients trust only a controller that root runs.
             policy: How a worker is chosen: a name, or module:function.
             beat_ms: Workers report so often.
@@ -151,7 +154,9 @@ def build(arguments: list[str]) -> cyclopts.App:
             record=recording_of(record, record_bytes_max, record_ms_max),
             broker=broker,
         )
-        return run(serve(settings, log_level, log_format, metrics, traces), use_uvloop=uvloop)
+        if fleet is not None:
+            load(fleet)
+        return run(serve(settings, log_level, log_format, metrics, traces, fleet), use_uvloop=uvloop)
 
     return app
 
@@ -182,6 +187,7 @@ async def serve(
     form: LogFormat,
     metrics: str | None = None,
     traces: str | None = None,
+    fleet: Path | None = None,
 ) -> int:
     """Run until drained."""
     own_the_process()
@@ -199,8 +205,18 @@ async def serve(
             log.info("drained", all_ended=whole)
             stopped.set()
 
+        def read_rules() -> None:
+            if fleet is not None:
+                controller.set_rules(load(fleet).rules)
+
         async def reload() -> None:
             controller.reload_keys()
+            try:
+                read_rules()
+            except ConfigurationError as error:
+                told("fleet_kept", error=error.message)
+
+        read_rules()
 
         on_signals(drain)
         on_hangup(reload)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,14 +35,16 @@ class Plan:
     Args:
         fleet: What its file says.
         directory: Where the processes run, and where relative paths of the file begin.
+        file: The fleet's file, there, where the controller finds rules for the number of workers.
         prefixed: Whether lines of the processes stand behind their names, where they have no log files.
 
     Attributes:
         endpoint: The controller's.
     """
 
-    def __init__(self, fleet: Fleet, directory: Path, *, prefixed: bool = True) -> None:
+    def __init__(self, fleet: Fleet, directory: Path, file: str = "", *, prefixed: bool = True) -> None:
         self.fleet = fleet
+        self._file = file
         self._prefixed = prefixed
         self.endpoint = check_endpoint(fleet.fleet.endpoint or default_endpoint())
         self._directory = directory
@@ -53,16 +55,28 @@ class Plan:
     def controller(self) -> Command | None:
         """The controller's command, if there is one."""
         settings = self.fleet.controller
-        return None if settings is None else self._command("controller", CONTROLLER_STAGE, settings)
+        rules = ["--fleet", self._file] if self._file else []
+        return None if settings is None else self._command("controller", CONTROLLER_STAGE, settings, *rules)
 
     def gateway(self) -> Command | None:
         """The gateway's command, if there is one."""
         settings = self.fleet.gateway
         return None if settings is None else self._command("gateway", GATEWAY_STAGE, settings)
 
-    def workers(self) -> list[Command]:
-        """Those of the workers that there are at first."""
-        return [self.worker(name, n) for name, group in self.fleet.workers.items() for n in range(group.replicas)]
+    def workers(self, present: Collection[str] = ()) -> list[Command]:
+        """Those of the workers that there are at first. Args: present: Names of those that there are already, which stay where
+        the number of a group follows the load."""
+        found = []
+        for name, group in self.fleet.workers.items():
+            numbers = range(group.most)
+            kept = [n for n in numbers if self.name_of(name, n) in present] if group.scale is not None else []
+            more = [n for n in numbers if n not in kept]
+            found += [self.worker(name, n) for n in sorted(kept + more[: max(0, group.least - len(kept))])]
+        return found
+
+    def name_of(self, group: str, number: int) -> str:
+        """What one of a group's workers is called."""
+        return f"{self.fleet.fleet.prefix}{group}-{number + 1}"
 
     def worker(self, name: str, number: int) -> Command:
         """One of a group's workers, by its number from 0."""
@@ -70,15 +84,15 @@ class Plan:
         environment = dict(group.environment)
         if group.devices:
             environment["CUDA_VISIBLE_DEVICES"] = group.devices[number]
-        called = f"{self.fleet.fleet.prefix}{name}-{number + 1}"
+        called = self.name_of(name, number)
         return self._command(
             called, WORKER_STAGE, group.settings, "--name", called, of="worker", arguments=group.arguments,
             environment=environment,
         )  # fmt: skip
 
-    def all(self) -> list[Command]:
-        """All that there are at first, in the order in which they need one another."""
-        return [it for it in (self.controller(), *self.workers(), self.gateway()) if it is not None]
+    def all(self, present: Collection[str] = ()) -> list[Command]:
+        """All that there are at first, in the order in which they need one another. Args: present: See `workers`."""
+        return [it for it in (self.controller(), *self.workers(present), self.gateway()) if it is not None]
 
     def check(self) -> None:
         """Have the programs parse their command lines, as at their start.

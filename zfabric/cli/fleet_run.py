@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from zfabric.cli.daemon import on_hangup, on_signals
 from zfabric.cli.fleet import Plan
 from zfabric.cli.supervise import Supervisor
-from zfabric.errors import ConfigurationError
+from zfabric.client.aio import AsyncClient
+from zfabric.errors import ConfigurationError, FabricError
+from zfabric.limits import SCALE_LOOK_MS
 
 #: By process, what it told when it was ready.
 Told = dict[str, dict[str, str]]
@@ -27,6 +30,8 @@ class RunningFleet:
         self.plan = plan
         self._log = log
         self._supervisor = Supervisor(log, plan.fleet.fleet.stop_ms / 1_000)
+        #: Workers that drain because fewer are wanted.
+        self._leaving: dict[str, asyncio.Task[None]] = {}
 
     async def start(self) -> Told:
         """Start all: the controller, then the workers at once, then the gateway.
@@ -43,6 +48,39 @@ class RunningFleet:
             told |= zip((command.name for command in commands), answers, strict=True)
         return told
 
+    async def follow(self) -> None:
+        """Have as many workers as the controller wants, until this call is cancelled. While it does not answer, their number
+        stays."""
+        async with AsyncClient(self.plan.endpoint, label="up") as client:
+            while True:
+                if self.plan.fleet.rules:
+                    with contextlib.suppress(FabricError):
+                        self.scale({row.model: row.desired for row in await client.scaling()})
+                await asyncio.sleep(SCALE_LOOK_MS / 1_000)
+
+    def scale(self, desired: Mapping[str, int]) -> None:
+        """Start workers of groups that have too few, and have those drain and end that are too many. Args: desired: By model."""
+        for name, group in self.plan.fleet.workers.items():
+            if group.scale is None or group.scale.model not in desired:
+                continue
+            wanted = min(desired[group.scale.model], group.most)
+            there = self._supervisor.commands
+            numbers = range(group.most)
+            running = [
+                n for n in numbers if (called := self.plan.name_of(name, n)) in there and called not in self._leaving
+            ]
+            free = [n for n in numbers if self.plan.name_of(name, n) not in there]
+            if wanted != len(running):
+                self._log("scaled", group=name, former=len(running), now=wanted)
+            for number in free[: max(0, wanted - len(running))]:
+                self._supervisor.keep(self.plan.worker(name, number))
+            for number in running[wanted:]:
+                self._leave(self.plan.name_of(name, number))
+
+    def _leave(self, name: str) -> None:
+        task = self._leaving[name] = asyncio.create_task(self._supervisor.remove(name), name=f"leave-{name}")
+        task.add_done_callback(lambda _: self._leaving.pop(name))
+
     async def stop(self) -> None:
         """End all: the gateway, the controller, and the workers."""
         await self._supervisor.stop()
@@ -51,11 +89,11 @@ class RunningFleet:
         """Have another plan run. What is the same in both goes on, and reads its own files anew; what else there is now is
         started, workers that change are restarted one after the other, and what is gone ends."""
         former = self._supervisor.commands
-        wanted = {command.name: command for command in plan.all()}
+        wanted = {command.name: command for command in plan.all(former.keys() - self._leaving.keys())}
         same = [name for name, command in wanted.items() if former.get(name) == command]
         changed = [name for name in wanted if name in former and name not in same]
         new = [name for name in wanted if name not in former]
-        gone = [name for name in former if name not in wanted]
+        gone = [name for name in former if name not in wanted and name not in self._leaving]
         self.plan = plan
         self._supervisor.limit_s = plan.fleet.fleet.stop_ms / 1_000
         self._supervisor.hang_up(same)
@@ -117,5 +155,8 @@ async def run_fleet(
     else:
         started.set()
         await on_ready(told)
+        following = asyncio.create_task(running.follow(), name="follow")
+        await stopping.wait()
+        following.cancel()
     await stopped.wait()
     return 0

@@ -116,8 +116,11 @@ _GATEWAY: Final[dict[str, LogEvent]] = {
     "child_ready": LogEvent("info", "gateway, serve, up", "A process that this one started is ready."),
     "child_ended": LogEvent("warning", "gateway, serve, up", "A process that this one started ended, and is started anew."),
     "child_stopped": LogEvent("info", "up", "A process that the fleet has no use for any more has ended."),
+    "scaled": LogEvent("info", "up", "A group of workers gets more of them or fewer, since the controller wants so many."),
     "fleet_changed": LogEvent("info", "up", "The fleet's file was read anew, and these processes changed with it."),
-    "fleet_kept": LogEvent("error", "up", "The fleet's file was read anew and cannot be used; what runs goes on as it was."),
+    "fleet_kept": LogEvent(
+        "error", "controller, up", "The fleet's file was read anew and cannot be used; what runs goes on as it was."
+    ),
 }  # fmt: skip
 
 _ALL: Final[dict[str, LogEvent]] = {

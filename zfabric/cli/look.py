@@ -50,6 +50,18 @@ _WORKER_COLUMNS: Sequence[Column] = (
     ("up s", lambda row: row.age_s),
     ("version", lambda row: row.build),
 )
+_SCALING_COLUMNS: Sequence[Column] = (
+    ("model", lambda row: row.model),
+    ("desired", lambda row: row.desired),
+    ("ready", lambda row: row.ready),
+    ("min", lambda row: row.min),
+    ("max", lambda row: row.max),
+    ("running", lambda row: row.running),
+    ("waiting", lambda row: row.waiting),
+    ("longest s", lambda row: row.longest_wait_s),
+    ("slots", lambda row: row.slots),
+    ("tokens/s", lambda row: row.tokens_per_second),
+)
 _REQUEST_COLUMNS: Sequence[Column] = (
     ("request", lambda row: row.request),
     ("client", lambda row: row.client),
@@ -112,6 +124,29 @@ def models(
             _MODEL_COLUMNS,
             as_json=as_json,
             empty="no models: no worker is registered",
+        )
+
+
+def scaling(
+    *,
+    timeout: Timeout = None,
+    endpoint: Endpoint = None,
+    transport: Transport = None,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
+    """List how many workers models should have, and by what; of models that have a rule for that in the fleet's file.
+
+    **Examples**
+
+    `zfabric scaling` · `zfabric scaling --json`
+    """
+    with Client(endpoint, transport=transport) as client:
+        show(
+            client.scaling(timeout=timeout),
+            _SCALING_COLUMNS,
+            as_json=as_json,
+            empty="no model has a rule for its workers",
         )
 
 

@@ -14,7 +14,7 @@ from zfabric.cli.check import check
 from zfabric.cli.doctor import doctor
 from zfabric.cli.explain import explain
 from zfabric.cli.keys import keys_list, keys_make, keys_remove, keys_rotate
-from zfabric.cli.look import clients, models, queue, requests, status, workers
+from zfabric.cli.look import clients, models, queue, requests, scaling, status, workers
 from zfabric.cli.ping import ping
 from zfabric.cli.replay import replay
 from zfabric.cli.sampling import AnswerFlags
@@ -50,8 +50,8 @@ keys, $ZFABRIC_KEY and $ZFABRIC_CONTROLLER_KEY name this side's secret key file 
 
 
 _COMMANDS: Sequence[Callable[..., int | None]] = (
-    models, workers, status, requests, clients, queue, explain, generate, chat, embed, count, drain, undrain, pause, resume,
-    cancel, kick, operate, ping, check, doctor, replay, serve, top, up,
+    models, workers, status, requests, clients, queue, explain, scaling, generate, chat, embed, count, drain, undrain, pause,
+    resume, cancel, kick, operate, ping, check, doctor, replay, serve, top, up,
 )  # fmt: skip
 #: Those of `zfabric config`.
 _CONFIG: dict[str, Callable[..., int | None]] = {"get": config_get, "set": config_set}

@@ -43,7 +43,7 @@ def up(
 
 def _read(file: Path) -> Plan:
     """Raises: ConfigurationError: The file cannot be used; the message names the key."""
-    plan = Plan(load(file), file.parent)
+    plan = Plan(load(file), file.parent, file.name)
     try:
         plan.check()
     except ConfigurationError as error:

@@ -13,7 +13,7 @@ from zfabric.errors import RequestError
 from zfabric.wire import codec
 from zfabric.wire.explanations import Explanation
 from zfabric.wire.listings import ClientList, QueueList, RequestList
-from zfabric.wire.status import FabricStatus, ModelStatus, WorkerStatus
+from zfabric.wire.status import FabricStatus, ModelStatus, ScalingStatus, WorkerStatus
 
 T = TypeVar("T")
 
@@ -102,6 +102,18 @@ class AsyncQueries(Asking):
             >>> {worker.name: worker.in_flight for worker in await client.workers()}
         """
         return await self._ask_list("workers", WorkerStatus, timeout)
+
+    async def scaling(self, *, timeout: float | None = None) -> list[ScalingStatus]:
+        """How many replicas models should have that a rule is given for.
+
+        Raises:
+            RequestError: The controller is older than this question.
+
+        Example:
+            >>> {row.model: row.desired for row in await client.scaling()}
+            {'smollm2': 2}
+        """
+        return await self._ask_list("scaling", ScalingStatus, timeout)
 
     async def release(self, affinity: str, *, timeout: float | None = None) -> bool:
         """Have the controller forget where requests of a key went: the session is over, or is to go elsewhere next.

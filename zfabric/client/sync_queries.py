@@ -10,7 +10,7 @@ from zfabric.client.queries import ListOptions
 from zfabric.limits import KICK_MS, UNTAKEN_MS
 from zfabric.wire.explanations import Explanation
 from zfabric.wire.listings import ClientList, QueueList, RequestList
-from zfabric.wire.status import FabricStatus, ModelStatus, WorkerStatus
+from zfabric.wire.status import FabricStatus, ModelStatus, ScalingStatus, WorkerStatus
 from zfabric.wire.steering import Setting, Stopped
 
 
@@ -87,6 +87,15 @@ class BlockingQueries:
             'gpu-1'
         """
         return self._thread.wait(self._client.explain(request, limit=limit, timeout=timeout))
+
+    def scaling(self, *, timeout: float | None = None) -> list[ScalingStatus]:
+        """As `AsyncClient.scaling`.
+
+        Example:
+            >>> {row.model: row.desired for row in client.scaling()}
+            {'smollm2': 2}
+        """
+        return self._thread.wait(self._client.scaling(timeout=timeout))
 
     def release(self, affinity: str, *, timeout: float | None = None) -> bool:
         """As `AsyncClient.release`.

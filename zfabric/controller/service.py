@@ -11,6 +11,7 @@ from zfabric import limits
 from zfabric.controller.config import ControllerConfig
 from zfabric.controller.live_keys import LiveKeys
 from zfabric.core.controller.broker import Broker
+from zfabric.core.controller.scaling import Rule
 from zfabric.core.controller.snapshot import state_of
 from zfabric.core.controller.spans import AttemptSpan
 from zfabric.core.outlets import Outlets
@@ -126,6 +127,12 @@ class Controller:
         """Read the keyring now, changed or not. One that cannot be used is told of in the log, and the former stays in force."""
         if self._keys is not None:
             self._keys.read()
+
+    def set_rules(self, rules: list[Rule]) -> None:
+        """Decide by these rules how many replicas models should have. Raises: ConfigurationError: Two are about one model."""
+        broker = self.broker
+        broker.scale(rules, monotonic_ns())
+        self.link_idle()
 
     def _review_keys(self) -> None:
         """Keys may do something else: who may not be here any more is told so, and cut off."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from zfabric.core.controller.scaling import Rule
 from zfabric.errors import ConfigurationError
 from zfabric.fleet.limits import FLEET_REPLICAS_MAX, FLEET_STOP_MS
 from zfabric.limits import DEADLINE_MAX_MS
@@ -45,23 +46,32 @@ class Group(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
     """A table [workers.NAME]: workers of one kind.
 
     Attributes:
-        replicas: How many there are.
+        replicas: How many there are; one, unless `scale` says how many.
+        scale: The rule by which their number follows the load of their model.
         settings: Those of zfabric-worker and of its backend.
         arguments: What else stands on its command line, for a backend that parses its own.
         environment: Variables of the process.
         devices: For each replica, the GPUs that it may see (CUDA_VISIBLE_DEVICES).
     """
 
-    replicas: _Count = 1
+    replicas: _Count | None = None
+    scale: Rule | None = None
     settings: Settings = {}
     arguments: tuple[str, ...] = ()
     environment: dict[str, str] = {}
     devices: tuple[str, ...] = ()
 
     @property
+    def least(self) -> int:
+        """Replicas that there are at first."""
+        if self.scale is not None:
+            return self.scale.min
+        return 1 if self.replicas is None else self.replicas
+
+    @property
     def most(self) -> int:
         """Replicas that there can be at a time."""
-        return self.replicas
+        return self.least if self.scale is None else self.scale.max
 
 
 class Fleet(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -79,6 +89,11 @@ class Fleet(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
     gateway: Settings | None = None
     workers: dict[_GroupName, Group] = {}
 
+    @property
+    def rules(self) -> list[Rule]:
+        """How many replicas models should have."""
+        return [group.scale for group in self.workers.values() if group.scale is not None]
+
     def check(self) -> None:
         """Raises: ConfigurationError: What stands at one place contradicts what stands at another."""
         if self.controller is None and self.gateway is None and not self.workers:
@@ -91,7 +106,12 @@ class Fleet(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
             for key in own:
                 if key in settings:
                     raise _wrong(f"{table}.{key}", "this is said for the whole fleet, in the table [fleet]")
+        models = [rule.model for rule in self.rules]
         for name, group in self.workers.items():
+            if group.scale is not None and group.replicas is not None:
+                raise _wrong(f"workers.{name}.replicas", "scale says how many there are")
+            if group.scale is not None and models.count(group.scale.model) > 1:
+                raise _wrong(f"workers.{name}.scale.model", f"two groups have rules for {group.scale.model!r}")
             if group.devices and len(group.devices) < group.most:
                 key = f"workers.{name}.devices"
                 raise _wrong(key, f"it names devices of {len(group.devices)} replicas, there can be {group.most}")

@@ -44,6 +44,9 @@ class _Snapshot:
         self.bad_messages = dict(broker.bad_messages)
         self.failures = dict(figures.failures)
         self.placed = list(registry.placement.figures.items())
+        self.desired: dict[tuple[str, ...], float] = {
+            (figures.label_of(name),): count for name, count in broker.scaling.desired.items()
+        }
         self.prefix_blocks = len(registry.placement.index)
 
 
@@ -170,6 +173,12 @@ def _models(snapshot: _Snapshot) -> Iterator[Metric]:
         "zfabric_model_workers",
         "Workers that serve a model.",
         {(name,): sum(len(hosts) for _, hosts in found) for name, found in models},
+        "model",
+    )
+    yield gauge(
+        "zfabric_desired_replicas",
+        "Workers that a model should have, by the rule for its replicas.",
+        snapshot.desired,
         "model",
     )
     yield gauge(

@@ -8,7 +8,8 @@ from zfabric.errors import Detail
 
 
 class ModelStatus(Struct, kw_only=True):
-    """One model, all its workers together. What its workers announce differently is given as the first one has it.
+    """One model, all its workers together. What its workers announce differently is given as the first one has it. A model that
+    is started when it is asked for may have none, and has a name alone then.
 
     Attributes:
         name: Its own name.
@@ -41,6 +42,35 @@ class ModelStatus(Struct, kw_only=True):
     defaults: dict[str, float] = {}
     extra: list[str] | None = []
     paused_by: str = ""
+
+
+class ScalingStatus(Struct, kw_only=True):
+    """How many replicas a model that has a rule for them should have, and by what.
+
+    Attributes:
+        model: Its own name.
+        desired: Replicas that there should be.
+        min, max: What the rule allows.
+        ready: Replicas that take requests.
+        running: Requests that they have.
+        waiting: Requests that wait for one of them.
+        longest_wait_s: Of those that wait, in seconds.
+        slots: Requests that one replica takes at a time; 0 while there is none.
+        tokens_per_second: Of all replicas, in the last beat interval.
+        service_s: How long a request holds a slot, on average, in seconds; 0 if none has ended.
+    """
+
+    model: str
+    desired: int
+    min: int = 0
+    max: int = 0
+    ready: int = 0
+    running: int = 0
+    waiting: int = 0
+    longest_wait_s: float = 0.0
+    slots: float = 0.0
+    tokens_per_second: float = 0.0
+    service_s: float = 0.0
 
 
 class WorkerStatus(Struct, kw_only=True):

@@ -29,6 +29,7 @@ from zfabric.core.controller.recovery import Recovery
 from zfabric.core.controller.registry import Registry
 from zfabric.core.controller.request_state import RequestState
 from zfabric.core.controller.routes import Routes
+from zfabric.core.controller.scaling import Rule, Scaling
 from zfabric.core.controller.scheduler import Scheduler
 from zfabric.core.controller.sessions import Sessions
 from zfabric.core.controller.spans import AttemptSpan
@@ -84,6 +85,7 @@ class Broker:
         self.routes = Routes()
         self.registry = registry = Registry(rng)
         self.scheduler = scheduler = Scheduler(config, registry, timers, outbox, self.routes, rng, journal)
+        self.scaling = Scaling(registry, timers, scheduler.queues, scheduler.figures)
         self.recovery = Recovery(
             config, registry, scheduler.endings, scheduler.observer, timers, outbox, scheduler.affinities
         )
@@ -127,6 +129,11 @@ class Broker:
         spans: Spans[AttemptSpan] = Spans(self._rng)
         self.scheduler.observer.spans = spans
         return spans
+
+    def scale(self, rules: list[Rule], now_ns: int) -> None:
+        """Have these rules decide how many replicas models should have. Raises: ConfigurationError: Two are about one model."""
+        self.timers.now_ns = now_ns
+        self.scaling.set_rules(rules)
 
     # ── doors ───────────────────────────────────────────────────────────────────────────────────────────────────────
 

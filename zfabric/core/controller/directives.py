@@ -43,6 +43,8 @@ class Directives:
         speeds: Speeds that count instead of what workers announce, by the worker's name.
         weights: Requests of a model that go in one turn of it, by its own name; 1 where none is set.
         kicked: Clients that get no session, by instance.
+        scaled: Models that have a rule for their replicas, by their own name, and for how many nanoseconds requests wait while
+            none is there.
         changes: Who was the last to change a setting, by its name.
     """
 
@@ -51,6 +53,7 @@ class Directives:
     speeds: dict[str, float] = field(default_factory=dict)
     weights: dict[str, int] = field(default_factory=dict)
     kicked: dict[int, Kick] = field(default_factory=dict)
+    scaled: dict[str, int] = field(default_factory=dict)
     changes: dict[str, str] = field(default_factory=dict)
 
 

@@ -6,7 +6,8 @@ Rule 1: no request waits while a worker that suits it has a slot free, unless an
 Rule 2: no request waits without end. What no host can do ends at once, unless a host that could was lost and may come back;
         what no host takes, since all of them drain or hang, ends after UNTAKEN_MS, and what an operator has wait after a time
         that the operator has set. A model without hosts is remembered for
-        MODEL_MEMORY_MS; then its requests end. While the controller is new everybody may be on the way, and nothing ends.
+        MODEL_MEMORY_MS; then its requests end. One that has a rule for its replicas may have none, and its requests wait for
+        the first, each as long as the rule says. While the controller is new everybody may be on the way, and nothing ends.
 Rule 3: a request waits for the model that its name stood for. If nobody hosts that any more, it moves to the model that the
         name stands for now.
 """
@@ -206,6 +207,9 @@ class Queues:
         absent = not supply.hosts and bool(model.hosts)
         if absent and not supply.expected:
             return cannot_serve(model, demand)
+        if not absent and model.name in self._registry.directives.scaled:
+            # One is on its way, and each request waits for it for a time of its own.
+            return None
         if now_ns < _due_ns(supply):
             return None
         if absent:
@@ -220,21 +224,44 @@ class Queues:
         if error is not None:
             for request in model.queue.waiting(demand):
                 self._give_up(request, error)
-        elif demand in model.queue.demands:
-            due_ns = self._due_ns(model, supply)
+            return
+        self._give_up_unstarted(model, demand, supply)
+        if demand in model.queue.demands:
+            due_ns = self._due_ns(model, demand, supply)
             if due_ns is not None:
                 supply.timer = self._timers.judge_at(due_ns, lambda _: self._review(model, demand, supply))
+
+    def _unstarted_ns(self, model: Model, supply: Supply) -> int | None:
+        """How long a request waits for the first replica of a model that has a rule for them; None where that is not what it
+        waits for."""
+        if supply.taking or self.recovering or (model.hosts and not supply.hosts):
+            return None
+        return self._registry.directives.scaled.get(model.name)
+
+    def _give_up_unstarted(self, model: Model, demand: Demand, supply: Supply) -> None:
+        """End what has waited too long for a replica to be started."""
+        wait_ns = self._unstarted_ns(model, supply)
+        while wait_ns is not None and demand in model.queue.demands:
+            request = model.queue.oldest(demand).item
+            if request.accepted_ns + wait_ns > self._timers.now_ns:
+                return
+            text = f"no worker of {model.name!r} has come up within {wait_ns / 1e9:g} s, though its rule asks for one"
+            self._give_up(request, NoWorkerError(text, model=model.name))
 
     def review(self, model: Model) -> None:
         """An operator has paused a model, or has it go on: what waits ends at another time."""
         for demand, supply in list(model.supplies.items()):
             self._review(model, demand, supply)
 
-    def _due_ns(self, model: Model, supply: Supply) -> int | None:
+    def _due_ns(self, model: Model, demand: Demand, supply: Supply) -> int | None:
         """Until when what waits is waited for; None while somebody takes it sooner or later."""
         pause = self._registry.directives.paused.get(model.name)
         untaken = not supply.taking and not self.recovering
-        times = [_due_ns(supply)] if untaken else []
+        wait_ns = self._unstarted_ns(model, supply)
+        if wait_ns is not None:
+            times = [model.queue.oldest(demand).item.accepted_ns + wait_ns]
+        else:
+            times = [_due_ns(supply)] if untaken else []
         return min([*times, pause.until_ns] if pause is not None else times, default=None)
 
     def _expect_host(self, model: Model) -> None:
@@ -242,14 +269,16 @@ class Queues:
 
         def forget(now_ns: int) -> None:
             model.forget = None
-            if self.recovering:
+            if self.recovering or model.name in self._registry.directives.scaled:
                 self._expect_host(model)
                 return
             for request in model.queue.items():
                 self._give_up(request, NoWorkerError(f"no worker serves {model.name!r}", model=model.name))
             self._forget(model)
 
-        if model.forget is None:
+        if model.name in self._registry.directives.scaled:
+            self._unhosted.pop(model, None)
+        elif model.forget is None:
             self._unhosted[model] = None
             self._newly_unhosted += 1
             wait_ms = self._config.recovery_ms if self.recovering else MODEL_MEMORY_MS

@@ -78,6 +78,10 @@ class Reasons:
     def _nobody_suits(self, model: Model, demand: Demand, supply: Supply) -> Why:
         if self._queues.recovering:
             return Why("recovering", "the controller is new, and workers may still be on their way back to it")
+        wait_ns = self._registry.directives.scaled.get(model.name)
+        if not model.hosts and wait_ns is not None:
+            limit = f"it waits for {wait_ns / 1e9:g} s at the most"
+            return Why("no_worker", f"no worker serves {model.name!r} now, and its rule has one started; {limit}")
         if not model.hosts:
             return Why("no_worker", f"no worker serves {model.name!r} now")
         what = f"go on with {demand.operation} in mid-answer" if demand.resumes else f"do {demand.operation}"

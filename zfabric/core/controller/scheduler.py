@@ -250,9 +250,9 @@ class Scheduler:
             if model is None:
                 raise cannot_continue(place.model)
         if model is None:
-            if not self.queues.recovering:
+            if not self.queues.recovering and envelope.model not in self._registry.directives.scaled:
                 raise UnknownModelError(f"no worker serves a model named {envelope.model!r}", model=envelope.model)
-            # Workers may still be on their way back to a controller that has just started.
+            # Workers may still be on their way back to a controller that has just started, or be started for the request.
             model = self._registry.model(envelope.model)
         demand = demand_of(envelope.operation, envelope.resume_from)
         error = self.queues.refusal(model, demand, self._registry.supply(model, demand))

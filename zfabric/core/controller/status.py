@@ -29,11 +29,15 @@ def answer(broker: Broker, what: str, arguments: dict[str, Any]) -> Any:
     if what == "model":
         name = name_of(arguments, "name")
         model = broker.registry.find(name)
+        if name in broker.registry.directives.scaled and (model is None or not model.hosts):
+            return _unstarted(broker, name)
         if model is None or not model.hosts:
             raise UnknownModelError(f"no worker serves a model named {name!r}", model=name)
         return model_status(broker.registry, model)
     if what == "workers":
         return [worker_status(broker, worker) for worker in broker.registry.workers.values()]
+    if what == "scaling":
+        return broker.scaling.rows()
     if what == "status":
         return fabric_status(broker)
     raise RequestError(f"there is no query named {what!r}", what=what)
@@ -58,6 +62,9 @@ def number_of(arguments: dict[str, Any], key: str, default: int, most: int) -> i
 def _models(broker: Broker, kind: str) -> list[ModelStatus]:
     """FastChat's three lists, and embedding models."""
     rows = [model_status(broker.registry, model) for model in broker.registry.models.values() if model.hosts]
+    if kind == "all":
+        served = {row.name for row in rows}
+        rows += [_unstarted(broker, name) for name in broker.registry.directives.scaled if name not in served]
     rows.sort(key=lambda row: row.name)
     if kind == "all":
         return rows
@@ -69,6 +76,12 @@ def _models(broker: Broker, kind: str) -> list[ModelStatus]:
     if wanted is None:
         raise RequestError(f"kind {kind!r} is not one of all, language, multimodal, embedding", kind=kind)
     return [row for row in rows if wanted(row)]
+
+
+def _unstarted(broker: Broker, name: str) -> ModelStatus:
+    """A model that is started when it is asked for: nobody is there yet to tell what it can do."""
+    model = broker.registry.models.get(name)
+    return ModelStatus(name=name, queued=len(model.queue) if model is not None else 0)
 
 
 def model_status(registry: Registry, model: Model) -> ModelStatus:
