@@ -101,7 +101,7 @@ ALIASES_REMEMBERED_MAX: Final = 1_024
 #: that a model without workers is remembered.
 UNTAKEN_MS: Final = DRAIN_MS + MODEL_MEMORY_MS
 #: How often it is decided how many replicas models should have. A worker needs seconds to start, so nobody would notice less.
-SCALE_LOOK_MS: Final = 1_000
+SCALE_LOOK_MS: Final = 500
 #: A number of replicas that is wrong by no more than this share stays: the tolerance of Kubernetes.
 SCALE_TOLERANCE: Final = 0.1
 #: A client that an operator has thrown out gets no session for this, unless told otherwise: long enough to find out whose it
