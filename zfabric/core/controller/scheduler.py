@@ -30,6 +30,7 @@ are long.
 | queries: `models`, `workers`, `status` | O(all hostings), O(workers), O(workers + models) |
 | queries: `requests`, `clients` | O(requests), and for `requests` O(n log n) for each queue that is shown |
 | query `queue` | O(n + slots) for each queue |
+| each look at how many replicas there should be; query `scaling` | O(hosts of models that have a rule) |
 | a chunk | O(1): one look into the routes |
 """
 
