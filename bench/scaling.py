@@ -19,6 +19,7 @@ from typing import Final
 from bench.placement import PREFILL
 from bench.traces import DECODE, Arrival
 from zfabric.core.controller.scaling import Rule, Scaler, Signals
+from zfabric.limits import SCALE_LOOK_MS
 
 #: Slots of a replica at most.
 SLOTS_MAX: Final = 16
@@ -29,7 +30,7 @@ LATE_S: Final = 2.0
 #: The share of its time that a replica may be computing prompts for those to start soon.
 _BUSY_PROMPTS: Final = 0.7
 #: How often it is looked how many there should be.
-LOOK_S: Final = 1.0
+LOOK_S: Final = SCALE_LOOK_MS / 1_000
 
 #: How many replicas there should be. Args: what the load is, seconds since the beginning.
 Decide = Callable[[Signals, float], int]
