@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from zfabric.core.controller.broker import Broker
 from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.controller.peers import Request
+from zfabric.core.controller.scaling import Rule
 from zfabric.errors import BY_CODE, FabricError
 from zfabric.ids import RoutingId, milliseconds
 from zfabric.wire import codec, kinds
@@ -158,6 +159,11 @@ class FakeFabric:
         """A client asks. Returns the result."""
         self._receive(client, codec.pack(Query(number=1, what=what, arguments=arguments)))
         return self.answers.pop()
+
+    def scale(self, rules: list[Rule]) -> None:
+        """An operator has these rules decide how many replicas models should have."""
+        self.broker.scale(rules, self.now_ns)
+        self._sort()
 
     # ── what became of it ───────────────────────────────────────────────────────────────────────────────────────────
 

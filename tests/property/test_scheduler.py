@@ -16,6 +16,7 @@ from zfabric.core.controller import candidates, hosting, queues, registry
 from zfabric.core.controller.hosting import Hosting
 from zfabric.core.controller.peers import Request, WorkerState
 from zfabric.core.controller.reasons import Reasons
+from zfabric.core.controller.scaling import Rule
 from zfabric.errors import WorkerDrainingError
 from zfabric.ids import milliseconds
 from zfabric.limits import MODEL_MEMORY_MS, UNTAKEN_MS
@@ -167,6 +168,10 @@ class DeskMachine(RuleBasedStateMachine):
     def resume(self, model: str) -> None:
         self.order("resume", model=model)
 
+    @rule(scaled=st.sets(names), wait_s=st.sampled_from([0.0, 1.0, 100.0]))
+    def scale(self, scaled: set[str], wait_s: float) -> None:
+        self.fabric.scale([Rule(model=name, min=0, max=2, wait_s=wait_s) for name in sorted(scaled)])
+
     @rule(worker=workers, stay=st.booleans())
     def drain(self, worker: str, stay: bool) -> None:
         self.order("drain", worker=worker, stay=stay)
@@ -284,7 +289,10 @@ class DeskMachine(RuleBasedStateMachine):
                 for host in self.hosts_of(request)
                 if host.engine not in host.worker.hung
             )
-            if request.model.name in self.fabric.broker.registry.directives.paused:
+            directives = self.fabric.broker.registry.directives
+            if request.model.name in directives.paused:
+                assert supply.timer is not None
+            if request.model.name in directives.scaled and not request.model.hosts and not recovering:
                 assert supply.timer is not None
             assert taken or supply.timer is not None or request.model.forget is not None or recovering
 
@@ -332,7 +340,7 @@ class DeskMachine(RuleBasedStateMachine):
         for known in tables.models.values():
             asked = [request for requests in known.asked.values() for request in requests]
             assert sorted(map(id, asked)) == sorted(map(id, known.queue.items()))
-            assert known.hosts or known.forget is not None
+            assert known.hosts or known.forget is not None or known.name in tables.directives.scaled
 
     @invariant()
     def a_name_stands_for_whoever_serves_it(self) -> None:
@@ -359,6 +367,7 @@ class DeskMachine(RuleBasedStateMachine):
             return
         self.patch.undo()
         fabric, broker = self.fabric, self.fabric.broker
+        fabric.scale([])
         for worker in list(broker.registry.workers):
             fabric.leave(worker)
         fabric.pass_ms(UNTAKEN_MS + MODEL_MEMORY_MS)
