@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -49,7 +50,10 @@ class Plan:
         self.endpoint = check_endpoint(fleet.fleet.endpoint or default_endpoint())
         self._directory = directory
         common = fleet.fleet
-        shared = ["--endpoint", self.endpoint, "--log-level", common.log_level, "--log-format", common.log_format]
+        # A child's own standard error is never a terminal.
+        terminal = common.log_format == "auto" and common.logs is None and sys.stderr.isatty()
+        form = "console" if terminal else common.log_format
+        shared = ["--endpoint", self.endpoint, "--log-level", common.log_level, "--log-format", form]
         self._shared = (*shared, *([] if common.config is None else ["--config", common.config]))
 
     def controller(self) -> Command | None:

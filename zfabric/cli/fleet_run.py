@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -51,11 +50,17 @@ class RunningFleet:
     async def follow(self) -> None:
         """Have as many workers as the controller wants, until this call is cancelled. While it does not answer, their number
         stays."""
+        why = ""
         async with AsyncClient(self.plan.endpoint, label="up") as client:
             while True:
                 if self.plan.fleet.rules:
-                    with contextlib.suppress(FabricError):
+                    former, why = why, ""
+                    try:
                         self.scale({row.model: row.desired for row in await client.scaling()})
+                    except FabricError as error:
+                        why = error.message
+                        if why != former:
+                            self._log("scaling_unknown", error=why)
                 await asyncio.sleep(SCALE_LOOK_MS / 1_000)
 
     def scale(self, desired: Mapping[str, int]) -> None:
@@ -70,11 +75,12 @@ class RunningFleet:
                 n for n in numbers if (called := self.plan.name_of(name, n)) in there and called not in self._leaving
             ]
             free = [n for n in numbers if self.plan.name_of(name, n) not in there]
-            if wanted != len(running):
-                self._log("scaled", group=name, former=len(running), now=wanted)
-            for number in free[: max(0, wanted - len(running))]:
+            coming, leaving = free[: max(0, wanted - len(running))], running[wanted:]
+            if coming or leaving:
+                self._log("scaled", group=name, former=len(running), now=len(running) + len(coming) - len(leaving))
+            for number in coming:
                 self._supervisor.keep(self.plan.worker(name, number))
-            for number in running[wanted:]:
+            for number in leaving:
                 self._leave(self.plan.name_of(name, number))
 
     def _leave(self, name: str) -> None:

@@ -117,6 +117,8 @@ _GATEWAY: Final[dict[str, LogEvent]] = {
     "child_ended": LogEvent("warning", "gateway, serve, up", "A process that this one started ended, and is started anew."),
     "child_stopped": LogEvent("info", "up", "A process that the fleet has no use for any more has ended."),
     "scaled": LogEvent("info", "up", "A group of workers gets more of them or fewer, since the controller wants so many."),
+    "scaling_unknown": LogEvent("warning", "up", "The controller does not say how many workers it wants, for this reason; their "
+                                "number stays."),
     "fleet_changed": LogEvent("info", "up", "The fleet's file was read anew, and these processes changed with it."),
     "fleet_kept": LogEvent(
         "error", "controller, up", "The fleet's file was read anew and cannot be used; what runs goes on as it was."

@@ -69,14 +69,16 @@ class Supervisor:
         return tried
 
     async def remove(self, name: str) -> None:
-        """End a child, and start it no more."""
+        """End a child, and start it no more. One that is not there, or ends already, is no mistake."""
+        child = self._children.get(name)
+        if child is None:
+            return
         await self._release([name])
-        child = self._children[name]
         await child.stop(self.limit_s)
         # Another may have been started under its name by now.
         if self._children.get(name) is child:
             del self._children[name]
-        self._log("child_stopped", name=name)
+            self._log("child_stopped", name=name)
 
     async def stop(self) -> None:
         """End all, stage after stage; nothing is started from now on. What still runs at the end of the time has to go."""
