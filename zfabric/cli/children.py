@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Final
+from typing import IO
 
 from zfabric.cli import tied
 from zfabric.cli.systemd import SOCKET_VARIABLE
 from zfabric.errors import ConfigurationError
 from zfabric.fleet.limits import CHILD_FORCED_MS, CHILD_OUTPUT_MS, CHILD_READ_BYTES
 
-#: The kernel ends a child with its parent only where there is prctl.
-_TIES: Final = sys.platform == "linux"
+
+@functools.cache
+def _lifeline() -> int:
+    """The end that children read of a pipe whose other end lives as long as this process, and is inherited by none of them."""
+    theirs, _ = os.pipe()
+    return theirs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +107,8 @@ class Child:
         that it started itself, holds its end of one.
         """
         command = self.command
-        line = [sys.executable, "-m", command.module, *command.arguments]
-        if _TIES:
-            line = [sys.executable, "-I", "-S", tied.__file__, str(os.getpid()), *line]
+        line = [sys.executable, "-I", "-S", tied.__file__, str(_lifeline())]
+        line += [sys.executable, "-m", command.module, *command.arguments]
         with contextlib.ExitStack() as ours:
             output = _Pipe(ours)
             errors = _Pipe(ours) if command.prefixed and command.log is None else None
@@ -118,6 +122,7 @@ class Child:
                 stdout=output.theirs,
                 stderr=file if errors is None else errors.theirs,
                 start_new_session=True,
+                pass_fds=(_lifeline(),),
                 cwd=command.directory,
                 env=_environment(command.environment),
             )
@@ -162,7 +167,7 @@ class Child:
         await self._clear()
 
     async def _clear(self) -> None:
-        """End what an ended process has started itself and left, and read the rest of its output."""
+        """End what an ended process has started itself and left, and its watcher, and read the rest of its output."""
         output, self._output = self._output, []
         if not output:
             return

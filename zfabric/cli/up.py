@@ -25,7 +25,7 @@ def up(
 
     They are started in order: the controller, the workers when it listens, the gateway when their models are loaded. One that
     ends is started again, after 0.25 s and up to 30 s. SIGHUP reads the file anew and changes what has changed. SIGTERM and
-    Ctrl-C drain one after the other; a second one ends all at once. If this process is killed, the kernel ends the others.
+    Ctrl-C drain one after the other; a second one ends all at once. If this process is killed, the others are killed too.
 
     **Examples**
 
