@@ -48,20 +48,25 @@ class RunningFleet:
         return told
 
     async def follow(self) -> None:
-        """Have as many workers as the controller wants, until this call is cancelled. While it does not answer, their number
-        stays."""
+        """Have as many workers as the controller wants, until this call is cancelled. No rules, no questions."""
+        while True:
+            if self.plan.fleet.rules:
+                async with AsyncClient(self.plan.endpoint, label="up") as client:
+                    await self._follow(client)
+            await asyncio.sleep(SCALE_LOOK_MS / 1_000)
+
+    async def _follow(self, client: AsyncClient) -> None:
+        """Do so as long as there are rules, at the endpoint that the client has. While nobody answers, numbers stay."""
         why = ""
-        async with AsyncClient(self.plan.endpoint, label="up") as client:
-            while True:
-                if self.plan.fleet.rules:
-                    former, why = why, ""
-                    try:
-                        self.scale({row.model: row.desired for row in await client.scaling()})
-                    except FabricError as error:
-                        why = error.message
-                        if why != former:
-                            self._log("scaling_unknown", error=why)
-                await asyncio.sleep(SCALE_LOOK_MS / 1_000)
+        while self.plan.fleet.rules and self.plan.endpoint == client.endpoint:
+            former, why = why, ""
+            try:
+                self.scale({row.model: row.desired for row in await client.scaling()})
+            except FabricError as error:
+                why = error.message
+                if why != former:
+                    self._log("scaling_unknown", error=why)
+            await asyncio.sleep(SCALE_LOOK_MS / 1_000)
 
     def scale(self, desired: Mapping[str, int]) -> None:
         """Start workers of groups that have too few, and have those drain and end that are too many. Args: desired: By model."""
