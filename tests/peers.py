@@ -19,6 +19,7 @@ from zfabric.wire.fields import Operation
 from zfabric.wire.flow import Cancel
 from zfabric.wire.load import CachedBlocks, Load
 from zfabric.wire.messages import ClientHello, Dispatch, End, Ends, Goodbye, ModelInfo, Submit, WorkerHello
+from zfabric.wire.payloads import OperateRequest
 from zfabric.wire.questions import Query
 
 ALL = ("generate", "embed", "count_tokens", "resume")
@@ -45,6 +46,8 @@ class FakeFabric:
         self.now_ns = 1_000_000_000
         self.broker = Broker(BrokerConfig(**{"recovery_ms": 0, **settings}), random.Random(7), self.now_ns)
         self.dispatches: dict[str, list[Dispatch]] = {}
+        #: Calls of the controller's own: by worker and request, what is called and the adapter's name.
+        self.calls: dict[tuple[str, int], tuple[str, str]] = {}
         self.terminals: dict[str, list[Terminal]] = {}
         self.refusals: list[type[FabricError]] = []
         self.faults: list[type[FabricError]] = []
@@ -197,7 +200,12 @@ class FakeFabric:
         for to, header, body in self.broker.outbox.take():
             name, kind = to.decode().partition("/")[0], header[0]
             if kind == kinds.DISPATCH:
-                self.dispatches[name].append(codec.unpack_envelope(header))
+                dispatch = codec.unpack_envelope(header)
+                self.dispatches[name].append(dispatch)
+                if not dispatch.client:
+                    call = codec.unpack_request("operate", body)
+                    assert isinstance(call, OperateRequest)
+                    self.calls[name, dispatch.request] = (call.call, call.arguments["name"])
             elif kind == kinds.ENDS:
                 self._terminals(name, codec.unpack_envelope(header), codec.unpack_ends_body(body))
             elif kind in (kinds.REFUSED, kinds.FAULT):

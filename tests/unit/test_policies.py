@@ -22,6 +22,9 @@ from zfabric.wire import codec, kinds
 from zfabric.wire.load import Load
 from zfabric.worker.config import WorkerConfig
 
+#: Settings of which 0 means never.
+MAY_BE_ZERO = ("recovery_ms", "circuit_failures", "adapters_per_host")
+
 NOT_NUMBERS = [math.inf, -math.inf, math.nan]
 
 
@@ -180,9 +183,7 @@ def test_figures_that_are_no_numbers_are_refused(field: str, value: float) -> No
 
 
 @pytest.mark.parametrize("value", [*NOT_NUMBERS, -1, 0])
-@pytest.mark.parametrize(
-    "name", [n for n in BrokerConfig.__dataclass_fields__ if n not in ("policy", "recovery_ms", "circuit_failures")]
-)
+@pytest.mark.parametrize("name", [n for n in BrokerConfig.__dataclass_fields__ if n not in ("policy", *MAY_BE_ZERO)])
 def test_bounds_and_timings_are_numbers(name: str, value: float) -> None:
     with pytest.raises(ConfigurationError, match=f"{name} is"):
         BrokerConfig(**{name: value})  # type: ignore[arg-type]

@@ -76,6 +76,9 @@ def build(arguments: list[str]) -> cyclopts.App:
         circuit_failures: int = limits.CIRCUIT_FAILURES,
         imbalance_requests: int = limits.IMBALANCE_REQUESTS,
         imbalance_ratio: float = limits.IMBALANCE_RATIO,
+        adapters_per_host: int = limits.ADAPTERS_PER_HOST,
+        adapter_idle_ms: int = limits.ADAPTER_IDLE_MS,
+        adapter_spread: int = limits.ADAPTER_SPREAD,
         transport: str | None = None,
         spin_us: int | None = None,
         drain_ms: int = limits.DRAIN_MS,
@@ -112,6 +115,9 @@ def build(arguments: list[str]) -> cyclopts.App:
             imbalance_requests: With sticky_least_loaded, a key leaves its worker when that has over so many requests more than
                 the least loaded one, and over --imbalance-ratio times its load.
             imbalance_ratio: See --imbalance-requests.
+            adapters_per_host: Adapters that are loaded on demand at one worker at once, of those that it offers; 0 for none.
+            adapter_idle_ms: An adapter that was loaded on demand and that no request has used for so long is unloaded.
+            adapter_spread: Requests, running and waiting, for each worker that has an adapter: more of them want one more.
             transport: The driver of the sockets, loop or libzmq; $ZFABRIC_TRANSPORT, else loop, by default.
             spin_us: Busy polling, where a core is given to it: look for messages for so many microseconds after work before
                 sleeping; $ZFABRIC_SPIN_US, else not at all, by default.
@@ -141,6 +147,9 @@ def build(arguments: list[str]) -> cyclopts.App:
             circuit_failures=circuit_failures,
             imbalance_requests=imbalance_requests,
             imbalance_ratio=imbalance_ratio,
+            adapters_per_host=adapters_per_host,
+            adapter_idle_ms=adapter_idle_ms,
+            adapter_spread=adapter_spread,
         )
         settings = ControllerConfig(
             endpoints=endpoint or (default_endpoint(),),

@@ -58,6 +58,11 @@ _CONTROLLER: Final[dict[str, LogEvent]] = {
     "circuit_opened": LogEvent("warning", "controller", "Requests for a model failed at a worker one after the other, so that it "
         "gets none for a while: see [dispatch.md](dispatch.md)."),
     "circuit_closed": LogEvent("info", "controller", "A worker gets requests for the model again."),
+    "adapter_asked": LogEvent("info", "controller", "A worker is asked to load or to unload an adapter that it offers."),
+    "adapter_loaded": LogEvent("info", "controller", "It has loaded it, and serves it as a model."),
+    "adapter_unloaded": LogEvent("info", "controller", "It has unloaded it."),
+    "adapter_failed": LogEvent("warning", "controller", "It has not; it is not asked for this again for some time."),
+    "adapter_gives_way": LogEvent("info", "controller", "An adapter gets no new requests there, and goes for one that waits."),
     "engine_moves": LogEvent("info", "controller", "An engine that had stalled makes steps again."),
     "peer_refused": LogEvent("warning", "controller", "Somebody without a session got none, or sent what needs one: another "
                              "version, a name that is taken, a key that does not allow it."),

@@ -1,4 +1,4 @@
-"""Limits of dispatch: affinity, circuits, and what is known of cached prompts."""
+"""Limits of dispatch: affinity, circuits, adapters on demand, and what is known of cached prompts."""
 
 from __future__ import annotations
 
@@ -30,6 +30,21 @@ CIRCUIT_JITTER: Final = 0.2
 #: Of the hosts that could take a request no more than this share may be out at once: with half of them the others' load at most
 #: doubles, and of one host none is out.
 CIRCUIT_SHARE_MAX: Final = 0.5
+#: Adapters that a controller may have loaded at a worker at once, unless told otherwise: each takes memory of its device.
+ADAPTERS_PER_HOST: Final = 4
+#: An adapter that no request has used for so long is unloaded: longer than people pause within a conversation.
+ADAPTER_IDLE_MS: Final = 600_000
+#: Requests, running and waiting, for which one host of an adapter is enough: a batch in which each still decodes quickly.
+ADAPTER_SPREAD: Final = 32
+#: What a load has to be done in, and what it is taken to cost before one was measured: files from a disk take a second or two.
+ADAPTER_LOAD_MS: Final = 120_000
+ADAPTER_COLD_MS: Final = 2_000
+#: Where more adapters are wanted than fit, one that is in use gives its place up after so long; who waits looks so often.
+ADAPTER_TURN_MS: Final = 10_000
+ADAPTER_LOOK_MS: Final = 1_000
+#: After a load failed, the next one there waits so long, and twice as long each time after, up to this.
+ADAPTER_RETRY_MS: Final = 5_000
+ADAPTER_RETRY_MS_MAX: Final = 300_000
 #: A worker's share of all live requests may be so many times the mean before the policy `consistent_hash` passes it over.
 HASH_LOAD_RATIO: Final = 1.25
 #: Blocks of a prompt whose hashes a request may bring: 8,192 tokens in blocks of 16, in 4 KiB of its envelope. What two prompts

@@ -59,7 +59,7 @@ def check_bounds(broker: Broker, outsiders: Container[int] = ()) -> None:
 
 def check_liveness(broker: Broker, workers: Container[str]) -> None:
     """No request waits while a worker that suits it has a free slot, unless an operator has its model paused, or the worker's
-    circuit keeps it from more.
+    circuit keeps it from more, or it is to unload the model.
 
     Args:
         workers: Names of the well-behaved ones; others may well be such that no policy takes them.
@@ -93,7 +93,7 @@ def check_circuits(broker: Broker) -> None:
 
 def _has_room(hosting: Hosting) -> bool:
     worker = hosting.worker
-    if worker.state is not WorkerState.READY or hosting.engine in worker.hung:
+    if worker.state is not WorkerState.READY or hosting.engine in worker.hung or hosting.leaving:
         return False
     circuit = hosting.circuit
     if circuit is not None and circuit.out and (circuit.timer is not None or circuit.probe in worker.live):

@@ -12,7 +12,7 @@ from msgspec import Struct
 #: Why a request is where it is.
 Reason = Literal[
     "", "paused", "recovering", "no_worker", "capability", "not_taking", "slots", "claimed", "unclaimed", "client_away",
-    "stopping",
+    "stopping", "loading",
 ]  # fmt: skip
 
 

@@ -205,17 +205,16 @@ class ModelInfo(Struct, array_like=True, kw_only=True):
         aliases: Other names for it.
         context_length: Tokens of prompt and answer together; 0 if unknown.
         capabilities: Of "generate", "embed", "embed_tokens", "count_tokens", "tokenize", "detokenize", "score", "classify",
-            "reward", "chat" (messages are understood), "multimodal" (images in messages), and "resume" (goes on exactly
-            from prompt + tokens so far).
-        parameters: Parameters that are honoured: of the sampling, and of a chat "tools", "response_format",
-            "chat_template_kwargs", "add_generation_prompt", "continue_final_message" and "documents". None where that is not
-            known: then none is refused. Empty for a model that honours none beside `max_new_tokens`.
+            "reward", "chat" (messages), "multimodal" (images in them), and "resume" (goes on exactly from prompt and tokens).
+        parameters: Those honoured: of the sampling; of a chat "tools", "response_format", "chat_template_kwargs", "documents",
+            "add_generation_prompt", "continue_final_message". None, not known: none is refused. Empty: `max_new_tokens` alone.
         defaults: The model's own values of parameters, which hold where a request leaves them unset.
         dimensions: Length of an embedding; 0 if it makes none.
         slots: Concurrent requests of this model, 0 for as many as the worker has.
         engine: Which of the worker's engines serves it: an index of `Load.engines`.
         details: What else an operator wants to see: engine, dtype, device, quantization, ….
         extra: Keys that a request's `extra` may have; None where any will do.
+        loadable: Names of its adapters that the worker loads when it is asked for one, loaded or not. Since version 2.2.
     """
 
     name: Name
@@ -229,6 +228,7 @@ class ModelInfo(Struct, array_like=True, kw_only=True):
     engine: Annotated[int, Meta(ge=0, lt=WORKER_MODELS_MAX)] = 0
     defaults: Annotated[dict[Name, int | Finite], Meta(max_length=32)] = {}
     extra: Annotated[list[Name], Meta(max_length=64)] | None = []
+    loadable: Annotated[list[Name], Meta(max_length=WORKER_MODELS_MAX)] = []
 
 
 class Carried(Struct, array_like=True, kw_only=True, gc=False):

@@ -40,7 +40,7 @@ from zfabric.errors import FabricError, ProtocolError
 from zfabric.ids import RoutingId, milliseconds
 from zfabric.limits import BAD_FRAMES_MAX
 from zfabric.wire import codec, kinds
-from zfabric.wire.messages import Beat, Claim, Goodbye, Submit
+from zfabric.wire.messages import Beat, Claim, Ends, Goodbye, Submit
 
 
 def _raise(error: Exception, kind: int) -> None:
@@ -210,6 +210,7 @@ class Broker:
         """What waits follows a change of hosts and names before anything else is looked at."""
         try:
             self.scheduler.queues.settle()
+            self.scheduler.adapters.settle()
         except Exception as error:  # noqa: BLE001 — as above
             self.on_bug(error, 0)
 
@@ -351,7 +352,7 @@ class Broker:
 
     def _from_worker(self, worker: WorkerPeer, kind: int, header: bytes, body: bytes, now_ns: int) -> None:
         if kind == kinds.ENDS:
-            self.scheduler.endings.ends(worker, codec.unpack_envelope(header), header, body, now_ns)
+            self._ends(worker, codec.unpack_envelope(header), header, body, now_ns)
             self.scheduler.fill(worker, now_ns)
         elif kind == kinds.LOAD:
             self.watch.report(worker, codec.unpack_control(header), now_ns)
@@ -364,6 +365,14 @@ class Broker:
         elif kind != kinds.CHUNKS:
             # A chunk that has no route is late, not wrong: its request was cancelled while it was on its way.
             raise ProtocolError(f"{_kind_name(kind)} is not a worker's message", kind=kind)
+
+    def _ends(self, worker: WorkerPeer, envelope: Ends, header: bytes, body: bytes, now_ns: int) -> None:
+        adapters = self.scheduler.adapters
+        if envelope.instance == adapters.instance:
+            for end in envelope.ends:
+                adapters.ended(worker, end.request, end.code)
+        self.scheduler.endings.ends(worker, envelope, header, body, now_ns)
+        adapters.freed(worker)
 
 
 def _too_many(last: FabricError | None) -> ProtocolError:

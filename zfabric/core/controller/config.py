@@ -27,6 +27,9 @@ class BrokerConfig:
         circuit_failures: Failures in a row after which a worker gets no requests for the model for a while; 0 for never.
         imbalance_requests, imbalance_ratio: How much busier than the least loaded one a worker may be for the keys that it has
             (`zfabric.core.controller.dispatch.sticky_least_loaded`).
+        adapters_per_host: Adapters that are loaded at one worker at once; 0 for loading none on demand.
+        adapter_idle_ms: An adapter that no request has used for so long is unloaded.
+        adapter_spread: Requests, running and waiting, for each host of an adapter.
     """
 
     policy: str = "shortest_queue"
@@ -43,13 +46,16 @@ class BrokerConfig:
     circuit_failures: int = limits.CIRCUIT_FAILURES
     imbalance_requests: int = limits.IMBALANCE_REQUESTS
     imbalance_ratio: float = limits.IMBALANCE_RATIO
+    adapters_per_host: int = limits.ADAPTERS_PER_HOST
+    adapter_idle_ms: int = limits.ADAPTER_IDLE_MS
+    adapter_spread: int = limits.ADAPTER_SPREAD
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
             value = getattr(self, name)
             if name == "policy":
                 continue
-            least = 0 if name in ("recovery_ms", "circuit_failures") else 1
+            least = 0 if name in ("recovery_ms", "circuit_failures", "adapters_per_host") else 1
             if not least <= value < math.inf:
                 raise ConfigurationError(f"{name} is {value}, it must be a number of at least {least}", parameter=name)
         if self.lease_ms < 2 * self.beat_ms:

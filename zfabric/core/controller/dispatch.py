@@ -52,6 +52,8 @@ class Ask:
         block_size: Tokens of one block; 0 where no hashes came.
         matched: By host of the model, candidate or not, how many of the prompt's first blocks are cached there; who has none is
             left out. It is looked up when it is called, so that a policy that does not ask pays nothing.
+        cold_s: What it would take until one more worker had the model, in seconds, where it is an adapter that others could load;
+            0.0 where it is none. All candidates have it loaded. Looked up when it is called, and costs O(hosts).
 
     Example: ``def emptiest(ask: Ask) -> Host: return min(ask.candidates, key=lambda host: host.load)``
     """
@@ -66,6 +68,7 @@ class Ask:
     blocks: int = 0
     block_size: int = 0
     matched: Callable[[], Mapping[Host, int]] = _nothing_matches
+    cold_s: Callable[[], float] = float
 
 
 Policy = Callable[[Ask], Host | None]

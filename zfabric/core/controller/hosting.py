@@ -46,16 +46,17 @@ class Hosting(Host):
         kept: The candidates that are kept up to date with it: see `Supply.ask`.
         circuit: How its requests fail; None while none has since the last success.
         taken: Whether it took requests when its supplies were last brought up to date.
+        leaving: It is to be unloaded (`adapters`), and gets no new requests.
     """
 
-    __slots__ = ("circuit", "demands", "engine", "info", "kept", "model", "taken", "worker")
+    __slots__ = ("circuit", "demands", "engine", "info", "kept", "leaving", "model", "taken", "worker")
 
     def __init__(self, worker: WorkerPeer, model: Model, info: ModelInfo) -> None:
         super().__init__(worker.name, worker.speed, info.slots, worker.line)
         self.worker = worker
         self.model = model
         self.kept: dict[Candidates, None] = {}
-        self.taken = False
+        self.taken = self.leaving = False
         self.circuit: Circuit | None = None
         self.announced(info)
 
@@ -86,7 +87,9 @@ class Hosting(Host):
     @property
     def free(self) -> bool:
         """Whether the worker has a slot for a request of the model, and takes it."""
-        return self.worker.free > 0 and self.taking and (not self.slots or len(self.live) < self.slots)
+        if self.leaving or self.worker.free <= 0 or not self.taking:
+            return False
+        return not self.slots or len(self.live) < self.slots
 
     def suits(self, demand: Demand) -> bool:
         """Whether it can do what is asked."""

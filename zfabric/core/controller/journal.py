@@ -15,7 +15,8 @@ Event = Literal[
     "client_registered", "client_lost", "client_left", "worker_registered", "models_announced", "worker_lost", "worker_left",
     "worker_draining", "engine_stalled", "engine_moves", "peer_refused", "bad_message", "queue_full", "recovered",
     "worker_undrained", "model_paused", "model_resumed", "request_cancelled", "client_kicked", "config_changed",
-    "session_revoked", "circuit_opened", "circuit_closed",
+    "session_revoked", "circuit_opened", "circuit_closed", "adapter_asked", "adapter_loaded", "adapter_unloaded",
+    "adapter_failed", "adapter_gives_way",
 ]  # fmt: skip
 
 

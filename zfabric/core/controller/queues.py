@@ -5,9 +5,10 @@ Rule 1: no request waits while a worker that suits it has a slot free, unless an
         tried again with one request at a time.
 Rule 2: no request waits without end. What no host can do ends at once, unless a host that could was lost and may come back;
         what no host takes, since all of them drain or hang, ends after UNTAKEN_MS, and what an operator has wait after a time
-        that the operator has set. A model without hosts is remembered for
-        MODEL_MEMORY_MS; then its requests end. One that has a rule for its replicas may have none, and its requests wait for
-        the first, each as long as the rule says. While the controller is new everybody may be on the way, and nothing ends.
+        that the operator has set. An adapter is waited for as long as a worker may load it. A model without hosts is
+        remembered for MODEL_MEMORY_MS; then its requests end. One that has a rule for its replicas may have none, and its
+        requests wait for the first, each as long as the rule says. While the controller is new everybody may be on the way,
+        and nothing ends.
 Rule 3: a request waits for the model that its name stood for. If nobody hosts that any more, it moves to the model that the
         name stands for now.
 """
@@ -25,7 +26,14 @@ from zfabric.core.controller.registry import Registry
 from zfabric.core.timers import Timers
 from zfabric.errors import FabricError, NoWorkerError, UnsupportedOperationError, WorkerLostError
 from zfabric.ids import milliseconds
-from zfabric.limits import COMPARED_MAX, MODEL_MEMORY_MS, MODELS_REMEMBERED_MAX, TURNS_BY_AGE, UNTAKEN_MS
+from zfabric.limits import (
+    ADAPTER_LOOK_MS,
+    COMPARED_MAX,
+    MODEL_MEMORY_MS,
+    MODELS_REMEMBERED_MAX,
+    TURNS_BY_AGE,
+    UNTAKEN_MS,
+)
 
 
 class Queues:
@@ -38,6 +46,9 @@ class Queues:
 
     Attributes:
         recovering: Whether the controller is new, and workers may still be on their way back to it.
+        awaited: What a model is waited for that no worker takes requests of, in words: an adapter that is to be loaded. "" for
+            nothing.
+        queued: Told of models that a request came to wait for.
     """
 
     def __init__(
@@ -64,6 +75,8 @@ class Queues:
         self._unhosted: OrderedDict[Model, None] = OrderedDict()
         self._newly_unhosted = 0
         self.recovering = False
+        self.awaited: Callable[[str], str] = lambda name: ""
+        self.queued: Callable[[str], None] = lambda name: None
 
     # ── in and out ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -78,6 +91,7 @@ class Queues:
         if not model.hosts:
             self._expect_host(model)
         supply = self._registry.supply(model, request.demand)
+        self.queued(model.name)
         if supply.timer is None and (not supply.taking or model.name in self._registry.directives.paused):
             self._review(model, request.demand, supply)
 
@@ -210,7 +224,7 @@ class Queues:
         if not absent and model.name in self._registry.directives.scaled:
             # One is on its way, and each request waits for it for a time of its own.
             return None
-        if now_ns < _due_ns(supply):
+        if now_ns < _due_ns(supply) or (not absent and self.awaited(model.name)):
             return None
         if absent:
             return cannot_serve(model, demand)
@@ -260,8 +274,12 @@ class Queues:
         wait_ns = self._unstarted_ns(model, supply)
         if wait_ns is not None:
             times = [model.queue.oldest(demand).item.accepted_ns + wait_ns]
+        elif untaken:
+            # What an adapter is loaded for is looked at again: nobody says when it is awaited in vain.
+            due_ns, now_ns = _due_ns(supply), self._timers.now_ns
+            times = [due_ns if due_ns > now_ns else now_ns + milliseconds(ADAPTER_LOOK_MS)]
         else:
-            times = [_due_ns(supply)] if untaken else []
+            times = []
         return min([*times, pause.until_ns] if pause is not None else times, default=None)
 
     def _expect_host(self, model: Model) -> None:
@@ -269,7 +287,8 @@ class Queues:
 
         def forget(now_ns: int) -> None:
             model.forget = None
-            if self.recovering or model.name in self._registry.directives.scaled:
+            awaited = model.name in self._registry.directives.scaled or (model.asked and self.awaited(model.name))
+            if self.recovering or awaited:
                 self._expect_host(model)
                 return
             for request in model.queue.items():

@@ -78,6 +78,9 @@ class Reasons:
     def _nobody_suits(self, model: Model, demand: Demand, supply: Supply) -> Why:
         if self._queues.recovering:
             return Why("recovering", "the controller is new, and workers may still be on their way back to it")
+        awaited = self._queues.awaited(model.name)
+        if not model.hosts and awaited:
+            return Why("loading", awaited)
         wait_ns = self._registry.directives.scaled.get(model.name)
         if not model.hosts and wait_ns is not None:
             limit = f"it waits for {wait_ns / 1e9:g} s at the most"

@@ -40,6 +40,7 @@ import itertools
 import random
 from typing import NamedTuple
 
+from zfabric.core.controller.adapters import Adapters
 from zfabric.core.controller.affinity import Affinities
 from zfabric.core.controller.candidates import Candidates
 from zfabric.core.controller.circuits import Circuits
@@ -124,6 +125,10 @@ class Scheduler:
         )
         self.endings = Endings(registry, timers, outbox, routes, self.observer, self.queues.remove, self.circuits)
         self.endings.explain = lambda request: Reasons(registry, self.queues).of(request).text
+        self.adapters = Adapters(config, registry, timers, outbox, journal, rng)
+        self.adapters.give_up = self.endings.give_up
+        self.adapters.fill = self.circuits.fill
+        self.queues.awaited, self.queues.queued = self.adapters.awaited, self.adapters.asked
         self.draining = False
 
     # ── in ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -251,9 +256,11 @@ class Scheduler:
             if model is None:
                 raise cannot_continue(place.model)
         if model is None:
-            if not self.queues.recovering and envelope.model not in self._registry.directives.scaled:
+            coming = envelope.model in self._registry.directives.scaled or self.adapters.offered(envelope.model)
+            if not self.queues.recovering and not coming:
                 raise UnknownModelError(f"no worker serves a model named {envelope.model!r}", model=envelope.model)
-            # Workers may still be on their way back to a controller that has just started, or be started for the request.
+            # Workers may still be on their way back to a controller that has just started, or be started for the request, or
+            # load it as an adapter.
             model = self._registry.model(envelope.model)
         demand = demand_of(envelope.operation, envelope.resume_from)
         error = self.queues.refusal(model, demand, self._registry.supply(model, demand))
@@ -332,6 +339,7 @@ class Scheduler:
             blocks=len(asked.prefix) // PREFIX_HASH_BYTES,
             block_size=asked.prefix_block,
             matched=lambda: self._registry.placement.matched(model, asked.prefix),
+            cold_s=lambda: self.adapters.cold_s(model.name),
         )
 
     def _send_to(
@@ -345,6 +353,8 @@ class Scheduler:
         self.decisions.note(request, worker, host, decision, self._config.policy, now_ns)
         self.endings.place(request, worker, host)
         worker.dispatched += 1
+        if host is not None:
+            self.adapters.dispatched(host)
         if host is not None and request.affinity:
             self.affinities.note(request.affinity, host, now_ns)
         self.observer.dispatched(request, worker, decision, now_ns)

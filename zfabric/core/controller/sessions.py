@@ -242,6 +242,7 @@ class Sessions:
         worker.announced_speed = hello.speed
         worker.speed = self._registry.directives.speeds.get(worker.name, hello.speed)
         self._registry.announce(worker, hello.models)
+        self._scheduler.adapters.announced(worker)
         self._watch.report(worker, hello.load, now_ns)
         self._scheduler.fill(worker, now_ns)
 
@@ -267,6 +268,7 @@ class Sessions:
 
     def _remove(self, worker: WorkerPeer, error: FabricError) -> list[Request]:
         worker.state = WorkerState.GONE
+        self._scheduler.adapters.gone(worker)
         self._timers.cancel(worker.lease)
         self.peers.pop(worker.routing_id, None)
         for name in list(worker.hosts):
@@ -374,7 +376,7 @@ def _check_worker(grant: Grant, worker: str, models: Iterable[ModelInfo]) -> Non
     """Raises: PermissionDeniedError, the key may not have a worker of this name, or with one of these models."""
     grant.check_worker(worker)
     for info in models:
-        for name in (info.name, *info.aliases):
+        for name in (info.name, *info.aliases, *info.loadable):
             grant.check_model(name)
 
 

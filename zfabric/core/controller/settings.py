@@ -33,6 +33,9 @@ _CHANGEABLE: Final = {
     "circuit_failures": "the next failure is judged by it",
     "imbalance_requests": "the next request is dispatched by it",
     "imbalance_ratio": "the next request is dispatched by it",
+    "adapters_per_host": "the next adapter is loaded by it",
+    "adapter_idle_ms": "the next look at what is idle goes by it",
+    "adapter_spread": "the next request that waits or is dispatched is counted by it",
 }
 _FIXED: Final = {
     "beat_ms": "each peer was told it when it came, and beats by it",

@@ -123,6 +123,7 @@ def resume(broker: Broker, by: str, arguments: Arguments) -> str:
 def _settle(broker: Broker, model: Model) -> None:
     """What waits for a model is given another time to end, or goes to whoever has a slot free."""
     broker.scheduler.queues.review(model)
+    broker.scheduler.adapters.asked(model.name)
     for host in list(model.hosts.values()):
         broker.scheduler.fill(host.worker, broker.timers.now_ns)
 
