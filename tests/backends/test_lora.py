@@ -69,7 +69,7 @@ def save_adapter(
         outputs, inputs = shape_of(model.get_submodule(layer))
         for half, shape in (("A", (rank, inputs)), ("B", (outputs, rank))):
             tensors[f"base_model.model.{layer}.lora_{half}.weight"] = torch.randn(shape, generator=generator) / 2
-    directory.mkdir(exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / "adapter_model.safetensors")
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "bias": "none", **settings}
     (directory / "adapter_config.json").write_text(json.dumps(config))

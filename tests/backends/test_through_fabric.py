@@ -18,7 +18,13 @@ from tests.fabric import Fabric, fabric
 from zfabric import AsyncClient
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
-from zfabric.errors import ContextOverflowError, DeadlineExceededError, EngineStalledError, UnsupportedParameterError
+from zfabric.errors import (
+    ContextOverflowError,
+    DeadlineExceededError,
+    EngineStalledError,
+    UnknownModelError,
+    UnsupportedParameterError,
+)
 
 Served = tuple[Fabric, AsyncClient]
 
@@ -145,3 +151,27 @@ async def test_an_adapter_comes_and_goes_by_an_operators_call(served: Served, ti
     # A model that lost its last worker is waited for.
     with pytest.raises(DeadlineExceededError):
         await client.generate("red", "Hello", deadline_ms=200, **options)
+
+
+async def test_adapters_of_a_directory_are_loaded_when_they_are_asked_for(tiny_llama: Path, tmp_path: Path) -> None:
+    """One place, two adapters: each is loaded by the request for it, and gives way to the other. Names are never paths."""
+    for seed, name in enumerate(("red", "blue"), 1):
+        save_adapter(tmp_path / "adapters" / name, tiny_llama, seed)
+    save_adapter(tmp_path / "outside", tiny_llama, 3)
+    options: dict[str, Any] = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
+    with tempfile.TemporaryDirectory(prefix="zf-") as directory:
+        endpoint = f"ipc://{directory}/c.sock"
+        async with fabric(endpoint, adapters_per_host=1) as made, AsyncClient(made.endpoint) as client:
+            backend = TransformersOptions(
+                model=str(tiny_llama), model_names=("tiny",), dtype="float32", device="cpu", threads=1,
+                adapters_dir=tmp_path / "adapters",
+            )  # fmt: skip
+            await made.add_worker("w0", ModelWorker(backend))
+            texts = [(await client.generate(name, "Hello", **options)).text for name in ("red", "blue", "red", "tiny")]
+            for name in ("../outside", str(tmp_path / "outside"), "outside"):
+                with pytest.raises(UnknownModelError):
+                    await client.generate(name, "Hello", **options)
+            loaded = await client.operate("w0", "list_adapters")
+    assert set(loaded) == {"red"}
+    assert texts[0] == texts[2]
+    assert len(set(texts)) == 3

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final, Generic, Protocol, TypeVar
 
+from zfabric.backends.front.adapter_directory import AdapterDirectory
 from zfabric.backends.front.operator_calls import arguments_of
 from zfabric.errors import Detail, RequestError, UnknownModelError
 from zfabric.wire.payloads import OperateRequest
@@ -137,14 +138,21 @@ class AdapterCalls(Generic[_Adapter]):
         loader: The engine.
         base: The model's own name.
         changed: Called after the set of adapters has changed.
+        offered: Those that are loaded by their name alone.
     """
 
     #: What there is to call.
     NAMES: Final = ("list_adapters", "load_adapter", "unload_adapter")
 
     def __init__(
-        self, adapters: Adapters[_Adapter], loader: AdapterLoader[_Adapter], base: str, changed: Callable[[], None]
+        self,
+        adapters: Adapters[_Adapter],
+        loader: AdapterLoader[_Adapter],
+        base: str,
+        changed: Callable[[], None],
+        offered: AdapterDirectory,
     ) -> None:
+        self._offered = offered
         self._adapters = adapters
         self._loader = loader
         self._base = base
@@ -152,25 +160,33 @@ class AdapterCalls(Generic[_Adapter]):
         self._lock = asyncio.Lock()
 
     async def run(self, request: OperateRequest) -> dict[str, dict[str, Any]]:
-        """`load_adapter` (name, path, pinned=False), `unload_adapter` (name), `list_adapters`.
+        """`load_adapter` (name, path="", pinned=False), `unload_adapter` (name), `list_adapters`. Without a path an adapter is
+        loaded that the worker offers.
 
         Returns:
             The adapters that there are then: {name: {path, base, rank, pinned, in_use}}, in the order of loading.
 
         Raises:
             RequestError: Arguments are others than it takes, the name is the model's own, or the adapter cannot be loaded.
-            UnknownModelError: There is no such adapter.
+            UnknownModelError: There is no such adapter, or none of this name is offered.
         """
         async with self._lock:
             if request.call == "load_adapter":
-                given = arguments_of(request, "name", "path", pinned=False)
-                await self.load(given["name"], given["path"], pinned=given["pinned"])
+                await self._load(request)
             elif request.call == "unload_adapter":
                 given = arguments_of(request, "name")
                 await self._loader.drop(self._adapters.drop(given["name"], self._changed))
             else:
                 arguments_of(request)
             return {adapter.name: self._told(adapter) for adapter in self._adapters}
+
+    async def _load(self, request: OperateRequest) -> None:
+        if self._offered.path is not None:
+            given = arguments_of(request, "name", path="", pinned=False)
+        else:
+            given = arguments_of(request, "name", "path", pinned=False)
+        path = given["path"] or await asyncio.to_thread(self._offered.path_of, given["name"])
+        await self.load(given["name"], path, pinned=given["pinned"])
 
     async def load(self, name: str, path: str, *, pinned: bool = False) -> None:
         """Load an adapter, instead of another of its name. Raises: RequestError."""

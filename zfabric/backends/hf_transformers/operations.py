@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from zfabric.backends.front.adapter_directory import AdapterDirectory
 from zfabric.backends.front.adapters import AdapterCalls
 from zfabric.backends.front.operator_calls import no_such_call
 from zfabric.backends.hf_transformers.assembly import Assembled
@@ -22,11 +23,12 @@ class Operations:
         assembled: The running engine.
         base: The model's own name.
         changed: Called after the set of adapters has changed.
+        offered: Adapters that are loaded by name.
     """
 
-    def __init__(self, assembled: Assembled, base: str, changed: Callable[[], None]) -> None:
+    def __init__(self, assembled: Assembled, base: str, changed: Callable[[], None], offered: AdapterDirectory) -> None:
         self._assembled = assembled
-        self._adapters: AdapterCalls[Adapter] = AdapterCalls(assembled.adapters, self, base, changed)
+        self._adapters: AdapterCalls[Adapter] = AdapterCalls(assembled.adapters, self, base, changed, offered)
 
     async def run(self, request: OperateRequest) -> Any:
         """Run a call; see `AdapterCalls.run`.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from msgspec import structs
 
+from zfabric.backends.front.adapter_directory import AdapterDirectory
 from zfabric.backends.front.adapters import adapter_details
 from zfabric.backends.front.bounds import known_tokens
 from zfabric.backends.front.embed_inputs import cosines, told_prompts
@@ -67,6 +68,7 @@ class ModelWorker(StepwiseModelWorker):
     def __init__(self, options: TransformersOptions) -> None:
         self.options = options
         self._assembled: Assembled | None = None
+        self._offered = AdapterDirectory(options.adapters_dir, self._names)
         self._operations: Operations | None = None
         self._watch: asyncio.Task[None] | None = None
 
@@ -79,7 +81,7 @@ class ModelWorker(StepwiseModelWorker):
         self._assembled = await asyncio.to_thread(self._assemble)
         self.slots = self._assembled.loaded.batch_size_max
         self._operations = Operations(
-            self._assembled, self._names[0], lambda: self.steps.models_changed(self._models())
+            self._assembled, self._names[0], lambda: self.steps.models_changed(self._models()), self._offered
         )
         self._watch = self._loop.create_task(self._watch_engine(self._assembled.engine))
         return self._models()
@@ -122,6 +124,7 @@ class ModelWorker(StepwiseModelWorker):
             dimensions=loaded.pooler.dimensions if classifier is None else 0,
             slots=self.slots,
             defaults=dict(self._assembled.defaults.parameters),
+            loadable=self._offered.names(),
             details={
                 "engine": "transformers",
                 "architecture": type(loaded.model).__name__,
@@ -136,7 +139,7 @@ class ModelWorker(StepwiseModelWorker):
         )
         return [model] + [
             structs.replace(
-                model, name=adapter.name, aliases=[],
+                model, name=adapter.name, aliases=[], loadable=[],
                 details={**model.details, **adapter_details(adapter, first)},
             )
             for adapter in self._assembled.adapters

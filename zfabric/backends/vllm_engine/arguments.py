@@ -30,6 +30,7 @@ class Arguments:
         names: Names the model is served under; the first is the model, the others aliases.
         chat_template: Text of a chat template instead of the model's own.
         adapters: LoRA adapters: name → directory.
+        adapters_dir: Directory of adapters that are loaded when somebody asks for one.
         tool_parser, reasoning_parser: How calls and reasoning are written: auto, none, or the name of a format.
         tell_cache: Tell the controller which blocks are cached.
     """
@@ -38,6 +39,7 @@ class Arguments:
     names: tuple[str, ...]
     chat_template: str | None = None
     adapters: dict[str, str] = field(default_factory=dict)
+    adapters_dir: Path | None = None
     tool_parser: str = AUTO
     reasoning_parser: str = AUTO
     tell_cache: bool = False
@@ -73,6 +75,7 @@ def parse(argv: Sequence[str], settings: Mapping[str, Any]) -> Arguments:
         names=names,
         chat_template=_template(given.chat_template),
         adapters=dict(_adapter(text) for text in given.lora_modules),
+        adapters_dir=given.adapters_dir,
         tool_parser=given.tool_parser,
         reasoning_parser=reasoning_parser,
         tell_cache=given.tell_cache,
@@ -122,6 +125,11 @@ def _parser(engine_arguments: Any) -> Any:
     ours.add_argument(
         "--lora-modules", nargs="+", action="extend", default=[], metavar="NAME=PATH",
         help="LoRA adapters, each served under its name; needs --enable-lora.",
+    )  # fmt: skip
+    ours.add_argument(
+        "--adapters-dir", type=Path, metavar="DIR",
+        help="Directory of LoRA adapters that are loaded when somebody asks for one, each a directory of its own there; needs "
+        "--enable-lora.",
     )  # fmt: skip
     ours.add_argument(
         "--tool-parser", default=AUTO, metavar="NAME",

@@ -30,7 +30,7 @@ class Operations:
     def __init__(self, runtime: Runtime, on_models: Callable[[], None]) -> None:
         self._runtime = runtime
         base = runtime.arguments.names[0]
-        adapters: AdapterCalls[Adapter] = AdapterCalls(runtime.adapters, runtime.lora, base, on_models)
+        adapters: AdapterCalls[Adapter] = AdapterCalls(runtime.adapters, runtime.lora, base, on_models, runtime.offered)
         self._calls: dict[str, Callable[[OperateRequest], Awaitable[Any]]] = {
             **dict.fromkeys(AdapterCalls.NAMES, adapters.run),
             "reset_prefix_cache": self._reset_prefix_cache,

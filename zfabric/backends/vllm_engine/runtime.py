@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from zfabric.backends.front.adapter_directory import AdapterDirectory
 from zfabric.backends.front.adapters import Adapters
 from zfabric.backends.front.parsing import AnswerFormat
 from zfabric.backends.vllm_engine import sampling
@@ -60,6 +61,7 @@ class Runtime:
         self.end_tokens = end_tokens(engine)
         self.defaults = sampling.defaults(engine)
         self.adapters: Adapters[Adapter] = Adapters(arguments.names)
+        self.offered = AdapterDirectory(arguments.adapters_dir, arguments.names)
         self.lora = Lora(engine, int(getattr(configuration.lora_config, "max_loras", 0)))
         self.prompts = Prompts(engine, self.context_length, arguments.chat_template)
         self.format = form

@@ -140,7 +140,9 @@ class VLLMWorker(StepwiseModelWorker):
 
         name, *aliases = runtime.arguments.names
         adapters = [info(adapter.name, (), **adapter_details(adapter, name)) for adapter in runtime.adapters]
-        return [info(name, aliases), *adapters]
+        base = info(name, aliases)
+        base.loadable = runtime.offered.names()
+        return [base, *adapters]
 
     def _honoured(self, runtime: Runtime) -> set[str]:
         """Parameters of a model that makes text."""
