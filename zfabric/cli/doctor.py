@@ -268,6 +268,7 @@ def _waits(client: Client, wait_s: float) -> Iterator[Finding]:
         "capability": "start a worker that can do it",
         "not_taking": "zfabric workers says what they are at",
         "slots": "start another worker, if it lasts",
+        "loading": "raise adapters_per_host, if it lasts",
     }
     found = client.queue(limit=LISTED_MAX, timeout=wait_s)
     for row in found.rows:

@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from tests.backends.served import vllm_server
+from tests.backends.test_lora import save_adapter
 from tests.backends.tiny import Answers, save_llama
 from zfabric.backends.vllm_engine.worker import VLLMWorker
 from zfabric.wire.payloads import GenerateRequest, OperateRequest
@@ -99,15 +100,26 @@ async def tiny_engine(vllm_llama: Path) -> AsyncIterator[VLLMWorker]:
     await worker.close()
 
 
+@pytest.fixture(scope="package")
+def adapters_dir(vllm_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the adapter `offered`, of all layers' queries."""
+    directory = tmp_path_factory.mktemp("adapters")
+    count = json.loads((vllm_llama / "config.json").read_text())["num_hidden_layers"]
+    layers = [f"model.layers.{layer}.self_attn.q_proj" for layer in range(count)]
+    save_adapter(directory / "offered", vllm_llama, 5, layers=layers, target_modules=["q_proj"])
+    return directory
+
+
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
-async def lora_engine(vllm_llama: Path) -> AsyncIterator[VLLMWorker]:
-    """The same with places for two adapters, and a connector of caches."""
+async def lora_engine(vllm_llama: Path, adapters_dir: Path) -> AsyncIterator[VLLMWorker]:
+    """The same with places for two adapters, one more on offer, and a connector of caches."""
     connector = {
         "kv_connector": "NotingConnector",
         "kv_connector_module_path": "tests.backends.vllm_engine.connector",
         "kv_role": "kv_both",
     }
     lora = ["--enable-lora", "--max-lora-rank", "8", "--max-loras", "2", "--kv-transfer-config", json.dumps(connector)]
+    lora += ["--adapters-dir", str(adapters_dir)]
     worker = VLLMWorker(["--model", str(vllm_llama), "--model-names", "tiny", "small", *lora, *TINY])
     worker.steps = Answers()
     await worker.load()

@@ -59,11 +59,11 @@ def expected(model: Path, adapter: Path | None, count: int) -> list[int]:
 
 @pytest_asyncio.fixture(loop_scope="package", params=["transformers", "vllm"])
 async def client(
-    request: pytest.FixtureRequest, lora_engine: VLLMWorker, vllm_llama: Path
+    request: pytest.FixtureRequest, lora_engine: VLLMWorker, vllm_llama: Path, adapters_dir: Path
 ) -> AsyncIterator[AsyncClient]:
     """A fabric with the tiny model and no adapter, on either engine."""
     options = TransformersOptions(
-        model=str(vllm_llama), model_names=("tiny", "small"), dtype="float32", device="cpu"
+        model=str(vllm_llama), model_names=("tiny", "small"), dtype="float32", device="cpu", adapters_dir=adapters_dir
     )  # fmt: skip
     backend = Borrowed(lora_engine) if request.param == "vllm" else ModelWorker(options)
     async with zfabric.testing.serving(backend) as one:
@@ -102,7 +102,8 @@ async def test_calls_have_the_same_names_arguments_and_results(
         "base": "tiny", "adapter": str(critic), "rank": 4, "pinned": True,
     }  # fmt: skip
     wrong: list[tuple[str, dict[str, Any], type[FabricError], str]] = [
-        ("load_adapter", {"name": "x"}, RequestError, "path is missing"),
+        ("load_adapter", {"name": "x"}, UnknownModelError, "offers no adapter 'x'"),
+        ("load_adapter", {"name": "../poet"}, UnknownModelError, "offers no adapter '../poet'"),
         ("load_adapter", {"name": "x", "path": "y", "speed": 3}, RequestError, "speed is unknown"),
         ("load_adapter", {"name": "x", "path": "y", "pinned": "yes"}, RequestError, "pinned is 'yes'"),
         ("load_adapter", {"name": "x", "path": 5}, RequestError, "path is 5"),
@@ -123,6 +124,14 @@ async def test_calls_have_the_same_names_arguments_and_results(
         assert answer.token_ids == expected(vllm_llama, adapter, 12)
     assert await call("unload_adapter", name="poet") == {"critic": told(critic, pinned=True)}
     assert {info.name for info in await client.models()} == {"tiny", "critic"}
+
+
+async def test_an_adapter_of_the_directory_is_loaded_when_it_is_asked_for(
+    client: AsyncClient, vllm_llama: Path, adapters_dir: Path
+) -> None:
+    answer = await client.generate("offered", PROMPT, max_new_tokens=12, **GREEDY)
+    assert answer.token_ids == expected(vllm_llama, adapters_dir / "offered", 12)
+    assert {info.name for info in await client.models()} == {"tiny", "offered"}
 
 
 async def test_an_adapter_is_replaced_in_place_and_who_runs_ends_with_what_it_began_with(

@@ -33,10 +33,11 @@ def test_names_adapters_and_template(tmp_path: Path) -> None:
     template = tmp_path / "chat.jinja"
     template.write_text("{{ messages }}")
     model = ["--model", str(tmp_path)]
-    adapters = ["--lora-modules", "x=/x", "y=/y"]
+    adapters = ["--lora-modules", "x=/x", "y=/y", "--adapters-dir", "/d"]
     parsed = arguments.parse([*model, "--model-names", "a", "b", *adapters, "--chat-template", str(template)], {})
     assert parsed.names == ("a", "b")
     assert parsed.adapters == {"x": "/x", "y": "/y"}
+    assert parsed.adapters_dir == Path("/d")
     assert parsed.chat_template == "{{ messages }}"
     assert arguments.parse([*model, "--served-model-name", "s"], {}).names == ("s",)
 

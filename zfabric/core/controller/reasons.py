@@ -71,6 +71,8 @@ class Reasons:
             states = Counter(_not_taking(host) for host in supply.hosts.values())
             told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
             return Why("not_taking", f"no worker that could do it takes requests: {told}")
+        if all(host.leaving for host in supply.taking.values()):
+            return Why("loading", f"adapter {model.name!r} gives its place to another, and is loaded again in its turn")
         if len(self._registry.candidates(supply)):
             return NOTHING
         return Why("slots", _taken(supply))
