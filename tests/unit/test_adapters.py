@@ -84,6 +84,8 @@ class Farm:
     def obey(self, name: str, code: int = 0, *, announced_first: bool = True) -> None:
         """A worker does the oldest call, or fails."""
         call, adapter, dispatch = self.calls[name].pop(0)
+        if call == "unload_adapter" and adapter not in self.loaded[name]:
+            code = UnknownModelError.code
         if not code:
             if call == "load_adapter":
                 self.loaded[name].append(adapter)
@@ -106,7 +108,7 @@ class Farm:
         self.sort()
 
     def pass_ms(self, duration_ms: float) -> None:
-        self.fabric.pass_ms(duration_ms, *self.loaded)
+        self.fabric.pass_ms(duration_ms, *(name for name in self.loaded if name in self.fabric.broker.registry.workers))
         self.sort()
 
     def check(self) -> None:
@@ -460,13 +462,55 @@ def test_random_demand_keeps_the_bounds_and_all_of_it_is_served(seed: int) -> No
     assert served == dict.fromkeys(asked)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_whoever_comes_and_goes_and_fails_nothing_is_broken_and_every_request_ends(seed: int) -> None:
+    """Workers are lost and come back, change what they offer, drain and fail; a model is paused and resumed."""
+    rng = random.Random(seed)
+    names = tuple("abcde")
+    farm = Farm("u", "v", offers=names, adapters_per_host=2, adapter_idle_ms=15_000, adapter_spread=2)
+    farm.fabric.client("operator")
+    asked: set[int] = set()
+    for _ in range(300):
+        step = rng.random()
+        worker = rng.choice(("u", "v"))
+        if step < 0.35:
+            asked.add(farm.ask(rng.choice((*names, "base")), deadline_ms=rng.choice((None, 5_000))))
+        elif step < 0.55:
+            _end_one(farm, rng)
+        elif step < 0.75:
+            _obey_one(farm, rng, code=rng.choice((0, 0, RequestError.code)))
+        elif step < 0.8:
+            farm.pass_ms(rng.choice((1_000, 5_000, ADAPTER_LOAD_MS)))
+        elif step < 0.85:
+            farm.offers[worker] = tuple(rng.sample(names, rng.randint(0, 5)))
+            farm.loaded[worker] = [name for name in farm.loaded[worker] if rng.random() < 0.8]
+            farm.join(worker, again=True, draining=rng.random() < 0.3)
+        elif step < 0.9:
+            farm.fabric.lose(worker)
+            farm.join(worker, *rng.sample(names, rng.randint(0, 2)))
+        else:
+            model = farm.fabric.broker.registry.find(rng.choice(names))
+            if model is not None:
+                farm.fabric.query("operator", rng.choice(("pause", "resume")), model=model.name)
+                farm.sort()
+        check_bounds(farm.fabric.broker)
+        check_liveness(farm.fabric.broker, list(farm.loaded))
+        assert max(map(len, farm.calls.values())) <= 1
+    for worker in ("u", "v"):
+        farm.fabric.lose(worker)
+        farm.sort()
+    farm.pass_ms(60 * 60_000)
+    assert not farm.fabric.waiting()
+    assert {number for number, _ in farm.fabric.ended("alice")} == asked
+
+
 def _end_one(farm: Farm, rng: random.Random) -> None:
     running = [(name, adapter) for name, list_ in farm.running.items() for adapter, _ in list_]
     if running:
         farm.end(*rng.choice(running))
 
 
-def _obey_one(farm: Farm, rng: random.Random) -> None:
+def _obey_one(farm: Farm, rng: random.Random, code: int = 0) -> None:
     called = [name for name in farm.calls if farm.calls[name]]
     if called:
-        farm.obey(rng.choice(called), announced_first=rng.random() < 0.5)
+        farm.obey(rng.choice(called), code, announced_first=rng.random() < 0.5)

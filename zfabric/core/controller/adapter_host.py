@@ -172,7 +172,9 @@ class AdapterHost:
     # ── how its calls go ────────────────────────────────────────────────────────────────────────────────────────────
 
     def fail(self, name: str, now_ns: int) -> None:
-        """A call failed."""
+        """A call failed. Nothing is remembered of a name that is offered no more."""
+        if name not in self.bases:
+            return
         times = self.failures.get(name, (0, 0))[0] + 1
         wait_ms = min(ADAPTER_RETRY_MS << min(times - 1, 16), ADAPTER_RETRY_MS_MAX)
         self.failures[name] = (times, now_ns + milliseconds(wait_ms))
