@@ -133,9 +133,9 @@ class Adapters:
                 self._dirty[name] = None
         host.note_loaded(self._timers.now_ns)
         self._proceed(host)
-        if not bases:
-            self._drop(host)
-        elif host.used:
+        if host.job is None and host.leaving and host.leaving not in bases:
+            self._release(host)
+        if host.used:
             self._look_later()
 
     def gone(self, worker: WorkerPeer) -> None:
@@ -144,7 +144,9 @@ class Adapters:
         if host is not None and host.worker is worker:
             for name in host.bases:
                 self._withdraw(host, name)
-            self._drop(host)
+            del self._hosts[host.name]
+            if host.job is not None:
+                self._timers.cancel(host.job.timer)
 
     def asked(self, name: str) -> None:
         """A request of a model came to wait."""
@@ -368,13 +370,6 @@ class Adapters:
             self._waiting.pop(name, None)
         self._dirty[name] = None
         host.failures.pop(name, None)
-
-    def _drop(self, host: AdapterHost) -> None:
-        if host.job is not None:
-            self._timers.cancel(host.job.timer)
-        host.job = None
-        host.stay()
-        self._hosts.pop(host.name, None)
 
     def _cannot(self, name: str, offers: dict[str, AdapterHost]) -> NoWorkerError:
         return NoWorkerError(
