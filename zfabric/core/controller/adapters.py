@@ -304,12 +304,11 @@ class Adapters:
             host.measured(self._timers.now_ns - job.began_ns)
         host.failures.pop(job.name, None)
         self._over(host, job)
-        self._journal.note(
-            "adapter_loaded" if job.load else "adapter_unloaded",
-            worker=host.name,
-            model=job.name,
-            took_ms=(self._timers.now_ns - job.began_ns) // 1_000_000,
-        )
+        told = {"worker": host.name, "model": job.name, "took_ms": (self._timers.now_ns - job.began_ns) // 1_000_000}
+        if job.load:
+            self._journal.note("adapter_loaded", **told)
+        else:
+            self._journal.note("adapter_unloaded", **told)
 
     def _late(self, host: AdapterHost, job: Job) -> None:
         """A call is not done in time. Until the worker has ended it nothing else is asked of it."""
