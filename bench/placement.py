@@ -29,11 +29,14 @@ SLOTS: Final = 64
 
 @dataclass(frozen=True)
 class Turn:
-    """One request: seconds from the trace's start, the hashes of its prompt's blocks, tokens of the answer."""
+    """One request: seconds from the trace's start, the hashes of its prompt's blocks, tokens of the answer, and which chat it
+    belongs to, 0 where the trace does not say.
+    """
 
     at_s: float
     blocks: Sequence[int]
     answer_tokens: int
+    chat: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,13 +106,13 @@ def conversations(
     fresh = iter(range(10**6, 10**9))
     systems = [[next(fresh) for _ in range(1_024 // block_tokens)] for _ in range(prompts)]
     begins_s = 0.0
-    for _ in range(count):
+    for chat in range(1, count + 1):
         begins_s += rng.expovariate(rate)
         now, said = begins_s, list(rng.choice(systems))
         while True:
             said.extend(next(fresh) for _ in range(rng.randrange(64, 512) // block_tokens))
             answer = rng.randrange(32, 512)
-            found.append(Turn(now, tuple(said), answer))
+            found.append(Turn(now, tuple(said), answer, chat))
             if rng.random() < 1 / turns:
                 break
             said.extend(next(fresh) for _ in range(answer // block_tokens))
