@@ -11,7 +11,7 @@ import json
 import random
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -45,6 +45,10 @@ class Trace:
 
     turns: Sequence[Turn]
     block_tokens: int
+
+    def faster(self, times: float) -> Trace:
+        """The same requests, each at so many times the speed."""
+        return Trace([replace(turn, at_s=turn.at_s / times) for turn in self.turns], self.block_tokens)
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 Usage: python -m bench.engines.placement [--trace mooncake.jsonl] [--rounds 3] [--output FILE]
 
 A trace of chats, or one with `hash_ids`, is replayed as it comes, shrunk so that two small engines are busy with it: each of
-its blocks is eight words that are drawn by its hash, so prompts share what the trace says, and answers are shorter. All send text to
-the same two engines (`bench.engines.vllm_shared`): zfabric by two workers and a client that hashes its prompts, the routers
-by two of vLLM's own servers and an HTTP client. Each run has words of its own, so that nobody finds what another had computed.
-Hit rates are those that the engines tell with each answer. Medians of rounds, in which the systems take turns; prints one JSON
-object.
+its blocks is eight words that are drawn by its hash, so prompts share what the trace says, and answers are shorter. All send
+text to the same two engines (`bench.engines.vllm_shared`): zfabric by two workers and a client that hashes its prompts, the
+routers by two of vLLM's own servers and an HTTP client. Each run has words of its own, so that nobody finds what another had
+computed. Hit rates are those that the engines tell with each answer. Medians of rounds, in which the systems take turns; prints
+one JSON object.
 """
 
 from __future__ import annotations
@@ -36,37 +36,12 @@ from bench.venvs import python_of
 from zfabric import AsyncClient
 
 ENGINES = 2
-#: Of seven letters, so that eight of them with their spaces are a block as `zfabric.wire.prefixes` hashes texts by. Each is a token.
-_WORDS = [
-    "between",
-    "because",
-    "nothing",
-    "through",
-    "without",
-    "another",
-    "against",
-    "thought",
-    "company",
-    "problem",
-    "program",
-    "service",
-    "general",
-    "history",
-    "student",
-    "country",
-    "morning",
-    "society",
-    "million",
-    "control",
-    "example",
-    "special",
-    "picture",
-    "present",
-    "certain",
-    "science",
-    "support",
-    "process",
-]
+#: Of seven letters each, and a token: eight of them with their spaces are a block as `zfabric.wire.prefixes` hashes texts by.
+_WORDS = (
+    "between", "because", "nothing", "through", "without", "another", "against", "thought", "company", "problem",
+    "program", "service", "general", "history", "student", "country", "morning", "society", "million", "control",
+    "example", "special", "picture", "present", "certain", "science", "support", "process",
+)  # fmt: skip
 #: Words of a block: a system prompt of the chats has 512.
 _BLOCK_WORDS = 8
 #: Blocks of each engine's cache and their tokens.
@@ -142,13 +117,14 @@ async def fabric(engine: list[str], places: list[dict[str, Any]], directory: Pat
 
 
 async def through_fabric(client: AsyncClient, prompt: str, tokens: int, chat: int) -> Answered:
-    first, usage = 0.0, None
-    async for delta in client.stream(
+    first = 0.0
+    stream = client.stream(
         NAME, prompt, max_new_tokens=tokens, temperature=0, ignore_eos=True, prefix_hints=True,
         affinity=str(chat) if chat else "",
-    ):  # fmt: skip
+    )  # fmt: skip
+    async for _ in stream:
         first = first or time.perf_counter()
-        usage = delta.usage or usage
+    usage = stream.usage
     assert usage is not None
     return Answered(first, usage.prompt_tokens, usage.cached_tokens or 0, usage.completion_tokens)
 

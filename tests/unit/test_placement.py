@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
+from bench.engines import placement as engines
 from bench.placement import Cache, Cluster, Trace, Turn, conversations, one_cache, play, read
 from bench.record import Report
 from bench.runner import Bench
 from bench.scenarios import placement
 from zfabric.core.controller.dispatch import POLICIES
+from zfabric.limits import PREFIX_BLOCK_CHARACTERS
 
 CHATS = conversations(120, rate=2.0)
 CLUSTER = Cluster(engines=4, cached_tokens=60_000)
@@ -55,6 +58,7 @@ def test_a_trace_says_what_prompts_share(tmp_path: Path) -> None:
     row = {"timestamp": 1_500, "input_length": 1_200, "output_length": 7, "hash_ids": [4, 5, 6]}
     path.write_text(json.dumps(row) + "\n")
     assert read(path) == Trace([Turn(1.5, [4, 5], 7)], 512)
+    assert read(path).faster(10) == Trace([Turn(0.15, [4, 5], 7)], 512)
     del row["hash_ids"]
     path.write_text(json.dumps(row) + "\n")
     with pytest.raises(ValueError, match="has no hash_ids"):
@@ -73,3 +77,30 @@ async def test_the_scenario_reports_each_policy(tmp_path: Path, monkeypatch: pyt
         "prefix_aware, told of evictions",
     ]  # fmt: skip
     assert "has no hash_ids" in report.skipped[0]
+
+
+# ── on engines ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_replay_sends_what_shares_as_text_that_shares_when_it_is_due() -> None:
+    trace = Trace([Turn(0.0, [1, 2], 64), Turn(0.02, [1, 2, 3], 16, chat=5)], 512)
+    sent: list[tuple[str, int, int]] = []
+
+    async def send(prompt: str, tokens: int, chat: int) -> engines.Answered:
+        sent.append((prompt, tokens, chat))
+        return engines.Answered(time.perf_counter() + 1.0, 10, 4, tokens)
+
+    answers, seconds = await engines.replay(trace, engines.Words("a"), 2.0, send)
+    (first, few, _), (second, fewer, chat) = sent
+    assert (second.startswith(first), few, fewer, chat) == (True, 4, 1, 5)
+    assert len(first) == 2 * PREFIX_BLOCK_CHARACTERS
+    assert engines.Words("b").prompt([1, 2]) != first
+    assert all(answer.ttft_s >= 1.0 for answer in answers)
+    figures = engines.figures(answers, seconds)
+    assert (figures["hit_rate"], figures["tokens_per_second"]) == (0.4, 5 / seconds)
+
+
+def test_a_report_has_medians_and_the_oracle() -> None:
+    rounds = {"a": [{"hit_rate": value} for value in (0.1, 0.3, 0.2)]}
+    found = engines.report(Trace([Turn(0.0, [1], 1), Turn(1.0, [1], 1)], 512), rounds)
+    assert found == {"one_cache_hit_rate": 0.5, "requests": 2, "systems": {"a": {"hit_rate": [0.2, 0.1, 0.3]}}}
