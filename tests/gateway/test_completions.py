@@ -195,7 +195,7 @@ def test_a_field_of_vllms_is_the_option_of_the_fabric(given: dict[str, Any], nam
     assert getattr(made.sampling, name) == right
 
 
-@pytest.mark.parametrize("name", ["user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"])
+@pytest.mark.parametrize("name", ["user", "metadata", "store", "service_tier", "safety_identifier"])
 def test_what_is_accepted_without_effect_is_no_option(name: str) -> None:
     value = {"metadata": {"a": "b"}, "store": True}.get(name, "x")
     request = decode(decoder(CompletionRequest), json.dumps({"model": "m", "prompt": "a", name: value}).encode())

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from zfabric.client.reader import AnswerStream
 from zfabric.client.results import Completion
 from zfabric.errors import FabricError, QuotaExceededError
+from zfabric.gateway.affinity import with_session
 from zfabric.gateway.call import Call
 from zfabric.gateway.http import Departure
 from zfabric.limits import KEEP_ALIVE_MS, UNSENT_BYTES_MAX
@@ -102,7 +103,8 @@ class _Answers:
 
     def submit(self, ask: Ask) -> None:
         """Send one of the requests. Raises: FabricError: It can never be sent."""
-        stream = self._call.fabric.stream(self, ask.model, ask.prompt, ask.options)
+        options = with_session(ask.options, self._call.headers)
+        stream = self._call.fabric.stream(self, ask.model, ask.prompt, options)
         self._positions[stream] = len(self._positions)
 
     def leave(self) -> None:

@@ -74,7 +74,8 @@ async def count_tokens(call: Call) -> None:
     """Answer a call with the tokens that an answer would start from."""
     request = decode(_COUNT, call.body)
     model = call.check_model(request.model)
-    for name in text_options(request):
+    # Who counts is not sent to where a prompt's cache is.
+    for name in text_options(request).keys() - {"affinity"}:
         raise UnsupportedParameterError(f"{name!r} is not a parameter of a count", parameter=name)
     options = _chat_options(request)
     for name in ("response_format", "tool_choice", "parallel_tool_calls"):

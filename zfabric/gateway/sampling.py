@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from zfabric.errors import ParameterRangeError, RequestError
+from zfabric.gateway.affinity import affinity_of
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
@@ -47,6 +48,7 @@ class TextFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     max_tokens: int | None = None
     n: int | None = None
     presence_penalty: float | None = None
+    prompt_cache_key: str | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
     stream: bool | None = None
@@ -55,7 +57,6 @@ class TextFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     top_p: float | None = None
     # Accepted, and without effect on the answer.
     metadata: dict[str, str] | None = None
-    prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     safety_identifier: str | None = None
     service_tier: str | None = None
@@ -120,6 +121,8 @@ def text_options(request: TextFields) -> dict[str, Any]:
     for name, ours in _RENAMED.items():
         if (value := getattr(request, name)) is not None:
             options[ours] = value
+    if request.prompt_cache_key:
+        options["affinity"] = affinity_of(request.prompt_cache_key)
     if extra := _extra(request):
         options["extra"] = extra
     if request.logit_bias:
