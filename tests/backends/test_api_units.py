@@ -20,7 +20,7 @@ from zfabric.backends.hf_api.models_file import Upstream, read_models_file
 from zfabric.backends.hf_api.requests import body_of, options_for, parameters_of
 from zfabric.errors import ConfigurationError, RequestError, UnsupportedOperationError
 from zfabric.wire.chat import ChatOptions
-from zfabric.wire.payloads import GenerateRequest
+from zfabric.wire.payloads import Delta, GenerateRequest
 from zfabric.wire.sampling import SamplingOptions, SamplingParams
 
 URL = "http://127.0.0.1:1"
@@ -233,3 +233,24 @@ def test_what_is_unset_is_left_to_the_server() -> None:
     neutral = SamplingOptions(temperature=1.0, top_p=1.0, max_new_tokens=256).resolved({})
     said = body_of(Upstream(name="m", base_url=URL), GenerateRequest(prompt="x", sampling=neutral), None)
     assert (said["temperature"], said["top_p"], said["max_tokens"]) == (1.0, 1.0, 256)
+
+
+def test_what_ended_an_answer_is_told_where_the_caller_named_it() -> None:
+    upstream = Upstream(name="m", base_url=URL, protocol="completions")
+
+    def ending(reason: object, text: str = "hi") -> Delta:
+        sampling = SamplingParams(stop=("!",), stop_token_ids=(9,))
+        reader = AnswerReader(upstream, GenerateRequest(prompt="x", sampling=sampling))
+        told = {"index": 0, "text": text, "finish_reason": "stop", "stop_reason": reason}
+        reader.take(json.dumps({"choices": [told]}).encode())
+        return reader.finish(None)[-1]
+
+    assert [ending(reason).stop_reason for reason in ("!", 9, 10, "eos", None, ["!"])] == [
+        "!",
+        9,
+        None,
+        None,
+        None,
+        None,
+    ]
+    assert ending(None, "hi! and more").stop_reason == "!", "it was found here"

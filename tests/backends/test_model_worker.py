@@ -119,7 +119,7 @@ async def test_stop_strings_straddle_tokens(tiny_worker: Served) -> None:
     stop = next(text[at : at + 3] for at in range(5, len(text)) if len(text[at : at + 3]) == 3)
     await run(tiny_worker, ask("stopped", temperature=0, max_new_tokens=40, ignore_eos=True, stop=(stop,)))
     assert answers.text("stopped") == text[: text.index(stop)]
-    assert answers.last("stopped").finish_reason == "stop"
+    assert (answers.last("stopped").finish_reason, answers.last("stopped").stop_reason) == ("stop", stop)
 
 
 async def test_stop_tokens_and_least_length(tiny_worker: Served) -> None:
@@ -128,7 +128,7 @@ async def test_stop_tokens_and_least_length(tiny_worker: Served) -> None:
     first = answers.tokens("free").index(token)
     await run(tiny_worker, ask("stopped", temperature=0, max_new_tokens=10, ignore_eos=True, stop_token_ids=(token,)))
     assert answers.tokens("stopped") == answers.tokens("free")[: first + 1]
-    assert answers.last("stopped").finish_reason == "stop"
+    assert (answers.last("stopped").finish_reason, answers.last("stopped").stop_reason) == ("stop", token)
     longer = ask("longer", temperature=0, max_new_tokens=10, ignore_eos=True, stop_token_ids=(token,), min_new_tokens=8)
     await run(tiny_worker, longer)
     assert len(answers.tokens("longer")) >= 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from typing import Any
 
 import pytest
 
@@ -111,7 +112,7 @@ def test_a_completion_is_plain_values() -> None:
     found = collector.completion("ab", "m").to_dict()
     logprob = {"token_id": 5, "logprob": -0.5, "text": "x", "rank": 1}
     top = [{"token_id": 6, "logprob": -1.0, "text": "", "rank": None}]
-    rest = {"reasoning": "", "tool_calls": []}
+    rest: dict[str, Any] = {"reasoning": "", "tool_calls": [], "stop_reason": None}
     assert found == {
         "request_id": "ab",
         "model": "m",

@@ -70,17 +70,18 @@ class _Stream:
             return token
         if position >= self.limit or self.resumed_after in self.stop_at:
             # The reader of an answer that another worker began has all of it but its end.
-            return self._ending("stop" if self.resumed_after in self.stop_at else "length", "", [])
+            stopped = self.resumed_after in self.stop_at
+            return self._ending("stop" if stopped else "length", "", [], self.resumed_after if stopped else None)
         self.position = position + 1
         if token in self.stop_at:
-            return self._ending("stop", "", [token])
+            return self._ending("stop", "", [token], token)
         if self.position >= self.limit:
             return self._ending("length", self.tokens[token], [token])
         return token
 
-    def _ending(self, reason: FinishReason, text: str, token_ids: list[int]) -> Delta:
+    def _ending(self, reason: FinishReason, text: str, token_ids: list[int], stop_token: int | None = None) -> Delta:
         usage = Usage(prompt_tokens=self.prompt_tokens, completion_tokens=self.position)
-        return Delta(text=text, token_ids=token_ids, finish_reason=reason, usage=usage)
+        return Delta(text=text, token_ids=token_ids, finish_reason=reason, stop_reason=stop_token, usage=usage)
 
 
 class EchoWorker(StepwiseModelWorker):

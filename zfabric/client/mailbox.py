@@ -56,7 +56,7 @@ class Answer:
     def _enter_parts(self, choice: Choice, parts: ChunkExtra | Delta) -> None:
         """Add what a chunk or a delta has beside text and tokens."""
         if parts.finish_reason is not None:
-            choice.finish_reason = parts.finish_reason
+            choice.finish_reason, choice.stop_reason = parts.finish_reason, parts.stop_reason
         if parts.logprobs is not None:
             if choice.logprobs is None:
                 choice.logprobs = []
@@ -181,7 +181,8 @@ class Mailbox(Answer):
         if extra.plain:
             return
         self._rich = True
-        delta.finish_reason = extra.finish_reason or delta.finish_reason
+        if extra.finish_reason is not None:
+            delta.finish_reason, delta.stop_reason = extra.finish_reason, extra.stop_reason
         delta.prompt_logprobs = extra.prompt_logprobs or delta.prompt_logprobs
         delta.reasoning = delta.reasoning or extra.reasoning
         delta.extra = merged(delta.extra, extra.extra)

@@ -77,16 +77,21 @@ class Choice:
     Attributes:
         index: 0 … n-1.
         token_ids, finish_reason: As far as it was read.
+        stop_reason: The stop string, or the token of `stop_token_ids`, that ended it; None where something else did, or where
+            the engine does not tell.
         logprobs: One entry per token, if asked for.
         tool_calls: Calls in the order of their beginnings.
     """
 
-    __slots__ = ("_parts", "_reasoning", "finish_reason", "index", "logprobs", "token_ids", "tool_calls")
+    __slots__ = (
+        "_parts", "_reasoning", "finish_reason", "index", "logprobs", "stop_reason", "token_ids", "tool_calls",
+    )  # fmt: skip
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
+        self.stop_reason: str | int | None = None
         self.logprobs: list[TokenLogprobs] | None = None
         self.tool_calls: list[ToolCall] = []
         self._parts: list[str] = []
@@ -143,6 +148,7 @@ class Choice:
             "text": self.text,
             "token_ids": list(self.token_ids),
             "finish_reason": self.finish_reason,
+            "stop_reason": self.stop_reason,
             "logprobs": _logprobs(self.logprobs),
             "reasoning": self.reasoning,
             "tool_calls": [call.to_dict() for call in self.tool_calls],

@@ -14,7 +14,7 @@ from zfabric.gateway.decode import decode, decoder, without_nulls
 from zfabric.gateway.errors import error_body
 from zfabric.gateway.generation import Ask, answer
 from zfabric.gateway.sampling import TextFields, text_options
-from zfabric.gateway.words import all_besides, besides, chat_logprobs, usage_object
+from zfabric.gateway.words import all_besides, besides, chat_logprobs, stopped_by, usage_object
 from zfabric.wire.payloads import Delta
 from zfabric.wire.tool_calls import ToolCallDelta
 
@@ -201,6 +201,7 @@ class ChatWording:
             "delta": said,
             "logprobs": logprobs,
             "finish_reason": delta.finish_reason,
+            **stopped_by(delta),
         }
         if self._request.return_token_ids:
             choice["token_ids"] = delta.token_ids
@@ -223,6 +224,7 @@ class ChatWording:
         if choice.logprobs is not None:
             logprobs = chat_logprobs(choice.logprobs, self._request.top_logprobs or 0)
         said = {"index": choice.index, "message": message, "logprobs": logprobs, "finish_reason": choice.finish_reason}
+        said |= stopped_by(choice)
         return {**said, "token_ids": choice.token_ids} if self._request.return_token_ids else said
 
 

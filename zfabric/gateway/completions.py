@@ -14,7 +14,7 @@ from zfabric.gateway.decode import decode, decoder
 from zfabric.gateway.generation import Ask, answer
 from zfabric.gateway.inputs import Inputs, inputs_of
 from zfabric.gateway.sampling import TextFields, text_options
-from zfabric.gateway.words import OldLogprobs, all_besides, besides, usage_object
+from zfabric.gateway.words import OldLogprobs, all_besides, besides, stopped_by, usage_object
 from zfabric.wire.payloads import Delta
 
 #: OpenAI's own, of this API alone.
@@ -85,7 +85,7 @@ class CompletionWording:
             return self._events_of(index).of(delta.text) if delta.text else b""
         choice: dict[str, Any] = {
             "index": index, "text": delta.text, "logprobs": self._logprobs_of(index, delta),
-            "finish_reason": delta.finish_reason,
+            "finish_reason": delta.finish_reason, **stopped_by(delta),
         }  # fmt: skip
         if self._request.return_token_ids:
             choice["token_ids"] = delta.token_ids
@@ -140,5 +140,6 @@ class CompletionWording:
             logprobs = OldLogprobs().of([*(before or ()), *(choice.logprobs or ())], choice.text)
         said: dict[str, Any] = {
             "index": index, "text": choice.text, "logprobs": logprobs, "finish_reason": choice.finish_reason,
+            **stopped_by(choice),
         }  # fmt: skip
         return {**said, "token_ids": choice.token_ids} if self._request.return_token_ids else said

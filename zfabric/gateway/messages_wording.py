@@ -42,11 +42,12 @@ class MessagesWording:
         self._blocks = Blocks()
         self._begun = False
         self._finished: FinishReason | None = None
+        self._stop: str | int | None = None
         self._texts = sse.TextEvents(b"", b"")
 
     def delta(self, position: int, delta: Delta) -> bytes:
         begin = b"" if self._begun else self._begin()
-        self._finished = delta.finish_reason
+        self._finished, self._stop = delta.finish_reason, delta.stop_reason
         opened = self._blocks.open
         if opened is not None and opened.kind == "text" and delta.text and not delta.reasoning and not delta.tool_calls:
             return begin + self._texts.of(delta.text)
@@ -57,7 +58,7 @@ class MessagesWording:
             return self.failure(_aborted())
         begin = b"" if self._begun else self._begin()
         closed = b"".join([self._change(change) for change in self._blocks.close()])
-        stopped = {"stop_reason": _stop_reason(self._finished), "stop_sequence": None}
+        stopped = _stopped(self._finished, self._stop)
         return (
             begin
             + closed
@@ -73,7 +74,7 @@ class MessagesWording:
         if choice.finish_reason == "abort":
             raise _aborted()
         said = self._message([_block(block) for block in blocks_of(choice)], self._usage(completions))
-        return sse.encode({**said, "stop_reason": _stop_reason(choice.finish_reason)})
+        return sse.encode({**said, **_stopped(choice.finish_reason, choice.stop_reason)})
 
     def _message(self, content: list[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -133,8 +134,11 @@ def _event(kind: str, **fields: Any) -> bytes:
     return b"event: " + kind.encode() + b"\n" + sse.event({"type": kind, **fields})
 
 
-def _stop_reason(finished: FinishReason | None) -> str:
-    return _STOP_REASONS.get(finished, "end_turn")
+def _stopped(finished: FinishReason | None, stop: str | int | None) -> dict[str, Any]:
+    """Why an answer ended, and the caller's text that ended it, where one did."""
+    if finished == "stop" and isinstance(stop, str):
+        return {"stop_reason": "stop_sequence", "stop_sequence": stop}
+    return {"stop_reason": _STOP_REASONS.get(finished, "end_turn"), "stop_sequence": None}
 
 
 def _block(block: Block, *, begins: bool = False) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from zfabric.client.results import Completion
-from zfabric.wire.payloads import Logprob, TokenLogprobs
+from zfabric.client.results import Choice, Completion
+from zfabric.wire.payloads import Delta, Logprob, TokenLogprobs
 
 
 def usage_object(completions: Iterable[Completion]) -> dict[str, Any]:
@@ -37,6 +37,11 @@ def all_besides(completions: Iterable[Completion]) -> dict[str, Any]:
     for completion in completions:
         found |= besides(completion.extra)
     return found
+
+
+def stopped_by(ended: Delta | Choice) -> dict[str, Any]:
+    """The text or token of the caller's that ended a choice, as vLLM's server tells it; nothing where none did."""
+    return {} if ended.stop_reason is None else {"stop_reason": ended.stop_reason}
 
 
 def chat_logprobs(entries: Sequence[TokenLogprobs], top: int) -> dict[str, Any]:

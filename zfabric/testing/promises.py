@@ -92,6 +92,8 @@ async def _stop_strings_end(asked: Asked) -> None:
     wanted = free[: free.index(stop)]
     expect(made.text == wanted, f"{free!r} with stop={stop!r} gave {made.text!r} instead of {wanted!r}")
     expect(made.finish_reason == "stop", f"an answer that a stop string ended has the reason {made.finish_reason!r}")
+    told = made.choices[0].stop_reason
+    expect(told in (None, stop), f"an answer that stop={stop!r} ended has the stop_reason {told!r}")
 
 
 async def _all_choices_end(asked: Asked) -> None:

@@ -26,6 +26,7 @@ class ChunkExtra(Struct, array_like=True, kw_only=True, gc=False):
         reasoning: New text of what the model says to itself, which is no part of `text`.
         tool_calls: New pieces of tool calls, which are no part of `text`.
         extra: What the engine tells of the request besides, by its own names; a later chunk's value replaces an earlier one's.
+        stop_reason: The stop string or the stop token that ended the choice, on its last chunk, where the worker knows.
     """
 
     units: int | None = None
@@ -37,6 +38,7 @@ class ChunkExtra(Struct, array_like=True, kw_only=True, gc=False):
     reasoning: str = ""
     tool_calls: list[ToolCallDelta] | None = None
     extra: dict[str, Any] | None = None
+    stop_reason: str | int | None = None
 
     @property
     def plain(self) -> bool:

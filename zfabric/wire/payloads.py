@@ -91,6 +91,8 @@ class Delta(Struct, kw_only=True, gc=False):
         reasoning: New text of what the model says to itself, where its backend tells that from the answer.
         tool_calls: New pieces of tool calls, where its backend tells those from text.
         extra: What the engine tells of the request besides, by its own names, as `kv_transfer_params` or `system_fingerprint`.
+        stop_reason: Beside `finish_reason`: the stop string, or the token of `stop_token_ids`, that ended the choice. None
+            where something else did, or where the engine does not tell.
         prompt_logprobs: On the first delta, if asked for; None for the first prompt token.
         usage: Backends set it on the last delta of the request.
     """
@@ -105,6 +107,7 @@ class Delta(Struct, kw_only=True, gc=False):
     reasoning: str = ""
     tool_calls: list[ToolCallDelta] | None = None
     extra: dict[str, Any] | None = None
+    stop_reason: str | int | None = None
 
     @property
     def units(self) -> int:

@@ -12,6 +12,9 @@ class StopStrings:
         stops: Non-empty strings.
         free: Tokens at the beginning whose text ends nothing, `min_new_tokens`.
         shown: The string that is found belongs to the text, which ends with it.
+
+    Attributes:
+        found: The string that was found, None until then.
     """
 
     def __init__(self, stops: Sequence[str], *, free: int = 0, shown: bool = False) -> None:
@@ -21,6 +24,7 @@ class StopStrings:
         self._seen = 0
         self._longest = max((len(stop) for stop in stops), default=0)
         self._held = ""
+        self.found: str | None = None
 
     def add(self, piece: str, tokens: int = 1) -> tuple[str, bool]:
         """Text that may be shown, and whether a stop string was found at its end.
@@ -40,6 +44,7 @@ class StopStrings:
         if matches:
             self._held = ""
             end, begin = min(matches)
+            self.found = text[begin:end]
             return text[: end if self._shown else begin], True
         keep = self._possible_start(text)
         self._held = text[len(text) - keep :]

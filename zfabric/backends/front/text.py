@@ -143,7 +143,8 @@ class TextModelWorker(BaseModelWorker):
             close = getattr(pieces, "aclose", None)
             if close is not None:
                 await close()
-        yield Delta(text=lacking + stops.finish()[unseen:], index=index, finish_reason=reason)
+        rest = lacking + stops.finish()[unseen:]
+        yield Delta(text=rest, index=index, finish_reason=reason, stop_reason=stops.found)
 
     def _prompt(self, prompt: str | None, messages: Sequence[Message] | None) -> str:
         return self.render(messages) if messages is not None else prompt or ""

@@ -44,7 +44,7 @@ _NO_PARTS: Final = _Parts("", [])
 class _Choice:
     """One choice of an answer."""
 
-    __slots__ = ("calls", "halves", "reason", "reasoning", "stops")
+    __slots__ = ("calls", "ends", "halves", "reason", "reasoning", "stop_reason", "stops")
 
     def __init__(self, request: GenerateRequest, index: int) -> None:
         sampling = request.sampling
@@ -52,6 +52,10 @@ class _Choice:
         shown = bool(request.extra.get(INCLUDE_STOP))
         self.stops = StopStrings(sampling.stop, free=sampling.min_new_tokens, shown=shown)
         self.reason: FinishReason | None = None
+        self.stop_reason: str | int | None = None
+        #: What the caller named as ends. Servers have reasons of other kinds as well.
+        ends: tuple[str | int, ...] = (*sampling.stop, *sampling.stop_token_ids)
+        self.ends: dict[object, str | int] = {end: end for end in ends}
         self.reasoning = HalfCharacters()
         self.calls = CallReader(request.request_id, index)
 
@@ -92,6 +96,7 @@ class AnswerReader:
             assert tokenizer is not None
             self._continued = Continued(tokenizer, request, self._choices[0].stops)
             self._choices[0].reason = self._continued.reason
+            self._choices[0].stop_reason = self._choices[0].stops.found
             self._open -= self._continued.reason is not None
         elif request.resume_token_ids:
             self._redraw = Redraw(request)
@@ -126,7 +131,7 @@ class AnswerReader:
         """The ends of all choices, once nothing more will come."""
         deltas: list[Delta] = []
         for index, choice in enumerate(self._choices):
-            delta = Delta(index=index, finish_reason=choice.reason or "abort")
+            delta = Delta(index=index, finish_reason=choice.reason or "abort", stop_reason=choice.stop_reason)
             if self._continued is not None:
                 delta.text = self._continued.shown("")
             elif self._redraw is not None:
@@ -176,9 +181,8 @@ class AnswerReader:
             scores = None
             if self._logprobs is not None:
                 scores = logprobs_of(told.get("logprobs"), ids, self._logprobs, self._text_of)
-            by_string = isinstance(told.get("stop_reason"), str)
             reason = None if reason is None else _REASONS.get(reason, "stop")
-            self._add(deltas, index, text, ids, scores, reason, by_string=by_string, parts=parts)
+            self._add(deltas, index, text, ids, scores, reason, stop_reason=told.get("stop_reason"), parts=parts)
         return deltas
 
     def _parts(self, choice: _Choice, said: dict[str, Any], *, last: bool) -> _Parts:
@@ -215,13 +219,14 @@ class AnswerReader:
         scores: list[TokenLogprobs] | None,
         reason: FinishReason | None,
         *,
-        by_string: bool = False,
+        stop_reason: object = None,
         parts: _Parts = _NO_PARTS,
     ) -> None:
         """Take what one event says of one choice; what comes after its end is dropped.
 
         Args:
-            by_string: The server found a stop string; else the last token is what ended the answer, if anything did.
+            stop_reason: What the server says that ended the answer. Where that is no stop string, the last token did, if
+                anything.
         """
         choice = self._choices[index]
         self._told += reason is not None
@@ -230,14 +235,16 @@ class AnswerReader:
         if text or ids or any(parts):
             self.tokens += len(ids) or 1
         if self._continued is not None:
-            whole = self._continued.add(ids, last=reason is not None, ended=reason == "stop" and not by_string)
+            whole = self._continued.add(
+                ids, last=reason is not None, ended=reason == "stop" and not isinstance(stop_reason, str)
+            )
         else:
             whole = choice.halves.add(text)
             if reason is not None:
                 whole += choice.halves.finish()
         shown, stopped = choice.stops.add(whole, len(ids) or bool(text))
         if stopped:
-            reason = "stop"
+            reason, stop_reason = "stop", choice.stops.found
         elif reason is not None:
             shown += choice.stops.finish()
         if shown or ids or scores or any(parts):
@@ -250,4 +257,5 @@ class AnswerReader:
                 deltas.append(delta)
         if reason is not None:
             choice.reason = reason
+            choice.stop_reason = choice.ends.get(stop_reason) if isinstance(stop_reason, (str, int)) else None
             self._open -= 1

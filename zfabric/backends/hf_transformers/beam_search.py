@@ -140,7 +140,11 @@ class BeamSearch:
                 whole.reasoning += delta.reasoning
                 whole.tool_calls = joined_calls([*(whole.tool_calls or ()), *(delta.tool_calls or ())])
                 whole.token_ids = [*whole.token_ids, token]
-                whole.finish_reason, whole.usage = delta.finish_reason, delta.usage
+                whole.finish_reason, whole.stop_reason, whole.usage = (
+                    delta.finish_reason,
+                    delta.stop_reason,
+                    delta.usage,
+                )
                 if delta.finish_reason is not None:
                     break
             answers.append(whole)

@@ -29,7 +29,8 @@ class BestOf:
         choice.tool_calls = joined_calls([*(choice.tool_calls or ()), *(delta.tool_calls or ())])
         choice.token_ids = [*choice.token_ids, *delta.token_ids]
         choice.logprobs = [*(choice.logprobs or ()), *(delta.logprobs or ())]
-        choice.finish_reason = delta.finish_reason or choice.finish_reason
+        if delta.finish_reason is not None:
+            choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
         if delta.prompt_logprobs is not None:
             self._prompt = delta
         return self._end(delta) if delta.usage is not None else []

@@ -224,6 +224,9 @@ class Sequence:
             else:
                 text += self._stops.finish()
         delta = Delta(text=self._unseen(text), token_ids=[token], index=self.index, finish_reason=reason)
+        if reason == "stop":
+            named = token in self.answer.request.sampling.stop_token_ids
+            delta.stop_reason = self._stops.found if stopped else token if ended and named else None
         if self._reader is not None:
             self._reader.read(delta)
             if guide is not None and guide.waits:

@@ -105,7 +105,7 @@ class Answer:
         self._completion_tokens += len(token_ids)
         delta = Delta(text=choice.text, token_ids=token_ids, index=choice.index)
         if choice.finish_reason is not None:
-            delta.finish_reason = _reason(choice.finish_reason)
+            delta.finish_reason, delta.stop_reason = _reason(choice.finish_reason), choice.stop_reason
         if self._leads:
             delta.text = self._leads.pop(choice.index, "") + delta.text
         if self._top is not None and choice.logprobs is not None:

@@ -71,9 +71,14 @@ class Reading:
                 run = []
             else:
                 run.append(token)
+        stop_reason: str | int | None = None
+        if reason == "stop" and drawn[-1] in request.sampling.stop_token_ids:
+            stop_reason = drawn[-1]
         for stop in request.sampling.stop:
-            text = text.partition(stop)[0]
-        delta = Delta(text=text, finish_reason=reason)
+            before, found, _ = text.partition(stop)
+            if found:
+                text, stop_reason = before, stop
+        delta = Delta(text=text, finish_reason=reason, stop_reason=stop_reason)
         reader.read(delta)
         return delta
 

@@ -264,6 +264,7 @@ class Backlog:
             reasoning=delta.reasoning,
             tool_calls=delta.tool_calls,
             extra=delta.extra,
+            stop_reason=delta.stop_reason,
         )
         self.deltas[position : position + 1] = [head, rest]
 
@@ -359,6 +360,7 @@ class Backlog:
                 reasoning=reasoning,
                 tool_calls=calls,
                 extra=told,
+                stop_reason=last.stop_reason if last.finish_reason is not None else None,
             )
         return Chunk(self.request, self.attempt, first.index, offset, text, token_ids, extra)
 

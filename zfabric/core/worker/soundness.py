@@ -57,11 +57,16 @@ def make_plain(delta: Delta) -> None:
 
 
 def check_ending(delta: Delta) -> None:
-    """Check the reason of an end, and its usage. Raises: BackendError: They are not what they have to be."""
+    """Check the reasons of an end, and its usage. Raises: BackendError: They are not what they have to be."""
     if delta.finish_reason not in _REASONS:
         raise BackendError(
             f"finish_reason of a delta is {delta.finish_reason!r}, it must be one of {', '.join(sorted(_REASONS))}"
         )
+    if delta.stop_reason is not None and not isinstance(delta.stop_reason, str):
+        try:
+            delta.stop_reason = plain_integer(delta.stop_reason)
+        except TypeError as error:
+            raise BackendError(f"stop_reason of a delta must be a text or a token: {error}") from None
     if delta.usage is not None:
         delta.usage = sound_usage(delta.usage)
 
