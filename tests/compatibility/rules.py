@@ -43,19 +43,6 @@ RULES: Final = (
     ),
     Rule("status", "gateway", "A field that is none is refused by name; vLLM drops it.", cases=".*: unknown field"),
     Rule(
-        "status", "vLLM", "At most four texts may end an answer. The gateway takes what the fabric takes, which is more.",
-        cases="chat: five stops",
-    ),
-    Rule(
-        "status", "vLLM",
-        "A length beyond the model's is refused. In the fabric it is an upper bound: the context ends the answer, with the "
-        "reason `length`.", cases="chat: length beyond the context",
-    ),
-    Rule(
-        "status", "vLLM", "A prompt may be given back without a new token. In the fabric an answer has one at least.",
-        cases="completions: echo, no token",
-    ),
-    Rule(
         "status", "gateway",
         "vLLM's server drops `best_of`, and its engine has none. A model that honours it takes it through the gateway.",
         cases="completions: best_of",
@@ -64,6 +51,11 @@ RULES: Final = (
         "status", "vLLM",
         "Only some models can shorten their vectors. The fabric cuts and normalizes those of any that is asked to.",
         cases="embeddings: dimensions",
+    ),
+    Rule(
+        "status", "gateway",
+        "A prompt and `max_tokens` may not be more than the context together. vLLM's server shortens the answer.",
+        cases="completions: prompt and length beyond the context",
     ),
     Rule(
         "status", "both", "Not of OpenAI's API. vLLM gives an empty text for a token that the model does not have.",
@@ -125,6 +117,11 @@ RULES: Final = (
         "`reasoning_content`.",
     ),
     # Orders and values.
+    Rule(
+        r"usage\.(completion|total)_tokens", "gateway",
+        "A prompt that is given back alone has no new token. vLLM's server counts the one that it draws and leaves out.",
+        cases="completions: echo, no token",
+    ),
     Rule(
         r"usage\.(prompt|total)_tokens", "neither",
         "OpenAI refuses an empty text. vLLM counts the marks around it; the gateway counts none.", cases="embeddings: empty text",

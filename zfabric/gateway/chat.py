@@ -13,7 +13,8 @@ from zfabric.gateway.counts import RunningUsage, running_usage
 from zfabric.gateway.decode import decode, decoder, without_nulls
 from zfabric.gateway.errors import error_body
 from zfabric.gateway.generation import Ask, answer
-from zfabric.gateway.sampling import TextFields, text_options
+from zfabric.gateway.lengths import check_lengths
+from zfabric.gateway.sampling import TextFields, check_stops, text_options
 from zfabric.gateway.words import all_besides, besides, chat_logprobs, stopped_by, usage_object
 from zfabric.wire.payloads import Delta
 from zfabric.wire.tool_calls import ToolCallDelta
@@ -52,6 +53,7 @@ async def chat(call: Call) -> None:
     request = decode(_DECODER, call.body)
     call.check_model(request.model)
     ask = Ask(request.model, None, chat_options(request))
+    await check_lengths(call, [ask])
     wording = ChatWording(request, f"chatcmpl-{call.id}", await running_usage(call, request, [ask]))
     await answer(call, [ask], wording, stream=bool(request.stream))
 
@@ -68,6 +70,7 @@ ENDPOINTS: Final = (Endpoint("POST", "/v1/chat/completions", chat, _errors),)
 
 def chat_options(request: ChatRequest) -> dict[str, Any]:
     """The options of `AsyncClient.stream`. Raises: RequestError: Fields contradict one another."""
+    check_stops(request)
     options = text_options(request)
     options["messages"] = [_message(message) for message in request.messages]
     # Not given is what the context leaves, as in OpenAI's API.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any, Final
 
+import msgspec
+
 from zfabric.client.results import Choice, Completion
-from zfabric.errors import FabricError, UnsupportedParameterError
+from zfabric.errors import FabricError, RequestError, UnsupportedParameterError
 from zfabric.gateway import sse
 from zfabric.gateway.call import Call, Endpoint
 from zfabric.gateway.clock import created
@@ -13,7 +17,9 @@ from zfabric.gateway.counts import RunningUsage, running_usage
 from zfabric.gateway.decode import decode, decoder
 from zfabric.gateway.generation import Ask, answer
 from zfabric.gateway.inputs import Inputs, inputs_of
-from zfabric.gateway.sampling import TextFields, text_options
+from zfabric.gateway.lengths import check_lengths
+from zfabric.gateway.sampling import TextFields, check_stops, text_options
+from zfabric.gateway.together import together
 from zfabric.gateway.words import OldLogprobs, all_besides, besides, stopped_by, usage_object
 from zfabric.wire.payloads import Delta
 
@@ -37,15 +43,48 @@ async def completions(call: Call) -> None:
     """Answer a call: one request to the fabric for each prompt."""
     request = decode(_DECODER, call.body)
     call.check_model(request.model)
+    if request.echo and request.max_tokens == 0:
+        await prompts_alone(call, request)
+        return
     options = completion_options(request)
-    asks = [
+    asks = _asks(request, options)
+    await check_lengths(call, asks)
+    wording = CompletionWording(request, f"cmpl-{call.id}", await running_usage(call, request, asks))
+    await answer(call, asks, wording, stream=bool(request.stream))
+
+
+async def prompts_alone(call: Call, request: CompletionRequest) -> None:
+    """Give prompts back, without a new token: the fabric is asked for one, which is left out."""
+    if request.truncate_prompt:
+        raise RequestError(
+            "truncate_prompt is given beside echo, and max_tokens is 0: there is nothing to make room for",
+            parameter="truncate_prompt",
+        )
+    options = completion_options(msgspec.structs.replace(request, max_tokens=1))
+    # Texts are as the caller wrote them, and scores those of the prompt.
+    del options["echo"]
+    options.pop("logprobs", None)
+    asks = _asks(request, options)
+    texts = await call.unless_left(together(_text(call, request.model, prompt) for prompt in _prompts(request)))
+    running = await running_usage(call, request, asks)
+    await answer(call, asks, PromptWording(request, f"cmpl-{call.id}", running, texts), stream=bool(request.stream))
+
+
+async def _text(call: Call, model: str, prompt: str | list[int]) -> str:
+    return prompt if isinstance(prompt, str) else await call.client.detokenize(model, prompt)
+
+
+def _prompts(request: CompletionRequest) -> Sequence[str | list[int]]:
+    return inputs_of("prompt", request.prompt)
+
+
+def _asks(request: CompletionRequest, options: dict[str, Any]) -> list[Ask]:
+    return [
         Ask(request.model, prompt, options)
         if isinstance(prompt, str)
         else Ask(request.model, None, {**options, "prompt_token_ids": prompt})
-        for prompt in inputs_of("prompt", request.prompt)
+        for prompt in _prompts(request)
     ]
-    wording = CompletionWording(request, f"cmpl-{call.id}", await running_usage(call, request, asks))
-    await answer(call, asks, wording, stream=bool(request.stream))
 
 
 ENDPOINTS: Final = (Endpoint("POST", "/v1/completions", completions),)
@@ -55,6 +94,7 @@ def completion_options(request: CompletionRequest) -> dict[str, Any]:
     """The options of `AsyncClient.stream`. Raises: RequestError: Fields contradict one another, or are none of the fabric's."""
     if request.suffix:
         raise UnsupportedParameterError("'suffix' is not supported: no model fills in the middle", parameter="suffix")
+    check_stops(request)
     options = text_options(request)
     options["max_tokens"] = _DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     if request.echo:
@@ -143,3 +183,45 @@ class CompletionWording:
             **stopped_by(choice),
         }  # fmt: skip
         return {**said, "token_ids": choice.token_ids} if self._request.return_token_ids else said
+
+
+class PromptWording(CompletionWording):
+    """How prompts read that are given back alone: what the fabric drew for them is left out.
+
+    Args:
+        texts: Of the prompts.
+    """
+
+    def __init__(
+        self, request: CompletionRequest, name: str, running: RunningUsage | None, texts: Sequence[str]
+    ) -> None:
+        super().__init__(request, name, running)
+        self._prompts = texts
+
+    def delta(self, position: int, delta: Delta) -> bytes:
+        return b""
+
+    def ending(self, completions: list[Completion]) -> bytes:
+        given, events = self._given(completions), b""
+        for position, completion in enumerate(given):
+            for choice in completion.choices:
+                said = self._choice(position * self._n + choice.index, choice, completion)
+                usage: dict[str, Any] = {"usage": None} if self._usage else {}
+                if self._running is not None:
+                    usage = {"usage": self._running.of(position, choice.index)}
+                events += sse.event({**self._head, "choices": [said], **usage})
+        return events + super().ending(given)
+
+    def whole(self, completions: list[Completion]) -> bytes:
+        return super().whole(self._given(completions))
+
+    def _given(self, completions: list[Completion]) -> list[Completion]:
+        given = []
+        for text, completion in zip(self._prompts, completions, strict=True):
+            choices = [Choice(choice.index) for choice in completion.choices]
+            for choice in choices:
+                choice.extend(text, [])
+                choice.finish_reason = "length"
+            usage = msgspec.structs.replace(completion.usage, completion_tokens=0)
+            given.append(dataclasses.replace(completion, choices=choices, usage=usage))
+        return given

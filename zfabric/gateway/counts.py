@@ -44,10 +44,11 @@ async def running_usage(call: Call, request: TextFields, asks: Sequence[Ask]) ->
     """
     if request.stream_options is None or not request.stream_options.continuous_usage_stats:
         return None
-    return RunningUsage(await call.unless_left(together(_count(call, ask) for ask in asks)))
+    return RunningUsage(await call.unless_left(together(prompt_tokens(call, ask) for ask in asks)))
 
 
-async def _count(call: Call, ask: Ask) -> int:
+async def prompt_tokens(call: Call, ask: Ask) -> int:
+    """Tokens of a prompt, as its model counts them. Raises: FabricError: It cannot."""
     options: dict[str, Any] = ask.options
     if "prompt_token_ids" in options:
         return len(options["prompt_token_ids"])

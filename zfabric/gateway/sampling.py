@@ -106,6 +106,8 @@ _EXTRA: Final = {
     "allowed_token_ids": "allowed_token_ids", "cache_salt": "cache_salt", "detokenize": "detokenize",
     "include_stop_str_in_output": "include_stop", "kv_transfer_params": "kv_transfer_params", "vllm_xargs": "extra_args",
 }  # fmt: skip
+#: OpenAI's own; the fabric takes more.
+_STOPS_MAX: Final = 4
 #: Values of them that say what holds anyway: they need no engine that knows them.
 _EXTRA_USUAL: Final = {"detokenize": True, "include_stop_str_in_output": False}
 
@@ -137,6 +139,12 @@ def text_options(request: TextFields) -> dict[str, Any]:
     if request.stream_options is not None:
         _check_stream_options(request)
     return options
+
+
+def check_stops(request: TextFields) -> None:
+    """OpenAI's API takes four stop strings. Raises: ParameterRangeError: There are more."""
+    if isinstance(request.stop, list) and len(request.stop) > _STOPS_MAX:
+        raise ParameterRangeError(f"stop has {len(request.stop)} texts, limit is {_STOPS_MAX}", parameter="stop")
 
 
 def _extra(request: TextFields) -> dict[str, Any]:

@@ -128,6 +128,10 @@ BODY_PAUSE_MS: Final = 30_000
 RETRY_AFTER_S: Final = 1
 #: Who asks whether the gateway is ready waits a second or so, by the defaults of Kubernetes.
 READY_TIMEOUT_MS: Final = 800
+#: A gateway asks so rarely which models there are: their contexts change with a deployment.
+MODELS_KNOWN_MS: Final = 5_000
+#: Tokens that chat templates add to a prompt at most, but for tools: names of roles, dates, a message of the system's.
+TEMPLATE_TOKENS: Final = 1_024
 #: How often a controller and a gateway look whether their file of keys has changed, and a controller whether a key has expired: a
 #: key that was taken out is of no use, and has no connection, less than a second later.
 KEYS_LOOK_MS: Final = 500
