@@ -119,6 +119,7 @@ class Application:
                 response.headers.append((endpoint.name_header, request_id.encode()))
             # Who may not call is told so before anything of the body is read.
             key = self._admit(headers)
+            _check_encoding(headers)
             body = await read_body(receive, headers, self._config.body_limit) if endpoint.method == "POST" else b""
             fabric = self._fabrics[key.fabric_key if key is not None else None]
             call = Call(request_id, headers, body, rest, receive, response, fabric, key, self.figures, begun_ns)
@@ -213,6 +214,14 @@ class Application:
             return
         word = endpoint.errors if endpoint is not None else error_body
         await response.whole(status, word(error, status, request_id), headers_of(error))
+
+
+def _check_encoding(headers: dict[bytes, bytes]) -> None:
+    """Raises: UnsupportedOperationError: The body is compressed."""
+    encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+    if encoding not in (b"", b"identity"):
+        told = encoding[:64].decode("latin-1")
+        raise UnsupportedOperationError(f"bodies are taken as they are, not in the encoding {told!r}", encoding=told)
 
 
 def _trace_headers(headers: dict[bytes, bytes]) -> dict[str, str]:

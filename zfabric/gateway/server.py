@@ -18,6 +18,7 @@ from zfabric.gateway.app import Application
 from zfabric.gateway.config import GatewayConfig
 from zfabric.gateway.fabric import FabricClient
 from zfabric.gateway.keys import KeyTable
+from zfabric.gateway.protocol import BoundedHeads
 from zfabric.limits import BACKLOG, HTTP_IDLE_MS
 
 
@@ -79,7 +80,7 @@ class Gateway:
         tls = _tls(self._config)
         self._socket = _listen(self._config)
         settings = uvicorn.Config(
-            self._app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
+            self._app, http=BoundedHeads, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
             timeout_keep_alive=HTTP_IDLE_MS // 1_000, timeout_graceful_shutdown=max(self._config.drain_ms // 1_000, 1),
             backlog=BACKLOG, proxy_headers=False,
         )  # fmt: skip

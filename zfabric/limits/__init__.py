@@ -122,6 +122,10 @@ KEEP_ALIVE_MS: Final = 15_000
 #: Connections that are kept between requests: longer than the 60 s for which common load balancers keep theirs, who would
 #: else send a request down a connection that is just being closed.
 HTTP_IDLE_MS: Final = 75_000
+#: Of a request's line and headers together: what nginx takes by default, 4 buffers of 8 KiB, and as much again.
+HEAD_BYTES_MAX: Final = 65_536
+#: A connection's first request has to begin in this time, and the head of each to be whole.
+HEAD_PAUSE_MS: Final = 30_000
 #: Of a body that is being sent something has to come in this time.
 BODY_PAUSE_MS: Final = 30_000
 #: When to come back after an overload or an outage, in seconds: a controller is found again within one.
