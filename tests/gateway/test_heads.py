@@ -50,7 +50,7 @@ async def test_a_large_head_that_is_allowed_is_taken() -> None:
 
 @pytest.mark.parametrize("sent", [b"", BEGIN])
 async def test_a_head_that_never_comes_is_not_waited_for(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "HEAD_PAUSE_MS", 50)
+    monkeypatch.setattr(protocol, "BODY_PAUSE_MS", 50)
     async with gateway(EchoWorker()) as served, asyncio.timeout(20):
         assert await answered(served.url, sent) == b""
 
@@ -61,7 +61,7 @@ async def test_neither_is_a_later_one_of_a_connection(monkeypatch: pytest.Monkey
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(BEGIN + b"\r\n")
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
-        monkeypatch.setattr(protocol, "HEAD_PAUSE_MS", 50)
+        monkeypatch.setattr(protocol, "BODY_PAUSE_MS", 50)
         writer.write(BEGIN)
         assert b"HTTP/1.1" not in await reader.read(-1)
         writer.close()

@@ -3,13 +3,15 @@ for an upper bound."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from zfabric.errors import ContextOverflowError, UnsupportedOperationError
 from zfabric.gateway.call import Call
 from zfabric.gateway.counts import prompt_tokens
 from zfabric.gateway.generation import Ask
-from zfabric.limits import TEMPLATE_TOKENS
+
+#: Tokens that chat templates add to a prompt at most, but for tools: names of roles, dates, a message of the system's.
+TEMPLATE_TOKENS: Final = 1_024
 
 
 async def check_lengths(call: Call, asks: list[Ask]) -> None:

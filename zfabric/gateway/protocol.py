@@ -7,13 +7,13 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from zfabric.limits import HEAD_BYTES_MAX, HEAD_PAUSE_MS
+from zfabric.limits import BODY_PAUSE_MS, HEAD_BYTES_MAX
 
 _TOO_LARGE: Final = f"The head of a request may have {HEAD_BYTES_MAX} bytes."
 
 
 class BoundedHeads(HttpToolsProtocol):
-    """Closes a connection whose next request does not begin in HEAD_PAUSE_MS after it was made, or is not whole in so long
+    """Closes a connection whose next request does not begin in BODY_PAUSE_MS after it was made, or is not whole in so long
     after its first byte, and one whose head is larger than HEAD_BYTES_MAX."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -54,7 +54,7 @@ class BoundedHeads(HttpToolsProtocol):
         super().on_headers_complete()
 
     def _wait(self) -> None:
-        self._waiting = self.loop.call_later(HEAD_PAUSE_MS / 1_000, self._waited)
+        self._waiting = self.loop.call_later(BODY_PAUSE_MS / 1_000, self._waited)
 
     def _wait_no_more(self) -> None:
         if self._waiting is not None:

@@ -124,9 +124,7 @@ KEEP_ALIVE_MS: Final = 15_000
 HTTP_IDLE_MS: Final = 75_000
 #: Of a request's line and headers together: what nginx takes by default, 4 buffers of 8 KiB, and as much again.
 HEAD_BYTES_MAX: Final = 65_536
-#: A connection's first request has to begin in this time, and the head of each to be whole.
-HEAD_PAUSE_MS: Final = 30_000
-#: Of a body that is being sent something has to come in this time.
+#: Of a body that is being sent something has to come in this time; a head has to be whole.
 BODY_PAUSE_MS: Final = 30_000
 #: When to come back after an overload or an outage, in seconds: a controller is found again within one.
 RETRY_AFTER_S: Final = 1
@@ -134,8 +132,6 @@ RETRY_AFTER_S: Final = 1
 READY_TIMEOUT_MS: Final = 800
 #: A gateway asks so rarely which models there are: their contexts change with a deployment.
 MODELS_KNOWN_MS: Final = 5_000
-#: Tokens that chat templates add to a prompt at most, but for tools: names of roles, dates, a message of the system's.
-TEMPLATE_TOKENS: Final = 1_024
 #: How often a controller and a gateway look whether their file of keys has changed, and a controller whether a key has expired: a
 #: key that was taken out is of no use, and has no connection, less than a second later.
 KEYS_LOOK_MS: Final = 500
