@@ -32,6 +32,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Gemma3TextConfig": {**GROUPED, "sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"]},
     "PhiConfig": {},
     "Phi3Config": {"num_key_value_heads": 2},
+    "MixtralConfig": {"num_key_value_heads": 2, "num_local_experts": 4},
+    "Qwen3MoeConfig": {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
 }
 PROMPTS = ["Hello", "The quick brown fox jumps over the lazy dog", "a", "Once upon"]
 

@@ -240,6 +240,9 @@ async def test_what_is_kept_makes_room_for_what_runs(start: Start, tiny_llama: P
         ("MistralConfig", FAMILIES["MistralConfig"], True),
         ("Gemma3TextConfig", FAMILIES["Gemma3TextConfig"], True),
         ("GPT2Config", FAMILIES["GPT2Config"], True),
+        ("MixtralConfig", FAMILIES["MixtralConfig"], True),
+        ("Qwen3MoeConfig", FAMILIES["Qwen3MoeConfig"], True),
+        ("GPTNeoConfig", {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}, False),
         ("BloomConfig", FAMILIES["BloomConfig"], False),
         ("GptOssConfig", {"num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 4}, False),
     ],
@@ -251,7 +254,10 @@ async def test_a_model_says_which_cache_it_has(
     if not paged:
         with pytest.raises(ConfigurationError, match="cannot have a paged cache"):
             await start(model=str(directory))
-    worker, _ = await start(model=str(directory), kv_cache="auto")
+    worker, answers = await start(model=str(directory), kv_cache="auto")
+    worker.begin(greedy("text", HISTORY, 8))
+    await answers.until("text")
+    assert answers.tokens("text") == reference(directory, HISTORY, 8)
     details = worker._models()[0].details
     assert details["kv_cache"] == ("paged" if paged else "padded")
     assert bool(details.get("kv_cache_padded_because")) is not paged

@@ -21,7 +21,8 @@ from zfabric.backends.hf_transformers.sequence import Answer
 from zfabric.errors import ConfigurationError
 from zfabric.wire.payloads import GenerateRequest
 
-#: Settings that may keep a token from seeing all before it; windows that slide are looked at layer by layer.
+#: Settings that may keep a token from seeing all before it, if they are not as small as to show in the answers; windows that
+#: slide are looked at layer by layer.
 _BOUNDED: Final = re.compile(r"window|chunk|local|sparse|block_size|index_topk|stride")
 _WINDOW: Final = re.compile(r"_?(use_)?sliding_window.*|max_window_layers")
 #: Layers whose attention is followed over pages.
@@ -66,9 +67,14 @@ def _unfit(loaded: Loaded, model: ModelRunner, options: TransformersOptions) -> 
     bounded = sorted(
         name
         for name, value in config.to_dict().items()
-        if value and _BOUNDED.search(name) and not _WINDOW.fullmatch(name)
+        if value and _BOUNDED.search(name) and not _WINDOW.fullmatch(name) and not _tried(value)
     )
     return f"its attention may be bounded by {', '.join(bounded)}" if bounded else None
+
+
+def _tried(value: Any) -> bool:
+    """Whether a setting, such as a number of experts, would show in the answers if it were a bound: a text exceeds it."""
+    return type(value) is int and value < _PASSES[-1][1][1]
 
 
 def _unlike(loaded: Loaded, model: ModelRunner) -> str | None:
