@@ -243,14 +243,14 @@ async def test_a_long_prompt_at_the_head_of_the_line_keeps_nobody_out_who_fits(t
     await worker.load()
     worker.begin(ask("runs", "x" * 40, temperature=0, max_new_tokens=60, ignore_eos=True))
     await answers.until("runs", tokens=2)
-    worker.begin(ask("long", "y" * 200, temperature=0, max_new_tokens=8, ignore_eos=True))
+    worker.begin(ask("long", "y" * 240, temperature=0, max_new_tokens=8, ignore_eos=True))
     worker.begin(ask("short", "z" * 8, temperature=0, max_new_tokens=8, ignore_eos=True))
     await answers.until("short")
     assert not answers.ended("runs")
     assert not answers.tokens("long")
     await answers.until("runs", "long")
     await worker.close()
-    assert answers.tokens("long") == reference(tiny_llama, "y" * 200, 8)
+    assert answers.tokens("long") == reference(tiny_llama, "y" * 240, 8)
     assert answers.tokens("short") == reference(tiny_llama, "z" * 8, 8)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +36,8 @@ def current() -> PagedCache | None:
 
 
 class PagedCache(Cache):
-    """Blocks of all layers, allocated when a layer is first written to, and never moved.
+    """Blocks of all layers, allocated when a layer is first written to, and never moved. On a CPU they take memory when they are
+    first written to themselves.
 
     Args:
         blocks: How many there are; one more is for passes that belong to nobody, `scratch`.
@@ -112,4 +115,9 @@ class PagedCache(Cache):
     def _allocate(self, like: Any) -> torch.Tensor:
         # What nobody wrote must be finite: it is masked by a product with zero.
         shape = ((self.scratch + 1) * self.tokens, like.shape[1], like.shape[3])
-        return torch.zeros(shape, dtype=like.dtype, device=like.device)
+        if like.device.type != "cpu":
+            return torch.zeros(shape, dtype=like.dtype, device=like.device)
+        # Memory that the system gives page by page, as blocks are first written to: a pool costs what it has held, and
+        # several models that could not all be full live beside one another. It reads as zero until then.
+        space = mmap.mmap(-1, math.prod(shape) * like.element_size())
+        return torch.frombuffer(space, dtype=like.dtype).view(shape)
