@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import resource
+from pathlib import Path
+
 import pytest
 import torch
 
 from zfabric.backends.hf_transformers import paged_attention
 from zfabric.backends.hf_transformers.paged_attention import PagedPass, attend
+from zfabric.backends.hf_transformers.paged_cache import PagedCache
 
 BLOCK = 4
 
@@ -69,6 +73,21 @@ def test_each_row_sees_its_own(
         expected = alone(query[0].transpose(0, 1)[begin : begin + count], keys[places], values[places], window, 0.3)
         torch.testing.assert_close(found[0, begin : begin + count], expected, atol=1e-5, rtol=1e-5)
         begin += count
+
+
+def resident() -> int:
+    """Bytes of memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux says what memory a process has")
+def test_a_pool_takes_memory_as_its_blocks_are_written_to() -> None:
+    cache = PagedCache(2**16, BLOCK)
+    states = torch.ones(1, 2, 2 * BLOCK, 1_024)
+    before = resident()
+    with cache.during(PagedPass([2 * BLOCK], [2 * BLOCK], [[0, 40_000]], BLOCK), torch.arange(2 * BLOCK)):
+        cache.update(states, states, 0)
+    assert resident() - before < 2**16 * BLOCK * states.shape[1] * states.shape[3] * 4 // 8
 
 
 @pytest.mark.gpu
