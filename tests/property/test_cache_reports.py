@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zfabric.backends.vllm_engine.cached import CacheTranslator
+from zfabric.backends.front.cached import CacheTranslator
 from zfabric.core.worker.cached import CacheChange, CacheReports
 from zfabric.limits import PREFIX_BLOCK_TOKENS, PREFIX_HASH_BYTES, PREFIX_KEPT_BLOCKS_MAX, PREFIX_TOLD_BLOCKS
 from zfabric.wire.load import CachedBlocks
 from zfabric.wire.prefixes import token_hashes
+from zfabric.worker.base import StepSink
 
 block = st.integers(0, 12).map(lambda number: number.to_bytes(PREFIX_HASH_BYTES, "little"))
 blocks = st.lists(block, max_size=6)
@@ -85,6 +88,16 @@ def test_models_that_are_served_no_more_are_forgotten() -> None:
     assert [item.model for item in reports.take()] == ["b"]
 
 
+def sink(reports: CacheReports) -> StepSink:
+    """Where an engine tells of its cache."""
+
+    class Sink:
+        def cache_changed_threadsafe(self, model: str, *changes: Any, **values: Any) -> None:
+            reports.changed(CacheChange(model, *changes, **values))
+
+    return cast(StepSink, Sink())
+
+
 # ── vLLM's events ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -111,8 +124,7 @@ def test_vllm_s_blocks_become_those_of_prompts(data: st.DataObject, unit: int) -
                 names = [tokens[:end] for end in ends]
                 translator.stored(names, tokens[:start] or None, tokens[start:], unit, None, [None] * len(names))
                 cached.update(dict.fromkeys(names))
-        for told in translator.take(["m"]):
-            reports.changed(CacheChange(*told))
+        translator.tell(["m"], sink(reports))
         reader.read(reports.take())
     expected = {one for tokens in cached for one in hashes(token_hashes(tokens))}
     assert reader.has.get("m", set()) == expected
@@ -125,12 +137,14 @@ def test_adapters_have_their_own_and_salted_blocks_are_left_out() -> None:
     translator.stored(["s", "t"], None, tokens, PREFIX_BLOCK_TOKENS, None, [("salt",), None])
     translator.stored(["u"], "t", tokens[:PREFIX_BLOCK_TOKENS], PREFIX_BLOCK_TOKENS, None, None)
     translator.stored(["odd"], None, tokens[:24], 24, None, None)
-    (told,) = translator.take(["m", "poet"])
-    assert (told.model, told.stored) == ("poet", hashes(token_hashes(tokens)))
+    reports, reader = CacheReports(), Reader()
+    translator.tell(["m", "poet"], sink(reports))
+    reader.read(reports.take())
+    assert reader.has == {"poet": set(hashes(token_hashes(tokens)))}
     translator.cleared()
-    assert [(one.model, one.cleared, one.stored) for one in translator.take(["m", "poet"])] == [
-        ("m", True, []),
-        ("poet", True, []),
-    ]
+    assert translator.due
+    translator.tell(["m", "poet"], sink(reports))
+    reader.read(reports.take())
+    assert reader.has == {"m": set(), "poet": set()}
     translator.removed(["x"])
-    assert translator.take(["m", "poet"]) == []
+    assert not translator.due

@@ -8,7 +8,7 @@ the end of a text before its beginning.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Final
@@ -41,9 +41,15 @@ class BlockPool:
     Args:
         size: How many there are.
         tokens: That each has room for.
+
+    Attributes:
+        on_stored: Told of each block that becomes known: its number, what it follows, and its tokens.
+        on_removed: Told of each that is forgotten.
     """
 
     def __init__(self, size: int, tokens: int) -> None:
+        self.on_stored: Callable[[int, Hashable, tuple[int, ...]], None] | None = None
+        self.on_removed: Callable[[int], None] | None = None
         self.size: Final = size
         self.tokens: Final = tokens
         self._free = FreeBlocks(size)
@@ -113,6 +119,8 @@ class BlockPool:
                 block = table.blocks[table.known]
                 self._block_of[key], self._key_of[block] = block, key
                 self._number_of[block] = next(self._numbers)
+                if self.on_stored is not None:
+                    self.on_stored(self._number_of[block], *key)
             # If another row was first, what follows is known by its block.
             table.after = self._number_of[block]
             table.known += 1
@@ -150,5 +158,7 @@ class BlockPool:
     def _evict(self) -> None:
         block, _ = self._idle.popitem(last=False)
         del self._block_of[self._key_of.pop(block)]
-        del self._number_of[block]
+        number = self._number_of.pop(block)
+        if self.on_removed is not None:
+            self.on_removed(number)
         self._free.give(block)

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import torch
 
+from zfabric.backends.front.cached import CacheTranslator
 from zfabric.backends.hf_transformers.engine_core import EngineCore, Step
 from zfabric.backends.hf_transformers.failures import give_memory_back
 from zfabric.backends.hf_transformers.input_processor import InputProcessor
@@ -100,6 +101,10 @@ class Engine:
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
+
+    def tell_cache(self, model: str, tell: Callable[[CacheTranslator], None]) -> None:
+        """As of `EngineCore`, before the first request."""
+        self._core.tell_cache(model, tell)
 
     def stop(self) -> None:
         """End the thread after its present step, and wait for it unless it was given up."""

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+from zfabric.backends.front.cached import CacheTranslator
 from zfabric.backends.hf_transformers.beam_search import BeamSearchQueue
 from zfabric.backends.hf_transformers.failures import as_fabric_error, nothing_left
 from zfabric.backends.hf_transformers.logits_processors import NOTHING
@@ -18,7 +19,7 @@ from zfabric.backends.hf_transformers.model_runner import ModelRunner
 from zfabric.backends.hf_transformers.sampler import Drawn, Sampler
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
 from zfabric.backends.hf_transformers.token_budget import TokenBudget
-from zfabric.errors import FabricError, RequestError
+from zfabric.errors import ConfigurationError, FabricError, RequestError
 from zfabric.wire.payloads import Delta
 
 Step = list[tuple[Answer, Delta]]
@@ -96,6 +97,20 @@ class EngineCore(ABC):
     @abstractmethod
     def probe(self) -> None:
         """Try the model. Raises: Exception: It is broken."""
+
+    def tell_cache(self, model: str, tell: Callable[[CacheTranslator], None]) -> None:
+        """Have what becomes cached of prompts, and what goes, told at the end of each turn, from now on.
+
+        Args:
+            model: Name of the model.
+            tell: Called on the engine's thread when something changed.
+
+        Raises:
+            ConfigurationError: This kind shares no prompts.
+        """
+        raise ConfigurationError(
+            "tell_cache is given, but rows that are padded share no prompts; it needs kv_cache paged"
+        )
 
     @property
     def _crowded(self) -> bool:

@@ -41,6 +41,7 @@ class TransformersOptions:
         prefill_wait_ms: How long running streams may wait for part of a new prompt; parts are cut to fit that.
         kv_cache: padded has a cache whose rows are padded; paged has one of pages, and refuses models whose attention does not
             allow it; auto has pages where the model allows it.
+        tell_cache: Tell the controller which blocks of prompts the cache has, for its policy prefix_aware; goes with pages.
         kv_tokens_max: Tokens of the cache over all requests, padding included; derived from the device by default.
         embed_batch_tokens: Tokens of one pass of embeddings, padding included.
         max_logprobs: Alternatives per token that a request may ask the log-probabilities of.
@@ -75,6 +76,7 @@ class TransformersOptions:
     prefill_chunk_tokens: int = 512
     prefill_wait_ms: int = 100
     kv_cache: Literal["padded", "paged", "auto"] = "padded"
+    tell_cache: bool = False
     kv_tokens_max: int | None = None
     embed_batch_tokens: int = 8_192
     max_logprobs: int = limits.LOGPROBS_MAX

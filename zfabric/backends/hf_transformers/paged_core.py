@@ -9,12 +9,14 @@ since a draw depends on seed and position alone, its text is the same.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Hashable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from zfabric.backends.front.cached import CacheTranslator
 from zfabric.backends.hf_transformers.block_pool import BlockPool, BlockTable
 from zfabric.backends.hf_transformers.engine_core import EngineCore
 from zfabric.backends.hf_transformers.failures import as_fabric_error, out_of_memory
@@ -75,7 +77,9 @@ class PagedCore(EngineCore):
     def __init__(self, runner: PagedRunner, *args: Any, **kwargs: Any) -> None:
         super().__init__(runner.model, *args, **kwargs)
         self._runner = runner
-        self._pool = BlockPool(runner.blocks, runner.tokens)
+        self._told_cache: CacheTranslator | None = None
+        self._tell_cache: Callable[[CacheTranslator], None] = lambda changes: None
+        self._pool = self._empty_pool()
         self._rows: list[PagedRow] = []
         #: Tokens of prompts that came, and of these what the cache had.
         self._asked = self._found = 0
@@ -112,11 +116,15 @@ class PagedCore(EngineCore):
         self._pass(stepped)
         # What may be at fault is computed without company, so that it costs nobody else.
         self._pass(suspects)
+        if self._told_cache is not None and self._told_cache.due:
+            self._tell_cache(self._told_cache)
 
     def _drop_all(self) -> None:
         # Blocks of others may have been written to.
         self._rows = []
-        self._pool = BlockPool(self._runner.blocks, self._runner.tokens)
+        self._pool = self._empty_pool()
+        if self._told_cache is not None:
+            self._told_cache.cleared()
 
     def _drop_rows(self) -> None:
         for row in [row for row in self._rows if not row.answer.wanted]:
@@ -124,6 +132,32 @@ class PagedCore(EngineCore):
 
     def probe(self) -> None:
         self._runner.probe()
+
+    # ── what is cached ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def tell_cache(self, model: str, tell: Callable[[CacheTranslator], None]) -> None:
+        self._told_cache, self._tell_cache = CacheTranslator(model), tell
+        self._pool = self._empty_pool()
+
+    def _empty_pool(self) -> BlockPool:
+        pool = BlockPool(self._runner.blocks, self._runner.tokens)
+        if self._told_cache is not None:
+            pool.on_stored = self._stored
+            pool.on_removed = self._removed
+        return pool
+
+    def _stored(self, number: int, after: Hashable, tokens: tuple[int, ...]) -> None:
+        assert self._told_cache is not None
+        parent, adapter, salt = after, "", None
+        if isinstance(after, tuple):
+            # The first block of a text follows its root.
+            parent, (_, adapter, salt) = None, after[0]
+        keys = None if salt is None else [(salt,)]
+        self._told_cache.stored([number], parent, tokens, self._pool.tokens, adapter or None, keys)
+
+    def _removed(self, number: int) -> None:
+        assert self._told_cache is not None
+        self._told_cache.removed([number])
 
     # ── in ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -163,7 +197,9 @@ class PagedCore(EngineCore):
         if places <= 0 or (told and any(row.answer is answer for row in self._rows)):
             return None
         tokens = first.tokens()
-        root = (answer.adapter.number if answer.adapter else 0, answer.request.extra.get("cache_salt"))
+        adapter = answer.adapter
+        named = (adapter.number, adapter.name) if adapter else (0, "")
+        root = (*named, answer.request.extra.get("cache_salt"))
         # Whoever is told of each token of the prompt needs each of them computed.
         shared = [] if told else self._pool.find(tokens, root)
         needed = self._pool.blocks_for(len(tokens) + 1)

@@ -13,6 +13,7 @@ from msgspec import structs
 from zfabric.backends.front.adapter_directory import AdapterDirectory
 from zfabric.backends.front.adapters import adapter_details
 from zfabric.backends.front.bounds import known_tokens
+from zfabric.backends.front.cached import CacheTranslator
 from zfabric.backends.front.embed_inputs import cosines, told_prompts
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.errors import Detail, EngineStalledError, FabricError, UnsupportedOperationError
@@ -84,7 +85,14 @@ class ModelWorker(StepwiseModelWorker):
             self._assembled, self._names[0], lambda: self.steps.models_changed(self._models()), self._offered
         )
         self._watch = self._loop.create_task(self._watch_engine(self._assembled.engine))
+        if self.options.tell_cache:
+            self._assembled.engine.tell_cache(self._names[0], self._cache_changed)
         return self._models()
+
+    def _cache_changed(self, changes: CacheTranslator) -> None:
+        """On the engine's thread."""
+        assert self._assembled is not None
+        changes.tell([self._names[0], *self._assembled.adapters.names], self.steps)
 
     async def _watch_engine(self, engine: Engine) -> None:
         """Notice a turn of the engine that does not end."""

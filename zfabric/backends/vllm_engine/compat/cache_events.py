@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import zmq
 
-from zfabric.backends.vllm_engine.cached import CacheTranslator
+from zfabric.backends.front.cached import CacheTranslator
 from zfabric.errors import ConfigurationError
 from zfabric.worker.base import StepSink
 
@@ -82,10 +82,7 @@ class CacheEvents:
             expected = number + 1
             for event in batches.decode(payload).events:
                 _take(translator, event)
-            for change in translator.take(models()):
-                sink().cache_changed_threadsafe(
-                    change.model, change.stored, change.removed, unit=change.unit, cleared=change.cleared
-                )
+            translator.tell(models(), sink())
 
 
 def _take(translator: CacheTranslator, event: Any) -> None:

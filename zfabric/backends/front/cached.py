@@ -1,7 +1,7 @@
-"""Blocks of vLLM's prefix cache as those by which prompts are hashed on the fabric.
+"""Blocks of an engine's prefix cache as those by which prompts are hashed on the fabric.
 
-vLLM names blocks by hashes of its own, which depend on its version, a seed and more. What it stores comes with its tokens, so the
-fabric's hashes are made of these, and kept by vLLM's name until the block goes.
+Engines name blocks as they like: vLLM by hashes that depend on its version, a seed and more. What they store comes with its
+tokens, so the fabric's hashes are made of these, and kept by the engine's name until the block goes.
 """
 
 from __future__ import annotations
@@ -11,16 +11,7 @@ from typing import Any, NamedTuple
 
 from zfabric.limits import PREFIX_BLOCK_TOKENS, PREFIX_BLOCKS_MAX, PREFIX_HASH_BYTES
 from zfabric.wire.prefixes import token_hashes
-
-
-class CacheChange(NamedTuple):
-    """What became of one model's cache: see `StepSink.cache_changed_threadsafe`."""
-
-    model: str
-    stored: list[bytes]
-    removed: list[bytes]
-    unit: int
-    cleared: bool
+from zfabric.worker.base import StepSink
 
 
 class _Block(NamedTuple):
@@ -62,18 +53,18 @@ class CacheTranslator:
         """Blocks are cached, one after the other.
 
         Args:
-            names: vLLM's hashes of them.
+            names: The engine's, of each of them.
             parent: Of the block before the first; None for the beginning of a prompt.
             token_ids: Of all of them.
             unit: Tokens of a block.
-            adapter: Name of the adapter that computed them.
+            adapter: Name of the adapter that computed them, where they are the first of a prompt.
             keys: For each block what it depends on besides its tokens.
         """
         if unit < PREFIX_BLOCK_TOKENS or unit % PREFIX_BLOCK_TOKENS:
             return
         self._unit = unit
-        model = adapter or self._model
-        last = _Block(model, (bytes(PREFIX_HASH_BYTES),), 0) if parent is None else self._known.get(parent)
+        first = _Block(adapter or self._model, (bytes(PREFIX_HASH_BYTES),), 0)
+        last = first if parent is None else self._known.get(parent)
         for place, name in enumerate(names):
             if last is None or last.depth >= PREFIX_BLOCKS_MAX or not _plain(keys, place, adapter):
                 return
@@ -82,7 +73,7 @@ class CacheTranslator:
             hashes = tuple(
                 joined[start : start + PREFIX_HASH_BYTES] for start in range(0, len(joined), PREFIX_HASH_BYTES)
             )
-            last = self._known[name] = _Block(model, hashes, last.depth + len(hashes))
+            last = self._known[name] = _Block(last.model, hashes, last.depth + len(hashes))
             self._note(self._stored, self._removed, last)
 
     def removed(self, names: Sequence[Any]) -> None:
@@ -99,16 +90,21 @@ class CacheTranslator:
         self._removed.clear()
         self._cleared = True
 
-    def take(self, models: Sequence[str]) -> list[CacheChange]:
-        """What changed since this was last asked. Args: models: All that are served now."""
+    @property
+    def due(self) -> bool:
+        """Whether something changed."""
+        return bool(self._cleared or self._stored or self._removed)
+
+    def tell(self, models: Sequence[str], steps: StepSink) -> None:
+        """Tell what changed since the last time, from any thread. Args: models: All that are served now."""
         cleared, self._cleared = self._cleared, False
         stored, self._stored = self._stored, {}
         removed, self._removed = self._removed, {}
-        return [
-            CacheChange(model, [*stored.get(model, ())], [*removed.get(model, ())], self._unit, cleared)
-            for model in models
-            if cleared or model in stored or model in removed
-        ]
+        for model in models:
+            if cleared or model in stored or model in removed:
+                steps.cache_changed_threadsafe(
+                    model, [*stored.get(model, ())], [*removed.get(model, ())], unit=self._unit, cleared=cleared
+                )
 
     @staticmethod
     def _note(to: dict[str, dict[bytes, None]], from_: dict[str, dict[bytes, None]], block: _Block) -> None:
