@@ -17,6 +17,8 @@ from zfabric.wire.fields import Operation
 REGRESSIONS = (
     330, 497, 800, 1478, 2007, 2223, 40_887, 910_528, 2_000_814, 5_001_686, 8_002_272, 8_007_393, 20_002_813,
 )  # fmt: skip
+#: The same, of clusters with operators and versions.
+LATER_REGRESSIONS = (766_198_425_365, 799_112_357_334)
 FRESH = 300
 
 
@@ -24,6 +26,11 @@ FRESH = 300
 def test_seeds_that_once_failed(seed: int) -> None:
     """As they were when they failed: before there were operators, and versions."""
     simulate(seed, ClusterOptions(operators=False, versions=False))
+
+
+@pytest.mark.parametrize("seed", LATER_REGRESSIONS)
+def test_seeds_that_failed_later(seed: int) -> None:
+    simulate(seed)
 
 
 @pytest.fixture(scope="module")

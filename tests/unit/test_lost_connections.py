@@ -17,7 +17,7 @@ from zfabric.errors import (
     WorkerLostError,
 )
 from zfabric.limits import CLAIM_MS
-from zfabric.wire.flow import Credit, CreditLine
+from zfabric.wire.flow import Abort, Credit, CreditLine
 from zfabric.wire.locks import lock_of
 
 SECRET = b"s" * 16
@@ -232,6 +232,20 @@ def test_nobody_else_comes_back_as_a_client(away: bool) -> None:
     assert worker.grants() == []
     again = client.back((5, 0, 0))
     assert worker.grants() == [(5, 0, 0, True, again.number)]
+
+
+def test_a_client_that_has_taken_another_number_begins_anew_on_the_same_connection() -> None:
+    """Its first HELLO was refused and its second was not, which it had said before it heard of that."""
+    bench = Bench()
+    worker, client = bench.worker(), bench.client(instance=11, secret=SECRET)
+    client.submit(5)
+    client.inbox.clear()
+    client.hello(12, secret=SECRET)
+    assert client.refusal is None
+    assert list(bench.broker.registry.clients) == [12]
+    assert [(order.instance, order.attempts) for order in worker.take(Abort)] == [(11, [(5, 0)])]
+    client.submit(5)
+    assert [order.instance for order in worker.dispatched()] == [11, 12]
 
 
 def test_a_request_is_not_given_to_another_secret_than_it_was_made_with() -> None:

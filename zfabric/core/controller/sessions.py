@@ -93,8 +93,11 @@ class Sessions:
         grant = self._grant_of(sender)
         grant.check_asks()
         present = self.peers.get(sender)
-        if present is not None:
-            if not isinstance(present, ClientPeer) or present.instance != hello.instance:
+        if isinstance(present, ClientPeer) and present.instance != hello.instance:
+            # It has taken another number, since an earlier HELLO under the former one was refused: that one is over.
+            self.client_left(present)
+        elif present is not None:
+            if not isinstance(present, ClientPeer):
                 raise ProtocolError("this connection has a session already")
             # It did not wait for the answer. Only a session's first HELLO tells of what came before it.
             self._welcome(sender, present.number, present.token, present.minor)

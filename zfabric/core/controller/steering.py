@@ -75,6 +75,8 @@ def undrain(broker: Broker, by: str, arguments: Arguments) -> str:
     leaves = bool(worker.leaves_for) or worker.load.draining
     if leaves:
         if worker.minor < 1:
+            if held:
+                broker.journal.note("worker_undrained", worker=name, by=by)
             raise UnsupportedOperationError(
                 f"worker {name!r} speaks version 2.{worker.minor}, in which a drain cannot be taken back", worker=name
             )
