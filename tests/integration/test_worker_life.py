@@ -293,6 +293,8 @@ async def test_an_engine_that_dies_with_whatever_fails_over(monkeypatch: pytest.
         died: Any = ValueError("half a \ud800")
         backend.steps.engine_died(died)
         assert (await worker.end_of(1))[0].code == WorkerLostError.code
+        # Told before: whoever submits it anew at once must not find this worker once more.
+        assert worker.loads[-1].draining
         # The process ends: what another engine has is handed back.
         assert (await worker.end_of(2))[0].code == WorkerDrainingError.code
 

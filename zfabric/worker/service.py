@@ -337,6 +337,8 @@ class WorkerService:
     def die(self, error: BaseException, backend: BaseModelWorker | None = None) -> None:
         """An engine is gone: its requests fail over, and `run` raises."""
         self._log("engine_died", error=sound_text(error))
+        # Said before its requests are given up: what goes on elsewhere must not be sent here once more.
+        self._session.drain(monotonic_ns())
         for request_id in self._runs.of(backend):
             self._runs.fail(request_id, WorkerLostError(f"engine died: {sound_text(error)}", worker=self.config.name))
         self._failure = error if isinstance(error, FabricError) else BackendError(f"{type(error).__name__}: {error}")
