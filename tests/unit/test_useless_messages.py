@@ -249,7 +249,6 @@ def test_a_client_that_says_hello_again_is_welcome_again_and_nothing_else_happen
 @pytest.mark.parametrize(
     "act",
     [
-        lambda bench, client, worker: client.send(ClientHello(version=kinds.PROTOCOL_VERSION, build="", instance=99)),
         lambda bench, client, worker: client.send(hello_of("w2", 1)),
         lambda bench, client, worker: worker.send(ClientHello(version=kinds.PROTOCOL_VERSION, build="", instance=99)),
         lambda bench, client, worker: worker.send(hello_of("w2", 1)),
@@ -262,6 +261,7 @@ def test_a_client_that_says_hello_again_is_welcome_again_and_nothing_else_happen
     ],
 )
 def test_a_session_is_what_its_first_hello_said(act: Callable[[Bench, FakeClient, Peer], None]) -> None:
+    """But for a client that has taken another number, which begins anew: see test_lost_connections."""
     bench = Bench()
     worker, client = bench.worker(), bench.client()
     client.submit(5)
