@@ -10,6 +10,7 @@ import pytest
 from tests.fabric import Process, fabric, processes, words
 from tests.faults.poisoned import POISON
 from zfabric import AsyncClient
+from zfabric.client.stream import TokenStream
 from zfabric.errors import PoisonousRequestError
 
 WORKER = "zfabric.cli.worker"
@@ -40,5 +41,5 @@ async def test_a_poisonous_request_kills_two_workers_and_no_stream(ipc: str, run
         assert [await child.ended() for child in dead] == [-9, -9]
 
 
-async def _rest(stream: object) -> str:
-    return "".join([delta.text async for delta in stream])  # type: ignore[attr-defined]
+async def _rest(stream: TokenStream) -> str:
+    return "".join([delta.text async for delta in stream])

@@ -103,6 +103,8 @@ _WORKER: Final[dict[str, LogEvent]] = {
     "announcement_refused": LogEvent("error", "worker", "A backend offers what cannot be announced; the former models stay."),
     "step_tap_off": LogEvent("warning", "worker", "The installed vLLM has other internals than the worker knows, by `reason`; it "
                              "serves by vLLM's public API: slower, and with the same answers."),
+    "cache_events_lost": LogEvent("warning", "worker", "What the engine publishes of its cache cannot be read, by `error`; the "
+                                  "controller is told of it no more, and goes by its own dispatches."),
     "engine_restarted": LogEvent("warning", "worker", "A turn of the engine broke; what it had goes on elsewhere, or here."),
     "engine_died": LogEvent("error", "worker", "The engine is gone, and the process ends for a supervisor to start it anew."),
     "stop_limit_reached": LogEvent("warning", "worker", "A backend did not stop a request in time; its slot counts as free."),

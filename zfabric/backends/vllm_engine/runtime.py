@@ -88,9 +88,11 @@ class Runtime:
         loggers = [statistics_logger(statistics.record)]
         try:
             engine = AsyncLLM.from_engine_args(arguments.engine, stat_loggers=loggers)
-        except (OSError, ValueError) as error:
+        except BaseException as error:
             if events is not None:
                 events.close()
+            if not isinstance(error, (OSError, ValueError)):
+                raise
             model = str(arguments.engine.model)
             raise ConfigurationError(f"model {model!r} cannot be loaded: {error}", model=model) from error
         record_alone(engine, statistics.record)

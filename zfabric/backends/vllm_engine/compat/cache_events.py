@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
 import threading
@@ -26,12 +27,16 @@ class CacheEvents:
         engine: vLLM's `AsyncEngineArgs`, which are told to publish them where only this user can read.
 
     Raises:
-        ConfigurationError: The engine has several ranks, or publishes its events elsewhere.
+        ConfigurationError: The engine caches no prompts, has several ranks, or publishes its events elsewhere.
     """
 
     def __init__(self, engine: Any) -> None:
         if engine.kv_events_config is not None:
             raise ConfigurationError("--tell-cache and --kv-events-config are both given, but an engine tells it once")
+        if engine.enable_prefix_caching is False:
+            raise ConfigurationError(
+                "--tell-cache is given with --no-enable-prefix-caching, which leaves nothing to tell"
+            )
         if engine.data_parallel_size != 1:
             raise ConfigurationError(
                 f"--tell-cache is given with {engine.data_parallel_size} data-parallel ranks, which have a cache each"
@@ -51,8 +56,14 @@ class CacheEvents:
         self._thread: threading.Thread | None = None
 
     def start(self, models: Callable[[], list[str]], sink: Callable[[], StepSink]) -> None:
-        """Tell from now on. Args: models: All that are served, the engine's own first. sink: Whom to tell."""
-        self._thread = threading.Thread(target=self._run, args=(models, sink), name="cache-events", daemon=True)
+        """Tell from now on. Called on the event loop.
+
+        Args:
+            models: All that are served, the engine's own first.
+            sink: Whom to tell.
+        """
+        given = (models, sink, asyncio.get_running_loop())
+        self._thread = threading.Thread(target=self._run, args=given, name="cache-events", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -64,10 +75,21 @@ class CacheEvents:
         self._context.term()
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _run(self, models: Callable[[], list[str]], sink: Callable[[], StepSink]) -> None:
+    def _run(
+        self, models: Callable[[], list[str]], sink: Callable[[], StepSink], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        translator = CacheTranslator(models()[0])
+        try:
+            self._read(translator, models, sink)
+        except Exception as error:  # noqa: BLE001 — whatever vLLM publishes must not leave the controller with what was true once
+            translator.cleared()
+            translator.tell(models(), sink())
+            told = f"{type(error).__name__}: {error}"
+            loop.call_soon_threadsafe(lambda: sink().log("cache_events_lost", error=told))
+
+    def _read(self, translator: CacheTranslator, models: Callable[[], list[str]], sink: Callable[[], StepSink]) -> None:
         from vllm.distributed.kv_events import KVEventBatch
 
-        translator = CacheTranslator(models()[0])
         batches = msgspec.msgpack.Decoder(KVEventBatch)
         expected = 0
         while not self._ending.is_set():
