@@ -31,6 +31,8 @@ from zfabric.wire.messages import (
     End,
     Ends,
     Goodbye,
+    Locate,
+    Located,
     Submit,
     Welcome,
     WorkerHello,
@@ -90,6 +92,7 @@ _TO_CONTROLLER: dict[str, tuple[bytes, bytes]] = {
     "BEAT": codec.pack(Beat(3)),
     "LOAD": codec.pack(Load()),
     "CARRIED": codec.pack(CarriedMore([carried_of(99, 1)])),
+    "LOCATED": codec.pack(Located(number=1, carried=[carried_of(99, 1)])),
     "CHUNKS": codec.pack_chunks(1, []),
     "ENDS": (codec.pack_envelope(Ends(instance=11, ends=[])), codec.encode(EndsBody())),
     "GOODBYE": codec.pack(Goodbye()),
@@ -153,6 +156,7 @@ _FROM_CONTROLLER: dict[str, codec.Frames] = {
         Grant(client=3, instance=7, lines=[CreditLine(request=5, attempt=0, next=0, window=9, again=True)])
     ),
     "ABORT": codec.pack(Abort(instance=7, attempts=[(99, 0)])),
+    "LOCATE": codec.pack(Locate(number=1, instance=7, attempts=[(99, 0)])),
     "DRAIN": codec.pack(Drain(0)),
     _UNKNOWN: (b"\x7f", b""),
 }

@@ -137,7 +137,7 @@ async def test_a_slow_reader_costs_nobody_else_anything(ipc: str) -> None:
         readers = [client.generate("echo", f"r{n}", max_new_tokens=2_000) for n in range(20)]
         results = await asyncio.gather(*readers)
         assert [result.text for result in results] == [f"r{n} " * 2_000 for n in range(20)]
-        backlog = next(iter(made.services["w0"]._session.streams.values()), None)
+        backlog = next(iter(made.services["w0"]._sessions.streams.values()), None)
         waiting = sum(len(chunk.token_ids) for chunk in stopped._mailbox.waiting)
         assert backlog is None or waiting <= 1_024
         total = sum([len(delta.token_ids) async for delta in stopped])
@@ -262,7 +262,7 @@ async def test_no_body_is_taken_for_a_message(ipc: str, run_directory: Path, wit
                     await asyncio.to_thread(_ask_in_every_shape, raw, instance, body)
             answers = await asyncio.gather(*victims)
             assert [answer.text for answer in answers] == [words(f"v{n} x", 60) for n in range(20)]
-            assert not service._session.draining
+            assert not service._sessions.draining
             assert client.figures()["failovers"] == 0
         await at_rest(controller)
         await made.remove_worker("w0")

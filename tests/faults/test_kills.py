@@ -149,7 +149,7 @@ async def test_clients_killed(ipc: str, run_directory: Path, row: Row) -> None:
             await measured(lambda: bool(worker.live), time.perf_counter())
             killed_at = time.perf_counter()
             child.kill()
-            detection.append(await measured(lambda: not service._session.streams, killed_at))
+            detection.append(await measured(lambda: not service._sessions.streams, killed_at))
             await at_rest(made.controller)
         row.injected = row.requests = 5
         row.detection_ms = max(detection)

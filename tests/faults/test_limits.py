@@ -103,7 +103,7 @@ async def test_a_partition_that_heals(row: Row) -> None:
             await measured(lambda: "far" in known, cut_at)
             await readers.finish()
             readers.check(row, affected, cut_at)
-            await measured(lambda: not far._session.streams, time.perf_counter())
+            await measured(lambda: not far._sessions.streams, time.perf_counter())
             await far.drain()
             await task
 
@@ -125,7 +125,7 @@ async def test_one_reader_stops_and_ninety_nine_read(ipc: str, row: Row) -> None
         await anext(stopped)
         beside = await read(client, 99)
         waiting = sum(len(chunk.token_ids) for chunk in stopped._mailbox.waiting)
-        backlog = next(iter(service._session.streams.values()))
+        backlog = next(iter(service._sessions.streams.values()))
         assert waiting <= WINDOW_UNITS
         assert backlog.held_units > 0
         assert made.controller.broker.transport_figures().get("parked", 0) == 0
@@ -210,14 +210,14 @@ async def test_deadlines_in_every_state(ipc: str, row: Row) -> None:
     async with fabric(ipc) as made, AsyncClient(ipc) as client:
         service = await made.add_worker("w0", EchoWorker(EchoOptions(tokens_per_second=100)), slots=1)
         running = asyncio.create_task(client.generate("echo", "r", deadline_ms=300, max_new_tokens=10_000))
-        await measured(lambda: bool(service._session.streams), time.perf_counter())
+        await measured(lambda: bool(service._sessions.streams), time.perf_counter())
         queued = asyncio.create_task(client.generate("echo", "q", deadline_ms=100, max_new_tokens=1))
         for task, state in ((queued, "QUEUED"), (running, "RUNNING")):
             with pytest.raises(DeadlineExceededError) as caught:
                 await task
             assert caught.value.details["state"] == state
         await at_rest(made.controller)
-        assert not service._session.streams
+        assert not service._sessions.streams
         row.requests = 3
 
 

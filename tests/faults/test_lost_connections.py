@@ -95,7 +95,7 @@ async def test_a_client_that_dies_is_waited_for_and_no_longer(row: Row) -> None:
         link, client._connection._link = client._connection._link, None
         assert link is not None
         link.close()
-        row.detection_ms = await measured(lambda: not service._session.streams, gone_at)
+        row.detection_ms = await measured(lambda: not service._sessions.streams, gone_at)
         assert row.detection_ms >= CLAIM_MS - 100
         row.requests = 1
         await at_rest(made.controller)

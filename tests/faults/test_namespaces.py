@@ -20,7 +20,7 @@ from tests.faults.readers import Readers
 from zfabric import AsyncClient
 
 #: Addresses for documentation (RFC 5737): nobody's, and only inside the namespaces.
-_NEAR, _FAR = "192.0.2.1", "192.0.2.2"
+NEAR, FAR = "192.0.2.1", "192.0.2.2"
 
 
 def _ip(*arguments: str) -> None:
@@ -62,16 +62,17 @@ def cable() -> Iterator[Cable]:
                 pytest.skip(f"no network namespace can be made: {error.stderr.decode().strip()}")
             stack.callback(_ip, "netns", "del", name)
         _ip("-n", made.near, "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", made.far)
-        for name, address in ((made.near, _NEAR), (made.far, _FAR)):
+        for name, address in ((made.near, NEAR), (made.far, FAR)):
             _ip("-n", name, "address", "add", f"{address}/30", "dev", "cable")
             _ip("-n", name, "link", "set", "cable", "up")
+            _ip("-n", name, "link", "set", "lo", "up")
         yield made
 
 
 async def test_a_pulled_cable(run_directory: Path, cable: Cable, row: Row) -> None:
     """The far worker's streams go on at the near one, and the far one is back when the cable is."""
     row.fault = "cable between network namespaces pulled for 5 s"
-    ipc, tcp = f"ipc://{run_directory}/c.sock", f"tcp://{_NEAR}:9000"
+    ipc, tcp = f"ipc://{run_directory}/c.sock", f"tcp://{NEAR}:9000"
     async with processes(run_directory) as children:
         children.append(
             await Process.start(

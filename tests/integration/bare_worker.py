@@ -20,7 +20,7 @@ from zfabric.wire.load import Load
 from zfabric.wire.messages import Dispatch, End, Welcome, WorkerHello
 from zfabric.wire.payloads import AnyRequest, GenerateRequest, OperateRequest
 from zfabric.wire.tasks import EmbedRequest
-from zfabric.worker import service as service_module
+from zfabric.worker import links as links_module
 from zfabric.worker.config import WorkerConfig
 from zfabric.worker.service import WorkerService
 
@@ -134,7 +134,7 @@ class BareWorker:
 
     def at_rest(self) -> None:
         """No table keeps anything of a request."""
-        assert not self.service._session.busy
+        assert not self.service._sessions.busy
         assert len(self.service._runs) == 0
 
 
@@ -164,7 +164,7 @@ async def bare_worker(
 ) -> AsyncIterator[BareWorker]:
     """A worker that is registered. At the end it is drained, or has ended by itself, and nothing is left."""
     made = BareWorker(*backends, **config)
-    monkeypatch.setattr(service_module, "open_dealer", made.link)
+    monkeypatch.setattr(links_module, "open_dealer", made.link)
     running = asyncio.create_task(made.service.run())
     waiting = asyncio.create_task(made.ready.wait())
     await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)

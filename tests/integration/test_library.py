@@ -198,7 +198,7 @@ async def test_each_way_to_give_up_frees_the_slot(ipc: str, how: str) -> None:
             del stream
             gc.collect()
         await at_rest(made.controller)
-        assert not made.services["w0"]._session.streams
+        assert not made.services["w0"]._sessions.streams
 
 
 async def test_deadlines_while_running_and_while_queued(ipc: str) -> None:

@@ -50,10 +50,17 @@ class OlderController(Controller):
 
 class OlderWorker(WorkerService):
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, OlderLink(value) if name == "_link" and value is not None else value)
+        if name == "_links" and value is not None:
+            dial = value._dial
 
-    def link_message(self, header: bytes, body: bytes) -> None:
-        super().link_message(as_of_2_0(header), body)
+            def dialed(endpoint: str) -> None:
+                dial(endpoint)
+                link = value._all[endpoint]
+                link.driver, hear = OlderLink(link.driver), link.link_message
+                link.link_message = lambda header, body: hear(as_of_2_0(header), body)
+
+            value._dial = dialed
+        super().__setattr__(name, value)
 
 
 @contextlib.asynccontextmanager

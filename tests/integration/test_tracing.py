@@ -57,7 +57,8 @@ async def ended(made: Fabric) -> None:
     await at_rest(made.controller)
     made.controller.link_idle()
     for service in made.services.values():
-        service.link_idle()
+        assert service._links is not None
+        service._links.settle()
 
 
 def check_tree(*spans: ReadableSpan) -> None:

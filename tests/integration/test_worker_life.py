@@ -308,7 +308,7 @@ async def test_stop_and_start_a_hundred_times_through_the_fabric(ipc: str) -> No
         for model in ("m", "echo"):
             for _ in range(50):
                 client.stream(model, "x").cancel()
-        while len(service._runs) or service._session.busy:
+        while len(service._runs) or service._sessions.busy:
             await asyncio.sleep(0.005)
         # Not one of them is left behind on the way either.
         while (await client.status()).in_flight:

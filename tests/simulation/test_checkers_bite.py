@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.simulation import core_faults, edge_faults  # noqa: F401 — they enter themselves
+from tests.simulation import core_faults, edge_faults, several_faults  # noqa: F401 — they enter themselves
 from tests.simulation.deliberate import FAULTS
 from zfabric.testing import ClusterOptions, Violation, simulate
 
@@ -21,7 +21,13 @@ def test_the_checkers_bite(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     deliberate.patch(monkeypatch)
     others: list[str] = []
     # The seeds are of runs without operators and other versions.
-    options = ClusterOptions(faults=deliberate.faults, fault_ms=deliberate.fault_ms, operators=False, versions=False)
+    options = ClusterOptions(
+        faults=deliberate.faults,
+        fault_ms=deliberate.fault_ms,
+        controllers=deliberate.controllers,
+        operators=False,
+        versions=False,
+    )
     for seed in range(deliberate.first, deliberate.first + CLUSTERS):
         try:
             simulate(seed, options)

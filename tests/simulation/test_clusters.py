@@ -19,7 +19,10 @@ REGRESSIONS = (
 )  # fmt: skip
 #: The same, of clusters with operators and versions.
 LATER_REGRESSIONS = (766_198_425_365, 799_112_357_334)
-FRESH = 300
+FRESH = 250
+#: Clusters of so many controllers that nobody has seen before, and those of which some once failed.
+SEVERAL = {2: 40, 3: 30, 5: 20}
+SEVERAL_REGRESSIONS = ((1080, 2),)
 
 
 @pytest.mark.parametrize("seed", REGRESSIONS)
@@ -71,3 +74,17 @@ def test_a_run_is_the_same_in_another_process() -> None:
     code = "from zfabric.testing import simulate; print([simulate(seed).steps for seed in range(6)])"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == str([simulate(seed).steps for seed in range(6)])
+
+
+@pytest.mark.parametrize("controllers", SEVERAL)
+def test_several_controllers(controllers: int) -> None:
+    first = random.SystemRandom().randrange(2**40)
+    count = SEVERAL[controllers]
+    reports = [simulate(seed, ClusterOptions(controllers=controllers)) for seed in range(first, first + count)]
+    assert _sum([report.outcomes for report in reports])["done"] > count
+    assert sum(report.recovered for report in reports) > 0
+
+
+@pytest.mark.parametrize(("seed", "controllers"), SEVERAL_REGRESSIONS)
+def test_seeds_of_several_controllers_that_once_failed(seed: int, controllers: int) -> None:
+    simulate(seed, ClusterOptions(controllers=controllers))

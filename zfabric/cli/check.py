@@ -18,7 +18,7 @@ from zfabric.cli.settings import SECTIONS, left_out, read_tables, takes
 from zfabric.controller.keyring import KeyRing
 from zfabric.errors import ConfigurationError, FabricError
 from zfabric.transport.curve import load_public, load_secret
-from zfabric.transport.endpoints import check_endpoint
+from zfabric.transport.endpoints import check_endpoints
 
 #: Settings that name files which are read at the start, and how each is read.
 _FILES: Final[dict[str, Callable[[Path], object]]] = {
@@ -178,7 +178,7 @@ def _check_files(section: str, table: dict[str, Any]) -> Iterator[Finding]:
                 yield Finding("error", f"[{section}] {key}", error.message, _advice(error))
     if section == "client" and isinstance(table.get("endpoint"), str):
         try:
-            check_endpoint(table["endpoint"])
+            check_endpoints(table["endpoint"])
         except ConfigurationError as error:
             yield Finding("error", "[client] endpoint", error.message)
 

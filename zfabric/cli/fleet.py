@@ -18,7 +18,7 @@ from zfabric.cli.daemon import only_checked
 from zfabric.cli.worker import segments
 from zfabric.errors import ConfigurationError, FabricError
 from zfabric.fleet.config import Fleet, Group, Settings
-from zfabric.transport.endpoints import check_endpoint, default_endpoint
+from zfabric.transport.endpoints import check_endpoints, default_endpoint
 
 #: Which program a process runs, and who ends before whom. The gateway takes no more callers first, and the controller no more
 #: requests next, while workers are still there for those that wait.
@@ -47,7 +47,7 @@ class Plan:
         self.fleet = fleet
         self._file = file
         self._prefixed = prefixed
-        self.endpoint = check_endpoint(fleet.fleet.endpoint or default_endpoint())
+        self.endpoint = check_endpoints(fleet.fleet.endpoint or default_endpoint())
         self._directory = directory
         common = fleet.fleet
         # A child's own standard error is never a terminal.

@@ -27,7 +27,7 @@ from zfabric.errors import ConfigurationError, EndpointInUseError
 from zfabric.files import WatchedFile
 from zfabric.fleet.limits import RESTART_MAX_MS
 from zfabric.transport.curve import credentials_of
-from zfabric.transport.endpoints import check_endpoint, default_endpoint
+from zfabric.transport.endpoints import check_endpoints, default_endpoint
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -135,7 +135,7 @@ def build(arguments: list[str]) -> cyclopts.App:
             chat_page=chat_page, prefix_hints=prefix_hints, shared=shared_port,
         )  # fmt: skip
         link = Link(
-            endpoint=check_endpoint(endpoint or default_endpoint()), key=key, controller_key=controller_key,
+            endpoint=check_endpoints(endpoint or default_endpoint()), key=key, controller_key=controller_key,
             transport=transport,
         )  # fmt: skip
         if workers == 1:

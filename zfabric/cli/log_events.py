@@ -97,6 +97,8 @@ _WORKER: Final[dict[str, LogEvent]] = {
     "refused": LogEvent("warning", "worker", "The controller gives it no session, for this reason."),
     "disconnected": LogEvent("warning", "worker", "The connection is gone. What runs goes on, and is told to the controller that "
                              "comes next."),
+    "controller_gone": LogEvent("info", "worker", "A name has no longer the address of a controller that is gone."),
+    "name_unknown": LogEvent("warning", "worker", "A name of controllers cannot be looked up now; those that are known stay."),
     "fault": LogEvent("warning", "worker", "The controller could not use a message of this worker."),
     "backend_error": LogEvent("error", "worker", "A backend raised for a request, or handed over what is none."),
     "bad_load_report": LogEvent("warning", "worker", "A backend tells figures of itself that are none."),

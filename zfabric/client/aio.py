@@ -24,7 +24,7 @@ from zfabric.client.traces import tracer_of
 from zfabric.errors import ConfigurationError, RequestError
 from zfabric.limits import ATTEMPTS_WITHOUT_PROGRESS_MAX, DEADLINE_MAX_MS, DEATHS_DEFAULT
 from zfabric.transport.curve import Credentials, default_credentials
-from zfabric.transport.endpoints import check_endpoint, default_endpoint
+from zfabric.transport.endpoints import check_endpoints, default_endpoint
 from zfabric.transport.links import choose, choose_spin
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ class AsyncClient(AsyncTasks, AsyncQueries, AsyncSteering):
     Only a call that lacks an argument is Python's own TypeError.
 
     Args:
-        endpoint: The controller's; the default is the one all sides derive on one host.
+        endpoint: The controller's; the default is the one all sides derive on one host. Of several, with commas between them,
+            or of a name that has several addresses, the client has one at a time, and goes to another when that is lost.
         connect_timeout_ms: How long requests wait for a controller that is not there, at the start or after it was
             lost, before they fail with ConnectionLostError, or with what the controller said if it refused for a reason
             that may pass. Within that time an outage is invisible.
@@ -81,7 +82,7 @@ class AsyncClient(AsyncTasks, AsyncQueries, AsyncSteering):
             if not 1 <= deaths_max <= ATTEMPTS_WITHOUT_PROGRESS_MAX:
                 raise values.out_of_range("worker_deaths_max", deaths_max, f"1 … {ATTEMPTS_WITHOUT_PROGRESS_MAX}")
             taken_label = model_name(label, "label", empty=True)
-            self.endpoint = check_endpoint(values.text("endpoint", endpoint or default_endpoint()))
+            self.endpoint = check_endpoints(values.text("endpoint", endpoint or default_endpoint()))
         except RequestError as error:
             raise ConfigurationError(error.message, **error.details) from None
         if credentials is not None and not isinstance(credentials, Credentials):

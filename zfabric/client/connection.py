@@ -106,6 +106,7 @@ class Connection:
             raise ClosedError("the client is open already")
         self._loop = _running_loop()
         self._timer = LoopTimer(self._loop, self._tick)
+        self.session.leave = self._leave
         try:
             self._link = open_dealer(self.endpoint, self, self._rng, self._credentials, self._transport, self._spin_us)
         except FabricError:
@@ -114,6 +115,7 @@ class Connection:
             raise ConnectionLostError(
                 f"no socket can be made for {self.endpoint}: {error}", endpoint=self.endpoint
             ) from error
+        self.session.several = self._link.several
 
     async def close(self) -> None:
         """End all requests with ClosedError, say goodbye, and free the socket. Safe to call twice, and after a fork."""
@@ -149,6 +151,7 @@ class Connection:
             pending = submit_traced(self.session, self._tracer, context, operation, request, sink, now_ns, **options)
         else:
             pending = self.session.submit(operation, request, sink, now_ns, **options)
+        self.session.accepted(now_ns)
         if not self.session.ready:
             self._wait_for_controller()
         elif not self._flush_due:
@@ -191,6 +194,7 @@ class Connection:
         now_ns = monotonic_ns()
         inquirer = _Inquirer(asyncio.get_running_loop().create_future())
         inquiry = self.session.ask(what, arguments, inquirer, now_ns, timeout_ms)
+        self.session.accepted(now_ns)
         if self.session.ready:
             self._schedule_flush()
         else:
@@ -271,7 +275,14 @@ class Connection:
     # ── link ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def link_up(self) -> None:
+        if self._link is not None:
+            self.session.several = self._link.several
         self.session.connected(monotonic_ns())
+
+    def _leave(self) -> None:
+        """The controller says nothing, or wants nobody: there are others."""
+        if self._link is not None:
+            self._link.move_on()
 
     def link_down(self) -> None:
         self.session.disconnected()

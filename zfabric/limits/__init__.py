@@ -31,6 +31,30 @@ CLAIM_MS: Final = 1_500
 #: process that was stopped finds all of its timers due before it has read a single message. Enough for some thousand
 #: messages, and little beside any time that is judged.
 SECOND_LOOK_MS: Final = 50
+#: How often a worker tells each of its controllers that the others have more or fewer of its slots; one that waits for a slot
+#: hears of it at once. A hundred small messages a second at most, and a count that is older than this is handed back.
+SHARE_TELL_MS: Final = 10
+#: For how long a worker believes that clients wait at a controller: two beats, each of which is answered with their number.
+WANTING_MS: Final = 2 * BEAT_MS
+#: How often a client of several controllers looks whether its own says anything while requests run, and after how many vain looks
+#: it goes to the next: it asks at the first, so a controller has two of these to answer. With a move of some 50 ms a stream is
+#: silent for less than 300 ms. Whoever was left for its silence gets twice the time from then on, up to the greatest, until all
+#: was well for the last of these: a host that is short of processors must not have its clients run in circles.
+PROBE_MS: Final = 50
+PROBES_MAX: Final = 3
+PROBE_MS_MAX: Final = 1_000
+PROBE_FORGET_MS: Final = 60_000
+#: A controller that has nothing to say, and answers, is asked no more often than this: requests that wait in a queue for minutes
+#: must not make work.
+PROBE_QUIET_MS: Final = 800
+#: Clients that go to another controller say HELLO within this time: it is there already, and they are in a hurry.
+MOVE_JITTER_MS: Final = 30
+#: How long one of several controllers may take to accept a connection, before the next one is tried; the second time around each
+#: has the usual time.
+MOVE_CONNECT_MS: Final = 250
+#: How often a name is looked up by workers, which register at all of its addresses: Kubernetes' own resolvers keep an answer for
+#: as long.
+RESOLVE_MS: Final = 5_000
 #: How long a query waits for its answer unless its caller says otherwise: it is answered from memory.
 QUERY_TIMEOUT_MS: Final = 10_000
 #: How long a probe waits for a controller by default, in seconds: probes of service managers and orchestrators come every few.
@@ -93,6 +117,9 @@ PROBE_RETRY_MS: Final = (0.5, 2.0, 10.0, 50.0)
 #: How long a model that lost its last worker is remembered: its requests wait so long for a worker to come back, which
 #: is what a rolling restart of a small model takes. Then they fail, and new ones are refused at once.
 MODEL_MEMORY_MS: Final = 30_000
+#: Requests of one session of a client that all workers are asked for, since it came from another controller and has had nothing
+#: of them yet: more begin anew, which costs little. What it names a worker for is asked of that one alone.
+SEARCHES_MAX: Final = 1_024
 #: So many models without a host are remembered for which nothing waits, and so many names of each that nobody announces any
 #: more; the longest unheard of go first. Four workers with as many models as one may have can be restarted at once.
 MODELS_REMEMBERED_MAX: Final = 4_096

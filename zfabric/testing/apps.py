@@ -11,7 +11,7 @@ from zfabric.errors import FabricError, RequestCancelledError
 from zfabric.testing.clients import Question
 from zfabric.testing.network import Link, Network
 from zfabric.testing.records import Record, Violation, Wish
-from zfabric.testing.sockets import ENDPOINT, ProcessLoop, SimDealer
+from zfabric.testing.sockets import ProcessLoop, SimDealer
 from zfabric.testing.tasks import TASKS
 from zfabric.testing.world import World
 
@@ -34,7 +34,7 @@ class SimApp:
 
     def __init__(self, world: World, network: Network, number: int) -> None:
         self.world = world
-        self.network = network
+        self.networks = network.all
         self.number = number
         self.alive = True
         #: Since when it runs without a break.
@@ -43,7 +43,7 @@ class SimApp:
         self.questions: list[Question] = []
         self.dealer: SimDealer | None = None
         self.loop = ProcessLoop(world, self)  # type: ignore[abstract]
-        self.client = AsyncClient(ENDPOINT)
+        self.client = AsyncClient(",".join(network.endpoint for network in self.networks))
         self.loop.call_soon(self.client.open)
 
     def connected(self, dealer: SimDealer) -> None:

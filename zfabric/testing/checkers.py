@@ -99,7 +99,7 @@ def _has_room(hosting: Hosting) -> bool:
     if circuit is not None and circuit.out and (circuit.timer is not None or circuit.probe in worker.live):
         return False
     taken = [request for request in worker.live.values() if _takes_slot(request, worker)]
-    if len(taken) >= worker.load.slots:
+    if len(taken) >= worker.load.slots - worker.load.elsewhere:
         return False
     return not hosting.info.slots or sum(request.host is hosting for request in taken) < hosting.info.slots
 

@@ -77,7 +77,6 @@ class SimClient:
 
     def __init__(self, world: World, network: Network, number: int) -> None:
         self.world = world
-        self.network = network
         self.number = number
         self.alive = True
         self.awake_ns = 0
@@ -85,8 +84,11 @@ class SimClient:
         self.records: list[Record] = []
         self.questions: list[Question] = []
         self.session = ClientSession(instance=world.rng.getrandbits(63), rng=world.rng, secret=world.rng.randbytes(16))
+        #: Whether it goes to another controller when it has lost one.
+        self.roams = self.session.several = len(network.all) > 1
+        self.session.leave = self._move_on
         self._alarm = Alarm(world, self._tick)
-        network.connect(self)
+        (world.rng.choice(network.all) if self.roams else network).connect(self)
 
     def submit(self, wish: Wish) -> Record:
         """Make a request. Returns what becomes of it."""
@@ -108,6 +110,7 @@ class SimClient:
             )
         except FabricError as error:
             record.end(error, None)
+        self.session.accepted(self.world.now_ns)
         self.records.append(record)
         if wish.cancel_after_ms == 0:
             self._cancel(record)
@@ -121,6 +124,7 @@ class SimClient:
         question = Question(what, self.number)
         self.questions.append(question)
         self.session.ask(what, arguments, question, self.world.now_ns)
+        self.session.accepted(self.world.now_ns)
         self._after()
 
     def _cancel(self, record: Record) -> None:
@@ -162,15 +166,19 @@ class SimClient:
     def _leave(self) -> None:
         link, self.link = self.link, None
         if link is not None:
-            self.network.cut(link, peer_alive=False)
+            link.network.cut(link, peer_alive=False)
 
     def link_up(self, link: Link) -> None:
         if not self.alive:
-            self.network.cut(link, peer_alive=False)
+            link.network.cut(link, peer_alive=False)
             return
         self.link = link
         self.session.connected(self.world.now_ns)
         self._after()
+
+    def _move_on(self) -> None:
+        if self.link is not None:
+            self.link.network.cut(self.link)
 
     def link_down(self, link: Link) -> None:
         if link is self.link:

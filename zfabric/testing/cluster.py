@@ -19,7 +19,7 @@ from zfabric.testing.grammar import Gossip
 from zfabric.testing.hostile import Hostile, HostileClient, HostileWorker
 from zfabric.testing.network import Network
 from zfabric.testing.operators import Operators
-from zfabric.testing.plan import Faults, draw_query, draw_wish
+from zfabric.testing.plan import GENTLE, LOSING, Faults, draw_query, draw_wish
 from zfabric.testing.records import Record, Violation, Wish
 from zfabric.testing.reports import ClusterOptions, Report
 from zfabric.testing.sockets import SimDealer, SimSecrets
@@ -29,25 +29,6 @@ from zfabric.testing.world import MILLISECOND, World
 
 #: Bounds of a run whose frames, lists and control messages have to be split.
 _TIGHT = {"_ROOM": 600, "FRAME_BYTES_GOAL": 1_024, "CONTROL_BODY_BYTES_MAX": 1_024, "FRAME_BYTES_MAX": 64 * 1_024}
-
-
-#: Faults that cost connections, and no process: what both ends still have goes on.
-_GENTLE = {
-    "client closed",
-    "client killed",
-    "client link cut",
-    "hellos doubled",
-    "network slow",
-    "pipe full",
-    "worker link cut",
-}
-
-
-#: Faults after which a client may say with right that it has lost an attempt.
-_LOSING = {
-    "controller drains", "controller killed", "controller leaves", "controller paused", "engine hung", "link silent",
-    "worker drained", "worker frozen", "worker killed", "worker link cut", "worker announces",
-}  # fmt: skip
 
 
 def _tight(seed: int) -> bool:
@@ -64,8 +45,12 @@ def simulate(seed: int, options: ClusterOptions | None = None) -> Report:
         lambda world: Cluster(world, seed, options or ClusterOptions()),
         seed,
         tight=_tight(seed),
-        again=f"python -m zfabric.testing --seed {seed}",
+        again=f"python -m zfabric.testing --seed {seed}{_several(options)}",
     )
+
+
+def _several(options: ClusterOptions | None) -> str:
+    return f" --controllers {options.controllers}" if options is not None and options.controllers > 1 else ""
 
 
 def run_cluster(make: Callable[[World], Cluster], seed: int, *, tight: bool, again: str) -> Report:
@@ -103,16 +88,20 @@ class Cluster:
         self.options = options
         self.world = world
         self.report = Report(seed)
-        self.network = Network(world)
+        self.networks = [Network(world, number) for number in range(options.controllers)]
+        self.network = self.networks[0]
         self._draw_traits(seed)
-        if self.tight:
-            self.network.frame_bytes_max = _TIGHT["FRAME_BYTES_MAX"]
+        for network in self.networks:
+            network.all = self.networks
+            if self.tight:
+                network.frame_bytes_max = _TIGHT["FRAME_BYTES_MAX"]
         clients = world.rng.randint(1, options.clients)
-        self.controller = SimController(world, self.network, self._config(clients), keyed=self.keyed)
+        config = self._config(clients)
+        self.controllers = [SimController(world, network, config, keyed=self.keyed) for network in self.networks]
         self.workers = self._make_workers()
         self.clients = self._make_clients(clients)
-        self.faults = Faults(world, self.network, self.controller, self.workers, self.clients)
-        self.operators = Operators(seed, world, self.controller, self.workers, self.clients)
+        self.faults = Faults(world, self.networks, self.controllers, self.workers, self.clients)
+        self.operators = Operators(seed, world, self.controllers, self.workers, self.clients)
         if options.versions:
             self._mix_versions(random.Random(f"{seed} versions"))
         self.gossip = Gossip(workers=[worker.name for worker in self.workers])
@@ -159,7 +148,8 @@ class Cluster:
             self.report.connections["older" if older else "newer"] += 1
             return older
 
-        self.network.is_older = is_older
+        for network in self.networks:
+            network.is_older = is_older
 
     def _worker(self, name: str) -> SimWorker:
         rng = self.world.rng
@@ -269,12 +259,13 @@ class Cluster:
     # ── checks ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _check(self) -> None:
-        broker = self.controller.broker
-        if broker is not None and not self.controller.paused:
-            check_bounds(broker, set() if set(self.report.faults) & _LOSING else self._strangers())
-            check_liveness(broker, self.gossip.workers)
-            check_circuits(broker)
-            self._check_workers()
+        for controller in self.controllers:
+            broker = controller.broker
+            if broker is not None and not controller.paused:
+                check_bounds(broker, set() if set(self.report.faults) & LOSING else self._strangers())
+                check_liveness(broker, self.gossip.workers)
+                check_circuits(broker)
+                self._check_workers(controller)
         for record in self.records:
             if not record.endings and self.clients[record.client].alive:
                 record.check_deadline(self.world.now_ns, self.clients[record.client].awake_ns)
@@ -298,32 +289,40 @@ class Cluster:
             welcomes = [client.session.welcome for client in self.clients]
             gossip.sessions = [welcome.session for welcome in welcomes if welcome is not None]
 
-    def _check_workers(self) -> None:
+    def _check_workers(self, controller: SimController) -> None:
         """What a dead worker had is settled within its lease, what a hung engine had within the stall time, and no unit
         stays behind that its reader's credit allows."""
-        broker = self.controller.broker
+        broker = controller.broker
         assert broker is not None
         now_ns, config = self.world.now_ns, broker.config
         for worker in self.workers:
             known = broker.registry.workers.get(worker.name)
             if known is not None and worker.died_ns is not None and known.instance == worker.session.instance:
-                gone_ms = (now_ns - max(worker.died_ns, self.controller.awake_ns)) // MILLISECOND
+                gone_ms = (now_ns - max(worker.died_ns, controller.awake_ns)) // MILLISECOND
                 if gone_ms > config.lease_ms + 150:
                     raise Violation(f"worker {worker.name} is dead for longer than its lease and still registered")
             if worker.alive and worker.session.registered and not worker.frozen and known is not None:
-                worker.check_hung(config.stall_ms + 3 * config.beat_ms, self.controller.awake_ns)
-                held = worker.held()
-                before = self._held.get(worker.name, {})
-                for request_id, unit in held.items():
-                    if before.get(request_id) == unit:
-                        raise Violation(f"worker {worker.name} holds back {request_id} at {unit}, with credit for more")
-                self._held[worker.name] = held
+                awake_ns = max(controller.awake_ns for controller in self.controllers)
+                worker.check_hung(config.stall_ms + 3 * config.beat_ms, awake_ns)
+                if controller is self.controllers[0]:
+                    self._check_held(worker)
+
+    def _check_held(self, worker: SimWorker) -> None:
+        held = worker.held()
+        before = self._held.get(worker.name, {})
+        for request_id, unit in held.items():
+            if before.get(request_id) == unit:
+                raise Violation(f"worker {worker.name} holds back {request_id} at {unit}, with credit for more")
+        self._held[worker.name] = held
 
     def _check_migrated(self, record: Record) -> None:
         """Promise 4: an answer that can be continued does not end because a worker or a controller did."""
         pending, wish = record.pending, record.wish
         # A controller that is full of clients lets a newcomer take the place of one that is away.
-        gentle = set(self.report.faults) <= _GENTLE and not self.crowded
+        gentle = set(self.report.faults) <= GENTLE and not self.crowded
+        if len(self.controllers) > 1 and self.report.connections["older"]:
+            # An older controller asks no worker for what came by another.
+            gentle = False
         lost = record.lost or isinstance(record.error, PoisonousRequestError)
         if lost and wish.number in self.faults.kept and gentle:
             raise Violation(f"{record} ended with {record.error!r}, and everybody was there")
@@ -349,14 +348,16 @@ class Cluster:
         for client in self.clients:
             self._check_client_end(client)
         for worker in self.workers:
-            if not worker.session.registered:
+            if not all(session.registered for session in worker.session):
                 raise Violation(f"worker {worker.name} did not come back")
-        broker = self.controller.broker
-        assert broker is not None
         strangers = self._strangers()
-        check_rest(broker, [worker.name for worker in self.workers], strangers)
+        for controller in self.controllers:
+            broker = controller.broker
+            assert broker is not None
+            check_rest(broker, [worker.name for worker in self.workers], strangers)
+            for worker in self.workers:
+                check_announced(broker, worker.name, worker.models)
         for worker in self.workers:
-            check_announced(broker, worker.name, worker.models)
             worker.check_rest(strangers)
 
     def _check_client_end(self, client: SimClient | SimApp) -> None:
@@ -384,6 +385,6 @@ class Cluster:
             elif record.endings:
                 report.outcomes["done" if error is None else type(error).__name__] += 1
         report.failovers = sum(client.session.counters.failovers for client in self.clients)
-        report.recovered = self.controller.matched
+        report.recovered = sum(controller.matched for controller in self.controllers)
         report.steps = self.world.steps
         return report

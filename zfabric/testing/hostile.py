@@ -27,6 +27,7 @@ class Hostile:
     """
 
     honest: Final = False
+    roams: Final = False
     #: What its key allows on a fabric with keys.
     grant: Grant
 

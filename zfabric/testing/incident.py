@@ -196,7 +196,7 @@ class IncidentCluster(Cluster):
             if event.name == "started" and position:
                 self._restart(self.incident.events[position - 1], at_ms)
             elif event.name == "drains":
-                self._at(at_ms, "controller drains", self.controller.drain)
+                self._at(at_ms, "controller drains", self.controllers[0].drain)
             elif event.name == "client_lost":
                 self._at(at_ms, "client link cut", partial(self._cut_client, event.fields["client"]))
             elif name not in self._actors:
@@ -217,12 +217,12 @@ class IncidentCluster(Cluster):
         """A controller that had not said that it stops was killed, between the last that was heard of it and its start."""
         at_ms = self._after_ms(last.unix_ns)
         if last.name == "stopped":
-            self._at(at_ms, "controller leaves", self.controller.leave)
+            self._at(at_ms, "controller leaves", self.controllers[0].leave)
         else:
             at_ms = (at_ms + started_ms) / 2
-            self._at(at_ms, "controller killed", self.controller.die)
+            self._at(at_ms, "controller killed", self.controllers[0].die)
         # One that says goodbye needs a moment for it.
-        self.world.after(max(started_ms, at_ms + _GOODBYE_MS), self.controller.start)
+        self.world.after(max(started_ms, at_ms + _GOODBYE_MS), self.controllers[0].start)
 
     def _lose(self, name: str, event: Event, following: Sequence[Event]) -> None:
         """A worker that comes back with what it had lost its connection, and no more; any other died."""

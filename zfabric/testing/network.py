@@ -30,6 +30,9 @@ class Peer(Protocol):
     def honest(self) -> bool: ...
     @property
     def grant(self) -> Grant: ...
+    @property
+    def roams(self) -> bool:
+        """Whether it goes to another hub when it has lost one."""
 
     def link_up(self, link: Link) -> None: ...
     def link_down(self, link: Link) -> None: ...
@@ -111,10 +114,18 @@ class Network:
 
     Args:
         world: Time and chance.
+        number: Of the hub, where there are several.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, number: int = 0) -> None:
         self.world = world
+        #: Where it is dialed.
+        self.endpoint = f"tcp://127.0.0.1:{number + 1}"
+        self._number = number
+        #: Those of all hubs, in the order in which peers go from one to the next.
+        self.all = [self]
+        #: Whether the hub's cable is pulled: nobody reaches it, and it reaches nobody.
+        self.unplugged = False
         self.links: dict[RoutingId, Link] = {}
         #: Everybody who ever had a connection: what it said may be read after its end.
         self.peers: dict[RoutingId, Peer] = {}
@@ -152,13 +163,28 @@ class Network:
 
     def connect(self, peer: Peer) -> None:
         """Keep trying until there is a hub; then the peer's link is up."""
-        if self.hub is None:
-            self.world.after(self.world.rng.uniform(20, 600), lambda: self.connect(peer))
+        if self.hub is None or self.unplugged:
+            delay_ms = self.world.rng.uniform(20, 250 if peer.roams else 600)
+            self.world.after(delay_ms, lambda: self._next(peer).connect(peer))
             return
         self._next_id += 1
-        link = Link(self, peer, RoutingId(self._next_id.to_bytes(5, "big")))
+        link = Link(self, peer, RoutingId(((self._number << 32) + self._next_id).to_bytes(5, "big")))
         self.links[link.routing_id], self.peers[link.routing_id] = link, peer
         self.world.after(self.delay_ms(), lambda: peer.link_up(link) if link.alive else None)
+
+    def _next(self, peer: Peer) -> Network:
+        return self.all[(self.all.index(self) + 1) % len(self.all)] if peer.roams else self
+
+    def unplug(self, milliseconds: float) -> None:
+        """Pull the hub's cable, and put it back later."""
+        self.unplugged = True
+        for link in list(self.links.values()):
+            self.silence(link)
+
+        def plug() -> None:
+            self.unplugged = False
+
+        self.world.after(milliseconds, plug)
 
     def hub_receives(self, sender: RoutingId, header: bytes, body: bytes) -> None:
         if self.hub is not None:
@@ -175,7 +201,8 @@ class Network:
             self.world.after(self.world.rng.uniform(0.1, 2), lambda: hub.hub_lost(link.routing_id))
         if peer_alive:
             link.peer.link_down(link)
-            self.world.after(self.world.rng.uniform(20, 300), lambda: self.connect(link.peer))
+            following = self._next(link.peer)
+            self.world.after(self.world.rng.uniform(20, 300), lambda: following.connect(link.peer))
 
     def silence(self, link: Link) -> None:
         """Let a link die without a word; the transport notices after its own timeout."""

@@ -31,13 +31,13 @@ class Operators:
         self,
         seed: int,
         world: World,
-        controller: SimController,
+        controllers: list[SimController],
         workers: list[SimWorker],
         clients: list[SimClient | SimApp],
     ) -> None:
         self.rng = random.Random(f"{seed} operators")
         self.world = world
-        self.controller = controller
+        self.controllers = controllers
         self.workers = workers
         self.clients = clients
         self._over = False
@@ -110,4 +110,5 @@ class Operators:
     def heal(self) -> None:
         """What holds is taken back. An order that is still on its way may hold; it ends what waits for it in time."""
         self._over = True
-        self.controller.take_back()
+        for controller in self.controllers:
+            controller.take_back()

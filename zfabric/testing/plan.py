@@ -30,6 +30,25 @@ _OPERATIONS: Final[tuple[Operation, ...]] = (
 _APART_NS: Final = 4_000 * MILLISECOND
 _QUERIES: Final = ("models", "model", "workers", "status", "refresh")
 
+#: Faults that cost connections, and no process: what both ends still have goes on.
+GENTLE = {
+    "client closed",
+    "client killed",
+    "client link cut",
+    "hellos doubled",
+    "network slow",
+    "pipe full",
+    "worker link cut",
+}
+
+
+#: Faults after which a client may say with right that it has lost an attempt.
+LOSING = {
+    "controller drains", "controller killed", "controller leaves", "controller paused", "controller unplugged", "engine hung",
+    "link silent",
+    "worker drained", "worker frozen", "worker killed", "worker link cut", "worker announces",
+}  # fmt: skip
+
 
 def draw_wish(
     rng: random.Random, number: int, workers: list[SimWorker], *, uniform: bool, sound: bool, tight: bool
@@ -77,14 +96,14 @@ class Faults:
     def __init__(
         self,
         world: World,
-        network: Network,
-        controller: SimController,
+        networks: list[Network],
+        controllers: list[SimController],
         workers: list[SimWorker],
         clients: list[SimClient | SimApp],
     ) -> None:
         self.world = world
-        self.network = network
-        self.controller = controller
+        self.networks = networks
+        self.controllers = controllers
         self.workers = workers
         self.clients = clients
         #: Requests that an engine worked on when a connection of theirs was lost, and no other was lost soon before or after:
@@ -107,13 +126,21 @@ class Faults:
             "controller killed": self._kill_controller,
             "controller leaves": self._stop_controller,
             "controller drains": self._drain_controller,
-            "controller paused": lambda: controller.pause(rng.choice([500, 2_900, 3_600, 6_000])),
+            "controller paused": lambda: self._controller().pause(rng.choice([500, 2_900, 3_600, 6_000])),
             "client frozen": lambda: rng.choice(clients).freeze(rng.choice([300, 2_000, 6_000])),
             "client killed": self._kill_client,
             "client closed": self._close_client,
             "pipe full": self._overflow,
             "network slow": self._slow,
         }
+
+        if len(networks) > 1:
+            self.kinds["controller unplugged"] = lambda: rng.choice(networks).unplug(rng.choice([500, 4_000, 9_000]))
+
+    def _controller(self) -> SimController:
+        """One of them."""
+        controllers = self.controllers
+        return controllers[0] if len(controllers) == 1 else self.world.rng.choice(controllers)
 
     def _kill_worker(self) -> None:
         worker = self.world.rng.choice(self.workers)
@@ -143,19 +170,22 @@ class Faults:
             self.cut(worker)
 
     def _kill_controller(self) -> None:
-        self.controller.die()
-        self.world.after(self.world.rng.choice([10, 500, 2_000]), self.controller.start)
+        controller = self._controller()
+        controller.die()
+        self.world.after(self.world.rng.choice([10, 500, 2_000]), controller.start)
 
-    def _stop_controller(self) -> None:
-        self.controller.leave()
-        self.world.after(self.world.rng.choice([30, 500, 2_000]), self.controller.start)
+    def _stop_controller(self, controller: SimController | None = None) -> None:
+        controller = controller or self._controller()
+        controller.leave()
+        self.world.after(self.world.rng.choice([30, 500, 2_000]), controller.start)
 
     def _drain_controller(self) -> None:
-        self.controller.drain()
+        controller = self._controller()
+        controller.drain()
 
         def stop() -> None:
             if not self._over:
-                self._stop_controller()
+                self._stop_controller(controller)
 
         self.world.after(self.world.rng.choice([500, 4_000]), stop)
 
@@ -181,9 +211,10 @@ class Faults:
 
     def cut(self, actor: SimWorker | SimClient | SimApp) -> None:
         """A connection is lost."""
-        if actor.alive and actor.link is not None:
+        link = actor.link if actor.alive else None
+        if link is not None:
             self._keep(actor)
-            self.network.cut(actor.link)
+            link.network.cut(link)
 
     def _keep(self, actor: SimWorker | SimClient | SimApp) -> None:
         """A connection is about to be lost."""
@@ -192,7 +223,7 @@ class Faults:
         if now_ns - before_ns < _APART_NS:
             self.kept.clear()
             return
-        if now_ns - self.controller.awake_ns < _APART_NS:
+        if now_ns - max(controller.awake_ns for controller in self.controllers) < _APART_NS:
             # A new controller lets requests wait for whoever may come; what they wait in vain for is lost meanwhile.
             return
         workers = [actor] if isinstance(actor, SimWorker) else self.workers
@@ -202,35 +233,46 @@ class Faults:
         self.kept |= running
 
     def _silence(self, actor: SimWorker | SimClient | SimApp) -> None:
-        if actor.alive and actor.link is not None:
-            self.network.silence(actor.link)
+        link = actor.link if actor.alive else None
+        if link is not None:
+            link.network.silence(link)
 
     def _stutter(self) -> None:
-        self.network.stutters = True
+        for network in self.networks:
+            network.stutters = True
 
     def _overflow(self) -> None:
         client = self.world.rng.choice(self.clients)
-        if client.link is not None:
+        link = client.link
+        if link is not None:
             self._keep(client)
-            self.controller.overflow(client.link.routing_id)
+            for network, controller in zip(self.networks, self.controllers, strict=True):
+                if network is link.network:
+                    controller.overflow(link.routing_id)
 
     def _slow(self) -> None:
-        self.network.slow = True
+        self._set_slow(slow=True)
 
         def fast() -> None:
-            self.network.slow = False
+            self._set_slow(slow=False)
 
         self.world.after(2_000, fast)
+
+    def _set_slow(self, *, slow: bool) -> None:
+        for network in self.networks:
+            network.slow = slow
 
     def heal(self) -> None:
         """No more faults: everything that died comes back, but for clients. Half of the workers serve what they served at
         their start; the others stay with what they serve now, which may be nothing."""
         self._over = True
-        self.network.slow = False
-        broker = self.controller.broker
-        if broker is not None and broker.scheduler.draining:
-            self.controller.die()
-        self.controller.start()
+        self._set_slow(slow=False)
+        for network in self.networks:
+            network.unplugged = False
+        for controller in self.controllers:
+            if controller.broker is not None and controller.broker.scheduler.draining:
+                controller.die()
+            controller.start()
         for worker in self.workers:
             for engine in worker.engines:
                 engine.hung_ns = None

@@ -11,6 +11,7 @@ class ClusterOptions:
     """Size and duration of a run.
 
     Attributes:
+        controllers: How many.
         workers, clients: How many at most; a run draws its own numbers.
         requests: How many at most.
         faults: Kinds of faults that happen, all of them in every run; None is a few of all kinds, drawn for each run.
@@ -20,6 +21,7 @@ class ClusterOptions:
         versions: Whether in some of the runs some connections have an end of the version before.
     """
 
+    controllers: int = 1
     workers: int = 4
     clients: int = 4
     requests: int = 40

@@ -21,21 +21,22 @@ from zfabric.recording.reader import read_recordings
 from zfabric.testing.cluster import simulate
 from zfabric.testing.incident import simulate_recording
 from zfabric.testing.records import Violation
-from zfabric.testing.reports import Report
+from zfabric.testing.reports import ClusterOptions, Report
 
 #: Seeds that one process takes at a time.
 _PORTION = 20
 
 
-def _attempt(seed: int, recordings: Sequence[Path] = ()) -> Report | str:
+def _attempt(seed: int, recordings: Sequence[Path] = (), controllers: int = 1) -> Report | str:
     try:
-        return simulate_recording(recordings, seed) if recordings else simulate(seed)
+        options = ClusterOptions(controllers=controllers)
+        return simulate_recording(recordings, seed) if recordings else simulate(seed, options)
     except Violation as violation:
         return str(violation)
 
 
-def _reports(seeds: range, jobs: int, recordings: Sequence[Path]) -> Iterator[Report | str]:
-    attempt = partial(_attempt, recordings=recordings)
+def _reports(seeds: range, jobs: int, recordings: Sequence[Path], controllers: int) -> Iterator[Report | str]:
+    attempt = partial(_attempt, recordings=recordings, controllers=controllers)
     if jobs == 1:
         yield from map(attempt, seeds)
         return
@@ -48,6 +49,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=200, help="how many clusters")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seed", type=int, help="only this one")
+    parser.add_argument("--controllers", type=int, default=1, help="of each cluster")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--recording", type=Path, action="append", default=[], help="a flight recording; repeat it")
     arguments = parser.parse_args()
@@ -65,7 +67,7 @@ def main() -> int:
         read_recordings(arguments.recording)
     except ConfigurationError as error:
         parser.error(str(error))
-    for done, report in enumerate(_reports(seeds, arguments.jobs, arguments.recording), start=1):
+    for done, report in enumerate(_reports(seeds, arguments.jobs, arguments.recording, arguments.controllers), start=1):
         if isinstance(report, str):
             failed.append(report)
             _say(f"\nBROKEN {report}\n")

@@ -15,9 +15,6 @@ from zfabric.testing.world import World
 from zfabric.transport.links import DealerReceiver
 from zfabric.wire import codec, kinds
 
-#: Where every simulated process dials; the network is found by the loop.
-ENDPOINT: Final = "tcp://127.0.0.1:1"
-
 
 class SimSecrets:
     """`secrets`, with the run's own chance."""
@@ -31,7 +28,7 @@ class SimSecrets:
 class Process(Protocol):
     """Who owns a loop."""
 
-    network: Network
+    networks: list[Network]
 
     def connected(self, dealer: SimDealer) -> None: ...
 
@@ -73,7 +70,10 @@ class SimDealer:
         self.on_sent: Callable[[bytes], None] = lambda _: None
         self._loop = loop
         self._receiver = receiver
-        self._network = loop.process.network
+        mine = [network for network in loop.process.networks if network.endpoint in endpoint.split(",")]
+        #: Whether it goes to another controller when it has lost one.
+        self.roams = len(mine) > 1
+        self._network = mine[0] if len(mine) == 1 else mine[0].world.rng.choice(mine)
         self._inbox: list[tuple[str, Link | None, bytes, bytes]] = []
         self._scheduled = False
         loop.process.connected(self)
@@ -86,6 +86,15 @@ class SimDealer:
     @property
     def congested(self) -> bool:
         return False
+
+    @property
+    def several(self) -> bool:
+        return self.roams
+
+    def move_on(self) -> None:
+        """Leave this controller for the next one."""
+        if self.link is not None:
+            self.link.network.cut(self.link)
 
     def counted(self) -> dict[str, int]:
         """As a real one counts."""
@@ -112,20 +121,20 @@ class SimDealer:
             self.closed = True
             link, self.link = self.link, None
             if link is not None:
-                self._network.world.after(50, lambda: self._network.cut(link, peer_alive=False))
+                link.network.world.after(50, lambda: link.network.cut(link, peer_alive=False))
 
     def kill(self) -> None:
         """The process is gone, and its kernel ends the connection."""
         self.closed = True
         link, self.link = self.link, None
         if link is not None:
-            self._network.cut(link, peer_alive=False)
+            link.network.cut(link, peer_alive=False)
 
     # ── from the network ────────────────────────────────────────────────────────────────────────────────────────────
 
     def link_up(self, link: Link) -> None:
         if self.closed:
-            self._network.cut(link, peer_alive=False)
+            link.network.cut(link, peer_alive=False)
         else:
             self._came("up", link)
 

@@ -7,13 +7,13 @@ import re
 from dataclasses import asdict
 from typing import Any, Final
 
-from zfabric.core.worker.session import WorkerSession
+from zfabric.core.worker.sessions import WorkerSessions
 from zfabric.errors import ConfigurationError
 from zfabric.testing.catalogue import EngineSpec, Habits, names_of, redraw
 from zfabric.testing.engines import SimBackend, make_backend
 from zfabric.testing.network import Link, Network
 from zfabric.testing.records import Violation
-from zfabric.testing.sockets import ENDPOINT, ProcessLoop, SimDealer
+from zfabric.testing.sockets import ProcessLoop, SimDealer
 from zfabric.testing.world import MILLISECOND, World
 from zfabric.wire import codec, kinds
 from zfabric.wire.messages import Carried, ModelInfo, WorkerHello
@@ -31,14 +31,14 @@ class SimWorker:
 
     def __init__(self, world: World, network: Network, name: str, habits: Habits, specs: list[EngineSpec]) -> None:
         self.world = world
-        self.network = network
+        self.networks = network.all
         self.name = name
         self.habits = habits
         self.slots = habits.slots
         self.specs = specs
         self.alive = False
         self.died_ns: int | None = None
-        self.dealer: SimDealer | None = None
+        self.dealers: list[SimDealer] = []
         self.engines: list[SimBackend] = []
         self.registered_ns = 0
         #: When it goes on, or went on, after it was frozen: what moved before is told only then.
@@ -66,7 +66,9 @@ class SimWorker:
         self._started_ns = self.world.now_ns
         self.loop = ProcessLoop(self.world, self)  # type: ignore[abstract]
         self.engines = [make_backend(self, spec) for spec in self.specs]
-        config = WorkerConfig(endpoint=ENDPOINT, name=self.name, credentials=None, **asdict(self.habits))
+        self.dealers = []
+        endpoint = ",".join(network.endpoint for network in self.networks)
+        config = WorkerConfig(endpoint=endpoint, name=self.name, credentials=None, **asdict(self.habits))
         self.service = WorkerService(self.engines, config, log=self._log)
         self.loop.create_task(self._run(self.service))
 
@@ -80,7 +82,7 @@ class SimWorker:
     def _ended(self) -> None:
         """It was drained. Nothing that could have finished in time was handed back."""
         now_ns = self.world.now_ns
-        handed_back = self.dealer.handed_back if self.dealer is not None else 0
+        handed_back = sum(dealer.handed_back for dealer in self.dealers)
         until_ns = self.drain_until_ns
         if self._queried_ms is not None:
             until_ns = min(until_ns, self._started_ns + self._queried_ms * MILLISECOND)
@@ -98,8 +100,8 @@ class SimWorker:
         if self.alive:
             self.alive = False
             self.died_ns = self.world.now_ns
-            if self.dealer is not None:
-                self.dealer.kill()
+            for dealer in self.dealers:
+                dealer.kill()
             self.loop.kill()
             self.engines = []
 
@@ -140,7 +142,7 @@ class SimWorker:
     def reannounce(self) -> None:
         """One engine serves other models from now on; what runs, runs on. A set that collides with another engine's is
         refused, and changes nothing."""
-        if self.alive and not self.frozen and self.dealer is not None:
+        if self.alive and not self.frozen and self.dealers:
             engine = self.world.rng.choice(self.engines)
             self.loop.call_soon(self._change, engine, redraw(self.world.rng, engine.models))
 
@@ -160,7 +162,7 @@ class SimWorker:
 
     def connected(self, dealer: SimDealer) -> None:
         """Its socket was made."""
-        self.dealer = dealer
+        self.dealers.append(dealer)
         dealer.on_sent = self._sent
 
     def _sent(self, header: bytes) -> None:
@@ -175,12 +177,13 @@ class SimWorker:
 
     @property
     def link(self) -> Link | None:
-        return self.dealer.link if self.dealer is not None else None
+        links = [dealer.link for dealer in self.dealers if dealer.link is not None]
+        return links[0] if len(links) == 1 else self.world.rng.choice(links) if links else None
 
     @property
-    def session(self) -> WorkerSession:
-        """Its service's own."""
-        return self.service._session
+    def session(self) -> WorkerSessions:
+        """Those of its service, as if there were one."""
+        return self.service._sessions
 
     def _log(self, event: str, **fields: object) -> None:
         if event == "registered":
@@ -202,9 +205,19 @@ class SimWorker:
         if self._untold_ns is not None and self.world.now_ns - self._untold_ns < _TOLD_MS * MILLISECOND:
             return
         moving = [engine for engine in self.engines if engine.hung_ns is None]
-        jobs = [job for engine in moving for job in engine.jobs.values() if job.operation != "operate"]
+        jobs = [
+            job
+            for engine in moving
+            for request_id, job in engine.jobs.items()
+            if job.operation != "operate" and not self._stops(request_id)
+        ]
         if len(jobs) > self.slots:
             self.world.broken = Violation(f"worker {self.name} runs {len(jobs)} requests with {self.slots} slots")
+
+    def _stops(self, request_id: str) -> bool:
+        """Whether it is to stop, and the worker has more controllers than the one that knows."""
+        sessions = list(self.session)
+        return len(sessions) > 1 and any(request_id in session.stopping for session in sessions)
 
     def check_hung(self, limit_ms: float, since_ns: int) -> None:
         """Nobody's request stays with an engine that hangs, as long as the fabric could know of it."""

@@ -23,7 +23,7 @@ from zfabric.transport.calls import EVENTS, LAST, MORE, POLLIN, calls_of
 from zfabric.transport.context import make_context
 from zfabric.transport.curve import Credentials
 from zfabric.transport.dialer import Dialer
-from zfabric.transport.endpoints import Endpoint, parse_endpoint
+from zfabric.transport.endpoints import Endpoint, parse_endpoints
 from zfabric.transport.links import DealerReceiver
 from zfabric.transport.monitor import Happened, Monitor
 from zfabric.transport.options import set_dealer_options
@@ -49,7 +49,7 @@ class DealerFigures:
 
 
 class DealerLink:
-    """One DEALER, connected to one endpoint.
+    """One DEALER, connected to one controller.
 
     Args:
         endpoint: The controller's.
@@ -77,7 +77,7 @@ class DealerLink:
         self._seen = -1
         self._retry: asyncio.TimerHandle | None = None
         self._retry_ms = limits.CONGESTED_RETRY_MS
-        parsed = parse_endpoint(endpoint)
+        parsed = parse_endpoints(endpoint)
         with contextlib.ExitStack() as made:
             try:
                 self._make(made, parsed, rng, credentials)
@@ -87,7 +87,7 @@ class DealerLink:
         self._watchdog = self._loop.call_later(_WATCHDOG_S, self._rescue)
 
     def _make(
-        self, made: contextlib.ExitStack, endpoint: Endpoint, rng: random.Random, credentials: Credentials | None
+        self, made: contextlib.ExitStack, endpoints: list[Endpoint], rng: random.Random, credentials: Credentials | None
     ) -> None:
         """Make all that has to be freed again, and note how."""
         context = make_context()
@@ -108,7 +108,8 @@ class DealerLink:
             made.callback(self._loop.remove_reader, fd)
         self._dialer = Dialer(
             socket,
-            endpoint,
+            endpoints,
+            self.endpoint,
             rng,
             has_keys=credentials is not None,
             denied=self._receiver.link_denied,
@@ -131,6 +132,17 @@ class DealerLink:
     def congested(self) -> bool:
         """Whether sends are being held back because the pipe is full."""
         return bool(self._outbox)
+
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one controller to go to, as far as is known."""
+        return self._dialer.several
+
+    def move_on(self) -> None:
+        """Leave this controller for the next one."""
+        if not self._closed and self._dialer.leave():
+            self._lost()
+            self._receiver.link_idle()
 
     def counted(self) -> dict[str, int]:
         """What the link counted."""
@@ -286,14 +298,17 @@ class DealerLink:
                 self.figures.connections += 1
                 self._receiver.link_up()
             elif news is Happened.DOWN:
-                self._connected = False
-                self._outbox.clear()
-                self._retry_ms = limits.CONGESTED_RETRY_MS
-                self._receiver.link_down()
+                self._lost()
             if self._closed:
                 return
         self._receiver.link_idle()
         self._check()
+
+    def _lost(self) -> None:
+        self._connected = False
+        self._outbox.clear()
+        self._retry_ms = limits.CONGESTED_RETRY_MS
+        self._receiver.link_down()
 
     def close(self) -> None:
         """Close the socket. What libzmq has not sent by then is lost: say goodbye first."""

@@ -1,4 +1,4 @@
-"""Keeps a DEALER connected to one endpoint: which address is tried when, and what it means that a try failed.
+"""Keeps a DEALER connected to one controller: which address is tried when, and what it means that a try failed.
 
 libzmq would try again by itself, but it knows one address of a name, does not look whose directory an ipc socket lies in,
 and never comes back after some handshakes. So its own retries are off, and each try begins here: it is told an address, its
@@ -19,12 +19,12 @@ import zmq
 
 from zfabric import limits
 from zfabric.errors import ConfigurationError, FabricError
-from zfabric.transport.addresses import dialed_hosts
-from zfabric.transport.endpoints import Endpoint, parse_endpoint, tcp_endpoint
+from zfabric.transport.endpoints import Endpoint, parse_endpoint
 from zfabric.transport.greeting import exchange_mechanisms
 from zfabric.transport.ipc import check_ipc_owner
 from zfabric.transport.monitor import Happened
 from zfabric.transport.refusals import NO_KEYS_HERE, NO_KEYS_THERE, OTHER_KEY, UNKNOWN_KEY, Refusal, refused
+from zfabric.transport.targets import Targets
 
 _HANDSHAKE_FAILURES: Final = frozenset({Happened.DENIED, Happened.MISMATCH, Happened.WRONG_KEY, Happened.BROKEN})
 
@@ -42,7 +42,8 @@ class Dialer:
 
     Args:
         socket: The DEALER, with all its options set.
-        endpoint: Where to connect to; all addresses of a name are tried in turn.
+        endpoints: Where to connect to; all of them, and all addresses of their names, are tried in turn.
+        shown: What they are called in errors.
         rng: Chance, so that a thousand peers do not come back in step.
         has_keys: Whether the socket encrypts.
         denied: Told why no try can succeed before somebody changes something; tries go on all the same.
@@ -52,7 +53,8 @@ class Dialer:
     def __init__(
         self,
         socket: zmq.Socket[bytes],
-        endpoint: Endpoint,
+        endpoints: list[Endpoint],
+        shown: str,
         rng: random.Random,
         *,
         has_keys: bool,
@@ -60,7 +62,9 @@ class Dialer:
         settled: Callable[[], bool],
     ) -> None:
         self._socket = socket
-        self._endpoint = endpoint
+        self._endpoints = endpoints
+        self._shown = shown
+        self._targets = Targets(endpoints, rng)
         self._has_keys = has_keys
         self._denied = denied
         self._settled = settled
@@ -70,7 +74,7 @@ class Dialer:
         self._cap_s = limits.RECONNECT_MAX_MS * rng.uniform(0.5, 1.0) / 1_000
         self._delay_s = self._first_s
         self._state = _State.WAITING
-        self._addresses: list[str] = []
+        self._addresses: list[Endpoint] = []
         self._current: str | None = None
         self._failure: Happened | None = None
         self._broken = 0
@@ -85,8 +89,9 @@ class Dialer:
         Raises:
             ConfigurationError: The ipc socket's directory is somebody else's.
         """
-        if self._endpoint.is_ipc:
-            check_ipc_owner(Path(self._endpoint.path))
+        for endpoint in self._endpoints:
+            if endpoint.is_ipc:
+                check_ipc_owner(Path(endpoint.path))
         self._begin_round()
 
     def close(self) -> None:
@@ -96,6 +101,19 @@ class Dialer:
             self._timer.cancel()
         for task in self._tasks:
             task.cancel()
+
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one controller to go to, as far as is known."""
+        return self._targets.several
+
+    def leave(self) -> bool:
+        """Leave this controller for the next one. Returns whether there was a connection."""
+        if self._state is not _State.UP:
+            return False
+        self.trouble = "the connection was left"
+        self._later()
+        return True
 
     def handle(self, happened: Happened) -> Happened | None:
         """Take news of the monitor. Returns UP or DOWN if this is what it means for the link."""
@@ -145,32 +163,15 @@ class Dialer:
 
     def _begin_round(self) -> None:
         """Try each address once."""
-        endpoint = self._endpoint
-        if endpoint.is_ipc:
-            self._begin_ipc()
-        elif endpoint.literal:
-            self._connect(tcp_endpoint(endpoint.host, endpoint.port))
+        if len(self._endpoints) == 1 and self._endpoints[0].literal:
+            self._connect(self._endpoints[0])
         else:
             self._spawn(self._resolve())
 
-    def _begin_ipc(self) -> None:
-        try:
-            there = check_ipc_owner(Path(self._endpoint.path))
-        except ConfigurationError as error:
-            self.trouble = error.message
-            self._later()
-            self._denied(error)
-            return
-        if there:
-            self._connect(self._endpoint.text)
-        else:
-            self.trouble = "there is no such socket"
-            self._later()
-
     async def _resolve(self) -> None:
+        self.trouble = ""
         try:
-            hosts = await dialed_hosts(self._endpoint)
-            self._addresses = [tcp_endpoint(host, self._endpoint.port) for host in hosts]
+            self._addresses = await self._targets.round()
         except OSError as error:
             self.trouble = f"the name cannot be looked up: {error}"
         if self._state is _State.CLOSED:
@@ -181,7 +182,21 @@ class Dialer:
             self.trouble = self.trouble or "the name has no address"
             self._later()
 
-    def _connect(self, address: str) -> None:
+    def _connect(self, endpoint: Endpoint) -> None:
+        self._targets.trying(endpoint)
+        address = endpoint.text
+        if endpoint.is_ipc:
+            try:
+                there = check_ipc_owner(Path(endpoint.path))
+            except ConfigurationError as error:
+                self.trouble = error.message
+                self._later()
+                self._denied(error)
+                return
+            if not there:
+                self.trouble = "there is no such socket"
+                self._later()
+                return
         self._state = _State.TRYING
         self._failure = None
         self._current = address
@@ -238,7 +253,7 @@ class Dialer:
 
     def _deny(self, refusal: Refusal) -> None:
         self.trouble = f"the controller {refusal[1]}"
-        self._denied(refused(refusal, self._endpoint.text))
+        self._denied(refused(refusal, self._shown))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = self._loop.create_task(work)

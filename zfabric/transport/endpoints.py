@@ -49,16 +49,21 @@ class Endpoint(NamedTuple):
         """Whether it is a Unix socket."""
         return bool(self.path)
 
+    @property
+    def named(self) -> bool:
+        """Whether its host is a name that may stand for several hosts."""
+        return not self.literal and not is_localhost(self.host)
+
 
 def default_endpoint() -> str:
-    """$ZFABRIC_ENDPOINT, else a Unix socket in the user's runtime directory.
+    """$ZFABRIC_ENDPOINT, which may name several controllers, else a Unix socket in the user's runtime directory.
 
     Raises:
         ConfigurationError: The system has no Unix sockets, so that an endpoint has to be given.
     """
     given = os.environ.get(ENDPOINT_VARIABLE)
     if given:
-        return given.split(",")[0].strip()
+        return given
     if not has_ipc():
         raise ConfigurationError(
             f"{sys.platform} has no default endpoint; give tcp://127.0.0.1:PORT, or set ${ENDPOINT_VARIABLE}"
@@ -79,6 +84,23 @@ def has_ipc() -> bool:
 def check_endpoint(endpoint: str, *, listens: bool = False) -> str:
     """The endpoint unchanged. Arguments and errors as of `parse_endpoint`."""
     return parse_endpoint(endpoint, listens=listens).text
+
+
+def check_endpoints(endpoints: str) -> str:
+    """One endpoint to connect to, or several with commas between them, unchanged. Raises: ConfigurationError."""
+    parse_endpoints(endpoints)
+    return endpoints
+
+
+def parse_endpoints(endpoints: str) -> list[Endpoint]:
+    """Endpoints to connect to, with commas between them, each once. Raises: ConfigurationError: One is none, or there is none.
+
+    Example: ``parse_endpoints("tcp://a:5555,tcp://b:5555")``
+    """
+    if not isinstance(endpoints, str) or "," not in endpoints:
+        return [parse_endpoint(endpoints)]
+    parts = [part.strip() for part in endpoints.split(",")]
+    return [parse_endpoint(part) for part in dict.fromkeys(part for part in parts if part)] or [parse_endpoint("")]
 
 
 def parse_endpoint(endpoint: str, *, listens: bool = False) -> Endpoint:

@@ -154,6 +154,13 @@ class DealerDriver(Protocol):
     def congested(self) -> bool:
         """Whether the controller reads more slowly than is sent."""
 
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one controller to go to, as far as is known."""
+
+    def move_on(self) -> None:
+        """Leave this controller for the next one."""
+
     def send_all(self, messages: Iterable[tuple[bytes, bytes]]) -> None:
         """Send in order; without a connection they are dropped, since sessions say all again."""
 
@@ -256,7 +263,8 @@ def open_dealer(
     """Connect, on the running loop.
 
     Args:
-        endpoint: The controller's.
+        endpoint: The controller's. Of several, with commas between them, or of a name with several addresses, one at a time is
+            connected to.
         receiver: Told what comes.
         rng: Chance, for the jitter of reconnects.
         credentials: Keys for a controller that wants them.

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from zfabric import limits
 from zfabric.errors import ConfigurationError, FabricError
-from zfabric.transport.addresses import dialed_hosts
 from zfabric.transport.curve import Credentials
-from zfabric.transport.endpoints import Endpoint, parse_endpoint, tcp_endpoint
+from zfabric.transport.endpoints import Endpoint, parse_endpoints
 from zfabric.transport.greeting import exchange_mechanisms
 from zfabric.transport.ipc import check_ipc_owner, check_listener
 from zfabric.transport.links import DealerReceiver
@@ -20,6 +19,7 @@ from zfabric.transport.loop_mechanisms import DealerConnections
 from zfabric.transport.loop_wire import ByteCount, Wire
 from zfabric.transport.refusals import NO_KEYS_HERE, NO_KEYS_THERE, OTHER_KEY, UNKNOWN_KEY, Refusal, refused
 from zfabric.transport.spin import Spinner
+from zfabric.transport.targets import Targets
 from zfabric.wire.codec import EMPTY
 from zfabric.wire.kinds import WITH_BODY
 from zfabric.zmtp.connection import Connection, Message, Ready
@@ -69,10 +69,11 @@ class _Peer(Wire):
 
 
 class LoopDealer:
-    """One connection to one endpoint, for ever; see `links.DealerDriver`.
+    """One connection, for ever; see `links.DealerDriver`.
 
     Args:
-        endpoint: The controller's; its name is resolved anew for each try.
+        endpoint: The controller's; its name is resolved anew for each try. Of several, or a name with several addresses, each is
+            tried in turn.
         receiver: Told what comes.
         rng: Chance, for the jitter of reconnects.
         credentials: Keys for a controller that wants them.
@@ -94,10 +95,12 @@ class LoopDealer:
         self.endpoint = endpoint
         #: Why the last try to connect failed, in words; "" if it did not.
         self.trouble = ""
-        self._parsed = parse_endpoint(endpoint)
-        if self._parsed.is_ipc:
-            # Each try looks again; whoever opens the link is to hear it from the call.
-            check_ipc_owner(Path(self._parsed.path))
+        parsed = parse_endpoints(endpoint)
+        for one in parsed:
+            if one.is_ipc:
+                # Each try looks again; whoever opens the link is to hear it from the call.
+                check_ipc_owner(Path(one.path))
+        self._targets = Targets(parsed, rng)
         self._receiver = receiver
         # Each process draws a first delay and a cap of its own.
         self._first_s = limits.RECONNECT_MIN_MS * rng.uniform(0.5, 1.5) / 1_000
@@ -126,6 +129,16 @@ class LoopDealer:
         """Whether the controller reads more slowly than is sent."""
         return self._peer is not None and self._peer.full
 
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one controller to go to, as far as is known."""
+        return self._targets.several
+
+    def move_on(self) -> None:
+        """Leave this controller for the next one."""
+        if self._current is not None and not self._closed:
+            self._current.abort()
+
     def counted(self) -> dict[str, int]:
         """What the link counted."""
         return {
@@ -141,49 +154,61 @@ class LoopDealer:
 
     async def _run(self) -> None:
         """Connect, wait for the end, wait a little, again."""
-        delay_s = self._first_s
+        delay_s, hurried = self._first_s, True
         while True:
             before = self._connected_count
-            peer = await self._reach()
+            peer = await self._reach(hurried=hurried)
+            since_s = self._loop.time()
             if peer is not None:
+                if self.several and hurried:
+                    self._loop.call_later(limits.MOVE_CONNECT_MS / 1_000, self._give_up, peer)
                 try:
                     await peer.over
                 finally:
                     if not self._closed:
                         peer.abort()
-            if self._connected_count > before:
+            hurried = self._connected_count > before
+            if hurried:
                 delay_s = self._first_s
+                if self.several and self._loop.time() - since_s > self._cap_s:
+                    continue
             elif peer is not None:
                 await self._explain(peer)
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, self._cap_s)
 
-    async def _reach(self) -> _Peer | None:
+    def _give_up(self, peer: _Peer) -> None:
+        """Somebody accepts connections, and says nothing: others may."""
+        if self._current is peer and self._peer is not peer and not self._closed:
+            peer.abort()
+
+    async def _reach(self, *, hurried: bool) -> _Peer | None:
         """A connection to the first address where somebody listens. None if there is none; `trouble` says why."""
         try:
-            if self._parsed.is_ipc:
-                if not check_ipc_owner(Path(self._parsed.path)):
-                    self.trouble = "there is no such socket"
-                    return None
-                return await self._connect(self._parsed)
-            hosts = [self._parsed.host] if self._parsed.literal else await dialed_hosts(self._parsed)
-        except ConfigurationError as error:
-            self._deny(error.message, error)
-            return None
+            targets = await self._targets.round()
         except OSError as error:
             self.trouble = f"the name cannot be looked up: {error}"
             return None
         self.trouble = "the name has no address"
-        for host in hosts:
-            peer = await self._connect(parse_endpoint(tcp_endpoint(host, self._parsed.port)))
+        limit_s = (limits.MOVE_CONNECT_MS if hurried and self.several else limits.HANDSHAKE_MS) / 1_000
+        for target in targets:
+            self._targets.trying(target)
+            try:
+                if target.is_ipc and not check_ipc_owner(Path(target.path)):
+                    self.trouble = "there is no such socket"
+                    continue
+                peer = await self._connect(target, limit_s)
+            except ConfigurationError as error:
+                self._deny(error.message, error)
+                continue
             if peer is not None:
                 return peer
         return None
 
-    async def _connect(self, where: Endpoint) -> _Peer | None:
+    async def _connect(self, where: Endpoint, limit_s: float) -> _Peer | None:
         peer = self._current = _Peer(self, self._connections.make(), where, self._loop)
         try:
-            async with asyncio.timeout(limits.HANDSHAKE_MS / 1_000):
+            async with asyncio.timeout(limit_s):
                 if where.is_ipc:
                     await self._connect_ipc(peer, where.path)
                 else:

@@ -45,6 +45,8 @@ _BODIES: Final[dict[int, type[Struct]]] = {
     kinds.DRAIN: messages.Drain,
     kinds.CLAIMS: messages.Claims,
     kinds.CARRIED: messages.CarriedMore,
+    kinds.LOCATE: messages.Locate,
+    kinds.LOCATED: messages.Located,
 }
 #: What follows the byte of a kind in the first frame.
 STRUCTS: Final[dict[int, type[Struct]]] = {**_ENVELOPES, **_BODIES}

@@ -14,7 +14,7 @@ from typing import Final
 
 PROTOCOL_VERSION: Final = 2
 #: What peers of one version know beyond what all of them know: see docs/protocol.md, "Versions".
-MINOR_VERSION: Final = 3
+MINOR_VERSION: Final = 4
 
 
 class Kind(IntEnum):
@@ -42,6 +42,8 @@ class Kind(IntEnum):
     DRAIN = 0x2F
     CLAIMS = 0x30
     CARRIED = 0x31
+    LOCATE = 0x32
+    LOCATED = 0x33
 
 
 # Names of their own, because to look one up in the enum costs as much as the comparison that it is for.
@@ -67,6 +69,8 @@ FAULT: Final = Kind.FAULT
 DRAIN: Final = Kind.DRAIN
 CLAIMS: Final = Kind.CLAIMS
 CARRIED: Final = Kind.CARRIED
+LOCATE: Final = Kind.LOCATE
+LOCATED: Final = Kind.LOCATED
 
 NAMES: Final[dict[int, str]] = {int(kind): kind.name for kind in Kind}
 
@@ -74,6 +78,8 @@ NAMES: Final[dict[int, str]] = {int(kind): kind.name for kind in Kind}
 WITH_BODY: Final = frozenset(range(0x10, 0x20))
 
 FROM_CLIENT: Final = frozenset({CLIENT_HELLO, SUBMIT, CANCEL, CREDIT, QUERY, BEAT, GOODBYE, CLAIMS})
-FROM_WORKER: Final = frozenset({WORKER_HELLO, CHUNKS, ENDS, LOAD, GOODBYE, CARRIED})
+FROM_WORKER: Final = frozenset({WORKER_HELLO, CHUNKS, ENDS, LOAD, GOODBYE, CARRIED, LOCATED})
 TO_CLIENT: Final = frozenset({WELCOME, REFUSED, UNKNOWN_SESSION, CHUNKS, ENDS, ANSWER, BEAT, FAULT, GOODBYE})
-TO_WORKER: Final = frozenset({WELCOME, REFUSED, UNKNOWN_SESSION, DISPATCH, ABORT, GRANT, BEAT, DRAIN, FAULT, GOODBYE})
+TO_WORKER: Final = frozenset(
+    {WELCOME, REFUSED, UNKNOWN_SESSION, DISPATCH, ABORT, GRANT, BEAT, DRAIN, FAULT, GOODBYE, LOCATE}
+)

@@ -67,6 +67,8 @@ class Load(Struct, array_like=True, kw_only=True, gc=False):
             does not move has hung. None where an engine does not tell: such a one is never taken for hung.
         streams: How far running attempts are, where the BEAT before asked for it; as many as fit. Since version 2.1.
         cached: What became cached, and what is no more, since the LOAD before. Since version 2.3.
+        elsewhere: Of its slots, those that other controllers use or are to have. Since version 2.4; to a controller of an
+            earlier version `slots` is told without them.
     """
 
     running: Unsigned32 = 0
@@ -81,3 +83,4 @@ class Load(Struct, array_like=True, kw_only=True, gc=False):
     engines: Annotated[list[Unsigned63 | None], Meta(max_length=WORKER_MODELS_MAX)] = []
     streams: Annotated[list[StreamUnits], Meta(max_length=SLOTS_MAX)] = []
     cached: Annotated[list[CachedBlocks], Meta(max_length=WORKER_MODELS_MAX)] = []
+    elsewhere: Annotated[int, Meta(ge=0, le=SLOTS_MAX)] = 0

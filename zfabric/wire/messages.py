@@ -152,6 +152,9 @@ class Claim(Struct, array_like=True, kw_only=True, gc=False):
         window: Units that may be sent, counted from the answer's start.
         model: As in the SUBMIT.
         affinity: As in the SUBMIT, so that a new controller knows where requests of the key run. Since version 2.2.
+        moved: Whether the client may have come from another controller, so that the request may run at a worker that has not
+            said so here. Since version 2.4.
+        worker: Where it runs, as far as its chunks have told; "" where none has come. Since version 2.4.
     """
 
     request: Unsigned63
@@ -160,6 +163,8 @@ class Claim(Struct, array_like=True, kw_only=True, gc=False):
     window: Unsigned32
     model: OptionalName = ""
     affinity: Affinity = ""
+    moved: bool = False
+    worker: OptionalName = ""
 
 
 class ClientHello(Struct, array_like=True, kw_only=True):
@@ -263,6 +268,34 @@ class CarriedMore(Struct, array_like=True, gc=False):
     carried: Annotated[list[Carried], Meta(max_length=LIST_LENGTH_MAX)]
 
 
+class Locate(Struct, array_like=True, kw_only=True, gc=False):
+    """controller → worker: which of these attempts of one client does it have, of whichever controller? Since version 2.4.
+
+    Attributes:
+        number: Comes back in LOCATED.
+        instance: The client's.
+        attempts: Pairs of request and attempt.
+    """
+
+    number: Unsigned32
+    instance: Unsigned63
+    attempts: Annotated[list[tuple[Unsigned63, Attempt]], Meta(max_length=LIST_LENGTH_MAX)]
+
+
+class Located(Struct, array_like=True, kw_only=True, gc=False):
+    """worker → controller: those that it has; the others it has not. Since version 2.4.
+
+    Attributes:
+        number: Of the LOCATE.
+        carried: What it has of what was asked for. It goes on as it did until a GRANT says that its reader is here now.
+        more: Whether another LOCATED of this number follows.
+    """
+
+    number: Unsigned32
+    carried: Annotated[list[Carried], Meta(max_length=LIST_LENGTH_MAX)]
+    more: bool = False
+
+
 class WorkerHello(Struct, array_like=True, kw_only=True):
     """worker → controller, first of all, again after each reconnect, and when its models change.
 
@@ -325,10 +358,13 @@ class Beat(Struct, array_like=True, gc=False):
     Attributes:
         number: A client's is given back. To a worker, 0 asks for a LOAD at once, and another number answers one.
         streams: Whether the LOAD that is asked for is to tell how far each attempt is. Since version 2.1.
+        wanting: To a worker: how many clients wait here for a slot of its models, so that it can share its slots between its
+            controllers. Since version 2.4.
     """
 
     number: Unsigned63 = 0
     streams: bool = False
+    wanting: Unsigned32 = 0
 
 
 class Drain(Struct, array_like=True, gc=False):

@@ -10,7 +10,7 @@ from zfabric import limits
 from zfabric.errors import ConfigurationError
 from zfabric.recording.config import RecordingConfig
 from zfabric.transport.curve import Credentials, default_credentials
-from zfabric.transport.endpoints import check_endpoint, default_endpoint
+from zfabric.transport.endpoints import check_endpoints, default_endpoint
 from zfabric.transport.links import choose, choose_spin
 
 
@@ -24,7 +24,8 @@ class WorkerConfig:
     """Settings of a worker.
 
     Attributes:
-        endpoint: The controller to dial.
+        endpoint: The controller to dial. Of several, with commas between them, or of a name that has several addresses, the
+            worker registers at each.
         name: Unique name of this worker.
         slots: Concurrent requests, None for the backend's own number.
         speed: Relative speed for `lottery` and `shortest_queue`.
@@ -51,7 +52,7 @@ class WorkerConfig:
     record: RecordingConfig | None = None
 
     def __post_init__(self) -> None:
-        check_endpoint(self.endpoint)
+        check_endpoints(self.endpoint)
         choose(self.transport)
         choose_spin(self.spin_us, self.transport)
         if not 1 <= len(self.name) <= limits.NAME_LENGTH_MAX:

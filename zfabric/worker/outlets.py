@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from zfabric.core.outlets import Outlets
 from zfabric.core.recorder import FIELDS, Recorder
-from zfabric.core.worker.session import WorkerSession
+from zfabric.core.worker.sessions import WorkerSessions
 from zfabric.recording.config import RecordingConfig
 from zfabric.recording.ring import Ring
 from zfabric.transport.clock import monotonic_ns, unix_ns
@@ -17,7 +17,7 @@ class WorkerOutlets(Outlets):
     """Those of a worker.
 
     Args:
-        session: It notes from now on what is wanted here.
+        sessions: They note from now on what is wanted here.
         traces: Told of spans that have ended.
         record: Where a recording goes.
         log: Told of what fails.
@@ -28,11 +28,13 @@ class WorkerOutlets(Outlets):
 
     __slots__ = ("_ring",)
 
-    def __init__(self, session: WorkerSession, traces: Traces | None, record: RecordingConfig | None, log: Log) -> None:
+    def __init__(
+        self, sessions: WorkerSessions, traces: Traces | None, record: RecordingConfig | None, log: Log
+    ) -> None:
         super().__init__(lambda error: log("internal_error", error=f"{type(error).__name__}: {error}", exc_info=error))
         self._ring: Ring | None = None
         if traces is not None:
-            self.add(session.trace(), traces.ended)
+            self.add(sessions.trace(), traces.ended)
         if record is not None:
             self._ring = Ring(
                 record,
@@ -43,8 +45,8 @@ class WorkerOutlets(Outlets):
                 wall_clock=unix_ns,
                 on_failure=lambda error: log("recording_failed", error=str(error)),
             )
-            session.observer.recorder = Recorder(monotonic_ns)
-            self.add(session.observer.recorder, self._ring.write)
+            sessions.observer.recorder = Recorder(monotonic_ns)
+            self.add(sessions.observer.recorder, self._ring.write)
 
     def close(self) -> None:
         """Pass on the rest, and end."""

@@ -10,7 +10,8 @@ from typing import Any, Final
 from msgspec import structs
 
 from zfabric.core.worker.orders import Columns
-from zfabric.core.worker.session import Begin, Order, WorkerSession
+from zfabric.core.worker.session import Begin, Order
+from zfabric.core.worker.sessions import WorkerSessions
 from zfabric.core.worker.soundness import sound_text
 from zfabric.errors import BackendError, FabricError
 from zfabric.limits import DELTAS_PER_TURN, STOP_MS
@@ -43,7 +44,7 @@ class Runs:
     """Begins and stops requests.
 
     Args:
-        session: Told what became of each.
+        sessions: Told what became of each.
         loop: The service's event loop.
         log: Called with an event's name and fields.
         obey: Does what the session's calls led to.
@@ -53,7 +54,7 @@ class Runs:
 
     def __init__(
         self,
-        session: WorkerSession,
+        sessions: WorkerSessions,
         loop: asyncio.AbstractEventLoop,
         log: Callable[..., Any],
         obey: Callable[[Sequence[Order]], None],
@@ -61,7 +62,7 @@ class Runs:
         traces: Traces | None = None,
     ) -> None:
         self._traces = traces
-        self._session = session
+        self._sessions = sessions
         self._loop = loop
         self._log = log
         self._obey = obey
@@ -141,7 +142,7 @@ class Runs:
         if request.drawn_seed is not None and sampling.seed is None and not greedy and served.seeded:
             sampling = structs.replace(sampling, seed=request.drawn_seed)
         if sampling.reproducible:
-            self._session.mark_exact(request.request_id)
+            self._sessions.mark_exact(request.request_id)
         return GenerateRequest(**{**structs.asdict(request), "sampling": sampling})
 
     async def _guarded(self, request_id: str, work: Callable[[], Awaitable[None]]) -> None:
@@ -154,11 +155,11 @@ class Runs:
 
     async def _unary(self, operation: str, request: AnyRequest, call: Callable[..., Any]) -> None:
         result = _checked(operation, await call(request))
-        self._obey(self._session.succeed(request.request_id, result, monotonic_ns()))
+        self._obey(self._sessions.succeed(request.request_id, result, monotonic_ns()))
         self._changed()
 
     async def _generate(self, request: GenerateRequest, backend: BaseModelWorker) -> None:
-        request_id, streams = request.request_id, self._session.streams
+        request_id = request.request_id
         deltas = backend.generate(request)
         if not hasattr(deltas, "__aiter__"):
             if asyncio.iscoroutine(deltas):
@@ -174,10 +175,10 @@ class Runs:
                     delta.usage = await self._usage(backend, request, delta)
                 self.emit([(request_id, delta)])
                 self._changed()
-                if request_id not in streams:
+                if self._sessions.find(request_id) is None:
                     return
             # What returns without a word of its end has come to it.
-            for index in self._session.open_choices(request_id):
+            for index in self._sessions.open_choices(request_id):
                 ending = Delta(index=index, finish_reason="stop")
                 ending.usage = await self._usage(backend, request, ending)
                 self.emit([(request_id, ending)])
@@ -188,7 +189,7 @@ class Runs:
 
     async def _usage(self, backend: BaseModelWorker, request: GenerateRequest, last: Delta) -> Usage | None:
         """Count for a backend that does not, at the end of the last choice."""
-        stream = self._session.streams.get(request.request_id)
+        stream = self._sessions.find(request.request_id)
         if stream is None or stream.open_choices > 1:
             return None
         completion = len(last.token_ids) + stream.completion_tokens + len(request.resume_token_ids)
@@ -204,18 +205,18 @@ class Runs:
 
     def emit(self, step: list[tuple[str, Delta]]) -> None:
         """Deltas of an engine; they leave with the next flush."""
-        before = len(self._session.streams)
+        before = self._sessions.count
         self.units += len(step)
-        orders = self._session.emit(step, monotonic_ns())
-        if orders or len(self._session.streams) != before:
+        orders = self._sessions.emit(step, monotonic_ns())
+        if orders or self._sessions.count != before:
             self._after_step(orders, [request_id for request_id, _ in step])
 
     def emit_columns(self, step: Columns) -> None:
         """As `emit`, of a step's plain tokens."""
-        before = len(self._session.streams)
+        before = self._sessions.count
         self.units += len(step.request_ids)
-        orders = self._session.emit_columns(step, monotonic_ns())
-        if orders or len(self._session.streams) != before:
+        orders = self._sessions.emit_columns(step, monotonic_ns())
+        if orders or self._sessions.count != before:
             self._after_step(orders, step.request_ids)
 
     def _after_step(self, orders: Sequence[Order], request_ids: Iterable[str]) -> None:
@@ -223,7 +224,7 @@ class Runs:
         if orders:
             self._obey(orders)
         for request_id in request_ids:
-            if request_id not in self._session.streams:
+            if self._sessions.find(request_id) is None:
                 self._forget_stepped(request_id)
         self._changed()
 
@@ -233,8 +234,8 @@ class Runs:
             error if isinstance(error, FabricError) else BackendError(f"{type(error).__name__}: {sound_text(error)}")
         )
         if known is not error:
-            self._log("backend_error", **self._session.log_names(request_id), error=known.message)
-        self._session.fail(request_id, known, monotonic_ns())
+            self._log("backend_error", **self._sessions.log_names(request_id), error=known.message)
+        self._sessions.fail(request_id, known, monotonic_ns())
         self._forget_stepped(request_id)
         self._changed()
 
@@ -263,19 +264,19 @@ class Runs:
             except _FAILURES as error:
                 self._log(
                     "abort_failed",
-                    **self._session.log_names(request_id),
+                    **self._sessions.log_names(request_id),
                     error=f"{type(error).__name__}: {sound_text(error)}",
                 )
         self._stopped(request_id)
 
     def _stop_is_late(self, request_id: str, run: _Run) -> None:
         backend = type(run.backend).__name__
-        names = self._session.log_names(request_id)
+        names = self._sessions.log_names(request_id)
         self._log("stop_limit_reached", **names, backend=backend, limit_s=STOP_MS / 1_000)
         self._stopped(request_id)
 
     def _stopped(self, request_id: str) -> None:
-        self._obey(self._session.stopped(request_id, monotonic_ns()))
+        self._obey(self._sessions.stopped(request_id, monotonic_ns()))
         self._changed()
 
     def _ended(self, request_id: str, task: asyncio.Task[None]) -> None:
@@ -285,7 +286,7 @@ class Runs:
             run.limit.cancel()
         if not task.cancelled():
             task.exception()
-        if request_id in self._session.streams:
+        if self._sessions.find(request_id) is not None:
             self.fail(request_id, RuntimeError(f"{type(run.backend).__name__} ended a request without an answer"))
         self._stopped(request_id)
 

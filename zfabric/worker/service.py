@@ -22,13 +22,12 @@ from zfabric.core.worker.session import (
     Registered,
     Spoiled,
     Stop,
-    WorkerSession,
 )
+from zfabric.core.worker.sessions import WorkerSessions
 from zfabric.core.worker.soundness import sound_text
 from zfabric.errors import BackendError, ConfigurationError, FabricError, IncorrectKeyError, WorkerLostError
 from zfabric.limits import SLOTS_MAX
 from zfabric.transport.clock import monotonic_ns
-from zfabric.transport.links import DealerDriver, open_dealer
 from zfabric.transport.loop_timer import LoopTimer
 from zfabric.version import __version__
 from zfabric.wire.load import Load
@@ -36,6 +35,7 @@ from zfabric.wire.messages import ModelInfo
 from zfabric.wire.payloads import Delta
 from zfabric.worker.base import BaseModelWorker
 from zfabric.worker.config import WorkerConfig
+from zfabric.worker.links import ControllerLinks
 from zfabric.worker.outlets import WorkerOutlets
 from zfabric.worker.reports import LoadReports
 from zfabric.worker.runs import Runs
@@ -89,7 +89,7 @@ class WorkerService:
         self._traces = traces
         self._served = ServedModels(self.config.name, backends, [()] * len(self._backends))
         self._reports = LoadReports(self._backends, self.config.slots, self._log)
-        self._link: DealerDriver | None = None
+        self._links: ControllerLinks | None = None
         self._flush_due = False
         self._failure: FabricError | None = None
         self._stopping = asyncio.Event()
@@ -103,7 +103,7 @@ class WorkerService:
     @property
     def load(self) -> Load | None:
         """What the last beat told; None while models are loaded, and at the end."""
-        return self._session.load if self._link is not None else None
+        return self._sessions.load if self._links is not None else None
 
     @property
     def units(self) -> int:
@@ -113,13 +113,11 @@ class WorkerService:
     @property
     def figures(self) -> WorkerFigures:
         """What is counted of its requests. Not before `load` tells something."""
-        return self._session.observer.figures
+        return self._sessions.observer.figures
 
     def counted(self) -> dict[str, int]:
-        """What its link counted; empty where there is none."""
-        link = self._link.counted() if self._link is not None else {}
-        # In a dealer it is how often it connected.
-        return {"connected" if name == "connections" else name: value for name, value in link.items()}
+        """What its links counted, together; empty where there is none."""
+        return self._links.counted() if self._links is not None else {}
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -132,7 +130,7 @@ class WorkerService:
         """
         self._loop = asyncio.get_running_loop()
         rng = random.Random(secrets.randbits(64))
-        self._session = WorkerSession(
+        self._sessions = WorkerSessions(
             name=self.config.name,
             instance=secrets.randbits(63),
             rng=rng,
@@ -141,13 +139,15 @@ class WorkerService:
             beats=self.config.beats,
             stream_interval=self.config.stream_interval,
         )
-        self._outlets = WorkerOutlets(self._session, self._traces, self.config.record, self._log)
-        self._runs = Runs(self._session, self._loop, self._log, self._obey_all, self._changed, self._traces)
+        self._outlets = WorkerOutlets(self._sessions, self._traces, self.config.record, self._log)
+        self._runs = Runs(self._sessions, self._loop, self._log, self._obey_all, self._changed, self._traces)
         self._timer = LoopTimer(self._loop, self._tick)
         try:
             await self._load()
-            config = self.config
-            self._link = open_dealer(config.endpoint, self, rng, config.credentials, config.transport, config.spin_us)
+            self._links = ControllerLinks(
+                self.config, self._sessions, rng, self._log, self._obey_all, self._denied, self._settled
+            )
+            self._links.start()
             await self._stopping.wait()
         finally:
             await self._close()
@@ -167,7 +167,7 @@ class WorkerService:
         await self._drain_within(limit_ms)
 
     async def _drain_within(self, limit_ms: int | None) -> None:
-        if self._link is None:
+        if self._links is None:
             self._stopping.set()
             return
         until = self._loop.time() + (self.config.drain_ms if limit_ms is None else limit_ms) / 1_000
@@ -175,9 +175,9 @@ class WorkerService:
             self._drain_limit = until
             self._idle.set()
         if self._draining is None:
-            self._log("draining", running=len(self._session.streams), limit_s=round(until - self._loop.time(), 3))
-            self._session.drain(monotonic_ns())
-            self.link_idle()
+            self._log("draining", running=self._sessions.count, limit_s=round(until - self._loop.time(), 3))
+            self._sessions.drain(monotonic_ns())
+            self._send()
             self._draining = self._loop.create_task(self._drain())
         await asyncio.shield(self._draining)
 
@@ -187,25 +187,25 @@ class WorkerService:
             return
         self._draining.cancel()
         self._draining = self._drain_limit = None
-        self._log("drain_withdrawn", running=len(self._session.streams))
-        self._session.undrain(monotonic_ns())
+        self._log("drain_withdrawn", running=self._sessions.count)
+        self._sessions.undrain(monotonic_ns())
 
     async def _drain(self) -> None:
         """Wait until nothing runs, or the limit has come, which may move meanwhile."""
-        while self._session.busy:
+        while self._sessions.busy:
             assert self._drain_limit is not None
             self._idle.clear()
             try:
                 async with asyncio.timeout_at(self._drain_limit):
                     await self._idle.wait()
             except TimeoutError:
-                self._log("drain_limit_reached", handed_back=len(self._session.streams))
+                self._log("drain_limit_reached", handed_back=self._sessions.count)
                 break
         self._stopping.set()
 
     async def reload(self) -> None:
         """Have all backends read their configuration anew. What fails is logged, and stays as it was."""
-        if self._link is None or self._session.draining:
+        if self._links is None or self._sessions.draining:
             return
         for backend in self._backends:
             try:
@@ -221,25 +221,25 @@ class WorkerService:
             loaded = await backend.load()
             self._serve(backend, [loaded] if isinstance(loaded, ModelInfo) else loaded)
         slots = self.config.slots or sum(int(backend.slots) for backend in self._backends)
-        self._session.load.slots = max(0, min(slots, SLOTS_MAX))
-        self._reports.refresh(self._session.load, 0, monotonic_ns())
+        self._sessions.load.slots = max(0, min(slots, SLOTS_MAX))
+        self._reports.refresh(self._sessions.load, 0, monotonic_ns())
 
     def _serve(self, backend: BaseModelWorker, infos: Sequence[ModelInfo]) -> None:
         """Serve these models of a backend from now on, and say so. Raises: ConfigurationError: All stays as it was."""
         if not isinstance(infos, Iterable):
             raise ConfigurationError(f"{type(backend).__name__} names {type(infos).__name__} as its models")
         served = self._served.replaced(backend, list(infos))
-        self._session.announce(served.announced, monotonic_ns())
+        self._sessions.announce(served.announced, monotonic_ns())
         self._served = served
 
     async def _close(self) -> None:
         self._timer.cancel()
-        if self._link is not None:
-            self._session.goodbye("drained" if self._failure is None else "engine died")
-            self._link.send_all(_taken(self._session))
+        if self._links is not None:
+            self._sessions.goodbye("drained" if self._failure is None else "engine died")
+            self._links.send()
             await asyncio.sleep(_FAREWELL_S)
-            self._link.close()
-            self._link = None
+            self._links.close()
+            self._links = None
         await self._runs.close()
         self._outlets.close()
         for backend in self._backends:
@@ -248,42 +248,29 @@ class WorkerService:
             except Exception as error:  # noqa: BLE001 — the others are to be freed all the same
                 self._log("close_failed", backend=type(backend).__name__, error=f"{type(error).__name__}: {error}")
 
-    # ── link ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── links ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def link_up(self) -> None:
-        self._log("connected", endpoint=self.config.endpoint)
-        self._session.connected(monotonic_ns())
-
-    def link_down(self) -> None:
-        self._log("disconnected", endpoint=self.config.endpoint, running=len(self._session.streams))
-        self._session.disconnected()
-
-    def link_denied(self, error: FabricError) -> None:
+    def _denied(self, error: FabricError) -> None:
+        """A controller lets no connection in."""
         self._log("refused", error=str(error), code=error.code)
         # A controller that is just being set up anew is met by workers that have served; a key that is not known stays so.
-        if not self._was_registered or isinstance(error, IncorrectKeyError):
+        if not self._sessions.registered and (not self._was_registered or isinstance(error, IncorrectKeyError)):
             self.die(error)
 
-    def link_message(self, header: bytes, body: bytes) -> None:
-        try:
-            self._obey_all(self._session.receive(header, body, monotonic_ns()))
-        except FabricError as error:
-            self._log("bad_message", error=str(error))
+    def _send(self) -> None:
+        """Send what there is to say, and re-arm the timer."""
+        if self._links is not None:
+            self._links.settle()
 
-    def link_idle(self) -> None:
-        """Send what the last messages led to, and re-arm the timer."""
-        if self._link is None:
-            return
-        if self._session.outbox:
-            self._link.send_all(_taken(self._session))
-        self._timer.arm(self._session.timers.next_ns(), monotonic_ns())
+    def _settled(self) -> None:
+        self._timer.arm(self._sessions.next_ns(), monotonic_ns())
         self._outlets.pass_on()
 
     def _tick(self) -> None:
         now_ns = monotonic_ns()
-        self._reports.refresh(self._session.load, self._runs.units, now_ns)
-        self._session.tick(now_ns)
-        self.link_idle()
+        self._reports.refresh(self._sessions.load, self._runs.units, now_ns)
+        self._sessions.tick(now_ns)
+        self._send()
 
     # ── orders ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -297,7 +284,7 @@ class WorkerService:
         elif isinstance(order, Stop):
             self._runs.stop(order.request_id)
         elif isinstance(order, Spoiled):
-            self._log("backend_error", **self._session.log_names(order.request_id), error=order.error.message)
+            self._log("backend_error", **self._sessions.log_names(order.request_id), error=order.error.message)
         elif isinstance(order, Registered):
             self._was_registered = True
             self._log("registered", worker=self.config.name, models=self._served.names)
@@ -306,7 +293,7 @@ class WorkerService:
                 self._on_ready = None
         elif isinstance(order, Refused):
             self._log("refused", error=str(order.error), code=order.error.code)
-            if not order.error.retryable:
+            if not order.error.retryable and not self._sessions.registered:
                 self.die(order.error)
         elif isinstance(order, Faulted):
             self._log("fault", error=str(order.error), code=order.error.code)
@@ -338,7 +325,7 @@ class WorkerService:
         """An engine is gone: its requests fail over, and `run` raises."""
         self._log("engine_died", error=sound_text(error))
         # Said before its requests are given up: what goes on elsewhere must not be sent here once more.
-        self._session.drain(monotonic_ns())
+        self._sessions.drain(monotonic_ns())
         for request_id in self._runs.of(backend):
             self._runs.fail(request_id, WorkerLostError(f"engine died: {sound_text(error)}", worker=self.config.name))
         self._failure = error if isinstance(error, FabricError) else BackendError(f"{type(error).__name__}: {error}")
@@ -346,8 +333,8 @@ class WorkerService:
 
     def cache_changed(self, change: CacheChange) -> None:
         """A backend tells what it has cached."""
-        self._session.cached(change, monotonic_ns())
-        self.link_idle()
+        self._sessions.cached(change, monotonic_ns())
+        self._send()
 
     def models_changed(self, backend: BaseModelWorker, models: Sequence[ModelInfo]) -> None:
         """Announce another set of models of one backend.
@@ -360,7 +347,7 @@ class WorkerService:
         except ConfigurationError as error:
             self._log("announcement_refused", backend=type(backend).__name__, error=str(error))
             raise
-        self.link_idle()
+        self._send()
 
     def log(self, event: str, **fields: object) -> None:
         """A backend has something to tell the operator."""
@@ -370,7 +357,7 @@ class WorkerService:
 
     def _changed(self) -> None:
         """Something is to be sent: it leaves when the loop has turned once, with whatever else comes in that turn."""
-        if not self._session.busy:
+        if not self._sessions.busy:
             self._idle.set()
         if not self._flush_due:
             self._flush_due = True
@@ -378,14 +365,9 @@ class WorkerService:
 
     def _flush(self) -> None:
         self._flush_due = False
-        orders = self._session.flush()
+        orders = self._sessions.flush(monotonic_ns())
         if orders:
             self._obey_all(orders)
-        if self._link is not None and self._session.outbox:
-            self._link.send_all(_taken(self._session))
+        if self._links is not None:
+            self._links.send()
         self._outlets.pass_on()
-
-
-def _taken(session: WorkerSession) -> list[tuple[bytes, bytes]]:
-    taken, session.outbox = session.outbox, []
-    return taken

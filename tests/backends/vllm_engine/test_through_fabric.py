@@ -51,7 +51,9 @@ async def test_all_streams_of_a_client_share_a_message(
 ) -> None:
     made, client, worker = fabric_of_one
     await client.generate("tiny", "Hello", max_new_tokens=1)
-    link = made.services["w0"]._link
+    links = made.services["w0"]._links
+    assert links is not None
+    link = next(iter(links._all.values())).driver
     assert link is not None
     send_all, sent = link.send_all, []
 

@@ -15,7 +15,7 @@ _UNITS_MAX: Final = 2**32 - 1
 def units_of(pending: Pending, index: int, token_ids: list[int], extra: ChunkExtra) -> int:
     """How far a chunk with rare parts goes; notes what they say of its attempt. Raises: ProtocolError."""
     if extra.worker is not None:
-        pending.exact = extra.exact
+        pending.exact, pending.host = extra.exact, extra.worker
     if pending.trace is not None:
         _tell(pending.trace, index, extra)
     if extra.reasoning or extra.tool_calls:

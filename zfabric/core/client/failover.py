@@ -13,6 +13,7 @@ from zfabric.errors import (
     FabricError,
     PoisonousRequestError,
     UnsupportedParameterError,
+    WorkerDrainingError,
     WorkerLostError,
 )
 
@@ -27,6 +28,9 @@ def why_final(pending: Pending, error: FabricError, now_ns: int) -> FabricError 
     if pending.deadline_ns is not None and now_ns >= pending.deadline_ns:
         # It may be the deadline that ended the attempt, while this client was away and could not be told.
         return DeadlineExceededError(f"deadline passed after an attempt was lost: {error.message}")
+    if no_fault_of(error) and pending.body and pending.attempt < limits.ATTEMPTS_MAX:
+        # It has not run.
+        return None
     if nobody_continues(error) or not pending.repeatable:
         return error
     deaths = deaths_with(pending, error)
@@ -42,6 +46,15 @@ def why_final(pending: Pending, error: FabricError, now_ns: int) -> FabricError 
     return None if pending.continuable else error
 
 
+def next_attempt(pending: Pending, error: FabricError) -> None:
+    """An attempt is lost, and the next one is to be submitted."""
+    pending.loss, pending.host = error, ""
+    pending.attempt += 1
+    pending.deaths = deaths_with(pending, error)
+    pending.barren += not no_fault_of(error)
+    pending.submitted = False
+
+
 def deaths_with(pending: Pending, error: FabricError) -> int:
     """Attempts in a row that ended with the death of their worker, with this one. What brought a unit begins a new row: an
     answer that goes on from worker to worker is none that kills them, and where one does at some token, the next attempt
@@ -53,6 +66,12 @@ def deaths_with(pending: Pending, error: FabricError) -> int:
 def deaths_of(error: FabricError) -> int:
     """1 where a loss may be the request's own doing."""
     return int(error.code in _DEATHS)
+
+
+def no_fault_of(error: FabricError) -> bool:
+    """Whether a worker handed a request back since another controller had sent one for the same slot at the same moment: the next
+    attempt waits for its turn, and this one says nothing of the request."""
+    return error.code == WorkerDrainingError.code and error.details.get("busy") is True
 
 
 def refuses_seed(error: FabricError) -> bool:

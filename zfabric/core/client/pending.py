@@ -68,6 +68,7 @@ class SessionCounters:
     Attributes:
         submitted: Requests accepted.
         failovers: Attempts beyond the first.
+        moves: Controllers that were left since they were silent, for the next one.
         claims: Running requests that were claimed after a connection or a worker was lost.
         stale_chunks, repeated_chunks: Chunks that nobody waited for.
         gaps: Chunks that were missed.
@@ -77,6 +78,7 @@ class SessionCounters:
 
     submitted: int = 0
     failovers: int = 0
+    moves: int = 0
     claims: int = 0
     stale_chunks: int = 0
     repeated_chunks: int = 0
@@ -102,13 +104,14 @@ class Pending:
         waits: How often the loss of a worker was waited out.
         next: The first unit that has not arrived.
         granted, consumed: Units that may be sent, and those that the reader took.
+        host: The worker that its chunks come from, as they have told; "" while none has come.
         trace: Which trace it belongs to; None for none.
         affinity, prefix, prefix_block: What a policy of the controller may go by.
     """
 
     __slots__ = (
         "accepted_ns", "affinity", "attempt", "barren", "body", "characters", "consumed", "deadline_ns", "deaths", "deaths_max",
-        "drawn_seed", "exact", "granted", "guard", "loss", "model", "next", "number", "operation", "pinned", "prefix",
+        "drawn_seed", "exact", "granted", "guard", "host", "loss", "model", "next", "number", "operation", "pinned", "prefix",
         "prefix_block", "priority", "reproducible", "resume", "single", "sink", "submitted", "token_ids", "trace", "waits",
         "window", "worker",
     )  # fmt: skip
@@ -157,7 +160,7 @@ class Pending:
         self.pinned = False
         self.drawn_seed: int | None = None
         self.trace: Trace | None = None
-        self.affinity = ""
+        self.affinity = self.host = ""
         self.prefix = b""
         self.prefix_block = 0
 
@@ -175,9 +178,8 @@ class Pending:
             return False
         return self.reproducible or self.exact or self.resume == "any"
 
-    @property
-    def claim(self) -> Claim:
-        """That this client still waits for it."""
+    def claim(self, *, moved: bool = False) -> Claim:
+        """That this client still waits for it. Args: moved: Whether the controller may be another than it was submitted to."""
         return Claim(
             request=self.number,
             attempt=self.attempt,
@@ -185,6 +187,8 @@ class Pending:
             window=self.granted,
             model=self.model,
             affinity=self.affinity,
+            moved=moved,
+            worker=self.host if moved else "",
         )
 
     def left_ms(self, now_ns: int) -> int | None:
@@ -193,7 +197,7 @@ class Pending:
 
 
 #: What a claim takes in a message at most, beside its texts: five numbers and the marks of all.
-_CLAIM_BYTES = 44
+_CLAIM_BYTES = 50
 
 
 def in_parts(pendings: list[Pending]) -> list[list[Pending]]:
@@ -202,7 +206,7 @@ def in_parts(pendings: list[Pending]) -> list[list[Pending]]:
     room = limits.FRAME_BYTES_GOAL - limits.HEADER_BYTES_MAX
     used = 0
     for pending in pendings:
-        size = _CLAIM_BYTES + 4 * (len(pending.model) + len(pending.affinity))
+        size = _CLAIM_BYTES + 4 * (len(pending.model) + len(pending.affinity) + len(pending.host))
         if used + size > room or len(parts[-1]) >= limits.LIST_LENGTH_MAX:
             parts.append([])
             used = 0

@@ -21,7 +21,7 @@ from msgspec import structs
 from zfabric import limits
 from zfabric.core.client.bodies import continued, encoded
 from zfabric.core.client.extras import units_of
-from zfabric.core.client.failover import deaths_of, deaths_with, may_return, nobody_continues, refuses_seed, why_final
+from zfabric.core.client.failover import deaths_of, may_return, next_attempt, nobody_continues, refuses_seed, why_final
 from zfabric.core.client.pending import Pending, Resume, SessionCounters, Sink, Trace, check_ranges, in_parts, slices
 from zfabric.core.timers import Timers
 from zfabric.errors import (
@@ -64,6 +64,8 @@ class ClientRequests:
         self.requests: dict[int, Pending] = {}
         self.welcome: Welcome | None = None
         self.counters = SessionCounters()
+        #: Whether there are several controllers: what was submitted to one may be claimed at another.
+        self.several = False
         self._rng = rng
         self._claims: dict[int, Pending] = {}
         self._cancels: list[int] = []
@@ -205,7 +207,9 @@ class ClientRequests:
 
     def _claim(self, pendings: list[Pending]) -> None:
         self.counters.claims += len(pendings)
-        self.outbox += [codec.pack(Claims([p.claim for p in part])) for part in in_parts(pendings) if part]
+        self.outbox += [
+            codec.pack(Claims([p.claim(moved=self.several) for p in part])) for part in in_parts(pendings) if part
+        ]
 
     def _submit(self, pending: Pending, now_ns: int) -> None:
         body = pending.body
@@ -235,7 +239,7 @@ class ClientRequests:
             envelope.traceparent, envelope.tracestate = context.traceparent, context.state
         self.outbox.append((codec.pack_envelope(envelope), body))
         pending.submitted = True
-        if not pending.repeatable:
+        if not pending.repeatable and not self.several:
             pending.body = b""
 
     @property
@@ -288,11 +292,7 @@ class ClientRequests:
         final = why_final(pending, error, now_ns)
         if final is None:
             self.counters.failovers += 1
-            pending.loss = error
-            pending.attempt += 1
-            pending.deaths = deaths_with(pending, error)
-            pending.barren += 1
-            pending.submitted = False
+            next_attempt(pending, error)
             if pending.trace is not None:
                 pending.trace.failed_over(pending.attempt, error)
             if self.ready:

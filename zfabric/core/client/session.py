@@ -14,6 +14,7 @@ from zfabric import limits
 from zfabric.core.client.inquiries import Inquiries, Inquiry
 from zfabric.core.client.pending import Inquirer, Pending, in_parts
 from zfabric.core.client.requests import ClientRequests
+from zfabric.core.client.silence import ANSWERED, Silence
 from zfabric.core.timers import Timer
 from zfabric.errors import (
     ClosedError,
@@ -66,6 +67,10 @@ class ClientSession(ClientRequests):
         self._connections = 0
         self._hello_timer: Timer | None = None
         self._beat_timer: Timer | None = None
+        #: Leaves this connection for the next controller; the driver sets it.
+        self.leave: Callable[[], None] = lambda: None
+        self._silence = Silence()
+        self._watch: Timer | None = None
         #: Requests that the HELLO of this connection claims; None before there is one.
         self._claimed: dict[int, Pending] | None = None
 
@@ -90,8 +95,10 @@ class ClientSession(ClientRequests):
         self._leave_session()
         # A new connection may be another controller, which has not refused anybody.
         self.refused = None
-        delay_ms = 0.0 if self._connections == 1 else self._rng.uniform(0, limits.HELLO_JITTER_MS)
+        jitter_ms = limits.MOVE_JITTER_MS if self.several else limits.HELLO_JITTER_MS
+        delay_ms = 0.0 if self._connections == 1 else self._rng.uniform(0, jitter_ms)
         self._say_hello_in(now_ns, delay_ms)
+        self._watch_silence(now_ns)
 
     def denied(self, error: FabricError) -> None:
         """No connection can be made until somebody changes something: no wait will do better."""
@@ -102,6 +109,8 @@ class ClientSession(ClientRequests):
         self._connected = False
         self._leave_session()
         self.timers.cancel(self._hello_timer)
+        self.timers.cancel(self._watch)
+        self._watch = None
 
     def tick(self, now_ns: int) -> None:
         """Do what is due."""
@@ -148,7 +157,9 @@ class ClientSession(ClientRequests):
             build=self.build,
             instance=self.instance,
             token=self._token,
-            claims=[p.claim for p in self._claimed.values() if p.submitted and p.number in self.requests],
+            claims=[
+                p.claim(moved=self.several) for p in self._claimed.values() if p.submitted and p.number in self.requests
+            ],
             label=self.label,
             secret=self._secret,
             minor=kinds.MINOR_VERSION,
@@ -179,6 +190,30 @@ class ClientSession(ClientRequests):
         if self.welcome is not None:
             self.outbox.append(codec.pack(Beat()))
             self._beat_in(self.welcome, now_ns)
+
+    def _watch_silence(self, now_ns: int) -> None:
+        """Look from now on whether the controller says anything, as long as anybody waits for it."""
+        if self.several and self._watch is None and self._connected and self.busy:
+            self._silence.began()
+            self._watch = self.timers.at(now_ns + milliseconds(self._silence.period_ms), self._look)
+
+    def _look(self, now_ns: int) -> None:
+        self._watch = None
+        if not self.busy:
+            return
+        if self._silence.lasts(now_ns):
+            self.counters.moves += 1
+            self.leave()
+            return
+        if self._silence.asks and self.ready:
+            # It may have nothing to say.
+            self.outbox.append(codec.pack(Beat()))
+        self._watch = self.timers.at(now_ns + milliseconds(self._silence.period_ms), self._look)
+
+    def accepted(self, now_ns: int) -> None:
+        """Something is waited for."""
+        if self.several and self._watch is None:
+            self._watch_silence(now_ns)
 
     def _unavailable(self) -> FabricError | None:
         """Why there is no session, if there is none."""
@@ -213,6 +248,7 @@ class ClientSession(ClientRequests):
             ProtocolError: The message makes no sense; the caller counts and forgets it.
         """
         kind = header[0] if header else -1
+        self._silence.looks = 0
         if kind == kinds.CHUNKS:
             chunks, broken = chunks_of(header)
             if broken:
@@ -223,7 +259,7 @@ class ClientSession(ClientRequests):
         if kind == kinds.ENDS:
             self._ends(header, body, now_ns)
         elif kind == kinds.BEAT:
-            pass
+            self._silence.looks = ANSWERED
         elif kind == kinds.ANSWER:
             self.inquiries.answer(codec.unpack_control(header))
         elif kind == kinds.WELCOME:
@@ -235,10 +271,15 @@ class ClientSession(ClientRequests):
             self.refused = from_wire(fault.code, fault.message, fault.details)
             if isinstance(self.refused, NameTakenError):
                 self._take_another_number(now_ns)
+            elif self.several and self.refused.retryable:
+                self.leave()
             else:
                 self._start_over(now_ns, limits.HELLO_RETRY_MS)
         elif kind == kinds.GOODBYE:
-            self._start_over(now_ns, limits.HELLO_RETRY_MS)
+            if self.several:
+                self.leave()
+            else:
+                self._start_over(now_ns, limits.HELLO_RETRY_MS)
         elif kind == kinds.FAULT:
             self._fault(codec.unpack_control(header), now_ns)
         else:

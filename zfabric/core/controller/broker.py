@@ -356,10 +356,13 @@ class Broker:
             self.scheduler.fill(worker, now_ns)
         elif kind == kinds.LOAD:
             self.watch.report(worker, codec.unpack_control(header), now_ns)
-            self.outbox.send(worker.routing_id, codec.pack(Beat(worker.load.dispatches + 1)))
+            wanting = self.scheduler.queues.wanting(worker)
+            self.outbox.send(worker.routing_id, codec.pack(Beat(worker.load.dispatches + 1, wanting=wanting)))
             self.scheduler.fill(worker, now_ns)
         elif kind == kinds.CARRIED:
             self.recovery.worker_back(worker, codec.unpack_control(header).carried)
+        elif kind == kinds.LOCATED:
+            self.recovery.searches.located(worker, codec.unpack_control(header))
         elif kind == kinds.GOODBYE:
             self.sessions.left(worker)
         elif kind != kinds.CHUNKS:

@@ -85,6 +85,11 @@ class FairQueue(Generic[W]):
         self.weight = 1
         self._parts: dict[Hashable, _Part[W]] = {}
 
+    @property
+    def lines(self) -> int:
+        """Owners that wait, each once for each priority and demand."""
+        return sum([len(part.lines) for part in self._parts.values()])
+
     def __len__(self) -> int:
         return sum([len(part.by_arrival) for part in self._parts.values()])
 

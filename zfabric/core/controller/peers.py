@@ -15,7 +15,7 @@ from zfabric.core.controller.spans import AttemptSpan
 from zfabric.core.timers import Timer
 from zfabric.errors import FabricError
 from zfabric.ids import RoutingId
-from zfabric.limits import FORMER_ATTEMPTS_MAX
+from zfabric.limits import FORMER_ATTEMPTS_MAX, SEARCHES_MAX
 from zfabric.wire.fields import Operation
 from zfabric.wire.kinds import MINOR_VERSION
 from zfabric.wire.locks import lock_of
@@ -59,7 +59,7 @@ class ClientPeer:
 
     __slots__ = (
         "away", "build", "former", "grant", "heard_ns", "instance", "label", "lock", "minor", "newer", "number", "requests",
-        "routing_id", "settle", "since_ns", "stopped", "token",
+        "routing_id", "searches", "settle", "since_ns", "stopped", "token",
     )  # fmt: skip
 
     def __init__(
@@ -85,6 +85,8 @@ class ClientPeer:
         self.build, self.minor = hello.build, min(hello.minor, MINOR_VERSION)
         self.newer = hello.minor > MINOR_VERSION
         self.lock = lock_of(hello.secret)
+        #: Requests that all workers were asked for in this session.
+        self.searches = 0
         self.heard_ns = now_ns
         self.away = False
 
@@ -105,6 +107,11 @@ class ClientPeer:
             self.former.move_to_end(request.request)
             if len(self.former) > FORMER_ATTEMPTS_MAX:
                 self.former.popitem(last=False)
+
+    def may_search(self) -> bool:
+        """Whether all workers may be asked for one more of its requests: not for as many as it likes."""
+        self.searches += 1
+        return self.searches <= SEARCHES_MAX
 
     def coming_back(self, since_ns: int) -> bool:
         """Whether a request was lost since then, and its next attempt has not come."""
@@ -178,6 +185,11 @@ class WorkerPeer:
         return len(self.live) - len(self.aside)
 
     @property
+    def length(self) -> int:
+        """Attempts that hold a slot, of all controllers, as far as is known: what policies compare."""
+        return len(self.live) - len(self.aside) + self.load.elsewhere
+
+    @property
     def taking(self) -> bool:
         """Whether it takes requests at all, now or when others have ended."""
         return self.state is WorkerState.READY and self.load.slots > 0
@@ -187,7 +199,7 @@ class WorkerPeer:
         """Slots that a new request may take. What a hung engine holds is no load for the worker's other engines."""
         if self.state is not WorkerState.READY:
             return 0
-        free = self.load.slots - self.in_flight
+        free = self.load.slots - self.load.elsewhere - self.in_flight
         return free + sum([len(engine.live) for engine in self.hung]) if self.hung else free
 
     def engine(self, index: int) -> Engine:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.controller.figures import Figures
 from zfabric.core.controller.hosting import Demand, Hosting, Model, Supply
-from zfabric.core.controller.peers import Request, WorkerPeer
+from zfabric.core.controller.peers import Request, WorkerPeer, WorkerState
 from zfabric.core.controller.registry import Registry
 from zfabric.core.timers import Timers
 from zfabric.errors import FabricError, NoWorkerError, UnsupportedOperationError, WorkerLostError
@@ -111,6 +111,13 @@ class Queues:
                 del self._asked[request.asked]
             if not model.asked:
                 del self._waiting[model.name]
+
+    def wanting(self, worker: WorkerPeer) -> int:
+        """How many clients wait for a slot of a worker's models. Costs O(its models)."""
+        if worker.state is not WorkerState.READY:
+            return 0
+        queues = [host.model.queue for host in worker.hosts.values()]
+        return sum([queue.lines for queue in queues if queue])
 
     def take(self, worker: WorkerPeer) -> tuple[Request, Hosting] | None:
         """Take out what a worker with a free slot gets next; None where nothing waits that suits it."""

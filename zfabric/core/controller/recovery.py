@@ -2,11 +2,12 @@
 
 Workers go on without a controller, and clients go on waiting. Both come back in any order and say what they have: a worker's
 `Carried`, a client's `Claim`. When both name the same attempt and the client opens its lock, the stream goes on at the same
-worker, from the first unit that the client lacks. There are three ways to be apart, and one way to be together again:
+worker, from the first unit that the client lacks. There are four ways to be apart, and one way to be together again:
 
 * the client's connection was lost: its requests are here, `away` until it claims them;
 * the worker's connection was lost: what it had is remembered as a `_Loss`, which waits for both sides;
-* the controller is new, `active` for some time: it knows nobody, and waits for whoever comes.
+* the controller is new, `active` for some time: it knows nobody, and waits for whoever comes;
+* the client came from another controller, of which its workers have others: they are asked (`Searches`).
 
 What is alone when its time is over ends: a claim with WorkerLostError or ConnectionLostError, after which the client submits
 its next attempt; a carried request by being stopped. Nothing else can be claimed.
@@ -21,17 +22,18 @@ from dataclasses import dataclass
 from zfabric.core.controller.affinity import Affinities
 from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.controller.endings import Endings
+from zfabric.core.controller.grants import Grants
 from zfabric.core.controller.hosting import Model
 from zfabric.core.controller.observer import Observer
 from zfabric.core.controller.outbox import Notice, Outbox
 from zfabric.core.controller.peers import ClientPeer, Request, WorkerPeer
 from zfabric.core.controller.registry import Registry
 from zfabric.core.controller.request_state import RequestEvent, RequestState, advance
+from zfabric.core.controller.searches import Searches, Sought
 from zfabric.core.timers import Timers
 from zfabric.errors import ConnectionLostError, FabricError, QuotaExceededError, WorkerLostError
 from zfabric.ids import milliseconds
 from zfabric.limits import LIST_LENGTH_MAX, SLOTS_MAX
-from zfabric.wire.flow import CreditLine
 from zfabric.wire.messages import Carried, Claim
 
 Key = tuple[int, int, int]
@@ -78,6 +80,8 @@ class Recovery:
         #: Whether this controller is new, and anybody may still come back to it.
         self.active = bool(config.recovery_ms)
         self.matched = 0
+        self.searches = Searches(registry, timers, outbox, config.claim_ms)
+        self.searches.found, self.searches.missed = self._found, self._missed
 
     # ── workers ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -97,7 +101,7 @@ class Recovery:
         worker says that they have."""
         strays: dict[int, list[tuple[int, int]]] = {}
         stopped: list[Request] = []
-        granted = _Grants()
+        granted = Grants()
         for line in carried:
             key = (line.instance, line.request, line.attempt)
             if key in worker.live:
@@ -163,18 +167,20 @@ class Recovery:
 
     def claim(self, client: ClientPeer, claims: Iterable[Claim]) -> None:
         """A client says what it waits for."""
-        granted = _Grants()
+        granted = Grants()
         refused: list[Notice] = []
+        sought: list[Sought] = []
         for claim in claims:
             try:
-                self._claim(client, claim, granted)
+                self._claim(client, claim, granted, sought)
             except FabricError as error:
                 refused.append(Notice(claim.request, claim.attempt, error))
         granted.send(self._endings)
         self._outbox.end_all(client, refused)
+        self.searches.begin(sought)
 
-    def _claim(self, client: ClientPeer, claim: Claim, granted: _Grants) -> None:
-        """Take one claim. Raises: FabricError, why it is in vain."""
+    def _claim(self, client: ClientPeer, claim: Claim, granted: Grants, sought: list[Sought]) -> None:
+        """Take one claim, or note that it is to be looked for. Raises: FabricError, why it is in vain."""
         # Who may submit nothing has nothing to claim, and is not to hold what waits for a worker.
         client.grant.check_client()
         stopped = client.stopped.pop(claim.request, None)
@@ -194,16 +200,19 @@ class Recovery:
             raise QuotaExceededError(f"client has {len(client.requests)} requests in flight already")
         key = (client.instance, claim.request, claim.attempt)
         loss = self._loss_of(key, client.lock)
-        if loss is None and not self.active:
+        moved = loss is None and claim.moved and (bool(claim.worker) or client.may_search())
+        if loss is None and not self.active and not moved:
             raise _nobody_has_it()
         claimed = self._hold(client, claim)
+        if moved:
+            sought.append(Sought(claimed, claim.worker))
         if loss is not None:
             self._endings.expect(claimed, loss.requests[key].deadline_ns)
         for carried in self._carried(key, loss):
             if self._match(claimed, carried, granted):
                 return
 
-    def _take_over(self, client: ClientPeer, request: Request, claim: Claim, granted: _Grants) -> None:
+    def _take_over(self, client: ClientPeer, request: Request, claim: Claim, granted: Grants) -> None:
         """The request is still here, as it was when the client's connection was lost, or has finished."""
         if request.lock != client.lock:
             raise _nobody_has_it()
@@ -229,6 +238,31 @@ class Recovery:
         request.affinity = claim.affinity
         client.requests[claim.request] = request
         return request
+
+    def _found(self, worker: WorkerPeer, carried: Iterable[Carried]) -> None:
+        """A worker has what clients claim that came from another controller."""
+        granted = Grants()
+        for line in carried:
+            key = (line.instance, line.request, line.attempt)
+            claimed = self._claimed(key)
+            if claimed is None or key in worker.live:
+                continue
+            assert claimed.client is not None
+            if line.lock != claimed.client.lock:
+                self._endings.give_up(claimed, _nobody_has_it())
+                continue
+            request = self._enter(worker, line)
+            self._match(claimed, request, granted)
+            if request.state is RequestState.RECOVERED:
+                # The client may not have it, and it is not this controller's.
+                self._endings.retire(request)
+        granted.send(self._endings)
+
+    def _missed(self, claimed: Request, denied: bool) -> None:
+        """No worker has what is claimed, as far as is known. A new controller waits for whoever comes."""
+        waits = self.active and not denied
+        if claimed.state is RequestState.CLAIMED and claimed.key not in self._losses and not waits:
+            self._endings.give_up(claimed, _nobody_has_it())
 
     def moved_on(self, client: ClientPeer, request: int, attempt: int) -> None:
         """A client submits this attempt, so it will not claim the one before."""
@@ -298,7 +332,7 @@ class Recovery:
             workers[back.name] = back
         return _recovered(key, workers.values())
 
-    def _match(self, claimed: Request, request: Request, granted: _Grants) -> bool:
+    def _match(self, claimed: Request, request: Request, granted: Grants) -> bool:
         """Give a request that a worker brought back its reader, if that may have it; the claim has served."""
         client, key = claimed.client, request.key
         assert client is not None
@@ -322,28 +356,6 @@ class Recovery:
         self._endings.abandon(self._carried(key, self._losses.pop(key, None)))
         self._carriers.pop(key, None)
         return True
-
-
-class _Grants:
-    """Streams that go on, to be told to their workers: one message for each worker and client."""
-
-    def __init__(self) -> None:
-        self._lines: dict[tuple[str, int], tuple[WorkerPeer, ClientPeer, list[CreditLine]]] = {}
-
-    def add(self, request: Request, next_unit: int) -> None:
-        """A request that has its reader again, who has everything before a unit."""
-        worker, client = request.worker, request.client
-        assert worker is not None
-        assert client is not None
-        line = CreditLine(
-            request=request.request, attempt=request.attempt, next=next_unit, window=request.window, again=True
-        )
-        self._lines.setdefault((worker.name, client.number), (worker, client, []))[2].append(line)
-
-    def send(self, endings: Endings) -> None:
-        """Tell them."""
-        for worker, client, lines in self._lines.values():
-            endings.grant(worker, client, lines)
 
 
 def _recovered(key: Key, workers: Iterable[WorkerPeer]) -> list[Request]:

@@ -206,7 +206,7 @@ class Registry:
         if (worker.free > 0) is not worker.open:
             self._fit(worker)
             return
-        worker.line.length = worker.in_flight
+        worker.line.length = worker.length
         if len(self.workers) <= CANDIDATES_UNORDERED_MAX:
             return
         # A request may outlive its model at this worker.
@@ -220,7 +220,7 @@ class Registry:
 
     def _fit(self, worker: WorkerPeer) -> None:
         """Bring the candidacies of all models of a worker up to date."""
-        worker.line.length = worker.in_flight
+        worker.line.length = worker.length
         worker.open = worker.free > 0
         if len(self.workers) > CANDIDATES_UNORDERED_MAX:
             for hosting in worker.hosts.values():

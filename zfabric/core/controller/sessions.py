@@ -225,6 +225,7 @@ class Sessions:
         # Only a session's first HELLO tells of what came before it: one said twice must not touch what runs now.
         self._recovery.worker_back(worker, hello.carried)
         self._announce(worker, hello, now_ns)
+        self._recovery.searches.came(worker)
         if worker.beats:
             self._watch_lease(worker, now_ns)
 
@@ -239,7 +240,8 @@ class Sessions:
             self.worker_lost(former, f"worker {former.name!r} came back on another connection")
             return
         self._outbox.send(former.routing_id, codec.pack(Beat(0)))
-        raise NameTakenError(f"a live worker is named {hello.name!r}", worker=hello.name)
+        # It may be this very worker, by another of this controller's endpoints.
+        raise NameTakenError(f"a live worker is named {hello.name!r}", worker=hello.name, epoch=self._epoch)
 
     def _announce(self, worker: WorkerPeer, hello: WorkerHello, now_ns: int) -> None:
         worker.announced_speed = hello.speed
@@ -272,6 +274,7 @@ class Sessions:
     def _remove(self, worker: WorkerPeer, error: FabricError) -> list[Request]:
         worker.state = WorkerState.GONE
         self._scheduler.adapters.gone(worker)
+        self._recovery.searches.gone(worker)
         self._timers.cancel(worker.lease)
         self.peers.pop(worker.routing_id, None)
         for name in list(worker.hosts):

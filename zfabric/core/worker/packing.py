@@ -19,7 +19,7 @@ from zfabric.errors import BackendError, FabricError, TooLargeError
 from zfabric.wire import codec
 from zfabric.wire.answers import Chunk
 from zfabric.wire.chunks import Chunks, EndsBody, columns_of
-from zfabric.wire.messages import Carried, CarriedMore, End, Ends, WorkerHello
+from zfabric.wire.messages import Carried, CarriedMore, End, Ends, Located, WorkerHello
 from zfabric.wire.plain import ENCODING_ERRORS, encode_plain
 
 T = TypeVar("T")
@@ -172,6 +172,16 @@ def pack_carried(carried: list[Carried]) -> list[codec.Frames]:
     """CARRIED, as many as it takes."""
     room = limits.FRAME_BYTES_GOAL - _FRAMING_BYTES
     return [codec.pack(CarriedMore(group)) for group in grouped(carried, _encoded_bytes, room)]
+
+
+def pack_located(number: int, carried: list[Carried]) -> list[codec.Frames]:
+    """LOCATED, as many as it takes, and one at least."""
+    room = limits.FRAME_BYTES_GOAL - _FRAMING_BYTES
+    groups = list(grouped(carried, _encoded_bytes, room)) or [[]]
+    last = len(groups) - 1
+    return [
+        codec.pack(Located(number=number, carried=group, more=position < last)) for position, group in enumerate(groups)
+    ]
 
 
 def key_of(line: Carried) -> tuple[int, int, int]:

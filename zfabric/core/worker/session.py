@@ -16,17 +16,18 @@ import msgspec
 
 from zfabric import limits
 from zfabric.core.spans import Spans
-from zfabric.core.timers import Timer, Timers
-from zfabric.core.worker.cached import CacheChange, CacheReports
-from zfabric.core.worker.orders import Begin, Spoiled, Stop, client_name_of
-from zfabric.core.worker.packing import key_of, pack_carried, pack_hello
+from zfabric.core.timers import Timer
+from zfabric.core.worker.observer import WorkerObserver
+from zfabric.core.worker.orders import Begin, Spoiled, Stop, client_name_of, name_of
+from zfabric.core.worker.packing import carried_of, key_of, pack_carried, pack_hello, pack_located
+from zfabric.core.worker.reports import WorkerReports
+from zfabric.core.worker.siblings import Siblings
 from zfabric.core.worker.spans import StreamSpan
-from zfabric.core.worker.streams import WorkerStreams
 from zfabric.errors import ConfigurationError, FabricError, ProtocolError, WorkerDrainingError, from_wire
 from zfabric.ids import milliseconds
 from zfabric.wire import codec, kinds
 from zfabric.wire.load import Load
-from zfabric.wire.messages import Dispatch, Goodbye, ModelInfo, Welcome, WorkerHello
+from zfabric.wire.messages import Dispatch, Goodbye, Locate, ModelInfo, Welcome, WorkerHello
 from zfabric.wire.plain import ENCODING_ERRORS, encode_plain
 
 __all__ = [
@@ -42,8 +43,6 @@ __all__ = [
     "WorkerSession",
 ]
 
-#: From this minor version on a controller reads what is cached.
-_CACHED_MINOR: Final = 3
 _models: Final = msgspec.msgpack.Decoder(list[ModelInfo])
 
 
@@ -78,7 +77,7 @@ class DrainWithdrawn(NamedTuple):
 Order = Begin | Stop | Spoiled | Registered | Refused | Faulted | DrainAsked | DrainWithdrawn
 
 
-class WorkerSession(WorkerStreams):
+class WorkerSession(WorkerReports):
     """Protocol state of one worker.
 
     Args:
@@ -86,6 +85,7 @@ class WorkerSession(WorkerStreams):
         speed, beats: As announced.
         stream_interval: Units gathered into one chunk after the first one.
         rng: Chance, for jitter.
+        load, observer, siblings: As of `StreamTables`.
     """
 
     def __init__(
@@ -98,16 +98,19 @@ class WorkerSession(WorkerStreams):
         speed: float = 1.0,
         beats: bool = True,
         stream_interval: int = 1,
+        load: Load | None = None,
+        observer: WorkerObserver | None = None,
+        siblings: Siblings | None = None,
     ) -> None:
-        super().__init__(name, stream_interval)
+        super().__init__(name, stream_interval, load, observer, siblings)
         self.instance = instance
         self.build = build
         self.speed = speed
         self.beats = beats
         #: None until the first `announce`: nothing is loaded yet, so there is nothing to say HELLO with.
         self.models: list[ModelInfo] | None = None
-        self.load = Load()
-        self.timers = Timers()
+        #: Of the controller, while there is a session.
+        self.epoch = 0
         self._rng = rng
         self._token = b""
         self._connected = False
@@ -118,10 +121,6 @@ class WorkerSession(WorkerStreams):
         self._beat_ms = limits.BEAT_MS
         self._hello_timer: Timer | None = None
         self._beat_timer: Timer | None = None
-        self._dispatches = 0
-        self._cached = CacheReports()
-        self._cached_timer: Timer | None = None
-        self._tells_cached = False
 
     # ── link ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -188,36 +187,18 @@ class WorkerSession(WorkerStreams):
         if self._connected:
             self.outbox.append(codec.pack(Goodbye(reason)))
 
-    def report(self, now_ns: int, *, streams: bool = False) -> None:
-        """Send the load now, if anybody listens, and if it is asked for how far each of the `streams` is."""
-        if not self.registered:
-            return
-        self.load.dispatches = self._dispatches
-        self.load.running = max(0, len(self.streams) + len(self.stopping) - self.load.waiting)
-        self.load.streams = self.units_made() if streams else []
-        self.outbox.append(codec.pack(self.load))
-        self.load.streams = []
+    @property
+    def empty(self) -> bool:
+        """Whether it knows of no request."""
+        return not (self.streams or self.stopping or len(self._kept))
 
-    def cached(self, change: CacheChange, now_ns: int) -> None:
-        """An engine's cache changed. What becomes of it in PREFIX_TELL_MS is told at once."""
-        self._cached.changed(change)
-        self._tell_cached_later(now_ns)
-
-    def _tell_cached_later(self, now_ns: int) -> None:
-        if self.registered and self._tells_cached and self._cached_timer is None and self._cached.due:
-            self._cached_timer = self.timers.at(now_ns + milliseconds(limits.PREFIX_TELL_MS), self._tell_cached)
-
-    def _tell_cached(self, now_ns: int) -> None:
-        self._cached_timer = None
-        self.load.cached = self._cached.take()
-        self.report(now_ns)
-        self.load.cached = []
-        self._tell_cached_later(now_ns)
+    def expire(self, now_ns: int) -> None:
+        """Forget finished answers that have waited for long enough."""
+        self._kept.expire(now_ns)
 
     def _end_session(self) -> None:
         self.registered = False
-        self.timers.cancel(self._cached_timer)
-        self._cached_timer = None
+        self.tell_nothing()
         self.timers.cancel(self._hello_timer)
         self.timers.cancel(self._beat_timer)
         self.forget_readers()
@@ -237,7 +218,7 @@ class WorkerSession(WorkerStreams):
         # A standing session's HELLO carries all as well: the controller may have ended that session, and the word of it may
         # be on its way. Then this one begins the next.
         carried = self.carried()
-        frames, self._told = pack_hello(self._hello_of(self.models), carried)
+        frames, self._told = pack_hello(self._hello_of(self.models, self._elsewhere()), carried)
         self.outbox.append(frames)
         if self.registered:
             if len(self._told) < len(carried):
@@ -246,14 +227,14 @@ class WorkerSession(WorkerStreams):
         retry_ms = limits.HELLO_RETRY_MS * self._rng.uniform(0.75, 1.25)
         self._hello_timer = self.timers.at(now_ns + milliseconds(retry_ms), self._hello)
 
-    def _hello_of(self, models: list[ModelInfo]) -> WorkerHello:
+    def _hello_of(self, models: list[ModelInfo], elsewhere: int = 0) -> WorkerHello:
         return WorkerHello(
             version=kinds.PROTOCOL_VERSION,
             build=self.build,
             name=self.name,
             instance=self.instance,
             models=models,
-            load=self.load,
+            load=self._load_for(elsewhere),
             speed=self.speed,
             beats=self.beats,
             token=self._token,
@@ -297,6 +278,7 @@ class WorkerSession(WorkerStreams):
         if kind == kinds.BEAT:
             # Number 0 is a question; the others are answers.
             beat = codec.unpack_control(header)
+            self.wanted(beat.wanting, now_ns)
             if not beat.number:
                 self.report(now_ns, streams=beat.streams)
             return ()
@@ -325,8 +307,16 @@ class WorkerSession(WorkerStreams):
                 self.dispatched(envelope, body, now_ns)
         elif kind == kinds.GRANT:
             self.granted(codec.unpack_control(header))
+        elif kind == kinds.LOCATE:
+            self._locate(codec.unpack_control(header))
         else:
             self.aborted(codec.unpack_control(header))
+
+    def _locate(self, locate: Locate) -> None:
+        """A client may have come from another controller: say what there is of what it waits for."""
+        find = self.answer_of if self._siblings is None else self._siblings.answer_of
+        names = (name_of(locate.instance, request, attempt) for request, attempt in locate.attempts)
+        self.outbox += pack_located(locate.number, [carried_of(it) for name in names if (it := find(name)) is not None])
 
     def _readable(self, header: bytes) -> Dispatch | None:
         """The envelope of a DISPATCH. One that does not decode ends the attempt that it names.
@@ -367,14 +357,14 @@ class WorkerSession(WorkerStreams):
         self._frame_goal = min(welcome.frame_bytes_max, limits.FRAME_BYTES_GOAL)
         self._dispatches = 0
         self._kept.restart(now_ns)
-        self._tells_cached = welcome.minor >= _CACHED_MINOR
+        self._minor, self.epoch = welcome.minor, welcome.epoch
         self._cached.again()
         self._tell_cached_later(now_ns)
         untold = pack_carried([line for line in self.carried() if key_of(line) not in self._told])
         self._told.clear()
-        if untold:
-            self.outbox += untold
-            # The HELLO offered no slots.
+        self.outbox += untold
+        if untold or self.told_elsewhere:
+            # The HELLO offered no slots, or those alone that others leave.
             self.report(now_ns)
         self.timers.cancel(self._beat_timer)
         # A random phase, or a thousand workers beat in step for ever after a restart.
@@ -393,4 +383,4 @@ class WorkerSession(WorkerStreams):
 
 
 #: What makes sense within a session alone.
-_OF_A_SESSION: Final = frozenset({kinds.DISPATCH, kinds.GRANT, kinds.ABORT})
+_OF_A_SESSION: Final = frozenset({kinds.DISPATCH, kinds.GRANT, kinds.ABORT, kinds.LOCATE})

@@ -1,4 +1,4 @@
-"""The requests of a worker: what runs, what is being stopped, and what has finished and may still be asked for.
+"""What happens to the requests of a worker in one session with a controller.
 
 Deltas go into each stream's backlog, and leave as far as the session and the reader's credit allow. A terminal frees the
 request's slot at the controller. So a request that is to stop while its engine runs waits in `stopping` until the driver
@@ -8,96 +8,32 @@ says that the engine has stopped.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import islice
-from typing import Final, NamedTuple
 
-from zfabric import limits
 from zfabric.core.worker.backlog import Backlog
-from zfabric.core.worker.kept import KeptAnswers
-from zfabric.core.worker.observer import WorkerObserver
 from zfabric.core.worker.orders import Begin, Columns, Spoiled, Stop, StreamOrder, name_of
-from zfabric.core.worker.packing import Packing, carried_of, pack_whole
+from zfabric.core.worker.packing import Packing, pack_whole
 from zfabric.core.worker.soundness import outcome_of, outcome_with
-from zfabric.errors import BackendError, FabricError, RequestCancelledError, WorkerDrainingError, WorkerLostError
+from zfabric.core.worker.tables import Stopping, StreamTables
+from zfabric.errors import (
+    BackendError,
+    FabricError,
+    ProtocolError,
+    RequestCancelledError,
+    WorkerDrainingError,
+    WorkerLostError,
+)
 from zfabric.wire import codec
 from zfabric.wire.answers import Outcome
 from zfabric.wire.bounds import check_request
-from zfabric.wire.chunks import Chunks, EndsBody
+from zfabric.wire.chunks import Chunks
 from zfabric.wire.flow import Abort, CreditLine, Grant
-from zfabric.wire.load import StreamUnits
-from zfabric.wire.messages import Carried, Dispatch, End, Ends
+from zfabric.wire.messages import Dispatch
 from zfabric.wire.payloads import Delta, TextRequest
 from zfabric.wire.plain import ENCODING_ERRORS
 
-#: An upper bound of what `StreamUnits` takes.
-_UNITS_BYTES: Final = 28
 
-
-class _Stopping(NamedTuple):
-    """A request whose engine is to stop, and the error that it ends with then."""
-
-    stream: Backlog
-    error: FabricError
-
-
-class WorkerStreams:
-    """All requests that a worker knows.
-
-    Args:
-        name: The worker's name.
-        stream_interval: Units gathered into one chunk after the first one.
-
-    Attributes:
-        outbox: Messages to send, in order.
-        streams: What runs, by name of the request.
-        stopping: What is to stop, and still has its slot.
-        registered: Whether there is a session.
-        draining: Whether new requests are handed back.
-        observer: Is told what happens to requests.
-    """
-
-    def __init__(self, name: str, stream_interval: int) -> None:
-        self.name = name
-        self.outbox: list[codec.Frames] = []
-        self.streams: dict[str, Backlog] = {}
-        self.stopping: dict[str, _Stopping] = {}
-        self.registered = False
-        self.draining = False
-        self.observer = WorkerObserver(name)
-        #: The time of the event that is being handled.
-        self._now_ns = 0
-        self._stream_interval = stream_interval
-        self._frame_bytes_max = limits.FRAME_BYTES_MAX
-        self._frame_goal = limits.FRAME_BYTES_GOAL
-        self._kept = KeptAnswers()
-        self._dirty: dict[str, Backlog] = {}
-        self._orders: list[StreamOrder] = []
-
-    @property
-    def busy(self) -> bool:
-        """Whether any request holds a slot."""
-        return bool(self.streams or self.stopping)
-
-    def carried(self) -> list[Carried]:
-        """All that another controller has to know of: what runs, what still stops, and what may have a reader."""
-        stopping = [entry.stream for entry in self.stopping.values()]
-        return [carried_of(stream) for stream in (*self.streams.values(), *stopping, *self._kept)]
-
-    def units_made(self) -> list[StreamUnits]:
-        """How far each stream is; as many as leave room for the rest of a load report. A client may say that it has more units
-        than can be told."""
-        most = min(limits.SLOTS_MAX, limits.CONTROL_BODY_BYTES_MAX // 2 // _UNITS_BYTES)
-        return [
-            StreamUnits(instance=it.instance, request=it.request, attempt=it.attempt, units=min(it.end, 2**32 - 1))
-            for it in islice(self.streams.values(), most)
-        ]
-
-    def forget_readers(self) -> None:
-        """There is no session: nobody is known to read, until the next controller says who does."""
-        stopping = [entry.stream for entry in self.stopping.values()]
-        for stream in (*self.streams.values(), *stopping, *self._kept):
-            stream.client = None
-        self._dirty.clear()
+class WorkerStreams(StreamTables):
+    """What a controller orders, what engines make, and what leaves because of either. See `StreamTables` for arguments."""
 
     # ── from the controller ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -124,7 +60,10 @@ class WorkerStreams:
             lock=envelope.lock,
         )
         self.observer.came(stream, envelope, len(body), now_ns)
+        if envelope.operation == "operate":
+            self._calls.add(request_id)
         try:
+            self._check_siblings(request_id, envelope.operation, now_ns)
             if self.draining and envelope.operation != "operate":
                 raise WorkerDrainingError(f"worker {self.name!r} is draining", worker=self.name)
             check_request(body)
@@ -141,11 +80,48 @@ class WorkerStreams:
             stream.span.engine_ns = now_ns
         self._orders.append(Begin(request_id, envelope.operation, request, stream.trace))
 
+    def _check_siblings(self, request_id: str, operation: str, now_ns: int) -> None:
+        """Raises: FabricError, another controller has given the worker the same attempt, or the last slot."""
+        siblings, slots = self._siblings, self.load.slots
+        if siblings is None:
+            return
+        if siblings.holder_of(request_id, self) is not None:
+            raise ProtocolError(f"worker {self.name!r} has this attempt by another controller")
+        if operation != "operate" and not self.draining and siblings.overrun:
+            # Told before the terminal: the controller must not send the next one here for it.
+            self.report(now_ns)
+            raise WorkerDrainingError(
+                f"worker {self.name!r} has {siblings.held - 1} requests, of all its controllers, and {slots} slots",
+                worker=self.name,
+                busy=True,
+            )
+
+    def report(self, now_ns: int, *, streams: bool = False) -> None:
+        """Tell the controller how the worker is."""
+        raise NotImplementedError
+
+    def _adopt(self, request_id: str) -> Backlog | None:
+        """Take over what another controller's reader had."""
+        former = None if self._siblings is None else self._siblings.holder_of(request_id, self)
+        stream = None if former is None else former.release(request_id, self._now_ns)
+        if stream is None:
+            return None
+        if stream.finished:
+            stream.finished_ns = self._now_ns
+            self._keep(stream)
+        else:
+            self.streams[request_id] = stream
+            if stream.operation == "operate":
+                self._calls.add(request_id)
+        return stream
+
     def granted(self, grant: Grant) -> None:
         """Take credit, and send again what a reader that came another way lacks."""
         for line in grant.lines:
             request_id = name_of(grant.instance, line.request, line.attempt)
-            stream = self.streams.get(request_id) or self._kept.get(request_id)
+            stream = self.answer_of(request_id)
+            if stream is None and line.again and request_id not in self.stopping:
+                stream = self._adopt(request_id)
             if stream is not None:
                 self._granted_one(stream, grant.client, line)
             elif request_id in self.stopping:
@@ -266,6 +242,7 @@ class WorkerStreams:
         entry = self.stopping.pop(request_id, None)
         if entry is None:
             return ()
+        self._calls.discard(request_id)
         stream, error = entry
         if not isinstance(error, RequestCancelledError):
             self._fail(stream, error, now_ns)
@@ -292,7 +269,7 @@ class WorkerStreams:
         """Have the engine stop; the terminal waits for that."""
         del self.streams[stream.request_id]
         self._dirty.pop(stream.request_id, None)
-        self.stopping[stream.request_id] = _Stopping(stream, error)
+        self.stopping[stream.request_id] = Stopping(stream, error)
         self._orders.append(Stop(stream.request_id))
 
     def _spoil(self, stream: Backlog, error: FabricError) -> None:
@@ -309,18 +286,15 @@ class WorkerStreams:
         self.observer.ended(stream, code, outcome, now_ns)
         stream.finish(code, outcome, now_ns)
         self.streams.pop(stream.request_id, None)
+        self._calls.discard(stream.request_id)
+        if self._siblings is not None:
+            self._siblings.freed(self, now_ns)
         self._dirty[stream.request_id] = stream
         self._keep(stream)
 
     def _keep(self, stream: Backlog) -> None:
         """Keep a finished answer for a reader whose controller may just be dying."""
         self._kept.keep(stream)
-
-    def _tell(self, instance: int, request: int, attempt: int, error: FabricError) -> None:
-        """A terminal of which nothing else is known, or wanted."""
-        code, outcome = outcome_of(error)
-        envelope = Ends(instance=instance, ends=[End(request=request, attempt=attempt, code=code)])
-        self.outbox.append((codec.pack_envelope(envelope), codec.encode(EndsBody(outcomes=[outcome]))))
 
     # ── out ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
