@@ -32,9 +32,12 @@ test-clients:  ## clients, load tools and chat programs of others against the ga
 	@# Warnings are those of the clients.
 	@.venv-clients/bin/python -m pytest tests/clients -W ignore
 
-simulate:  ## SEEDS=10000 simulated clusters under faults, on all cores
+simulate:  ## SEEDS=10000 simulated clusters under faults, on all cores, and a tenth as many of 2, 3 and 5 controllers each
 	@$(PYTHON) tools/bootstrap.py core
 	@$(VENV_PYTHON) -m zfabric.testing --seeds $(SEEDS)
+	@for controllers in 2 3 5; do \
+		$(VENV_PYTHON) -m zfabric.testing --seeds $$(($(SEEDS) / 10)) --controllers $$controllers || exit 1; \
+	done
 
 faults:  ## kill, freeze, partition and exhaust real processes, and print what it did to their requests
 	@$(PYTHON) tools/bootstrap.py test

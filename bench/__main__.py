@@ -37,6 +37,7 @@ NAMES: Final = (
     "faults",
     "curve",
     "recording",
+    "controllers",
     "metrics",
     "engines",
 )

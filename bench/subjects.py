@@ -41,12 +41,15 @@ def fabric(
     transport: Transport | None = None,
     adapter: str = "fabric",
     metrics: bool = False,
+    controllers: int = 1,
 ) -> Stack:
     """zfabric: controller, echo worker. Its driver is the run's if none is named."""
     driver = choose(transport)
     scratch = Path(tempfile.mkdtemp(prefix="zf-bench-"))
-    target = f"ipc://{scratch}/c.sock" if ipc else f"tcp://127.0.0.1:{free_port()}"
-    controller = [sys.executable, "-m", "zfabric.cli.controller", "--endpoint", target, "--recovery-ms", "0", loop]
+    first = f"ipc://{scratch}/c.sock" if ipc else f"tcp://127.0.0.1:{free_port()}"
+    others = [f"tcp://127.0.0.1:{free_port()}" for _ in range(1, controllers)]
+    target = ",".join([first, *others])
+    controller = [sys.executable, "-m", "zfabric.cli.controller", "--endpoint", first, "--recovery-ms", "0", loop]
     worker = [sys.executable, "-m", "zfabric.cli.worker", "--endpoint", target, "--backend", "echo", loop]
     worker += ["--slots", "20000", "--name", "bench"]
     if rate:
@@ -72,8 +75,22 @@ def fabric(
         port = free_port()
         command += ["--metrics", str(port)]
         pages.append(f"http://127.0.0.1:{port}/metrics")
-    parts = [Part(HOP, tuple(controller)), Part(WORKER, tuple(worker))]
+    beside = [
+        Part(f"{CONTROLLER}-{number}", tuple(other if part == first else part for part in controller))
+        for number, other in enumerate(others, start=2)
+    ]
+    parts = [Part(HOP, tuple(controller)), *beside, Part(WORKER, tuple(worker))]
     return Stack(parts, adapter, target, own_python(), environment, scratch, pages)
+
+
+def fabric_of_two(rate: float = 0) -> Stack:
+    """zfabric with two controllers: the client is at one of them, the worker at both."""
+    return fabric(rate, controllers=2)
+
+
+def fabric_of_three(rate: float = 0) -> Stack:
+    """zfabric with three controllers."""
+    return fabric(rate, controllers=3)
 
 
 def fabric_ipc(rate: float = 0) -> Stack:
@@ -320,6 +337,8 @@ SUBJECTS: Final[dict[str, Callable[[], Stack]]] = {
     "zfabric ipc": fabric_ipc,
     "zfabric curve": fabric_curve,
     "zfabric recorded": fabric_recorded,
+    "zfabric of two": fabric_of_two,
+    "zfabric of three": fabric_of_three,
     "zfabric asyncio": fabric_asyncio,
     "zfabric scraped": fabric_scraped,
     **{beside(transport): partial(fabric, transport=transport) for transport in TRANSPORTS},

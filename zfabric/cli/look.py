@@ -42,6 +42,7 @@ _WORKER_COLUMNS: Sequence[Column] = (
     ("models", lambda row: row.models),
     ("slots", lambda row: row.slots),
     ("running", lambda row: row.in_flight),
+    ("elsewhere", lambda row: row.elsewhere),
     ("tokens/s", lambda row: row.tokens_per_second),
     ("done", lambda row: row.finished),
     ("failed", lambda row: row.failed),

@@ -100,6 +100,7 @@ class WorkerStatus(Struct, kw_only=True):
         minor: Minor version of the protocol that is spoken with it.
         drained_by: The operator who has it take nothing new; "" where nobody does.
         circuits: By model, "open" or "half open" where its requests failed one after the other. Since version 2.2.
+        elsewhere: Of its slots, those that other controllers use or are to have. Since version 2.4.
     """
 
     name: str
@@ -125,6 +126,7 @@ class WorkerStatus(Struct, kw_only=True):
     minor: int = 0
     drained_by: str = ""
     circuits: dict[str, str] = {}
+    elsewhere: int = 0
 
 
 class SlowReader(Struct, kw_only=True):

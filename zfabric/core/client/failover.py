@@ -11,6 +11,7 @@ from zfabric.errors import (
     DeadlineExceededError,
     EngineStalledError,
     FabricError,
+    NoWorkerError,
     PoisonousRequestError,
     UnsupportedParameterError,
     WorkerDrainingError,
@@ -72,6 +73,11 @@ def no_fault_of(error: FabricError) -> bool:
     """Whether a worker handed a request back since another controller had sent one for the same slot at the same moment: the next
     attempt waits for its turn, and this one says nothing of the request."""
     return error.code == WorkerDrainingError.code and error.details.get("busy") is True
+
+
+def takes_nothing_new(error: FabricError) -> bool:
+    """Whether it is the controller that wants no further requests, and another may take them."""
+    return error.code == NoWorkerError.code and error.details.get("draining") is True
 
 
 def refuses_seed(error: FabricError) -> bool:

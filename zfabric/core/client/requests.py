@@ -13,15 +13,16 @@ nothing. What cannot go on elsewhere is claimed: if its worker had only lost its
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from msgspec import structs
 
 from zfabric import limits
+from zfabric.core.client import failover
 from zfabric.core.client.bodies import continued, encoded
 from zfabric.core.client.extras import units_of
-from zfabric.core.client.failover import deaths_of, may_return, next_attempt, nobody_continues, refuses_seed, why_final
+from zfabric.core.client.failover import may_return, next_attempt, nobody_continues, why_final
 from zfabric.core.client.pending import Pending, Resume, SessionCounters, Sink, Trace, check_ranges, in_parts, slices
 from zfabric.core.timers import Timers
 from zfabric.errors import (
@@ -66,6 +67,8 @@ class ClientRequests:
         self.counters = SessionCounters()
         #: Whether there are several controllers: what was submitted to one may be claimed at another.
         self.several = False
+        #: Leaves this connection for the next controller; the driver sets it.
+        self.leave: Callable[[], None] = lambda: None
         self._rng = rng
         self._claims: dict[int, Pending] = {}
         self._cancels: list[int] = []
@@ -281,11 +284,11 @@ class ClientRequests:
     def _fail(self, pending: Pending, error: FabricError, now_ns: int) -> None:
         """An attempt failed: go on with the next one, wait for its worker, or end the request."""
         current = True
-        if pending.pinned and pending.loss is not None and refuses_seed(error):
+        if pending.pinned and pending.loss is not None and failover.refuses_seed(error):
             # This worker cannot draw as the former one did.
             pending.exact = pending.pinned = current = False
             error = pending.loss
-            pending.deaths -= deaths_of(error)
+            pending.deaths -= failover.deaths_of(error)
         if nobody_continues(error) and pending.loss is not None and may_return(pending.loss):
             self._go_back(pending)
             return
@@ -305,7 +308,7 @@ class ClientRequests:
     def _go_back(self, pending: Pending) -> None:
         """Nobody else can go on, but the worker that was lost may come back: the attempt that it had is claimed after all."""
         pending.attempt -= 1
-        pending.deaths -= 0 if pending.loss is None else deaths_of(pending.loss)
+        pending.deaths -= 0 if pending.loss is None else failover.deaths_of(pending.loss)
         pending.loss = None
         pending.pinned = False
         pending.submitted = True

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 
 from zfabric import limits
+from zfabric.core.client.failover import next_attempt, takes_nothing_new
 from zfabric.core.client.inquiries import Inquiries, Inquiry
 from zfabric.core.client.pending import Inquirer, Pending, in_parts
 from zfabric.core.client.requests import ClientRequests
@@ -67,8 +68,6 @@ class ClientSession(ClientRequests):
         self._connections = 0
         self._hello_timer: Timer | None = None
         self._beat_timer: Timer | None = None
-        #: Leaves this connection for the next controller; the driver sets it.
-        self.leave: Callable[[], None] = lambda: None
         self._silence = Silence()
         self._watch: Timer | None = None
         #: Requests that the HELLO of this connection claims; None before there is one.
@@ -299,6 +298,15 @@ class ClientSession(ClientRequests):
         self.refused = None
         self._leave_session()
         self._say_hello_in(now_ns, self._rng.uniform(0, limits.HELLO_JITTER_MS) or 1)
+
+    def _fail(self, pending: Pending, error: FabricError, now_ns: int) -> None:
+        """An attempt failed. A controller that takes nothing new is left, with all that runs by it."""
+        tries = pending.barren < limits.ATTEMPTS_WITHOUT_PROGRESS_MAX
+        if self.several and takes_nothing_new(error) and pending.body and tries:
+            next_attempt(pending, error)
+            self.leave()
+        else:
+            super()._fail(pending, error, now_ns)
 
     def _fault(self, fault: Fault, now_ns: int) -> None:
         """A message of this side was no use to the controller: what it was about ends."""

@@ -247,7 +247,10 @@ class Scaling:
         return Signals(
             ready=len(hosts),
             slots=slots / len(hosts) if hosts else 0.0,
-            running=sum(host.in_flight for host in model.hosts.values()),
+            # Of what other controllers have there it is known how much, and not of which model.
+            running=sum(
+                host.in_flight + host.worker.load.elsewhere // len(host.worker.hosts) for host in model.hosts.values()
+            ),
             waiting=len(model.queue),
             longest_wait_ms=self._longest_wait_ms(model),
             tokens_per_second=sum(host.worker.load.tokens_per_second for host in hosts),

@@ -205,7 +205,7 @@ class Scheduler:
         lost = place is not None and place.lost
         client.grant.check_request(envelope.priority, 0 if lost else size)
         if self.draining and place is None:
-            raise NoWorkerError("the controller is draining and takes no new requests")
+            raise NoWorkerError("the controller is draining and takes no new requests", draining=True)
         if len(client.requests) >= self._config.client_requests_max:
             raise QuotaExceededError(
                 f"client has {len(client.requests)} requests in flight, limit is {self._config.client_requests_max}",

@@ -120,6 +120,7 @@ def worker_status(broker: Broker, worker: WorkerPeer) -> WorkerStatus:
         models=sorted(worker.hosts),
         slots=worker.load.slots,
         in_flight=worker.in_flight,
+        elsewhere=worker.load.elsewhere,
         running=worker.load.running,
         waiting=worker.load.waiting,
         speed=worker.speed,
