@@ -20,7 +20,8 @@ from zfabric.errors import ConfigurationError, FabricError
 from zfabric.limits import CLOCK_DIFFERENCE_S_MAX, FILE_DESCRIPTORS_MIN, LISTED_MAX, PING_TIMEOUT_S
 from zfabric.transport.context import file_limit
 from zfabric.transport.curve import CONTROLLER_KEY_VARIABLE, KEY_VARIABLE, default_credentials
-from zfabric.transport.endpoints import default_endpoint, parse_endpoint
+from zfabric.transport.endpoints import Endpoint as Parsed
+from zfabric.transport.endpoints import default_endpoint, parse_endpoints
 from zfabric.transport.ipc import check_ipc_owner
 from zfabric.version import __version__
 from zfabric.wire.status import FabricStatus, WorkerStatus
@@ -128,33 +129,30 @@ def _keys() -> Iterator[Finding]:
 
 
 def _way(endpoint: str | None) -> Iterator[Finding]:
-    """The endpoint, and where it is a socket in a directory, whose that is."""
+    """The endpoints, and where one is a socket in a directory, whose that is."""
     try:
-        given = endpoint or default_endpoint()
-        parsed = parse_endpoint(given)
-        if not parsed.is_ipc:
-            yield Finding("fine", "endpoint", given)
-            return
-        path = Path(given.removeprefix("ipc://"))
+        parsed = parse_endpoints(endpoint or default_endpoint())
+    except ConfigurationError as error:
+        yield Finding("error", "endpoint", error.message)
+        return
+    for one in parsed:
+        yield _way_to(one)
+
+
+def _way_to(parsed: Parsed) -> Finding:
+    given, path = parsed.text, Path(parsed.path)
+    if not parsed.is_ipc:
+        return Finding("fine", "endpoint", given)
+    try:
         there = check_ipc_owner(path)
     except ConfigurationError as error:
-        yield Finding(
-            "error", "endpoint", error.message, "the directory has to be the controller's user's, with mode 0700"
-        )
-        return
-    if there:
-        yield Finding(
-            "fine",
-            "endpoint",
-            f"{given}, in a directory of uid {path.parent.stat().st_uid}, this user is {os.geteuid()}",
-        )
-    else:
-        yield Finding(
-            "error",
-            "endpoint",
-            f"there is no socket at {given}",
-            "start a controller there, or name another --endpoint",
-        )
+        advice = "the directory has to be the controller's user's, with mode 0700"
+        return Finding("error", "endpoint", error.message, advice)
+    if not there:
+        advice = "start a controller there, or name another --endpoint"
+        return Finding("error", "endpoint", f"there is no socket at {given}", advice)
+    told = f"{given}, in a directory of uid {path.parent.stat().st_uid}, this user is {os.geteuid()}"
+    return Finding("fine", "endpoint", told)
 
 
 # ── the fabric ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -104,7 +104,7 @@ def build(arguments: list[str]) -> cyclopts.App:
         Args:
             host: Where to listen: a name or an address of this host; 0.0.0.0 and :: are all.
             port: Where to listen; 0 is a free one.
-            endpoint: The controller's; $ZFABRIC_ENDPOINT, else this host's default.
+            endpoint: The controller's, or those of several with commas between them; $ZFABRIC_ENDPOINT, else this host's default.
             key: The gateway's secret key file, for a controller with keys; $ZFABRIC_KEY by default.
             controller_key: The controller's public key file; $ZFABRIC_CONTROLLER_KEY by default.
             api_keys: TOML file of the keys that may call; without it everybody may who can connect.

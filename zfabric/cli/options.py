@@ -9,7 +9,9 @@ import cyclopts
 
 from zfabric.cli.settings import CONFIG_VARIABLE
 
-Endpoint = Annotated[str | None, cyclopts.Parameter(help="The controller's endpoint.")]
+Endpoint = Annotated[
+    str | None, cyclopts.Parameter(help="The controller's endpoint; of several, with commas between them.")
+]
 Transport = Annotated[str | None, cyclopts.Parameter(help="The driver of the socket: libzmq or loop.")]
 Json = Annotated[bool, cyclopts.Parameter(name="--json", negative=(), help="Print JSON instead of a table.")]
 Config = Annotated[

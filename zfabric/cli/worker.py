@@ -69,7 +69,8 @@ class WorkerSettings:
 
     Attributes:
         backend: Name of a backend, or package.module:Class.
-        endpoint: The controller's endpoint; $ZFABRIC_ENDPOINT, else this user's own socket, by default.
+        endpoint: The controller's endpoint, or those of several with commas between them; $ZFABRIC_ENDPOINT, else this user's own
+            socket, by default.
         name: Unique name of this worker; host-pid by default.
         slots: Concurrent requests; the backend's own number by default.
         speed: Relative speed for lottery and shortest_queue.

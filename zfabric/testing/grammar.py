@@ -30,6 +30,7 @@ from zfabric.wire.messages import (
     End,
     Ends,
     Goodbye,
+    Located,
     ModelInfo,
     Submit,
     WorkerHello,
@@ -74,6 +75,9 @@ class Grammar:
         self._unusual = itertools.cycle(["nothing", "requests", "clients", "queue", "config", "kick", "explain"])
         self._turns = itertools.count()
         self._caches = random.Random(1)
+        #: Whether there are several controllers, and chance for what is only said then.
+        self.several = False
+        self._moves = random.Random(2)
         self.own: list[int] = [0, _LAST_63, *(rng.getrandbits(63) for _ in range(6))]
 
     def attempt(self) -> tuple[int, int, int]:
@@ -116,6 +120,8 @@ class Grammar:
             next=rng.choice([0, 1, 7, _LAST_32]),
             window=rng.choice([0, 1_024, _LAST_32]),
             model=rng.choice(["", *NAMES, "nobody's"]),
+            moved=self.several and self._moves.random() < 0.7,
+            worker=self._moves.choice(["", *self.gossip.workers]) if self.several else "",
         )
 
     def submit(self) -> codec.Frames:
@@ -211,11 +217,18 @@ class Grammar:
             beats=rng.random() < 0.8,
             token=token,
             carried=carried,
+            minor=kinds.MINOR_VERSION if self.several else 0,
         )
         return codec.pack(hello)
 
     def carried(self) -> codec.Frames:
         return codec.pack(CarriedMore([self._carried() for _ in range(self.rng.randint(0, 6))]))
+
+    def located(self) -> codec.Frames:
+        """An answer to what it may have been asked, or somebody else was."""
+        number = self._moves.randint(0, 40)
+        carried = [self._carried() for _ in range(self._moves.randint(0, 3))]
+        return codec.pack(Located(number=number, carried=carried, more=self._moves.random() < 0.3))
 
     def _carried(self) -> Carried:
         instance, request, attempt = self.attempt()

@@ -44,6 +44,7 @@ class Hostile:
         #: Every instance number that it has ever spoken under.
         self.instances = {self.instance}
         self.grammar = Grammar(world.rng, gossip)
+        self.grammar.several = len(network.all) > 1
         self._counter = counter
         self._period_ms = period_ms
         self._token = b""
@@ -139,4 +140,5 @@ class HostileWorker(Hostile):
     def words(self) -> list[Callable[[], codec.Frames]]:
         grammar = self.grammar
         common = [self.hello, grammar.carried, grammar.load, grammar.load, grammar.beat, grammar.goodbye]
-        return [grammar.ends, grammar.ends, grammar.chunks, grammar.chunks, *common]
+        words = [grammar.ends, grammar.ends, grammar.chunks, grammar.chunks, *common]
+        return [*words, grammar.located, grammar.located] if grammar.several else words
