@@ -11,7 +11,18 @@ from zfabric.core import timers
 from zfabric.core.client import requests as client_requests
 from zfabric.core.client import session as client_session
 from zfabric.core.controller import broker as broker_module
-from zfabric.core.controller import circuits, endings, fair_queue, peers, queues, recovery, routes, scheduler, sessions
+from zfabric.core.controller import (
+    circuits,
+    endings,
+    fair_queue,
+    grants,
+    peers,
+    queues,
+    recovery,
+    routes,
+    scheduler,
+    sessions,
+)
 from zfabric.core.controller.request_state import RequestState
 from zfabric.core.worker import backlog
 from zfabric.core.worker import session as worker_session
@@ -80,7 +91,7 @@ def a_replay_from_one_too_early(patch: pytest.MonkeyPatch) -> None:
 
 @fault("ended 0 times|beyond its deadline|gaps", "client link cut", "controller killed")
 def a_recovered_stream_is_not_told_to_go_on(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(recovery, "CreditLine", lambda *, again, **values: CreditLine(**values))
+    patch.setattr(grants, "CreditLine", lambda *, again, **values: CreditLine(**values))
 
 
 @fault("keeps .* at rest")

@@ -60,7 +60,7 @@ def a_result_that_is_not_looked_at(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(runs, "_checked", lambda request, result: result)
 
 
-@fault("TypeError", quiet=True)
+@fault("cannot be announced|TypeError", quiet=True)
 def a_gauge_that_is_not_looked_at(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(reports, "_sound", lambda report: (report, ""))
 
