@@ -46,7 +46,7 @@ MALFORMED = [
     "tcp://1.2.3.4.5:80", "TCP://host:80", "http://host:80", "udp://host:80", "inproc://name", "pgm://x;y:1", "ws://host:80",
     "tcp:/host:80", "tcp//host:80", "ipc", "ipc:", "ipc://", "ipc://*", "ipc://@abstract", "ipc:///a\0b", "ipc:///tmp/\udc80.sock",
     "ipc:///tmp/", "ipc:///tmp", "ipc://.", "ipc:///" + "x" * 108, "ipc:///" + "ü" * 60, "unix:///tmp/x", "/tmp/x.sock",
-    "tcp://host:80,tcp://host:81",
+    "file", "file://", "file://relative", "file:///tmp/", "file:///a\0b", "file://host/",
 ]  # fmt: skip
 #: Where one can listen, but not connect to.
 FOR_LISTENERS = ["tcp://*:80", "tcp://127.0.0.1:*", "tcp://127.0.0.1:0", "tcp://host:0", "tcp://[::]:*"]
@@ -137,6 +137,13 @@ def test_only_who_listens_may_leave_something_open(endpoint: str) -> None:
 @pytest.mark.parametrize("endpoint", WELL_FORMED)
 def test_what_is_well_formed_is_taken(endpoint: str) -> None:
     assert check_endpoint(endpoint) == check_endpoint(endpoint, listens=True) == endpoint
+
+
+def test_only_who_connects_may_be_given_a_file() -> None:
+    endpoint = "file:///run/zfabric/endpoint"
+    assert check_endpoint(endpoint) == WorkerConfig(endpoint=endpoint).endpoint == endpoint
+    with pytest.raises(ConfigurationError, match="only who connects"):
+        ControllerConfig(endpoints=(endpoint,))
 
 
 def test_an_interface_is_no_place_to_connect_to() -> None:
@@ -329,12 +336,54 @@ async def test_a_name_that_is_known_later_or_means_another_address_later(names: 
 
 
 @pytest.mark.usefixtures("transport")
+async def test_a_file_that_is_there_later_or_holds_another_endpoint_later(run_directory: Path) -> None:
+    """It is read for each round of tries, so that a controller may move: what ran goes on at the next one."""
+    file = run_directory / "endpoint"
+    endpoint = f"file://{file}"
+
+    async def troubled(client: AsyncClient, words: str) -> None:
+        link = client._connection._link
+        assert link is not None
+        while words not in link.trouble:
+            await asyncio.sleep(0.005)
+
+    for held, words in (("udp://x", "endpoint 'udp://x' is not ipc"), (endpoint, "is a file again")):
+        file.write_text(held)
+        async with AsyncClient(endpoint) as client:
+            with pytest.raises(ConfigurationError, match=words):
+                await client.generate("echo", "a b c", max_new_tokens=1)
+    file.unlink()
+    async with processes(run_directory) as children, AsyncClient(endpoint) as client, asyncio.timeout(60):
+        asked = asyncio.create_task(client.generate("echo", "a b c", max_new_tokens=300))
+        await troubled(client, "the file cannot be read")
+        file.write_text("tcp://127.0.0.1:1\n")
+        await troubled(client, "nobody listens there")
+        worker = await Process.start(
+            "zfabric.cli.worker", "--endpoint", endpoint, "--tokens-per-second", "200", directory=run_directory
+        )
+        children.append(worker)
+        for number in (0, 1):
+            place = f"ipc://{run_directory}/{number}"
+            controller = await Process.start("zfabric.cli.controller", "--endpoint", place, directory=run_directory)
+            children.append(controller)
+            await controller.ready()
+            file.write_text(place)
+            if number == 0:
+                while not (await client.status()).in_flight:
+                    await asyncio.sleep(0.01)
+                controller.kill()
+        assert (await asked).text == "a b c " * 100
+        assert worker.log.read_text().count('"event": "registered"') == 2
+
+
+@pytest.mark.usefixtures("transport")
 async def test_who_waits_in_vain_is_told_what_was_tried(names: dict[str, list[str]], run_directory: Path) -> None:
     names["fabric.example"] = []
     for endpoint, reason in (
         ("tcp://fabric.example:9", "cannot be looked up"),
         (f"ipc://{run_directory}/c", "there is no such socket"),
         ("tcp://127.0.0.1:1", "nobody listens there"),
+        (f"file://{run_directory}/endpoint", "the file cannot be read"),
     ):
         async with AsyncClient(endpoint, connect_timeout_ms=200) as client:
             with pytest.raises(ConnectionLostError, match=reason):

@@ -140,9 +140,16 @@ def _way(endpoint: str | None) -> Iterator[Finding]:
 
 
 def _way_to(parsed: Parsed) -> Finding:
-    given, path = parsed.text, Path(parsed.path)
-    if not parsed.is_ipc:
-        return Finding("fine", "endpoint", given)
+    given = parsed.text
+    try:
+        held = parsed.now()
+    except OSError as error:
+        return Finding("error", "endpoint", f"{given} cannot be read: {error}", "name another --endpoint")
+    except ConfigurationError as error:
+        return Finding("error", "endpoint", f"{given}: {error.message}")
+    if not held.is_ipc:
+        return Finding("fine", "endpoint", given if held is parsed else f"{given} holds {held.text}")
+    path = Path(held.path)
     try:
         there = check_ipc_owner(path)
     except ConfigurationError as error:

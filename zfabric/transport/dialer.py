@@ -24,7 +24,7 @@ from zfabric.transport.greeting import exchange_mechanisms
 from zfabric.transport.ipc import check_ipc_owner
 from zfabric.transport.monitor import Happened
 from zfabric.transport.refusals import NO_KEYS_HERE, NO_KEYS_THERE, OTHER_KEY, UNKNOWN_KEY, Refusal, refused
-from zfabric.transport.targets import Targets
+from zfabric.transport.targets import Targets, unknown
 
 _HANDSHAKE_FAILURES: Final = frozenset({Happened.DENIED, Happened.MISMATCH, Happened.WRONG_KEY, Happened.BROKEN})
 
@@ -42,7 +42,8 @@ class Dialer:
 
     Args:
         socket: The DEALER, with all its options set.
-        endpoints: Where to connect to; all of them, and all addresses of their names, are tried in turn.
+        endpoints: Where to connect to; all of them, and all addresses of their names, are tried in turn. Files
+            that hold them are read for each round.
         shown: What they are called in errors.
         rng: Chance, so that a thousand peers do not come back in step.
         has_keys: Whether the socket encrypts.
@@ -172,8 +173,11 @@ class Dialer:
         self.trouble = ""
         try:
             self._addresses = await self._targets.round()
+        except ConfigurationError as error:
+            self.trouble = error.message
+            self._denied(error)
         except OSError as error:
-            self.trouble = f"the name cannot be looked up: {error}"
+            self.trouble = unknown(error)
         if self._state is _State.CLOSED:
             return
         if self._addresses:

@@ -36,6 +36,7 @@ class Endpoint(NamedTuple):
         host: Address without brackets, name, or "*" for all addresses; "" for ipc.
         port: Of tcp, 0 for any that is free.
         literal: Whether the host is an address, and nothing has to be looked up.
+        file: What holds the endpoint; "" where it is one itself.
     """
 
     text: str
@@ -43,6 +44,7 @@ class Endpoint(NamedTuple):
     host: str = ""
     port: int = 0
     literal: bool = True
+    file: str = ""
 
     @property
     def is_ipc(self) -> bool:
@@ -52,7 +54,22 @@ class Endpoint(NamedTuple):
     @property
     def named(self) -> bool:
         """Whether its host is a name that may stand for several hosts."""
-        return not self.literal and not is_localhost(self.host)
+        return not self.literal and not self.file and not is_localhost(self.host)
+
+    def now(self) -> Endpoint:
+        """Where to connect to now: itself, or what its file holds at this moment.
+
+        Raises:
+            ConfigurationError: What the file holds is no endpoint, or the name of another file.
+            OSError: There is no such file, or it cannot be read.
+        """
+        if not self.file:
+            return self
+        held = Path(self.file).read_text(encoding="utf-8", errors="backslashreplace").strip()
+        found = parse_endpoint(held)
+        if found.file:
+            raise _wrong(self.text, f"holds {held!r}, which is a file again")
+        return found
 
 
 def default_endpoint() -> str:
@@ -104,10 +121,11 @@ def parse_endpoints(endpoints: str) -> list[Endpoint]:
 
 
 def parse_endpoint(endpoint: str, *, listens: bool = False) -> Endpoint:
-    """Take an endpoint apart; no name is looked up for it.
+    """Take an endpoint apart; no name is looked up for it, and no file read.
 
     Args:
-        listens: For who listens, who may say "*" for the host or the port, or 0 for the port, and name an interface.
+        listens: For who listens, who may say "*" for the host or the port, or 0 for the port, and name an interface. Who
+            connects may name a file that holds the endpoint, as file:///PATH.
 
     Raises:
         ConfigurationError: Not ipc://PATH or tcp://HOST:PORT, or a part of it cannot be right.
@@ -119,6 +137,8 @@ def parse_endpoint(endpoint: str, *, listens: bool = False) -> Endpoint:
         return _parse_ipc(endpoint, rest)
     if scheme == "tcp" and separator:
         return _parse_tcp(endpoint, rest, listens)
+    if scheme == "file" and separator:
+        return _parse_file(endpoint, rest, listens)
     raise _wrong(endpoint, "is not ipc://PATH or tcp://HOST:PORT")
 
 
@@ -169,6 +189,14 @@ def _parse_ipc(endpoint: str, path: str) -> Endpoint:
     if path.endswith("/") or os.path.isdir(path):
         raise _wrong(endpoint, "is a directory; give the path of a socket in it")
     return Endpoint(endpoint, path=path)
+
+
+def _parse_file(endpoint: str, path: str, listens: bool) -> Endpoint:
+    if listens:
+        raise _wrong(endpoint, "is a file that holds an endpoint; only who connects can be given one")
+    if not path.startswith("/") or path.endswith("/") or "\0" in path:
+        raise _wrong(endpoint, "is no file:///PATH of a file that holds an endpoint")
+    return Endpoint(endpoint, literal=False, file=path)
 
 
 def _parse_tcp(endpoint: str, rest: str, listens: bool) -> Endpoint:

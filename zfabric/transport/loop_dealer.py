@@ -19,7 +19,7 @@ from zfabric.transport.loop_mechanisms import DealerConnections
 from zfabric.transport.loop_wire import ByteCount, Wire
 from zfabric.transport.refusals import NO_KEYS_HERE, NO_KEYS_THERE, OTHER_KEY, UNKNOWN_KEY, Refusal, refused
 from zfabric.transport.spin import Spinner
-from zfabric.transport.targets import Targets
+from zfabric.transport.targets import Targets, unknown
 from zfabric.wire.codec import EMPTY
 from zfabric.wire.kinds import WITH_BODY
 from zfabric.zmtp.connection import Connection, Message, Ready
@@ -72,8 +72,8 @@ class LoopDealer:
     """One connection, for ever; see `links.DealerDriver`.
 
     Args:
-        endpoint: The controller's; its name is resolved anew for each try. Of several, or a name with several addresses, each is
-            tried in turn.
+        endpoint: The controller's; its name is resolved, and its file read, anew for each try. Of several, or a name with several
+            addresses, each is tried in turn.
         receiver: Told what comes.
         rng: Chance, for the jitter of reconnects.
         credentials: Keys for a controller that wants them.
@@ -186,8 +186,11 @@ class LoopDealer:
         """A connection to the first address where somebody listens. None if there is none; `trouble` says why."""
         try:
             targets = await self._targets.round()
+        except ConfigurationError as error:
+            self._deny(error.message, error)
+            return None
         except OSError as error:
-            self.trouble = f"the name cannot be looked up: {error}"
+            self.trouble = unknown(error)
             return None
         self.trouble = "the name has no address"
         limit_s = (limits.MOVE_CONNECT_MS if hurried and self.several else limits.HANDSHAKE_MS) / 1_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from zfabric.errors import ConfigurationError
 from zfabric.transport.addresses import dialed_hosts
 from zfabric.transport.endpoints import Endpoint, parse_endpoint, tcp_endpoint
 
@@ -25,6 +26,11 @@ def _of_one_family(hosts: Sequence[str]) -> list[str]:
     newer = [host for host in hosts if ":" in host]
     older = [host for host in hosts if ":" not in host]
     return newer if len(newer) > len(older) else older
+
+
+def unknown(error: OSError) -> str:
+    """In words, why nobody knows whom to dial."""
+    return f"the {'file cannot be read' if error.filename else 'name cannot be looked up'}: {error}"
 
 
 class Targets:
@@ -52,18 +58,20 @@ class Targets:
         """All addresses. Of several controllers, whose was tried last comes last.
 
         Raises:
-            OSError: There is none, since a name is not known, or nobody can be asked now.
+            OSError: There is none, since a name is not known, or nobody can be asked now, or a file cannot be read.
+            ConfigurationError: There is none, since a file holds none.
         """
         found: list[Endpoint] = []
-        trouble: OSError | None = None
+        trouble: OSError | ConfigurationError | None = None
         several = len(self._endpoints) > 1
-        for endpoint in self._endpoints:
-            if endpoint.literal:
-                found.append(endpoint)
-                continue
+        for given in self._endpoints:
             try:
+                endpoint = given.now()
+                if endpoint.literal:
+                    found.append(endpoint)
+                    continue
                 hosts = await dialed_hosts(endpoint)
-            except OSError as error:
+            except (OSError, ConfigurationError) as error:
                 trouble = error
                 continue
             if endpoint.named and len(_of_one_family(hosts)) > 1:
