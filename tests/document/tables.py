@@ -14,7 +14,7 @@ from zfabric.cli.log_events import EVENTS
 from zfabric.core.controller.request_state import TERMINAL_GIVEN, TRANSITIONS, RequestEvent, RequestState
 from zfabric.core.controller.scaling import Rule
 from zfabric.core.recorder import MEANINGS
-from zfabric.fleet import config
+from zfabric.fleet import config, needs
 from zfabric.testing import promises
 from zfabric.wire import kinds
 from zfabric.wire.kinds import Kind
@@ -143,7 +143,14 @@ def recorded_events_table() -> str:
 def fleet_file_table() -> str:
     """The keys of a fleet's file; the tables of settings have those of their programs."""
     rows: list[list[str]] = []
-    places = (("[fleet]", config.Common), ("[workers.NAME]", config.Group), ("[workers.NAME.scale]", Rule))
+    places = (
+        ("[fleet]", config.Common),
+        ("[workers.NAME]", config.Group),
+        ("[workers.NAME.scale]", Rule),
+        ("[workers.NAME.ray]", needs.WorkerNeeds),
+        ("[ray]", needs.OnRay),
+        ("[ray.controller]", needs.Needs),
+    )
     for place, kind in places:
         meanings = meanings_of(kind)
         rows += [
@@ -151,6 +158,7 @@ def fleet_file_table() -> str:
         ]
     meanings = meanings_of(config.Fleet)
     rows += [[f"`[{name}]`", "", "", meanings[name]] for name in ("controller", "gateway")]
+    rows.append(["`[ray.gateway]`", "", "", "The same keys as `[ray.controller]`."])
     return table(["table", "key", "default", "meaning"], rows)
 
 
@@ -159,4 +167,4 @@ def _shown(field: structs.FieldInfo) -> str:
     if field.required:
         return "needed"
     value = field.default if field.default is not NODEFAULT else field.default_factory()
-    return "" if value is None else f"`{msgspec.json.encode(value).decode()}`"
+    return "" if value is None or isinstance(value, msgspec.Struct) else f"`{msgspec.json.encode(value).decode()}`"

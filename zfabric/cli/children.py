@@ -59,7 +59,9 @@ class Child:
         self._process: asyncio.subprocess.Process | None = None
         self._output: list[asyncio.Task[None]] = []
         self._drains = False
-        self._told = False
+        self._told: dict[str, str] | None = None
+        #: The last line that its latest process wrote to standard error, where that is passed on.
+        self.last_line = ""
 
     @property
     def name(self) -> str:
@@ -74,7 +76,12 @@ class Child:
     @property
     def is_ready(self) -> bool:
         """Whether its latest process has said so, and runs."""
-        return self._told and self._process is not None and self._process.returncode is None
+        return self.told is not None
+
+    @property
+    def told(self) -> dict[str, str] | None:
+        """What its latest process told when it was ready; None before, and when it has ended."""
+        return self._told if self._process is not None and self._process.returncode is None else None
 
     async def start(self) -> dict[str, str]:
         """Start it, and wait until it says that it is ready. Returns what it tells then.
@@ -83,7 +90,7 @@ class Child:
             ConfigurationError: It ended instead; its reason stands on its standard error.
         """
         told: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
-        self._drains = self._told = False
+        self._drains, self._told = False, None
         process = await self._spawn(told)
         if self._drains:
             # It was to end while it was being started.
@@ -94,7 +101,7 @@ class Child:
         finally:
             ending.cancel()
         if told.done():
-            self._told = True
+            self._told = told.result()
             return told.result()
         await self._clear()
         code = process.returncode
@@ -128,8 +135,18 @@ class Child:
             )
         self._output = [asyncio.create_task(_await_ready(output, told), name=f"output-{self.name}")]
         if errors is not None:
-            self._output.append(asyncio.create_task(_pass_on(errors, self.name), name=f"errors-{self.name}"))
+            self._output.append(asyncio.create_task(self._pass_on(errors), name=f"errors-{self.name}"))
         return process
+
+    async def _pass_on(self, errors: _Pipe) -> None:
+        """Write its lines to standard error, behind its name."""
+        mark = f"{self.name} | ".encode()
+        async for line in errors.lines():
+            self.last_line = line.decode(errors="replace") if line.strip() else self.last_line
+            # Whoever read ours may be gone; that is no reason to stop.
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.buffer.write(mark + line + b"\n")
+                sys.stderr.buffer.flush()
 
     async def ended(self) -> int:
         """Wait for its end. Returns its exit code."""
@@ -211,16 +228,6 @@ async def _await_ready(output: _Pipe, told: asyncio.Future[dict[str, str]]) -> N
     async for line in output.lines():
         if line.startswith(b"ready") and not told.done():
             told.set_result(dict(word.partition("=")[::2] for word in line.decode(errors="replace").split()[1:]))
-
-
-async def _pass_on(errors: _Pipe, name: str) -> None:
-    """Write a child's lines to standard error, behind its name."""
-    mark = f"{name} | ".encode()
-    async for line in errors.lines():
-        # Whoever read ours may be gone; that is no reason to stop.
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.buffer.write(mark + line + b"\n")
-            sys.stderr.buffer.flush()
 
 
 def _environment(more: Mapping[str, str]) -> dict[str, str]:

@@ -38,22 +38,26 @@ class Plan:
         directory: Where the processes run, and where relative paths of the file begin.
         file: The fleet's file, there, where the controller finds rules for the number of workers.
         prefixed: Whether lines of the processes stand behind their names, where they have no log files.
+        finding: Whether whoever starts the processes tells them the controller's endpoint, which is not known here.
 
     Attributes:
         endpoint: The controller's.
     """
 
-    def __init__(self, fleet: Fleet, directory: Path, file: str = "", *, prefixed: bool = True) -> None:
+    def __init__(
+        self, fleet: Fleet, directory: Path, file: str = "", *, prefixed: bool = True, finding: bool = False
+    ) -> None:
         self.fleet = fleet
         self._file = file
         self._prefixed = prefixed
-        self.endpoint = check_endpoints(fleet.fleet.endpoint or default_endpoint())
+        self.endpoint = "" if finding else check_endpoints(fleet.fleet.endpoint or default_endpoint())
         self._directory = directory
         common = fleet.fleet
         # A child's own standard error is never a terminal.
         terminal = common.log_format == "auto" and common.logs is None and sys.stderr.isatty()
         form = "console" if terminal else common.log_format
-        shared = ["--endpoint", self.endpoint, "--log-level", common.log_level, "--log-format", form]
+        shared = [] if finding else ["--endpoint", self.endpoint]
+        shared += ["--log-level", common.log_level, "--log-format", form]
         self._shared = (*shared, *([] if common.config is None else ["--config", common.config]))
 
     def controller(self) -> Command | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from zfabric.cli.daemon import on_hangup, on_signals
 from zfabric.cli.fleet import Plan
-from zfabric.cli.supervise import Supervisor
+from zfabric.cli.supervise import Keeping, Supervisor
 from zfabric.client.aio import AsyncClient
 from zfabric.errors import ConfigurationError, FabricError
 from zfabric.limits import SCALE_LOOK_MS
@@ -17,35 +17,21 @@ from zfabric.limits import SCALE_LOOK_MS
 Told = dict[str, dict[str, str]]
 
 
-class RunningFleet:
-    """The processes of a plan.
+class KeptFleet:
+    """The processes of a plan, whoever keeps them going.
 
     Args:
         plan: What is to run.
+        supervisor: Keeps the processes going.
         log: Called with an event and its fields.
     """
 
-    def __init__(self, plan: Plan, log: Callable[..., Any]) -> None:
+    def __init__(self, plan: Plan, supervisor: Keeping, log: Callable[..., Any]) -> None:
         self.plan = plan
         self._log = log
-        self._supervisor = Supervisor(log, plan.fleet.fleet.stop_ms / 1_000)
+        self._supervisor = supervisor
         #: Workers that drain because fewer are wanted.
         self._leaving: dict[str, asyncio.Task[None]] = {}
-
-    async def start(self) -> Told:
-        """Start all: the controller, then the workers at once, then the gateway.
-
-        Raises:
-            ConfigurationError: One ended before it was ready, or all are being stopped.
-        """
-        told: Told = {}
-        controller, gateway = self.plan.controller(), self.plan.gateway()
-        workers = self.plan.workers()
-        for stage in ([controller], workers, [gateway]):
-            commands = [command for command in stage if command is not None]
-            answers = await asyncio.gather(*(self._supervisor.add(command) for command in commands))
-            told |= zip((command.name for command in commands), answers, strict=True)
-        return told
 
     async def follow(self) -> None:
         """Have as many workers as the controller wants, until this call is cancelled. No rules, no questions."""
@@ -116,6 +102,34 @@ class RunningFleet:
             await tried.wait()
         await asyncio.gather(*(self._supervisor.remove(name) for name in gone))
         self._log("fleet_changed", started=new, restarted=changed, stopped=gone, kept=same)
+
+
+class RunningFleet(KeptFleet):
+    """The processes of a plan on this host.
+
+    Args:
+        plan: What is to run.
+        log: Called with an event and its fields.
+    """
+
+    def __init__(self, plan: Plan, log: Callable[..., Any]) -> None:
+        self._children = Supervisor(log, plan.fleet.fleet.stop_ms / 1_000)
+        super().__init__(plan, self._children, log)
+
+    async def start(self) -> Told:
+        """Start all: the controller, then the workers at once, then the gateway.
+
+        Raises:
+            ConfigurationError: One ended before it was ready, or all are being stopped.
+        """
+        told: Told = {}
+        controller, gateway = self.plan.controller(), self.plan.gateway()
+        workers = self.plan.workers()
+        for stage in ([controller], workers, [gateway]):
+            commands = [command for command in stage if command is not None]
+            answers = await asyncio.gather(*(self._children.add(command) for command in commands))
+            told |= zip((command.name for command in commands), answers, strict=True)
+        return told
 
 
 async def run_fleet(

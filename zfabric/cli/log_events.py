@@ -122,13 +122,15 @@ _WORKER: Final[dict[str, LogEvent]] = {
 _GATEWAY: Final[dict[str, LogEvent]] = {
     "request_failed": LogEvent("warning", "gateway", "An HTTP request ended in a status of 500 or more; `request` is the "
                                "X-Request-Id that its caller knows."),
-    "child_ready": LogEvent("info", "gateway, serve, up", "A process that this one started is ready."),
-    "child_ended": LogEvent("warning", "gateway, serve, up", "A process that this one started ended, and is started anew."),
-    "child_stopped": LogEvent("info", "up", "A process that the fleet has no use for any more has ended."),
-    "scaled": LogEvent("info", "up", "A group of workers gets more of them or fewer, since the controller wants so many."),
-    "scaling_unknown": LogEvent("warning", "up", "The controller does not say how many workers it wants, for this reason; their "
-                                "number stays."),
-    "fleet_changed": LogEvent("info", "up", "The fleet's file was read anew, and these processes changed with it."),
+    "child_ready": LogEvent("info", "gateway, serve, up, ray", "A process that this one started is ready."),
+    "child_ended": LogEvent("warning", "gateway, serve, up, ray", "A process that this one started ended, and is started anew."),
+    "child_stopped": LogEvent("info", "up, ray", "A process that the fleet has no use for any more has ended."),
+    "scaled": LogEvent("info", "up, ray", "A group of workers gets more of them or fewer, since the controller wants so many."),
+    "scaling_unknown": LogEvent("warning", "up, ray", "The controller does not say how many workers it wants, for this reason; "
+                                "their number stays."),
+    "fleet_changed": LogEvent("info", "up, ray", "The fleet's file was read anew, and these processes changed with it."),
+    "actor_missing": LogEvent("warning", "ray", "Somebody has ended an actor of the fleet, which is made anew."),
+    "node_lacks": LogEvent("error", "ray", "A node lacks a directory that the fleet's file names; the process waits for it."),
     "fleet_kept": LogEvent(
         "error", "controller, up", "The fleet's file was read anew and cannot be used; what runs goes on as it was."
     ),

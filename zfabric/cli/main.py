@@ -15,6 +15,7 @@ from zfabric.cli.doctor import doctor
 from zfabric.cli.explain import explain
 from zfabric.cli.keys import keys_list, keys_make, keys_remove, keys_rotate
 from zfabric.cli.look import clients, models, queue, requests, scaling, status, workers
+from zfabric.cli.on_ray.commands import ray_down, ray_endpoint, ray_status, ray_up
 from zfabric.cli.ping import ping
 from zfabric.cli.replay import replay
 from zfabric.cli.sampling import AnswerFlags
@@ -27,7 +28,7 @@ HELP = """Look at a fabric, talk to it, and operate it.
 
 **Examples**
 
-`zfabric serve ./SmolLM2-135M-Instruct` · `zfabric up fleet.toml`
+`zfabric serve ./SmolLM2-135M-Instruct` · `zfabric up fleet.toml` · `zfabric ray up fleet.toml`
 
 `zfabric models` · `zfabric workers --json` · `zfabric status`
 
@@ -62,9 +63,17 @@ _KEYS: dict[str, Callable[..., int | None]] = {
     "rotate": keys_rotate,
     "remove": keys_remove,
 }
+#: Those of `zfabric ray`.
+_RAY: dict[str, Callable[..., int | None]] = {
+    "up": ray_up,
+    "status": ray_status,
+    "endpoint": ray_endpoint,
+    "down": ray_down,
+}
 _GROUPS = {
     "config": ("Settings of the running controller: get, set.", _CONFIG),
     "keys": ("Keys, and the keyring of a controller: make, list, rotate, remove.", _KEYS),
+    "ray": ("A fleet on a Ray cluster: up, status, endpoint, down.", _RAY),
 }
 
 

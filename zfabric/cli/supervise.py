@@ -8,11 +8,25 @@ import random
 import signal
 from collections.abc import Callable, Iterable
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
 from zfabric.cli.children import Child, Command
 from zfabric.errors import ConfigurationError
 from zfabric.fleet.limits import RESTART_JITTER, RESTART_MAX_MS, RESTART_MIN_MS
+
+
+class Keeping(Protocol):
+    """Who keeps commands going by their names; the methods are those of `Supervisor`."""
+
+    #: How long all of them together may drain.
+    limit_s: float
+
+    @property
+    def commands(self) -> dict[str, Command]: ...
+    def keep(self, command: Command) -> asyncio.Event: ...
+    async def remove(self, name: str) -> None: ...
+    async def stop(self) -> None: ...
+    def hang_up(self, names: Iterable[str]) -> None: ...
 
 
 class Supervisor:
@@ -36,6 +50,10 @@ class Supervisor:
     def commands(self) -> dict[str, Command]:
         """What is kept going, by name."""
         return {name: child.command for name, child in self._children.items()}
+
+    def child(self, name: str) -> Child | None:
+        """One of them, to look at."""
+        return self._children.get(name)
 
     async def add(self, command: Command) -> dict[str, str]:
         """Start a child, and keep it going. Returns what it tells when it is ready.

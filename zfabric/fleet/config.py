@@ -11,6 +11,7 @@ import msgspec
 from zfabric.core.controller.scaling import Rule
 from zfabric.errors import ConfigurationError
 from zfabric.fleet.limits import FLEET_REPLICAS_MAX, FLEET_STOP_MS
+from zfabric.fleet.needs import OnRay, WorkerNeeds
 from zfabric.limits import DEADLINE_MAX_MS
 
 #: A group's name becomes part of its workers' names, of file names, and of what stands before lines.
@@ -52,6 +53,7 @@ class Group(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
         arguments: What else stands on its command line, for a backend that parses its own.
         environment: Variables of the process.
         devices: For each replica, the GPUs that it may see (CUDA_VISIBLE_DEVICES).
+        ray: What each needs on a Ray cluster.
     """
 
     replicas: _Count | None = None
@@ -60,6 +62,7 @@ class Group(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
     arguments: tuple[str, ...] = ()
     environment: dict[str, str] = {}
     devices: tuple[str, ...] = ()
+    ray: WorkerNeeds = WorkerNeeds()
 
     @property
     def least(self) -> int:
@@ -82,12 +85,14 @@ class Fleet(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
         controller: Settings of zfabric-controller; without the table there is none, and the workers join another host's.
         gateway: Settings of zfabric-gateway; without the table there is none.
         workers: Groups of workers by name.
+        ray: What holds on a Ray cluster.
     """
 
     fleet: Common = Common()
     controller: Settings | None = None
     gateway: Settings | None = None
     workers: dict[_GroupName, Group] = {}
+    ray: OnRay = OnRay()
 
     @property
     def rules(self) -> list[Rule]:
@@ -128,16 +133,25 @@ def load(path: Path) -> Fleet:
         2
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{path} cannot be read: {error}", path=str(path)) from error
+    return parse(text, str(path))
+
+
+def parse(text: str, name: str) -> Fleet:
+    """What the text of a fleet's file says. Args: name: The file's, for errors, which are those of `load`."""
+    try:
+        tables = tomllib.loads(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{name} cannot be read: {error}", path=name) from error
     try:
         fleet = msgspec.convert(tables, Fleet)
         fleet.check()
     except msgspec.ValidationError as error:
-        raise ConfigurationError(f"{path}: {_told(str(error), tables)}", path=str(path)) from error
+        raise ConfigurationError(f"{name}: {_told(str(error), tables)}", path=name) from error
     except ConfigurationError as error:
-        raise ConfigurationError(f"{path}: {error.message}", path=str(path), **error.details) from error
+        raise ConfigurationError(f"{name}: {error.message}", path=name, **error.details) from error
     return fleet
 
 

@@ -1,0 +1,1 @@
+"""A fleet on a Ray cluster: an actor for each process, and what starts, finds, scales and ends them."""
