@@ -7,7 +7,7 @@ MESSAGES ?= 100000
 VENV_PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-full docs lint lock clean faults fuzz simulate sweep protocol test-clients test-vllm-previous venv
+.PHONY: help demo test bench bench-full docs lint lock clean faults fuzz ray simulate sweep protocol test-clients test-vllm-previous venv
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -31,6 +31,10 @@ test-clients:  ## clients, load tools and chat programs of others against the ga
 	@$(PYTHON) tools/bootstrap.py clients
 	@# Warnings are those of the clients.
 	@.venv-clients/bin/python -m pytest tests/clients -W ignore
+
+ray:  ## a fleet on a local Ray cluster whose nodes die and whose file changes, and vLLM over two of its nodes
+	@$(PYTHON) tools/bootstrap.py test
+	@$(VENV_PYTHON) -m pytest tests/ray tests/ray/whole_fleets.py
 
 simulate:  ## SEEDS=10000 simulated clusters under faults, on all cores, and a tenth as many of 2, 3 and 5 controllers each
 	@$(PYTHON) tools/bootstrap.py core

@@ -179,6 +179,7 @@ def test_importing_is_light() -> None:
         "prometheus_client",
         "opentelemetry",
         "uvicorn",
+        "ray",
     }
 
 

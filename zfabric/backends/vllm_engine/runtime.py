@@ -16,6 +16,7 @@ from zfabric.backends.vllm_engine.compat.cache_events import CacheEvents
 from zfabric.backends.vllm_engine.compat.lifecycle import shut_down, warm_up, watch_outputs
 from zfabric.backends.vllm_engine.compat.metrics import record_alone, statistics_logger
 from zfabric.backends.vllm_engine.compat.one_by_one import OneByOne
+from zfabric.backends.vllm_engine.compat.placement import start_engine
 from zfabric.backends.vllm_engine.compat.rendering import end_tokens
 from zfabric.backends.vllm_engine.compat.step_tap import StepTap
 from zfabric.backends.vllm_engine.compat.tap_check import open_outputs
@@ -78,8 +79,6 @@ class Runtime:
         Raises:
             ConfigurationError: vLLM refuses the model or its settings, or there is no parser of such a name.
         """
-        from vllm.v1.engine.async_llm import AsyncLLM
-
         statistics = Statistics()
         # The worker reports by itself; vLLM's own loggers and metrics would be kept up to date for nobody.
         arguments.engine.disable_log_stats = True
@@ -87,7 +86,7 @@ class Runtime:
         events = CacheEvents(arguments.engine) if arguments.tell_cache else None
         loggers = [statistics_logger(statistics.record)]
         try:
-            engine = AsyncLLM.from_engine_args(arguments.engine, stat_loggers=loggers)
+            engine = start_engine(arguments.engine, loggers)
         except BaseException as error:
             if events is not None:
                 events.close()

@@ -12,9 +12,6 @@ from zfabric.fleet.limits import RAY_CALLS_MAX
 #: The actor that has the fleet's file; processes' actors have the names of their processes.
 FLEET: Final = "fleet"
 CONTROLLER: Final = "controller"
-#: What vLLM's executor finds its placement group by: its name, and the namespace that it is in.
-GROUP_VARIABLE: Final = "ZFABRIC_RAY_PLACEMENT_GROUP"
-NAMESPACE_VARIABLE: Final = "ZFABRIC_RAY_NAMESPACE"
 
 
 def connect(address: str | None, namespace: str) -> Any:

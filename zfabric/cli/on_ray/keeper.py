@@ -11,8 +11,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from zfabric.backends.vllm_engine.compat.placement import GROUP_VARIABLE, NAMESPACE_VARIABLE
 from zfabric.cli.logs import LogFormat, LogLevel, events, make_logger
-from zfabric.cli.on_ray.cluster import CONTROLLER, GROUP_VARIABLE, NAMESPACE_VARIABLE
+from zfabric.cli.on_ray.cluster import CONTROLLER
 from zfabric.cli.on_ray.finding import keep_endpoint, write
 from zfabric.cli.on_ray.placing import Placed
 from zfabric.cli.supervise import Supervisor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -207,7 +207,7 @@ def shown(parts: list[dict[str, float]]) -> str:
     return " and ".join(text if count == 1 else f"{count} times {text}" for text, count in counted.items())
 
 
-def lacking(placement: Placement, nodes: list[Mapping[str, float]], free: Mapping[str, float]) -> str:
+def lacking(placement: Placement, nodes: Sequence[Mapping[str, float]], free: Mapping[str, float]) -> str:
     """Why a process may wait for a node.
 
     Args:
@@ -225,7 +225,12 @@ def lacking(placement: Placement, nodes: list[Mapping[str, float]], free: Mappin
     for part in parts:
         if not any(all(node.get(name, 0.0) >= amount for name, amount in part.items()) for node in nodes):
             return f"{waits}, and no node has {shown([part])}"
+    if placement.strategy == "STRICT_SPREAD" and len(parts) > len(nodes):
+        there_are = "there is 1 node" if len(nodes) == 1 else f"there are {len(nodes)} nodes"
+        return f"{waits}, each on a node of its own, and {there_are}"
     wanted, there = _sum(parts), _sum(nodes)
+    if not wanted:
+        return f"{waits}, and there is room for it"
     for name, amount in wanted.items():
         if there.get(name, 0.0) < amount:
             return f"{waits}, and all nodes together have {name} {there.get(name, 0.0):g}"
@@ -233,7 +238,7 @@ def lacking(placement: Placement, nodes: list[Mapping[str, float]], free: Mappin
     return f"{waits}; free is {left}"
 
 
-def _sum(parts: list[Any]) -> dict[str, float]:
+def _sum(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     total: dict[str, float] = {}
     for part in parts:
         for name, amount in part.items():

@@ -8,16 +8,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 
-ROOT: Final = Path(__file__).resolve().parents[1]
+ROOT: Final = Path(__file__).resolve().parents[2]
 HEAD: Final = "127.0.0.2"
+#: A node that has room for a whole fleet of two workers.
+WORKERS: Final = '{"num_cpus": 4, "resources": {"worker": 2}}'
+FLEET: Final = """
+[controller]
+public = true
+
+[gateway]
+port = 0
+
+[workers.echo]
+replicas = 2
+
+[workers.echo.settings]
+backend = "echo"
+slots = 64
+tokens_per_second = 40
+
+[workers.echo.ray]
+resources = { worker = 1 }
+"""
 #: Nobody is told of tests; keys of a cluster would be written to the user's own directory; compiled modules are used.
 ENVIRONMENT: Final = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
 #: A node that is gone is missed within a second or two, instead of half a minute.
@@ -71,7 +92,7 @@ def environment() -> dict[str, str]:
 async def ray_cluster(*nodes: str) -> AsyncIterator[RayCluster]:
     """A cluster. Args: nodes: Resources of each node as JSON, the head's first."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.ray_cluster", *nodes,
+        sys.executable, "-m", "tests.ray.cluster", *nodes,
         cwd=ROOT, env=environment(), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
@@ -86,10 +107,33 @@ async def ray_cluster(*nodes: str) -> AsyncIterator[RayCluster]:
         await process.wait()
 
 
+async def rows(cluster: RayCluster) -> dict[str, dict[str, Any]]:
+    """What `zfabric ray status` shows, by name."""
+    code, output, errors = await cluster.zfabric("status", "--json")
+    assert code == 0, errors
+    return {row["name"]: row for row in json.loads(output)}
+
+
+@contextlib.asynccontextmanager
+async def followed(cluster: RayCluster, file: Path) -> AsyncIterator[str]:
+    """The endpoint of a file that is kept up to date."""
+    process = await cluster.start("endpoint", "--follow", str(file))
+    try:
+        yield f"file://{file}"
+    finally:
+        process.terminate()
+        await process.communicate()
+
+
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    """Ask again until something holds."""
+    async with asyncio.timeout(60):
+        while not await holds():
+            await asyncio.sleep(0.05)
+
+
 def main(nodes: list[str]) -> None:
     """Run a cluster until the end of standard input."""
-    import json
-
     from ray.cluster_utils import Cluster
 
     options: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
