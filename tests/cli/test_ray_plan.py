@@ -164,8 +164,13 @@ def test_without_a_cluster_the_way_to_one_is_named(
         raise ConnectionError("Could not find any running Ray instance.\nMore.")
 
     monkeypatch.setattr(ray, "init", nobody)
-    for address, where in (([], "on this host"), (["--address", "10.0.0.1:6379"], "at 10.0.0.1:6379")):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for address, told in (
+        ([], "on this host: Could not find any running Ray instance;"),
+        # Ray would try that again for minutes.
+        (["--address", "127.0.0.1:1"], "at 127.0.0.1:1: [Errno 111] Connection refused;"),
+    ):
         assert main.main(["ray", "down", *address]) == 2
-        told = capfd.readouterr().err
-        assert f"no Ray cluster can be reached {where}: Could not find any running Ray instance.;" in told
-        assert "ray start --head" in told
+        error = capfd.readouterr().err
+        assert f"no Ray cluster can be reached {told}" in error
+        assert "start one with: ray start --head, or name another --address" in error

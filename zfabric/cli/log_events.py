@@ -130,6 +130,9 @@ _GATEWAY: Final[dict[str, LogEvent]] = {
                                 "their number stays."),
     "fleet_changed": LogEvent("info", "up, ray", "The fleet's file was read anew, and these processes changed with it."),
     "actor_missing": LogEvent("warning", "ray", "Somebody has ended an actor of the fleet, which is made anew."),
+    "fleet_failed": LogEvent(
+        "error", "ray", "Ray has failed the actor of the fleet's file, which tries again; all others go on."
+    ),
     "node_lacks": LogEvent("error", "ray", "A node lacks a directory that the fleet's file names; the process waits for it."),
     "fleet_kept": LogEvent(
         "error", "controller, up", "The fleet's file was read anew and cannot be used; what runs goes on as it was."

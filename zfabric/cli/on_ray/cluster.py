@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from typing import Any, Final
 
 from zfabric.errors import ConfigurationError
-from zfabric.fleet.limits import RAY_CALLS_MAX
+from zfabric.fleet.limits import RAY_ANSWER_MS, RAY_CALLS_MAX
 
 #: The actor that has the fleet's file; processes' actors have the names of their processes.
 FLEET: Final = "fleet"
@@ -34,16 +35,24 @@ def connect(address: str | None, namespace: str) -> Any:
     # Nobody is told that a fleet runs here.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     where = address or os.environ.get("RAY_ADDRESS") or "auto"
+    shown = "on this host" if where == "auto" else f"at {where}"
     try:
+        _call(where)
         ray.init(address=where, namespace=namespace, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        shown = "on this host" if where == "auto" else f"at {where}"
+    except (OSError, RuntimeError, ValueError) as error:
         raise ConfigurationError(
-            f"no Ray cluster can be reached {shown}: {str(error).splitlines()[0]}; "
+            f"no Ray cluster can be reached {shown}: {(str(error).splitlines() or ['no answer'])[0].rstrip('.')}; "
             "start one with: ray start --head, or name another --address",
             address=where,
         ) from error
     return ray
+
+
+def _call(address: str) -> None:
+    """See whether somebody listens at HOST:PORT: Ray itself would try again for minutes. Raises: OSError: Nobody does."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), RAY_ANSWER_MS / 1_000).close()
 
 
 async def found(name: str, namespace: str) -> Any | None:

@@ -16,11 +16,11 @@ from zfabric.cli.on_ray.actors import ActorSupervisor
 from zfabric.cli.on_ray.cluster import CONTROLLER, FLEET, connect, found, make
 from zfabric.cli.on_ray.finding import keep_endpoint
 from zfabric.cli.on_ray.keeper import Order
-from zfabric.cli.on_ray.manager import Manager, Request, Row
+from zfabric.cli.on_ray.manager import Manager, Request, Row, version
 from zfabric.cli.on_ray.placing import Placed, RayPlan
 from zfabric.cli.options import Json
 from zfabric.cli.tables import Column, show
-from zfabric.errors import ConfigurationError, WorkerTimeoutError
+from zfabric.errors import ConfigurationError, ConnectionLostError, WorkerTimeoutError
 from zfabric.fleet.config import parse
 from zfabric.fleet.limits import FLEET_STOP_MS, RAY_AGAIN_MS, RAY_ANSWER_MS, RAY_LOOK_MS, RAY_UP_S
 from zfabric.version import __version__
@@ -135,31 +135,69 @@ def _read(file: Path) -> tuple[str, RayPlan]:
 
 
 async def _up(request: Request, timeout_s: float) -> int:
+    await _check_version()
     await _retire(request.namespace)
     manager = await _manager(request)
-    theirs = await manager.version.remote()
-    if theirs != __version__:
-        raise ConfigurationError(f"the nodes have zfabric {theirs}, this host has {__version__}", version=theirs)
     until = time.monotonic() + timeout_s
     shown: dict[str, str] = {}
     while True:
-        settled, rows = await manager.settled.remote(), await manager.rows.remote()
+        settled, trouble, rows = await _look(manager, request.namespace)
         waiting = [row for row in rows if row.state != "ready"]
         if settled and not waiting:
             break
-        for row in rows:
-            told = f"{row.name}: {row.state}{f', {row.why}' if row.why else ''}{f' on {row.node}' if row.node else ''}"
-            if shown.get(row.name) != told:
-                shown[row.name] = told
-                sys.stderr.write(f"{told}\n")
+        for name, text in {**{row.name: _how(row) for row in rows}, **({FLEET: trouble} if trouble else {})}.items():
+            if shown.get(name) != text:
+                shown[name] = text
+                sys.stderr.write(f"{name}: {text}\n")
         if time.monotonic() > until:
-            names = ", ".join(row.name for row in waiting)
+            names = ", ".join(row.name for row in waiting) or FLEET
             raise WorkerTimeoutError(f"after {timeout_s:g} s these are not ready: {names}; they go on trying")
         await asyncio.sleep(RAY_LOOK_MS / 1_000)
     fields = {row.name: row.fields for row in rows}
-    told_of = {"endpoint": fields.get(CONTROLLER, {}).get("endpoint"), "url": fields.get("gateway", {}).get("url")}
-    ready(**{name: value for name, value in told_of.items() if value}, processes=len(rows))
+    told = {"endpoint": fields.get(CONTROLLER, {}).get("endpoint"), "url": fields.get("gateway", {}).get("url")}
+    ready(**{name: value for name, value in told.items() if value}, processes=len(rows))
     return 0
+
+
+async def _check_version() -> None:
+    """Raises: ConfigurationError: The nodes have no zfabric, or another one than this host."""
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        theirs = await ray.remote(version).options(num_cpus=0).remote()
+    except RayError as error:
+        raise ConfigurationError(f"the nodes cannot run zfabric: {_last_line(error)}") from error
+    if theirs != __version__:
+        raise ConfigurationError(f"the nodes have zfabric {theirs}, this host has {__version__}", version=theirs)
+
+
+async def _look(manager: Any, namespace: str) -> tuple[bool, str, list[Row]]:
+    """How far the actor of the fleet's file is, what stands in its way, and the processes.
+
+    Raises:
+        ConfigurationError: It is no more: it could not begin, or somebody has ended it.
+    """
+    from ray.exceptions import RayError
+
+    try:
+        settled, trouble = await manager.settled.remote()
+        return settled, trouble, await manager.rows.remote()
+    except RayError as error:
+        if await found(FLEET, namespace) is None:
+            raise ConfigurationError(f"the actor of the fleet's file has ended: {_last_line(error)}") from error
+        # Its node is lost, and it will be on another one.
+        return False, _last_line(error), []
+
+
+def _how(row: Row) -> str:
+    """How a process is, in words."""
+    return f"{row.state}{f', {row.why}' if row.why else ''}{f' on {row.node}' if row.node else ''}"
+
+
+def _last_line(error: Exception) -> str:
+    """What an error of Ray's says, which has the traceback of another process before it."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 async def _manager(request: Request) -> Any:
@@ -199,10 +237,18 @@ async def _rows(namespace: str) -> list[Row]:
 
 
 async def _endpoint(namespace: str) -> str:
+    from ray.exceptions import RayError
+
     actor = await found(CONTROLLER, namespace)
     if actor is None:
         _nobody(namespace)
-    endpoint: str = await actor.endpoint_beside.remote("")
+    try:
+        async with asyncio.timeout(RAY_ANSWER_MS / 1_000):
+            endpoint: str = await actor.endpoint_beside.remote("")
+    except (TimeoutError, RayError) as error:
+        raise ConnectionLostError(
+            "the controller is on no node now; zfabric ray status says what it waits for"
+        ) from error
     return endpoint
 
 

@@ -20,18 +20,17 @@ async def keep_endpoint(namespace: str, file: Path) -> None:
 
     known = ""
     while True:
-        actor = await found(CONTROLLER, namespace)
-        if actor is not None:
-            try:
+        try:
+            actor = await found(CONTROLLER, namespace)
+            if actor is not None:
                 endpoint = await actor.endpoint_beside.remote(known)
-            except RayError:
-                # It is on its way to another node, or was ended.
-                pass
-            else:
                 if endpoint != known:
                     write(file, endpoint)
                     known = endpoint
                 continue
+        except (RayError, OSError, RuntimeError):
+            # It is on its way to another node, or was ended; or the head of the cluster is, or a disk is full.
+            pass
         await asyncio.sleep(RAY_AGAIN_MS / 1_000)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import shutil
 import socket
@@ -17,7 +16,6 @@ from zfabric.cli.on_ray.cluster import CONTROLLER
 from zfabric.cli.on_ray.finding import keep_endpoint, write
 from zfabric.cli.on_ray.placing import Placed
 from zfabric.cli.supervise import Supervisor
-from zfabric.errors import ConfigurationError
 from zfabric.fleet.limits import RAY_WAIT_MS, RESTART_MAX_MS
 from zfabric.transport.endpoints import tcp_endpoint
 
@@ -193,8 +191,7 @@ class Keeper:
         # Until then the process may have to find the controller.
         for task in finding:
             task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, ConfigurationError):
-            await asyncio.gather(*self._tasks)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         shutil.rmtree(self._home, ignore_errors=True)
 
 

@@ -66,8 +66,9 @@ class Manager:
         self._plan = RayPlan(parse(request.text, "fleet.toml"), Path(request.directory))
         common = self._plan.fleet.fleet
         self._log = events(make_logger("ray", common.log_level, common.log_format))
-        self._supervisor = ActorSupervisor(self._order, request.namespace, self._log, common.stop_ms / 1_000)
+        self._supervisor: ActorSupervisor | None = None
         self._settled = False
+        self._trouble = ""
         self._task = asyncio.create_task(self._run(), name="run")
 
     def _order(self, command: Placed) -> Order:
@@ -84,26 +85,39 @@ class Manager:
         )
 
     async def _run(self) -> None:
-        with tempfile.TemporaryDirectory(prefix="zfabric-ray-") as home:
-            finding: asyncio.Task[None] | None = None
-            if self._plan.fleet.controller is not None:
-                file = Path(home) / "endpoint"
-                self._plan.endpoint = f"file://{file}"
-                finding = asyncio.create_task(keep_endpoint(self._request.namespace, file), name="endpoint")
-            running = KeptFleet(self._plan, self._supervisor, self._log)
-            await self._supervisor.adopt()
-            # Whatever runs already is changed to what the file says, with the same care as `zfabric up` has at SIGHUP.
-            await running.change(self._plan)
-            self._settled = True
-            following = asyncio.create_task(running.follow(), name="follow")
+        """Have the fleet be as the file says, again and again."""
+        while True:
             try:
+                await self._settle()
+            except Exception as error:  # noqa: BLE001 — whatever Ray raises, as while its head is away
+                self._trouble = f"{type(error).__name__}: {error}"
+                self._log("fleet_failed", error=self._trouble)
+                await asyncio.sleep(RAY_MEND_MS / 1_000)
+
+    async def _settle(self) -> None:
+        """Take over what runs, change it to what the file says, and follow load and losses from then on."""
+        common, namespace = self._plan.fleet.fleet, self._request.namespace
+        supervisor = ActorSupervisor(self._order, namespace, self._log, common.stop_ms / 1_000)
+        running = KeptFleet(self._plan, supervisor, self._log)
+        tasks: list[asyncio.Task[None]] = []
+        with tempfile.TemporaryDirectory(prefix="zfabric-ray-") as home:
+            try:
+                if self._plan.fleet.controller is not None:
+                    file = Path(home) / "endpoint"
+                    self._plan.endpoint = f"file://{file}"
+                    tasks.append(asyncio.create_task(keep_endpoint(namespace, file), name="endpoint"))
+                await supervisor.adopt()
+                self._supervisor = supervisor
+                # With the same care as `zfabric up` has at SIGHUP.
+                await running.change(self._plan)
+                self._settled, self._trouble = True, ""
+                tasks.append(asyncio.create_task(running.follow(), name="follow"))
                 while True:
                     await asyncio.sleep(RAY_MEND_MS / 1_000)
-                    await self._supervisor.mend()
+                    await supervisor.mend()
             finally:
-                following.cancel()
-                if finding is not None:
-                    finding.cancel()
+                for task in tasks:
+                    task.cancel()
 
     async def retire(self) -> None:
         """Do nothing any more: another one takes over, or all is ended."""
@@ -111,20 +125,13 @@ class Manager:
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
 
-    async def version(self) -> str:
-        """Of zfabric, where the actors run."""
-        return __version__
-
-    async def settled(self) -> bool:
-        """Whether all that was not as the file says has been changed."""
-        if self._task.done() and not self._task.cancelled():
-            # What made it end is told to whoever asks.
-            self._task.result()
-        return self._settled
+    async def settled(self) -> tuple[bool, str]:
+        """Whether all that was not as the file says has been changed, and what stands in the way."""
+        return self._settled, self._trouble
 
     async def rows(self) -> list[Row]:
         """All processes that there are to be."""
-        commands = self._supervisor.commands
+        commands = self._supervisor.commands if self._supervisor is not None else {}
         rows = await asyncio.gather(
             *(self._row(command) for command in commands.values() if isinstance(command, Placed))
         )
@@ -146,6 +153,11 @@ class Manager:
                     fields=told.fields, why=told.why,
                 )  # fmt: skip
         return Row(name=command.name, state="waiting", fields={}, why=await asyncio.to_thread(_why, command))
+
+
+def version() -> str:
+    """Of zfabric, where this runs."""
+    return __version__
 
 
 def _why(command: Placed) -> str:
