@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
@@ -134,14 +135,26 @@ async def until(holds: Callable[[], Awaitable[bool]]) -> None:
 
 def main(nodes: list[str]) -> None:
     """Run a cluster until the end of standard input."""
+    with tempfile.TemporaryDirectory(prefix="zf-ray-", ignore_cleanup_errors=True) as home:
+        # What dies without a word leaves its files there.
+        os.environ["TMPDIR"] = home
+        _run([json.loads(node) for node in nodes])
+
+
+def _run(nodes: list[dict[str, Any]]) -> None:
+    from ray._private.node import Node
     from ray.cluster_utils import Cluster
 
-    options: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
-    head, *others = (json.loads(node) for node in nodes)
+    # Nobody looks at a dashboard, at jobs or at logs, and an autoscaler has nothing to scale: fewer processes to start.
+    Node.start_api_server = Node.start_monitor = lambda *_, **__: None
+    options: dict[str, Any] = {"include_log_monitor": False, "object_store_memory": _STORE_BYTES}
+    head, *others = nodes
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={**options, **head, "node_ip_address": HEAD, "_system_config": _SYSTEM},
-    )
+        head_node_args={
+            **options, **head, "include_dashboard": False, "node_ip_address": HEAD, "_system_config": _SYSTEM,
+        },
+    )  # fmt: skip
     started = {HEAD: cluster.head_node}
     for number, node in enumerate(others, start=3):
         address = f"127.0.0.{number}"
