@@ -199,10 +199,13 @@ async def test_the_doctor_finds_what_is_not_as_it_should_be(
     assert found["keys"]["advice"] == "chmod 0600 the secret key file"
     assert found["endpoint"]["level"] == "error"
     assert "controller" not in found
+    code, found = await findings("--endpoint", f"file://{tmp_path}/endpoint")
+    assert code == 1
+    assert "cannot be read: [Errno 2]" in found["endpoint"]["what"]
 
 
 async def test_every_command_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    """And every question a timeout."""
+    """And every question to a controller a timeout."""
     asks = {
         "models", "workers", "status", "requests", "clients", "queue", "drain", "undrain", "pause", "resume", "cancel", "kick",
         "get", "set", "ping", "doctor",
@@ -210,6 +213,6 @@ async def test_every_command_has_an_example(capsys: pytest.CaptureFixture[str]) 
     for words, _ in client_commands():
         code, output, _ = await zfabric(capsys, *words, "--help")
         assert code == 0
-        if words[-1] in asks:
+        if words[-1] in asks and words[0] != "ray":
             assert "--timeout" in output, words
         assert "Examples" in output or "zfabric serve" in output, words

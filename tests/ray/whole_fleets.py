@@ -13,7 +13,7 @@ from tests.ray.cluster import FLEET, HEAD, WORKERS, RayCluster, followed, ray_cl
 from tests.ray.load import Load
 from zfabric import AsyncClient
 
-#: Started when it is asked for, and gone when it is not; and one that is in a placement group.
+#: Started when it is asked for, and gone when it is not; one that is in a placement group; and one with a GPU of two.
 MORE = """
 [workers.lazy.scale]
 model = "lazy"
@@ -36,6 +36,17 @@ model_names = ["grouped"]
 [workers.grouped.ray]
 bundles = [{ CPU = 1 }, { CPU = 1 }]
 strategy = "STRICT_SPREAD"
+
+[workers.seeing]
+devices = ["7"]
+
+[workers.seeing.settings]
+backend = "echo"
+model_names = ["seeing"]
+
+[workers.seeing.ray]
+num_cpus = 0
+num_gpus = 1
 """
 #: No node has these.
 MISSING = """
@@ -51,7 +62,7 @@ num_gpus = 8
 async def test_a_fleet_follows_its_file_and_its_load(run_directory: Path) -> None:
     file = run_directory / "fleet.toml"
     file.write_text(FLEET)
-    async with ray_cluster('{"num_cpus": 1}', WORKERS, WORKERS, WORKERS) as cluster:
+    async with ray_cluster('{"num_cpus": 1, "num_gpus": 2}', WORKERS, WORKERS, WORKERS) as cluster:
         assert (await cluster.zfabric("up", str(file)))[0] == 0
         before = await rows(cluster)
         assert {row["state"] for row in before.values()} == {"ready"}
@@ -62,7 +73,7 @@ async def test_a_fleet_follows_its_file_and_its_load(run_directory: Path) -> Non
         code, _, errors = await cluster.zfabric("down")
         assert code == 0
         assert set(errors.splitlines()) == {
-            f"{name}: ended" for name in ("controller", "gateway", "echo-1", "grouped-1")
+            f"{name}: ended" for name in ("controller", "gateway", "echo-1", "grouped-1", "seeing-1")
         }
         code, _, errors = await cluster.zfabric("status")
         assert code == 2
@@ -90,16 +101,18 @@ async def _the_file_changes(cluster: RayCluster, client: AsyncClient, file: Path
     text = FLEET.replace("replicas = 2", "replicas = 1") + MORE
     file.write_text(text)
     code, output, errors = await cluster.zfabric("up", str(file))
-    assert (code, output.split()[-1]) == (0, "processes=4"), errors
+    assert (code, output.split()[-1]) == (0, "processes=5"), errors
     # The worker that is too many has drained.
     await load.end()
     former = await rows(cluster)
-    assert former.keys() == {"controller", "gateway", "echo-1", "grouped-1"}
+    assert former.keys() == {"controller", "gateway", "echo-1", "grouped-1", "seeing-1"}
+    # Which GPU says Ray, whatever the file has for one host.
+    assert psutil.Process(former["seeing-1"]["pid"]).environ()["CUDA_VISIBLE_DEVICES"] in ("0", "1")
     # The controller has learned the rule without a restart, and its actor follows it.
     assert (await client.generate("lazy", "hello", timeout=60)).text.startswith("hello")
 
     async def has_gone() -> bool:
-        return {row.name for row in await client.workers()} == {"echo-1", "grouped-1"}
+        return {row.name for row in await client.workers()} == {"echo-1", "grouped-1", "seeing-1"}
 
     await until(has_gone)
     file.write_text(text.replace('ROUND = "1"', 'ROUND = "2"') + MISSING)

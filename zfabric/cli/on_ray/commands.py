@@ -20,9 +20,9 @@ from zfabric.cli.on_ray.manager import Manager, Request, Row, version
 from zfabric.cli.on_ray.placing import Placed, RayPlan
 from zfabric.cli.options import Json
 from zfabric.cli.tables import Column, show
-from zfabric.errors import ConfigurationError, ConnectionLostError, WorkerTimeoutError
+from zfabric.errors import ConfigurationError, WorkerTimeoutError
 from zfabric.fleet.config import parse
-from zfabric.fleet.limits import FLEET_STOP_MS, RAY_AGAIN_MS, RAY_ANSWER_MS, RAY_LOOK_MS, RAY_UP_S
+from zfabric.fleet.limits import FLEET_STOP_MS, RAY_AGAIN_MS, RAY_ANSWER_MS, RAY_LOOK_MS, RAY_TOLD_MS, RAY_UP_S
 from zfabric.version import __version__
 
 Address = Annotated[
@@ -232,24 +232,27 @@ async def _rows(namespace: str) -> list[Row]:
     manager = await found(FLEET, namespace)
     if manager is None:
         _nobody(namespace)
-    rows: list[Row] = await manager.rows.remote()
+    rows: list[Row] = await _answered(manager.rows.remote(), "the actor of the fleet's file")
     return rows
 
 
 async def _endpoint(namespace: str) -> str:
-    from ray.exceptions import RayError
-
     actor = await found(CONTROLLER, namespace)
     if actor is None:
         _nobody(namespace)
-    try:
-        async with asyncio.timeout(RAY_ANSWER_MS / 1_000):
-            endpoint: str = await actor.endpoint_beside.remote("")
-    except (TimeoutError, RayError) as error:
-        raise ConnectionLostError(
-            "the controller is on no node now; zfabric ray status says what it waits for"
-        ) from error
+    endpoint: str = await _answered(actor.endpoint_beside.remote(""), "the controller")
     return endpoint
+
+
+async def _answered(reference: Any, of: str) -> Any:
+    """What an actor answers. Raises: WorkerTimeoutError: It is on no node now."""
+    from ray.exceptions import RayError
+
+    try:
+        async with asyncio.timeout((RAY_ANSWER_MS + RAY_TOLD_MS) / 1_000):
+            return await reference
+    except (TimeoutError, RayError) as error:
+        raise WorkerTimeoutError(f"{of} does not answer: its node is lost, or it waits for one; try again") from error
 
 
 async def _down(namespace: str) -> None:
