@@ -49,6 +49,8 @@ class Rows(RuleBasedStateMachine):
         self.rows: list[tuple[BlockTable, int, list[int]]] = []
         #: What was written to each place of each block: the whole text up to there, and its root.
         self.written: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = {}
+        #: What roots are called in these books; other ones after each renewal.
+        self.first_root = 0
 
     def write(self, table: BlockTable, root: int, text: list[int], begin: int) -> None:
         for place in range(begin, len(text)):
@@ -66,6 +68,7 @@ class Rows(RuleBasedStateMachine):
         if not self.pool.grow(table, self.pool.blocks_for(len(text))):
             self.pool.close(table)
             return
+        root += self.first_root
         for place in range(len(shared) * TOKENS):
             assert self.written[table.blocks[place // TOKENS], place % TOKENS] == (root, tuple(text[: place + 1]))
         self.rows.append((table, root, list(text)))
@@ -103,6 +106,18 @@ class Rows(RuleBasedStateMachine):
     @rule()
     def forget(self) -> None:
         self.pool.forget()
+
+    @rule()
+    def renew(self) -> None:
+        """Rows go on, and nobody who comes finds what was written before, nor what these rows write then."""
+        self.pool.renew([table for table, _, _ in self.rows])
+        self.first_root += 2
+        for table, root, text in self.rows:
+            for place in range(len(text)):
+                where, before = (table.blocks[place // TOKENS], place % TOKENS), tuple(text[: place + 1])
+                if self.written[where] == (root, before):
+                    self.written[where] = (-1, before)
+        self.rows = [(table, -1, text) for table, _, text in self.rows]
 
     @invariant()
     def every_row_reads_its_own_text(self) -> None:

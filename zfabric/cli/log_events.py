@@ -108,6 +108,7 @@ _WORKER: Final[dict[str, LogEvent]] = {
     "cache_events_lost": LogEvent("warning", "worker", "What the engine publishes of its cache cannot be read, by `error`; the "
                                   "controller is told of it no more, and goes by its own dispatches."),
     "engine_restarted": LogEvent("warning", "worker", "A turn of the engine broke; what it had goes on elsewhere, or here."),
+    "weights_updated": LogEvent("info", "worker", "Other weights have taken the place of the model's, by `weight_version`."),
     "engine_died": LogEvent("error", "worker", "The engine is gone, and the process ends for a supervisor to start it anew."),
     "stop_limit_reached": LogEvent("warning", "worker", "A backend did not stop a request in time; its slot counts as free."),
     "abort_failed": LogEvent("error", "worker", "A backend raised while a request was to stop."),

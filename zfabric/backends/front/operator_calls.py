@@ -30,7 +30,7 @@ def arguments_of(request: OperateRequest, *required: str, **optional: Any) -> di
         raise RequestError(f"call {request.call!r}: {', '.join(words)}", call=request.call)
     for name, value in given.items():
         kind = str if name in required else type(optional[name])
-        if type(value) is not kind or (kind is str and not value):
+        if type(value) is not kind or (kind in (str, bytes) and not value):
             raise RequestError(
                 f"call {request.call!r}: {name} is {value!r}, it must be a {_KINDS[kind]}",
                 call=request.call,
@@ -48,4 +48,9 @@ def no_such_call(request: OperateRequest, backend: str, calls: list[str]) -> Uns
     )
 
 
-_KINDS = {str: "text that is not empty", bool: "truth value", int: "whole number"}
+_KINDS = {
+    str: "text that is not empty",
+    bool: "truth value",
+    int: "whole number",
+    bytes: "value of bytes that is not empty",
+}

@@ -57,6 +57,21 @@ class BeamSearch:
         """Whether it holds a part of the cache already."""
         return self._prefill.done > 0
 
+    @property
+    def drawn(self) -> bool:
+        """Whether its beams have grown."""
+        return self._cache is not None
+
+    def anew(self) -> BeamSearch:
+        """The same search from its beginning."""
+        for choice in self._choices:
+            choice.row.output, choice.row.history = choice.output, None
+        return BeamSearch(self._model, self._choices)
+
+    def abort(self) -> list[Delta]:
+        """End it without an answer."""
+        return [choice.abort() for choice in self._choices[: self.answer.request.sampling.n]]
+
     def advance(self, columns_max: int) -> list[Delta]:
         """A part of the prompt, or one step. Returns the answers, whole, once the search is over.
 
@@ -184,6 +199,14 @@ class BeamSearchQueue:
             message = f"this beam search may need {search.cells} cells of the cache, which has {self._cells_max}"
             raise RequestError(message, cells=search.cells, kv_tokens_max=self._cells_max)
         self._line.append(search)
+
+    def restart(self, *, drawn: bool) -> None:
+        """Begin searches anew. Args: drawn: Those as well whose beams have grown."""
+        self._line = deque(search if search.drawn and not drawn else search.anew() for search in self._line)
+
+    def abort(self) -> list[tuple[Answer, list[Delta]]]:
+        """End those that have begun; they stay in line until `drop_ended`."""
+        return [(search.answer, search.abort()) for search in self._line if search.begun and search.answer.wanted]
 
     def drop_ended(self) -> None:
         """Forget what nobody waits for any more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from zfabric.wire.extra import merged
 from zfabric.wire.payloads import Delta
 from zfabric.wire.tool_calls import joined_calls
 
@@ -29,6 +30,7 @@ class BestOf:
         choice.tool_calls = joined_calls([*(choice.tool_calls or ()), *(delta.tool_calls or ())])
         choice.token_ids = [*choice.token_ids, *delta.token_ids]
         choice.logprobs = [*(choice.logprobs or ()), *(delta.logprobs or ())]
+        choice.extra = merged(choice.extra, delta.extra)
         if delta.finish_reason is not None:
             choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
         if delta.prompt_logprobs is not None:

@@ -7,6 +7,7 @@ the end of a text before its beginning.
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from zfabric.backends.hf_transformers.free_blocks import FreeBlocks
 
 #: What the first block of a text follows: adapter and salt, so that only texts of the same share blocks.
 Root = Hashable
+#: Of a table whose blocks become known to nobody.
+_NEVER: Final = sys.maxsize
 _Key = tuple[Hashable, tuple[int, ...]]
 
 
@@ -142,6 +145,19 @@ class BlockPool:
         """Forget what blocks hold that nobody has."""
         while self._idle:
             self._evict()
+
+    def renew(self, tables: Sequence[BlockTable]) -> None:
+        """What blocks hold is of no use to anybody who comes: all is forgotten, and told to nobody.
+
+        Args:
+            tables: Of the rows that there are. They go on, and what they come to hold becomes known to nobody either.
+        """
+        for block in self._idle:
+            self._free.give(block)
+        for known in (self._idle, self._block_of, self._key_of, self._number_of):
+            known.clear()
+        for table in tables:
+            table.known = _NEVER
 
     def _use(self, block: int) -> None:
         self._idle.pop(block, None)

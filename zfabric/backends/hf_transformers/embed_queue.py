@@ -75,6 +75,13 @@ class EmbedQueue:
         self._schedule()
         return work.future
 
+    def restart(self) -> None:
+        """Compute the pass under way from its beginning. On the engine's thread."""
+        if self._pass is None:
+            return
+        self._pass = None
+        self._put_back()
+
     def users(self, adapter: Adapter) -> int:
         """Requests that have this adapter. On any thread."""
         with self._lock:
@@ -172,13 +179,18 @@ class EmbedQueue:
         if len(chosen) > 1:
             if memory:
                 self._batch_tokens_max = max(1, self._batch_tokens_max // 2)
-            with self._lock:
-                for work, index in chosen:
-                    work.alone = not memory
-                    work.todo.appendleft(index)
-                    if work not in self._works:
-                        self._works.append(work)
+            for work, _ in chosen:
+                work.alone = not memory
+            self._put_back()
             return
         work = chosen[0][0]
         if work.future.set_running_or_notify_cancel():
             work.future.set_exception(as_fabric_error(error))
+
+    def _put_back(self) -> None:
+        """Texts of the pass under way wait again."""
+        with self._lock:
+            for work, index in self._chosen:
+                work.todo.appendleft(index)
+                if work not in self._works:
+                    self._works.append(work)

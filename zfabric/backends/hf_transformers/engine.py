@@ -30,6 +30,7 @@ from zfabric.backends.hf_transformers.paged_core import PagedCore
 from zfabric.backends.hf_transformers.paged_runner import PagedRunner
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
 from zfabric.backends.hf_transformers.token_budget import TokenBudget
+from zfabric.backends.hf_transformers.weight_switch import SwitchMode, WeightSwitch
 from zfabric.errors import BackendError, FabricError, RequestError, WorkerLostError
 from zfabric.wire.payloads import GenerateRequest
 
@@ -82,6 +83,7 @@ class Engine:
         self._answers: dict[str, Answer] = {}
         self._arrived: list[list[Sequence]] = []
         self._jobs = Jobs()
+        self._switch: WeightSwitch | None = None
         self._stopping = False
         self._sweep = False
         self.steps_taken = 0
@@ -144,6 +146,26 @@ class Engine:
             if self._stopping:
                 self._jobs.end(BackendError("the engine has ended"))
         return future
+
+    def switch_weights(self, change: Callable[[], None], mode: SwitchMode, version: str) -> Future[int]:
+        """Have weights changed between two steps; one at a time. See `WeightSwitch`."""
+        switch = WeightSwitch(change, mode, version)
+        with self._changed:
+            if self._stopping:
+                switch.end(BackendError("the engine has ended"))
+            else:
+                self._switch = switch
+                self._changed.notify()
+        return switch.future
+
+    @property
+    def weight_version(self) -> str:
+        """What the weights are called; empty if nobody has said it."""
+        return self._core.weight_version
+
+    @weight_version.setter
+    def weight_version(self, version: str) -> None:
+        self._core.weight_version = version
 
     @property
     def waiting(self) -> int:
@@ -212,11 +234,13 @@ class Engine:
         with self._changed:
             self._stopping = True
         self._jobs.end(end)
+        if self._switch is not None:
+            self._switch.end(end)
 
     def _next_work(self) -> bool:
         """Wait for something to do and take it in. False when it is time to stop."""
         with self._changed:
-            while not (self._stopping or self._arrived or self._sweep or self._jobs or self._core.busy):
+            while not (self._stopping or self._arrived or self._sweep or self._jobs or self._switch or self._core.busy):
                 self._changed.wait()
             arrived, self._arrived = self._arrived, []
             sweep, self._sweep = self._sweep, False
@@ -227,9 +251,14 @@ class Engine:
         return not self._stopping
 
     def _turn(self) -> None:
-        """One job, and a turn of the core."""
+        """One job, other weights if it is time for them, and a turn of the core."""
         if self._jobs:
             self._jobs.run_one()
+        switch = self._switch
+        if switch is not None and switch.made(self._core):
+            with self._changed:
+                # Whoever asked for it may have asked for the next one by now.
+                self._switch = None if self._switch is switch else self._switch
         broken: Exception | None = None
         started_ns = time.monotonic_ns()
         try:

@@ -19,6 +19,7 @@ from zfabric.backends.hf_transformers.model_runner import ModelRunner
 from zfabric.backends.hf_transformers.sampler import Drawn, Sampler
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
 from zfabric.backends.hf_transformers.token_budget import TokenBudget
+from zfabric.backends.hf_transformers.weight_switch import SwitchMode
 from zfabric.errors import ConfigurationError, FabricError, RequestError
 from zfabric.wire.payloads import Delta
 
@@ -63,6 +64,10 @@ class EngineCore(ABC):
         self._searches = BeamSearchQueue(model, kv_tokens_max)
         self._step: Step = []
         self._stale = False
+        #: What has not begun and may not, until `release`; None while all may.
+        self._held: list[list[Sequence]] | None = None
+        #: What the weights are called; told with answers unless it is empty.
+        self.weight_version = ""
         #: Rows that had to leave the batch for want of room, and are computed again.
         self.preemptions = 0
 
@@ -93,6 +98,14 @@ class EngineCore(ABC):
     @abstractmethod
     def _drop_rows(self) -> None:
         """Give up rows that nobody waits for."""
+
+    @abstractmethod
+    def _renew(self, *, keep: bool) -> None:
+        """The weights are others: what is cached serves nobody who begins now, and what is being computed of prompts waits again.
+
+        Args:
+            keep: Rows that are stepped go on with what is cached of them; else they wait again as well.
+        """
 
     @abstractmethod
     def probe(self) -> None:
@@ -155,12 +168,62 @@ class EngineCore(ABC):
                 self._fail(answer, error)
         self.drop_ended()
 
+    # ── other weights ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def hold(self) -> None:
+        """Begin no request that has not begun, until `release`. Of those that have, each choice may."""
+        if self._held is not None:
+            return
+        begun = {id(one.answer) for one in self._sequences()}
+        waiting, self._waiting, self._held = self._waiting, deque(), []
+        for group in waiting:
+            goes_on = group[0].output or id(group[0].answer) in begun
+            (self._waiting if goes_on else self._held).append(group)
+
+    def release(self) -> None:
+        """Requests may begin again."""
+        held, self._held = self._held or [], None
+        for group in held:
+            self.accept(group)
+
+    def renew(self, mode: SwitchMode, version: str) -> int:
+        """The weights have become others. Returns how many requests ran.
+
+        Args:
+            mode: What becomes of these.
+            version: What the weights are called now.
+        """
+        running = _answers(self._sequences())
+        if mode == "abort":
+            self._abort(running)
+        self.weight_version = version
+        self._renew(keep=mode == "keep")
+        self._searches.restart(drawn=mode != "keep")
+        if self._stale:
+            self.drop_ended()
+        return len(running)
+
+    def _abort(self, running: list[Answer]) -> None:
+        """End requests that run, and those that did and wait to go on."""
+        begun = {id(answer) for answer in running}
+        waiting = [one for group in self._waiting for one in group if one.output or id(one.answer) in begun]
+        for one in [*self._sequences(), *waiting]:
+            if one.answer.wanted:
+                self._give(one.answer, one.abort())
+        for answer, deltas in self._searches.abort():
+            for delta in deltas:
+                self._give(answer, delta)
+        self._stale = True
+
     # ── in ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def accept(self, sequences: list[Sequence]) -> None:
         """Put a prepared request in line, unless it has ended already."""
         answer = sequences[0].answer
         if answer.cancelled:
+            return
+        if self._held is not None:
+            self._held.append(sequences)
             return
         if answer.request.sampling.use_beam_search:
             try:
@@ -191,6 +254,8 @@ class EngineCore(ABC):
         if error is not None:
             self._fail(answer, as_fabric_error(error))
         for delta in deltas:
+            if self.weight_version:
+                delta.extra = {"weight_version": self.weight_version}
             self._give(answer, delta)
 
     def _enter(self, rows: list[Sequence], drawn: list[Drawn]) -> list[int]:
@@ -204,6 +269,8 @@ class EngineCore(ABC):
             if row.failure is not None:
                 self._fail(row.answer, row.failure)
                 continue
+            if self.weight_version:
+                row.drawn_by(self.weight_version, delta)
             self._give(row.answer, delta)
             if delta.finish_reason is None:
                 going.append(index)
@@ -230,6 +297,8 @@ class EngineCore(ABC):
         """Forget aborted and failed requests wherever they are."""
         self._stale = False
         self._waiting = deque(group for group in self._waiting if group[0].answer.wanted)
+        if self._held is not None:
+            self._held = [group for group in self._held if group[0].answer.wanted]
         self._drop_rows()
         self._searches.drop_ended()
 

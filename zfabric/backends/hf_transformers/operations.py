@@ -1,4 +1,4 @@
-"""What an operator can have a ModelWorker do while it serves: load and unload LoRA adapters."""
+"""What an operator can have a ModelWorker do while it serves: load and unload LoRA adapters, and take other weights."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from typing import Any
 from zfabric.backends.front.adapter_directory import AdapterDirectory
 from zfabric.backends.front.adapters import AdapterCalls
 from zfabric.backends.front.operator_calls import no_such_call
+from zfabric.backends.front.weight_files import WeightsDirectory
 from zfabric.backends.hf_transformers.assembly import Assembled
 from zfabric.backends.hf_transformers.lora import Adapter
+from zfabric.backends.hf_transformers.weight_calls import WeightCalls
+from zfabric.backends.hf_transformers.weights import Weights
 from zfabric.errors import ConfigurationError, RequestError
 from zfabric.wire.payloads import OperateRequest
 
@@ -24,20 +27,35 @@ class Operations:
         base: The model's own name.
         changed: Called after the set of adapters has changed.
         offered: Adapters that are loaded by name.
+        directory: Below which weights may be named.
+        other_weights: Called when other weights are in place, with what they are called.
     """
 
-    def __init__(self, assembled: Assembled, base: str, changed: Callable[[], None], offered: AdapterDirectory) -> None:
+    def __init__(
+        self,
+        assembled: Assembled,
+        base: str,
+        changed: Callable[[], None],
+        offered: AdapterDirectory,
+        directory: WeightsDirectory,
+        other_weights: Callable[[str], None],
+    ) -> None:
         self._assembled = assembled
         self._adapters: AdapterCalls[Adapter] = AdapterCalls(assembled.adapters, self, base, changed, offered)
+        loaded = assembled.loaded
+        weights = Weights(loaded.model, outside=loaded.pooler.has_layers)
+        self.weights = WeightCalls(assembled.engine, weights, assembled.queue.restart, directory, other_weights)
 
     async def run(self, request: OperateRequest) -> Any:
-        """Run a call; see `AdapterCalls.run`.
+        """Run a call; see `AdapterCalls.run` and `WeightCalls.run`.
 
         Raises:
             UnsupportedOperationError: There is no such call.
         """
+        if request.call in WeightCalls.NAMES:
+            return await self.weights.run(request)
         if request.call not in AdapterCalls.NAMES:
-            raise no_such_call(request, "transformers", list(AdapterCalls.NAMES))
+            raise no_such_call(request, "transformers", [*AdapterCalls.NAMES, *WeightCalls.NAMES])
         return await self._adapters.run(request)
 
     # ── what the engine does of it ──────────────────────────────────────────────────────────────────────────────────

@@ -35,6 +35,8 @@ class TransformersOptions:
         generation_config: Where to take the model's own way of drawing from: auto is the model, none is nothing, or a directory.
         lora: LoRA adapters as name=path, each served as a model of that name beside the model itself.
         adapters_dir: Directory of LoRA adapters that are loaded when somebody asks for one, each a directory of its own there.
+        weights_dir: Directory below which weights lie that operators may have loaded in place of the model's while it serves.
+        weight_version: What the weights are called that it starts with; answers tell it, as they tell it of later ones.
         context_length: Tokens of prompt and answer; the model's own by default.
         max_batch_size: Sequences in the running batch; also the worker's slots. By the device's cache, if not given.
         prefill_chunk_tokens: Prompt tokens computed between two steps of the running batch at most.
@@ -71,6 +73,8 @@ class TransformersOptions:
     generation_config: str = "auto"
     lora: tuple[str, ...] = ()
     adapters_dir: Path | None = None
+    weights_dir: Path | None = None
+    weight_version: str = ""
     context_length: int | None = None
     max_batch_size: int | None = None
     prefill_chunk_tokens: int = 512

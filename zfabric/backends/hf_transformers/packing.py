@@ -24,8 +24,7 @@ class PackedLinear(torch.nn.Module):
     def __init__(self, plain: torch.nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = plain.in_features, plain.out_features
-        packed = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach(), None)
-        self.weight = torch.nn.Parameter(packed, requires_grad=False)
+        self.weight = torch.nn.Parameter(packed(plain.weight.detach()), requires_grad=False)
         self.bias = plain.bias
         self._product = torch.ops.mkldnn._linear_pointwise.default
 
@@ -50,6 +49,12 @@ def pack(model: torch.nn.Module) -> int:
     for parent, name, child in found:
         setattr(parent, name, PackedLinear(child))
     return len(found)
+
+
+def packed(weight: torch.Tensor) -> torch.Tensor:
+    """A plain weight in the order in which `PackedLinear` has it."""
+    ordered: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    return ordered
 
 
 def _dtypes() -> frozenset[torch.dtype]:

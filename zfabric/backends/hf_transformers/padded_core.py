@@ -72,6 +72,17 @@ class PaddedCore(EngineCore):
             self._prefill = None
         self._batch.leave([index for index, row in enumerate(self._batch.rows) if row.answer.wanted])
 
+    def _renew(self, *, keep: bool) -> None:
+        prefill, self._prefill = self._prefill, None
+        if prefill is not None:
+            for group in prefill.groups:
+                if group[0].answer.prompt_logprobs is not None:
+                    group[0].answer.prompt_logprobs = []
+            self._waiting.extendleft(reversed(prefill.groups))
+        if not keep:
+            self._waiting.extendleft([row] for row in reversed(self._batch.rows))
+            self._batch = InputBatch(self._model)
+
     def probe(self) -> None:
         self._model.warm_up()
 

@@ -130,6 +130,14 @@ class PagedCore(EngineCore):
         for row in [row for row in self._rows if not row.answer.wanted]:
             self._leave(row)
 
+    def _renew(self, *, keep: bool) -> None:
+        for row in reversed([row for row in self._rows if not (keep and row.begun)]):
+            self._leave(row)
+            self._waiting.appendleft([row.sequence, *row.others])
+        self._pool.renew([row.table for row in self._rows])
+        if self._told_cache is not None:
+            self._told_cache.cleared()
+
     def probe(self) -> None:
         self._runner.probe()
 

@@ -64,6 +64,11 @@ class Pooler:
         self.hidden_size = hidden_size
         self.dimensions = self._pooled if dimensions is None else dimensions
 
+    @property
+    def has_layers(self) -> bool:
+        """Whether it computes with weights of its own, which are not the model's."""
+        return self._head is not None and any(True for _ in self._head.parameters())
+
     def chosen(self, wanted: str | None) -> tuple[str, ...]:
         """The poolings for a request.
 

@@ -116,8 +116,8 @@ class Sequence:
     """
 
     __slots__ = (
-        "_detokenizer", "_mute", "_owed", "_reader", "_skip", "_stops", "answer", "end_tokens", "index", "limit", "output",
-        "row",
+        "_detokenizer", "_mute", "_owed", "_reader", "_skip", "_stops", "_versions", "answer", "end_tokens", "index", "limit",
+        "output", "row",
     )  # fmt: skip
 
     def __init__(
@@ -152,6 +152,8 @@ class Sequence:
         shown = bool(extra.get("include_stop"))
         self._stops = StopStrings(sampling.stop, free=sampling.min_new_tokens, shown=shown)
         self._reader = reader
+        #: Which weights drew its tokens, each with the first of them.
+        self._versions: list[tuple[str, int]] = []
         #: Text that goes out with the next token.
         self._owed = "" if reader is not None else echo or ""
         self._skip = answer.request.resume_characters if index == 0 and reader is None else 0
@@ -237,6 +239,37 @@ class Sequence:
             delta.prompt_logprobs, self.answer.prompt_logprobs = self.answer.prompt_logprobs, None
         if reason is not None:
             self._close(delta)
+        return delta
+
+    def drawn_by(self, version: str, delta: Delta) -> None:
+        """Say which weights drew a delta's token: with the first that they drew, and with the last of all."""
+        begins = not self._versions or self._versions[-1][0] != version
+        if begins:
+            self._versions.append((version, len(self.output) - 1))
+        if begins or delta.finish_reason is not None:
+            self._tell_versions(delta)
+
+    def _tell_versions(self, delta: Delta) -> None:
+        if not self._versions:
+            return
+        delta.extra = {**(delta.extra or {}), "weight_version": self._versions[-1][0]}
+        if delta.finish_reason is not None:
+            ends = [*(start for _, start in self._versions[1:]), len(self.output)]
+            delta.extra["weight_versions"] = [
+                {"version": version, "start": start, "end": end}
+                for (version, start), end in zip(self._versions, ends, strict=True)
+            ]
+
+    def abort(self) -> Delta:
+        """End here, with what was drawn so far."""
+        text, stopped = self._stops.add(self._detokenizer.finish(), 0)
+        if not stopped:
+            text += self._stops.finish()
+        delta = Delta(text=self._unseen(text), index=self.index, finish_reason="abort")
+        if self._reader is not None:
+            self._reader.read(delta)
+        self._tell_versions(delta)
+        self._close(delta)
         return delta
 
     def _close(self, delta: Delta) -> None:

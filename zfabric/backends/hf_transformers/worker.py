@@ -15,6 +15,7 @@ from zfabric.backends.front.adapters import adapter_details
 from zfabric.backends.front.bounds import known_tokens
 from zfabric.backends.front.cached import CacheTranslator
 from zfabric.backends.front.embed_inputs import cosines, told_prompts
+from zfabric.backends.front.weight_files import WeightsDirectory
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.errors import Detail, EngineStalledError, FabricError, UnsupportedOperationError
 from zfabric.wire.chat import OPTIONS
@@ -70,6 +71,7 @@ class ModelWorker(StepwiseModelWorker):
         self.options = options
         self._assembled: Assembled | None = None
         self._offered = AdapterDirectory(options.adapters_dir, self._names)
+        self._weights_dir = WeightsDirectory(options.weights_dir)
         self._operations: Operations | None = None
         self._watch: asyncio.Task[None] | None = None
 
@@ -82,12 +84,20 @@ class ModelWorker(StepwiseModelWorker):
         self._assembled = await asyncio.to_thread(self._assemble)
         self.slots = self._assembled.loaded.batch_size_max
         self._operations = Operations(
-            self._assembled, self._names[0], lambda: self.steps.models_changed(self._models()), self._offered
+            self._assembled, self._names[0], self._announce, self._offered, self._weights_dir, self._other_weights
         )
+        self._assembled.engine.weight_version = self.options.weight_version
         self._watch = self._loop.create_task(self._watch_engine(self._assembled.engine))
         if self.options.tell_cache:
             self._assembled.engine.tell_cache(self._names[0], self._cache_changed)
         return self._models()
+
+    def _announce(self) -> None:
+        self.steps.models_changed(self._models())
+
+    def _other_weights(self, version: str) -> None:
+        self.steps.log("weights_updated", weight_version=version)
+        self._announce()
 
     def _cache_changed(self, changes: CacheTranslator) -> None:
         """On the engine's thread."""
@@ -142,6 +152,7 @@ class ModelWorker(StepwiseModelWorker):
                 **(_cache_told(self._assembled.padded) if loaded.generates else {}),
                 **_told(loaded),
                 **(self._assembled.answer_format.details if loaded.generates else {}),
+                **({"weight_version": version} if (version := self._assembled.engine.weight_version) else {}),
                 **({"generation_config_not_done": ", ".join(not_done)} if not_done else {}),
             },
         )
@@ -290,6 +301,8 @@ class ModelWorker(StepwiseModelWorker):
     async def close(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
+        if self._operations is not None:
+            self._operations.weights.close()
         if self._assembled is not None:
             await asyncio.to_thread(self._assembled.engine.stop)
             if self._assembled.loaded.memory is not None:
@@ -305,16 +318,19 @@ class ModelWorker(StepwiseModelWorker):
         token_ids: list[int] = []
         texts: list[str] = []
         others: list[tuple[str, Delta]] = []
+        # Columns go first, so what follows another delta of its answer in a step is none of them.
+        late: set[int] = set()
         for answer, delta in step:
             if answer.cancelled:
                 # Its name may be in use again: what an aborted request still had is not the new one's.
                 continue
-            if answer.plain and delta.finish_reason is None:
+            if answer.plain and delta.finish_reason is None and delta.extra is None and id(answer) not in late:
                 names.append(answer.request.request_id)
                 token_ids.append(delta.token_ids[0])
                 texts.append(delta.text)
             else:
                 others.append((answer.request.request_id, delta))
+                late.add(id(answer))
         self.steps.emit_columns(names, token_ids, texts, others)
 
     def _give_up(self, answer: Answer, error: FabricError) -> None:
