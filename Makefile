@@ -1,13 +1,15 @@
 # Two commands are all that a newcomer needs: `make demo` and `make test`.
 PYTHON ?= python3
 BACKEND ?= transformers
+WHEELS ?= build/gpu/wheels
+DEVICE ?= cuda
 SEEDS ?= 10000
 INPUTS ?= 5000000
 MESSAGES ?= 100000
 VENV_PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-full docs lint lock clean faults fuzz ray simulate sweep protocol test-clients test-vllm-previous venv
+.PHONY: gpu-wheels test-gpu help demo test bench bench-full docs lint lock clean faults fuzz ray simulate sweep protocol test-clients test-vllm-previous venv
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -35,6 +37,12 @@ test-clients:  ## clients, load tools and chat programs of others against the ga
 ray:  ## a fleet on a local Ray cluster whose nodes die and whose file changes, and vLLM over two of its nodes
 	@$(PYTHON) tools/bootstrap.py test
 	@$(VENV_PYTHON) -m pytest tests/ray tests/ray/whole_fleets.py
+
+gpu-wheels:  ## WHEELS=build/gpu/wheels, on a host with a network: what a host with a GPU lacks (GPU_PYTHON=3.12 for another Python)
+	@$(PYTHON) tools/gpu.py wheels --to $(WHEELS) $(if $(GPU_PYTHON),--python $(GPU_PYTHON))
+
+test-gpu:  ## WHEELS=build/gpu/wheels, on a host with CUDA, torch and transformers: tests and figures that need a GPU, as JSON
+	@$(PYTHON) tools/gpu.py run --wheels $(WHEELS) --device $(DEVICE) $(if $(QUICK),--quick --models tiny)
 
 simulate:  ## SEEDS=10000 simulated clusters under faults, on all cores, and a tenth as many of 2, 3 and 5 controllers each
 	@$(PYTHON) tools/bootstrap.py core

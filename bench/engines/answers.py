@@ -124,8 +124,10 @@ async def measure(
 
 
 def summary(seconds: Sequence[float]) -> dict[str, float]:
-    """Milliseconds."""
+    """Milliseconds; the count alone where all was over before anything could be measured."""
     ordered = sorted(seconds)
+    if not ordered:
+        return {"count": 0}
     at = {
         name: ordered[min(len(ordered) - 1, int(len(ordered) * share))] for name, share in (("p50", 0.5), ("p99", 0.99))
     }

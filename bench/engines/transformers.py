@@ -24,11 +24,11 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
+from transformers import AutoModelForCausalLM
 
 from bench.engines import answers as answers_of
 from bench.engines import transformers_fabric
 from bench.engines.answers import in_turn, summary, told
 from bench.engines.runs import Run, results
+from bench.engines.transformers_peers import continuous, one_by_one, vllm
 from tests.backends.tiny import Answers, save_llama
 from zfabric import AsyncClient
 from zfabric.backends.hf_transformers.options import TransformersOptions
@@ -55,17 +56,48 @@ STREAMS = 8
 MANY = 64
 PROMPT_TOKENS = 24
 LONG_TOKENS = 2_000
-#: Tokens of an answer: enough that joining and leaving weigh little, few enough for a CPU.
-ANSWER_TOKENS = {"tiny": 256, "smollm2": 48}
-#: The same where many are made at once.
-MANY_TOKENS = {"tiny": 128, "smollm2": 16}
-GAP_TOKENS = {"tiny": 1_000, "smollm2": 96}
 LONG_PROMPTS = 2
-PAIRS = {"tiny": 5, "smollm2": 2}
-ROUNDS = {"tiny": 7, "smollm2": 2}
-FABRIC_TOKENS = {"tiny": 3_000, "smollm2": 64}
-DRIVER_ROUNDS = {"tiny": 5, "smollm2": 3}
-DRIVER_TOKENS = {"tiny": 1_000, "smollm2": 64}
+#: Of the worker's cache on a device: enough for all of it, and something is left for the others.
+DEVICE_TOKENS = 131_072
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much is measured.
+
+    Attributes:
+        answer: Tokens of an answer: enough that joining and leaving weigh little, few enough for a CPU.
+        many: The same where many are made at once.
+        gap: And where gaps are measured.
+        fabric: And where a worker is asked how soon it answers.
+        driver: And on each driver.
+        rounds: In which the systems of this process take turns.
+        pairs: In which the worker and the fabric do.
+        driver_rounds: In which drivers do.
+    """
+
+    answer: int
+    many: int
+    gap: int
+    fabric: int
+    driver: int
+    rounds: int
+    pairs: int
+    driver_rounds: int
+
+
+SIZES = {
+    "tiny": Size(answer=256, many=128, gap=1_000, fabric=3_000, driver=1_000, rounds=7, pairs=5, driver_rounds=5),
+    "smollm2": Size(answer=48, many=16, gap=96, fabric=64, driver=64, rounds=2, pairs=2, driver_rounds=3),
+}
+#: For a device, to which the real model is no work.
+DEVICE_SIZES = {**SIZES, "smollm2": replace(SIZES["tiny"], rounds=5, pairs=3)}
+
+
+def size_of(name: str, given: argparse.Namespace) -> Size:
+    """How much is measured of a model; a round of each for a look whether all of it runs."""
+    size = (SIZES if given.device == "cpu" else DEVICE_SIZES)[name]
+    return replace(size, answer=16, many=4, rounds=1, pairs=1, driver_rounds=1) if given.quick else size
 
 
 class Timed(Answers):
@@ -104,89 +136,45 @@ def request(name: str, seed: int, length: int, count: int) -> GenerateRequest:
     return GenerateRequest(prompt_token_ids=prompt(seed, length), request_id=name, sampling=sampling)
 
 
-def one_by_one(model: Any, count: int) -> float:
-    """Tokens per second of transformers' own generate."""
-    options: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 2}
-    with torch.inference_mode():
-        model.generate(torch.tensor([prompt(0, PROMPT_TOKENS)]), max_new_tokens=4, **options)
-        began = time.perf_counter()
-        for seed in range(STREAMS):
-            model.generate(torch.tensor([prompt(seed, PROMPT_TOKENS)]), max_new_tokens=count, **options)
-    return STREAMS * count / (time.perf_counter() - began)
-
-
-def continuous(model: Any, count: int) -> float:
-    """Tokens per second of transformers' own continuous batching, its set-up not counted."""
-    settings = GenerationConfig(max_new_tokens=count, do_sample=False, eos_token_id=-1, pad_token_id=2)
-    # Without a bound it takes most of the machine's memory.
-    shape = ContinuousBatchingConfig(page_size=32, num_blocks=256, max_batch_tokens=512)
-    manager = model.init_continuous_batching(generation_config=settings, continuous_batching_config=shape)
-    manager.start()
-    try:
-        for run in range(2):
-            began = time.perf_counter()
-            for seed in range(STREAMS):
-                manager.add_request(prompt(seed, PROMPT_TOKENS), request_id=f"{run} {seed}", max_new_tokens=count)
-            done = 0
-            while done < STREAMS:
-                result = manager.get_result(timeout=60)
-                done += result is not None and result.is_finished()
-            seconds = time.perf_counter() - began
-    finally:
-        manager.stop(block=True, timeout=10)
-    return STREAMS * count / seconds
-
-
-def vllm(directory: Path, dtype: str, count: int) -> dict[str, float]:
-    """Tokens per second of vLLM's own engine by streams, in a process of its own."""
-    command = [
-        sys.executable,
-        "-m",
-        "bench.engines.transformers_vllm",
-        str(directory),
-        dtype,
-        str(count),
-        "1",
-        str(STREAMS),
-    ]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    rates: dict[str, float] = json.loads(output.splitlines()[-1])
-    return rates
-
-
 async def through_fabric(
-    name: str, directory: Path, worker: ModelWorker, answers: Timed, given: argparse.Namespace
+    name: str, directory: Path, worker: ModelWorker, answers: Timed, given: argparse.Namespace, size: Size
 ) -> tuple[dict[str, Any], dict[tuple[str, int], list[Run]]]:
     """Answers of a worker as its clients see them, in turn with those of the one in this process, which is then closed."""
-    arguments = ["--dtype", given.dtype, "--device", "cpu", "--threads", str(given.threads)]
+    arguments = served_with(given)
     arguments += ["--compile"] if given.compile else []
-    counts = {1: ANSWER_TOKENS[name], STREAMS: ANSWER_TOKENS[name], MANY: MANY_TOKENS[name]}
+    counts = {1: size.answer, STREAMS: size.answer, MANY: size.many}
     runs: dict[tuple[str, int], list[Run]] = {}
     async with transformers_fabric.served(directory, *arguments, transport=given.transport[0]) as client:
         await answers_of.together(client, prompt, 8, STREAMS)
-        for number in range(PAIRS[name]):
+        for number in range(size.pairs):
             say(f"{name}, through the fabric and alone, round {number + 1}")
             for streams, count in counts.items():
-                alone = await together(worker, answers, count, streams, ROUNDS[name] + number)
+                alone = await together(worker, answers, count, streams, size.rounds + number)
                 through = await answers_of.together(client, prompt, count, streams)
                 runs.setdefault(("worker", streams), []).append(alone)
                 runs.setdefault(("fabric", streams), []).append(through)
         await worker.close()
         say(f"{name}, answers through the fabric")
-        times = await answers_of.measure(client, FABRIC_TOKENS[name], prompt)
+        times = await answers_of.measure(client, size.fabric, prompt)
     return told(times), runs
 
 
-async def drivers(name: str, directory: Path, given: argparse.Namespace) -> dict[str, Any]:
+async def drivers(name: str, directory: Path, given: argparse.Namespace, size: Size) -> dict[str, Any]:
     """Answers of a worker by driver."""
-    arguments = ["--dtype", given.dtype, "--device", "cpu", "--threads", str(given.threads)]
+    arguments = served_with(given)
     async with contextlib.AsyncExitStack() as stack:
         clients: dict[Transport, AsyncClient] = {}
         for transport in given.transport:
             served = transformers_fabric.served(directory, *arguments, transport=transport)
             clients[transport] = await stack.enter_async_context(served)
         say(f"{name}, answers by driver")
-        return await in_turn(clients, DRIVER_ROUNDS[name], DRIVER_TOKENS[name], prompt)
+        return await in_turn(clients, size.driver_rounds, size.driver, prompt)
+
+
+def served_with(given: argparse.Namespace) -> list[str]:
+    """Arguments of a worker that is a process."""
+    arguments = ["--dtype", given.dtype, "--device", given.device, "--threads", str(given.threads)]
+    return arguments if given.device == "cpu" else [*arguments, "--kv-tokens-max", str(DEVICE_TOKENS)]
 
 
 def say(text: str) -> None:
@@ -256,21 +244,34 @@ async def loop_answers(worker: ModelWorker, answers: Timed, count: int) -> dict[
     }
 
 
+def tried(measure: Callable[[], dict[str, float]]) -> dict[str, Any]:
+    """What another system does; one that fails costs nobody else's figures, and says why."""
+    try:
+        return {name: round(rate, 1) for name, rate in measure().items()}
+    except Exception as error:  # noqa: BLE001 — whatever is installed there
+        say(f"{type(error).__name__}: {error}")
+        return {"failed": f"{type(error).__name__}: {error}"}
+
+
 async def throughput(
-    name: str, directory: Path, worker: ModelWorker, answers: Timed, given: argparse.Namespace
+    name: str, directory: Path, worker: ModelWorker, answers: Timed, given: argparse.Namespace, size: Size
 ) -> dict[str, Any]:
     """Tokens per second of all systems."""
-    count = ANSWER_TOKENS[name]
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, given.dtype)).eval()
+    count = size.answer
+    prompts = [prompt(seed, PROMPT_TOKENS) for seed in range(STREAMS)]
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, given.dtype)).eval().to(given.device)
     say(f"{name}, continuous batching of transformers")
-    own = continuous(model, count)
-    theirs = vllm(directory, given.dtype, count) if given.vllm else {}
+    own = tried(lambda: {"continuous_batching_of_transformers_8_tokens_per_s": continuous(model, prompts, count)})
+    theirs: dict[str, Any] = {}
+    if given.vllm:
+        say(f"{name}, vLLM")
+        theirs = tried(lambda: vllm(directory, given.dtype, count, [1, STREAMS], device=given.device))
     await together(worker, answers, 8, STREAMS, -1)
     alone: list[float] = []
     runs: dict[int, list[Run]] = {1: [], STREAMS: []}
-    for number in range(ROUNDS[name]):
+    for number in range(size.rounds):
         say(f"{name}, round {number + 1}: one by one, 1 and {STREAMS} streams")
-        alone.append(one_by_one(model, count))
+        alone.append(one_by_one(model, prompts, count))
         for streams, found in runs.items():
             found.append(await together(worker, answers, count, streams, number))
     gains = [many.tokens_per_second / one for one, many in zip(alone, runs[STREAMS], strict=True)]
@@ -279,8 +280,8 @@ async def throughput(
     )
     return {
         "generate_one_by_one_tokens_per_s": round(statistics.median(alone), 1),
-        "continuous_batching_of_transformers_8_tokens_per_s": round(own, 1),
-        **{f"vllm_{streams}_tokens_per_s": rate for streams, rate in theirs.items()},
+        **own,
+        **theirs,
         "worker_1_stream_tokens_per_s": single,
         "worker_8_streams_tokens_per_s": eight,
         "gain_at_8": round(statistics.median(gains), 2),
@@ -290,35 +291,39 @@ async def throughput(
 
 
 async def measure(name: str, directory: Path, given: argparse.Namespace) -> dict[str, Any]:
+    size = size_of(name, given)
     options = TransformersOptions(
-        model=str(directory), dtype=given.dtype, device="cpu", context_length=4_096, compile=given.compile
-    )
+        model=str(directory), dtype=given.dtype, device=given.device, context_length=4_096, compile=given.compile,
+        kv_tokens_max=None if given.device == "cpu" else DEVICE_TOKENS,
+    )  # fmt: skip
     worker = ModelWorker(options)
     worker.steps = answers = Timed()
     await worker.load()
-    rates = await throughput(name, directory, worker, answers, given)
+    rates = await throughput(name, directory, worker, answers, given, size)
     say(f"{name}, gaps and answers")
     found: dict[str, Any] = {
         "throughput": rates,
-        "gaps_ms": await gaps(worker, answers, GAP_TOKENS[name]),
-        "answers_ms": await loop_answers(worker, answers, ANSWER_TOKENS[name]),
+        "gaps_ms": await gaps(worker, answers, size.gap),
+        "answers_ms": await loop_answers(worker, answers, size.answer),
     }
-    found["fabric_ms"], runs = await through_fabric(name, directory, worker, answers, given)
+    found["fabric_ms"], runs = await through_fabric(name, directory, worker, answers, given, size)
     found["results"] = results(runs)
     if len(given.transport) > 1:
-        found["drivers_ms"] = await drivers(name, directory, given)
+        found["drivers_ms"] = await drivers(name, directory, given, size)
     return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=sorted(ANSWER_TOKENS), default=sorted(ANSWER_TOKENS))
+    parser.add_argument("--models", nargs="+", choices=sorted(SIZES), default=sorted(SIZES))
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument(
         "--transport", nargs="+", choices=TRANSPORTS, default=[choose(None)], help="drivers; the first is the fabric's"
     )
+    parser.add_argument("--device", default="cpu", help="as of the worker, such as cuda")
+    parser.add_argument("--quick", action="store_true", help="a round of each with few tokens: whether all of it runs")
     parser.add_argument("--compile", action="store_true", help="the worker's own flag")
     parser.add_argument("--vllm", action="store_true", help="put vLLM's engine beside it, which has to be installed")
     given = parser.parse_args(arguments)
@@ -332,7 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     load = statistics.fmean(os.getloadavg())
     conditions = {
         "cpus": os.cpu_count(), "threads": given.threads, "load_average": round(load, 1), "dtype": given.dtype,
-        "compile": given.compile,
+        "compile": given.compile, "device": given.device, "quick": given.quick,
         "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
     }  # fmt: skip
     print(json.dumps({"engine": "transformers", "conditions": conditions, "models": models}, indent=2))

@@ -1,7 +1,8 @@
 """vLLM's tokens per second on a model, beside which `bench.engines.transformers` puts its own.
 
-Usage: python -m bench.engines.transformers_vllm DIRECTORY DTYPE TOKENS STREAMS… prints one JSON object. A process of its
-own, since vLLM binds threads and sets up much for all of it. One computing thread, no compiled graphs, tokens by id.
+Usage: python -m bench.engines.transformers_vllm DIRECTORY DTYPE {cpu,device} TOKENS STREAMS… prints one JSON object. A process of
+its own, since vLLM binds threads and sets up much for all of it. Tokens by id; on a CPU one computing thread and no compiled
+graphs, on a device all that vLLM does there by itself, with as much memory as the others leave it.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ PROMPT_TOKENS = 24
 RUNS = 2
 
 
-async def rates(directory: str, dtype: str, tokens: int, streams: Sequence[int]) -> dict[str, float]:
+async def rates(directory: str, dtype: str, place: str, tokens: int, streams: Sequence[int]) -> dict[str, float]:
     """The better of two runs each, after one that warms up."""
     engine = [
-        "--model", directory, "--dtype", dtype, "--max-model-len", "2048", "--max-num-seqs", "64", "--enforce-eager",
+        "--model", directory, "--dtype", dtype, "--max-model-len", "2048", "--max-num-seqs", "64",
         "--distributed-executor-backend", "uni", "--no-enable-prefix-caching",
+        *(["--enforce-eager"] if place == "cpu" else ["--gpu-memory-utilization", "0.4"]),
     ]  # fmt: skip
     chance = random.Random(0)
     found = {}
@@ -40,8 +42,8 @@ def main() -> None:
     """Entry point."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    directory, dtype, tokens, *streams = sys.argv[1:]
-    print(json.dumps(asyncio.run(rates(directory, dtype, int(tokens), [int(count) for count in streams]))))
+    directory, dtype, place, tokens, *streams = sys.argv[1:]
+    print(json.dumps(asyncio.run(rates(directory, dtype, place, int(tokens), [int(count) for count in streams]))))
 
 
 if __name__ == "__main__":

@@ -188,5 +188,5 @@ def test_all_but_torch_and_this_project_is_installed_by_hash(bootstrap: ModuleTy
                 assert "--no-deps" in step
                 by_hash.add(Path(step[-1]).name)
     assert locks - by_hash == {"torch.txt", ROOT.name}
-    assert {f"{name}.txt" for name in LOCKS} - by_hash == {"build.txt", "uv.txt"}
+    assert {f"{name}.txt" for name in LOCKS} - by_hash == {"build.txt", "gpu.txt", "uv.txt"}
     assert (ROOT / "requirements" / "torch.txt").read_text().count("==") == 1

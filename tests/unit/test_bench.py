@@ -15,6 +15,7 @@ from bench import __main__ as main
 from bench import cores
 from bench.balance import lower_bound_s, play, service_s
 from bench.compare import compare, load
+from bench.engines.answers import summary
 from bench.engines.runs import Run
 from bench.engines.runs import results as engine_results
 from bench.record import Metric, Report, write
@@ -194,3 +195,8 @@ def test_drivers_are_chosen_by_one_option(monkeypatch: pytest.MonkeyPatch, tmp_p
         with pytest.raises(SystemExit):
             main.app([*arguments, *output])
     assert seen == [("loop", ("zfabric libzmq",)), ("libzmq", ()), ("libzmq", ("zfabric loop",))]
+
+
+def test_what_was_over_too_soon_to_be_measured_is_told_so() -> None:
+    assert summary([]) == {"count": 0}
+    assert summary([0.001, 0.002, 0.003]) == {"count": 3, "p50": 2.0, "p99": 3.0, "max": 3.0}
