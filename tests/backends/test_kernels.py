@@ -77,7 +77,9 @@ async def test_a_padded_batch_copies_no_cache(tiny_llama: Path, monkeypatch: pyt
         raise AssertionError(f"{states.shape} is copied {count} times")
 
     monkeypatch.setattr(sdpa_attention, "repeat_kv", repeat)
-    options = TransformersOptions(model=str(tiny_llama), dtype="float32", device="cpu", prefill_chunk_tokens=8)
+    options = TransformersOptions(
+        model=str(tiny_llama), dtype="float32", device="cpu", prefill_chunk_tokens=8, kv_cache="padded"
+    )
     worker = ModelWorker(options)
     worker.steps = answers = Answers()
     await worker.load()

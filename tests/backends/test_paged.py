@@ -15,6 +15,7 @@ from tests.backends.test_architectures import FAMILIES, SIZES, save
 from tests.backends.test_engine import Start, causal_model, greedy, hold, prepared, starting
 from tests.backends.test_lora import adapters
 from tests.backends.tiny import Answers, ask, byte_tokenizer, reference
+from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.paged_cache import current
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ConfigurationError
@@ -254,7 +255,7 @@ async def test_a_model_says_which_cache_it_has(
     if not paged:
         with pytest.raises(ConfigurationError, match="cannot have a paged cache"):
             await start(model=str(directory))
-    worker, answers = await start(model=str(directory), kv_cache="auto")
+    worker, answers = await start(model=str(directory), kv_cache=TransformersOptions(model="").kv_cache)
     worker.begin(greedy("text", HISTORY, 8))
     await answers.until("text")
     assert answers.tokens("text") == reference(directory, HISTORY, 8)

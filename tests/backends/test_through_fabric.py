@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from msgspec import structs
 
 from tests.backends.test_engine import hold
 from tests.backends.test_lora import save_adapter
@@ -99,7 +100,9 @@ async def test_a_stream_migrates_between_workers_without_a_trace(served: Served,
         pass
     assert stream.worker != origin
     assert stream.text == undisturbed.text
-    assert stream.usage == undisturbed.usage
+    assert stream.usage is not None
+    # What of the prompt was cached is told by whoever computed it last, and it depends on what that one had before.
+    assert structs.replace(stream.usage, cached_tokens=0) == structs.replace(undisturbed.usage, cached_tokens=0)
 
 
 async def test_a_stream_outlives_an_engine_that_hangs(tiny_llama: Path) -> None:

@@ -39,7 +39,7 @@ async def test_what_is_believed_is_what_the_engine_finds(tiny_llama: Path, monke
 async def test_rows_that_share_nothing_have_nothing_to_tell(tiny_llama: Path) -> None:
     worker = ModelWorker(options(tiny_llama, "padded"))
     try:
-        with pytest.raises(ConfigurationError, match="needs kv_cache paged"):
+        with pytest.raises(ConfigurationError, match="needs a cache of pages"):
             await worker.load()
     finally:
         await worker.close()

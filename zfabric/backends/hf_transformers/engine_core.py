@@ -122,7 +122,7 @@ class EngineCore(ABC):
             ConfigurationError: This kind shares no prompts.
         """
         raise ConfigurationError(
-            "tell_cache is given, but rows that are padded share no prompts; it needs kv_cache paged"
+            "tell_cache is given, but rows that are padded share no prompts; it needs a cache of pages"
         )
 
     @property

@@ -41,8 +41,8 @@ class TransformersOptions:
         max_batch_size: Sequences in the running batch; also the worker's slots. By the device's cache, if not given.
         prefill_chunk_tokens: Prompt tokens computed between two steps of the running batch at most.
         prefill_wait_ms: How long running streams may wait for part of a new prompt; parts are cut to fit that.
-        kv_cache: padded has a cache whose rows are padded; paged has one of pages, and refuses models whose attention does not
-            allow it; auto has pages where the model allows it.
+        kv_cache: auto has a cache of pages where the model allows it, else one whose rows are padded; paged refuses models
+            whose attention does not allow it; padded pads the rows of any.
         tell_cache: Tell the controller which blocks of prompts the cache has, for its policy prefix_aware; goes with pages.
         kv_tokens_max: Tokens of the cache over all requests, padding included; derived from the device by default.
         embed_batch_tokens: Tokens of one pass of embeddings, padding included.
@@ -79,7 +79,7 @@ class TransformersOptions:
     max_batch_size: int | None = None
     prefill_chunk_tokens: int = 512
     prefill_wait_ms: int = 100
-    kv_cache: Literal["padded", "paged", "auto"] = "padded"
+    kv_cache: Literal["padded", "paged", "auto"] = "auto"
     tell_cache: bool = False
     kv_tokens_max: int | None = None
     embed_batch_tokens: int = 8_192
