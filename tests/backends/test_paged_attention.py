@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from zfabric.backends.hf_transformers import paged_attention
-from zfabric.backends.hf_transformers.paged_attention import PagedPass, attend
+from zfabric.backends.hf_transformers import paged_pass
+from zfabric.backends.hf_transformers.paged_attention import Pool, attend
 from zfabric.backends.hf_transformers.paged_cache import PagedCache
+from zfabric.backends.hf_transformers.paged_pass import PagedPass, StepTables
 
 BLOCK = 4
 
@@ -56,14 +57,14 @@ def test_each_row_sees_its_own(
     value_size: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(paged_attention, "_GATHERED_BYTES_MAX", gathered)
+    monkeypatch.setattr(paged_pass, "_GATHERED_BYTES_MAX", gathered)
     torch.manual_seed(0)
-    counts, lengths = [1, 1, 1, 6, 3, 9], [1, 30, 9, 6, 11, 20]
+    counts, lengths = [1, 1, 1, 6, 3, 9], [1, 44, 9, 6, 11, 20]
     tables = scattered(lengths, 30, order)
     passed = PagedPass(counts, lengths, tables, BLOCK)
     keys, values = torch.randn(30 * BLOCK, heads[1], 16), torch.randn(30 * BLOCK, heads[1], value_size)
     query = torch.randn(1, sum(counts), heads[0], 16).transpose(1, 2)
-    found = attend(passed, query, keys, values, 0.3, window)
+    found = attend(passed, query, Pool(keys, values, BLOCK), 0.3, window)
     assert found.shape == (1, sum(counts), heads[0], value_size)
     begin = 0
     slots = passed.slots()
@@ -73,6 +74,18 @@ def test_each_row_sees_its_own(
         expected = alone(query[0].transpose(0, 1)[begin : begin + count], keys[places], values[places], window, 0.3)
         torch.testing.assert_close(found[0, begin : begin + count], expected, atol=1e-5, rtol=1e-5)
         begin += count
+
+
+def test_tables_of_a_step_are_those_of_its_rows() -> None:
+    """Whatever grew, came or went since the step before."""
+    kept, cpu = StepTables(), torch.device("cpu")
+    first, second, third = [4, 5], [9], [1, 2, 3]
+    steps = [[first, second], [first, second], [first, second], [first, third], [third], [third, second]]
+    for number, tables in enumerate(steps):
+        second.append(20 + number)
+        index, width = kept.of(tables, cpu)
+        found = index.view(len(tables), width).tolist()
+        assert [row[: len(table)] for row, table in zip(found, tables, strict=True)] == tables
 
 
 def resident() -> int:
@@ -99,9 +112,9 @@ def test_a_device_sees_what_the_cpu_sees(window: int | None, dtype: torch.dtype)
     counts, lengths, tables = [1, 1, 40], [700, 3, 600], [[4, 0, 6], [2], [5, 1, 3]]
     keys, values = torch.randn(7 * 256, 2, 64), torch.randn(7 * 256, 2, 64)
     query = torch.randn(1, 8, sum(counts), 64)
-    expected = attend(PagedPass(counts, lengths, tables, 256), query, keys, values, 0.125, window)
+    expected = attend(PagedPass(counts, lengths, tables, 256), query, Pool(keys, values, 256), 0.125, window)
     query, keys, values = (one.to("cuda", dtype) for one in (query, keys, values))
-    found = attend(PagedPass(counts, lengths, tables, 256), query, keys, values, 0.125, window).float().cpu()
+    found = attend(PagedPass(counts, lengths, tables, 256), query, Pool(keys, values, 256), 0.125, window).float().cpu()
     torch.testing.assert_close(
         found, expected, atol=1e-4 if dtype == torch.float32 else 3e-2, rtol=1e-4 if dtype == torch.float32 else 3e-2
     )

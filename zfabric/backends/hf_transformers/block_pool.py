@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Final
 
-from zfabric.backends.hf_transformers.free_blocks import FreeBlocks
+from zfabric.backends.hf_transformers.free_blocks import FreeBlocks, runs_of
 
 #: What the first block of a text follows: adapter and salt, so that only texts of the same share blocks.
 Root = Hashable
@@ -29,6 +29,7 @@ class BlockTable:
 
     Attributes:
         blocks: In the order of the row's tokens.
+        runs: Stretches of them that lie side by side, as begins and ends.
         after: What the next whole block follows: the number of the last one that is known, or the root.
         known: How many of them are whole and known.
     """
@@ -36,6 +37,21 @@ class BlockTable:
     after: Hashable
     blocks: list[int] = field(default_factory=list)
     known: int = 0
+    runs: list[list[int]] = field(default_factory=list)
+
+    def append(self, block: int) -> None:
+        """One more."""
+        self.blocks.append(block)
+        runs = self.runs
+        if runs and runs[-1][1] == block:
+            runs[-1][1] = block + 1
+        else:
+            runs.append([block, block + 1])
+
+
+def table_of(blocks: Sequence[int], after: Hashable = None, known: int = 0) -> BlockTable:
+    """A table that begins with these."""
+    return BlockTable(after, list(blocks), known, runs_of(blocks))
 
 
 class BlockPool:
@@ -95,7 +111,7 @@ class BlockPool:
         for block in shared:
             self._use(block)
         after: Hashable = self._number_of[shared[-1]] if shared else (root,)
-        return BlockTable(after, list(shared), len(shared))
+        return table_of(shared, after, len(shared))
 
     def grow(self, table: BlockTable, count: int) -> bool:
         """Give a table so many blocks in all; nothing is given if there are not enough."""
@@ -103,14 +119,14 @@ class BlockPool:
         if missing > self.available:
             return False
         for _ in range(missing):
-            table.blocks.append(self._take(table.blocks[-1] if table.blocks else None))
+            table.append(self._take(table.blocks[-1] if table.blocks else None))
         return True
 
     def fork(self, table: BlockTable, whole: int) -> BlockTable:
         """Another table with the first so many blocks, which nobody writes to any more."""
         for block in table.blocks[:whole]:
             self._users[block] += 1
-        return BlockTable(table.after, table.blocks[:whole], table.known)
+        return table_of(table.blocks[:whole], table.after, table.known)
 
     def learn(self, table: BlockTable, tokens: Sequence[int]) -> None:
         """The blocks of a table that these tokens of its row fill, from the first on, are whole."""
@@ -140,6 +156,7 @@ class BlockPool:
             else:
                 self._free.give(block)
         table.blocks.clear()
+        table.runs.clear()
 
     def forget(self) -> None:
         """Forget what blocks hold that nobody has."""

@@ -7,6 +7,7 @@ where its neighbours and itself have the most room to grow, and grows block by b
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
+from collections.abc import Sequence
 
 
 class FreeBlocks:
@@ -72,3 +73,14 @@ class FreeBlocks:
             insort(self._begins, block + 1)
             self._ends[block + 1] = end
         self._count -= 1
+
+
+def runs_of(blocks: Sequence[int]) -> list[list[int]]:
+    """Stretches of blocks that lie side by side, as begins and ends."""
+    found: list[list[int]] = []
+    for block in blocks:
+        if found and found[-1][1] == block:
+            found[-1][1] = block + 1
+        else:
+            found.append([block, block + 1])
+    return found

@@ -11,8 +11,8 @@ import torch
 
 from zfabric.backends.hf_transformers.kv_cache import EncoderDecoderKVCache, KVCache
 from zfabric.backends.hf_transformers.lora import Adapter, Lora
-from zfabric.backends.hf_transformers.paged_attention import PagedPass
 from zfabric.backends.hf_transformers.paged_cache import PagedCache
+from zfabric.backends.hf_transformers.paged_pass import PagedPass
 from zfabric.backends.hf_transformers.rope import Ropes
 from zfabric.backends.hf_transformers.sequence import Answer
 from zfabric.wire.payloads import GenerateRequest
@@ -49,6 +49,8 @@ class ModelRunner:
         self._no_mask = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=model.device)
         #: Whether it is told each token's place.
         self.takes_positions = "position_ids" in self._accepted
+        #: Whether it can be told whose logits are wanted.
+        self._keeps = "logits_to_keep" in self._accepted
         known = model.get_input_embeddings()
         drawn = model.get_output_embeddings() or known
         #: Tokens that can be both read and drawn; some models have more of the one than of the other.
@@ -90,7 +92,7 @@ class ModelRunner:
             arguments["position_ids"] = self._seen_positions(answers[0], arguments)
         elif self.takes_positions:
             arguments["position_ids"] = self._positions(answers, width - columns, width, first)
-        if "logits_to_keep" in self._accepted and not all_logits:
+        if self._keeps and not all_logits:
             arguments["logits_to_keep"] = 1
         adapters = [answer.adapter for answer in answers]
         run = self._model
@@ -110,7 +112,7 @@ class ModelRunner:
         tokens: Sequence[int],
         places: Sequence[int],
         adapters: Sequence[Adapter | None],
-        wanted: Sequence[int],
+        wanted: Sequence[int] | None,
         cache: PagedCache,
         passed: PagedPass,
     ) -> torch.Tensor:
@@ -119,29 +121,32 @@ class ModelRunner:
         Args:
             places: Of each token in its row.
             adapters: Of each token; empty for none at all.
-            wanted: Tokens whose logits are.
+            wanted: Tokens whose logits are; None for all.
 
         Returns:
             Float32 logits, (wanted, vocabulary).
         """
         # One at least is kept: a pass may end in the middle of every prompt. All in one copy to the device.
-        last = list(wanted) or [0]
+        last = [] if wanted is None else list(wanted) or [0]
         sent = self._send([*tokens, *places, *passed.slots(), *last])
-        ids, positions, slots, kept = sent.split([len(tokens)] * 3 + [len(last)])
+        count = len(tokens)
         arguments: dict[str, Any] = {
-            "input_ids": ids.unsqueeze(0),
-            "position_ids": positions.unsqueeze(0),
+            "input_ids": sent[:count].unsqueeze(0),
+            "position_ids": sent[count : 2 * count].unsqueeze(0),
             "attention_mask": self._no_mask,
             "past_key_values": cache,
             "use_cache": True,
         }
-        if "logits_to_keep" in self._accepted:
+        kept = sent[3 * count :] if last else None
+        if kept is not None and self._keeps:
             arguments["logits_to_keep"] = kept
-        with self.lora.rows(adapters), cache.during(passed, slots):
+        with self.lora.rows(adapters), cache.during(passed, sent[2 * count : 3 * count]):
             logits = self._model(**arguments).logits[0]
-        if "logits_to_keep" not in self._accepted:
-            logits = logits[kept]
-        logits = logits[: len(wanted), : self.vocabulary_size].float()
+        if kept is not None:
+            logits = (logits if self._keeps else logits[kept])[: len(wanted or ())]
+        if logits.shape[1] > self.vocabulary_size:
+            logits = logits[:, : self.vocabulary_size]
+        logits = logits.float()
         return logits.cpu() if logits.device.type == "mps" else logits
 
     @property

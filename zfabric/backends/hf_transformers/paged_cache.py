@@ -13,7 +13,8 @@ import torch
 from transformers.cache_utils import Cache
 
 from zfabric.backends.hf_transformers.kv_cache import KVCacheLayer
-from zfabric.backends.hf_transformers.paged_attention import PagedPass, attend
+from zfabric.backends.hf_transformers.paged_attention import Pool, attend
+from zfabric.backends.hf_transformers.paged_pass import PagedPass
 
 #: Small, so that little is lost at a row's end and beginnings are shared to the token but few. The kernel of a CUDA device
 #: that reads block tables wants multiples of 256.
@@ -53,7 +54,7 @@ class PagedCache(Cache):
         self.scratch: Final = blocks
         self.tokens: Final = tokens
         self.windows: dict[int, int | None] = {}
-        self._pools: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._pools: dict[int, Pool] = {}
         self.passed: PagedPass | None = None
         self._slots: Any = None
         self._layer: int | None = None
@@ -78,11 +79,11 @@ class PagedCache(Cache):
 
     def update(self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Write the pass's tokens, (1, heads, tokens, size), to where they belong."""
-        if layer_idx not in self._pools:
-            self._pools[layer_idx] = (self._allocate(key_states), self._allocate(value_states))
-        keys, values = self._pools[layer_idx]
-        keys.index_copy_(0, self._slots, key_states[0].transpose(0, 1))
-        values.index_copy_(0, self._slots, value_states[0].transpose(0, 1))
+        pool = self._pools.get(layer_idx)
+        if pool is None:
+            pool = Pool(self._allocate(key_states), self._allocate(value_states), self.tokens)
+            self._pools[layer_idx] = pool
+        pool.write(self._slots, key_states, value_states)
         self._layer = layer_idx
         return key_states, value_states
 
@@ -103,14 +104,13 @@ class PagedCache(Cache):
             raise NotImplementedError("attention to later tokens")
         window = others.get("sliding_window")
         self.windows[layer] = window
-        return attend(self.passed, query, *self._pools[layer], scaling, window)
+        return attend(self.passed, query, self._pools[layer], scaling, window)
 
     def copy(self, source: int, target: int) -> None:
         """What one block holds, to another."""
-        begin, to, size = source * self.tokens, target * self.tokens, self.tokens
-        for pools in self._pools.values():
-            for pool in pools:
-                pool[to : to + size] = pool[begin : begin + size]
+        for pool in self._pools.values():
+            for blocks in pool.blocks:
+                blocks[target] = blocks[source]
 
     def _allocate(self, like: Any) -> torch.Tensor:
         # What nobody wrote must be finite: it is masked by a product with zero.

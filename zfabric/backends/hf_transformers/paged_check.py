@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import torch
 
+from zfabric.backends.hf_transformers.block_pool import table_of
 from zfabric.backends.hf_transformers.failures import out_of_memory
 from zfabric.backends.hf_transformers.model_loader import Loaded
 from zfabric.backends.hf_transformers.model_runner import ModelRunner
@@ -98,12 +99,12 @@ def _unlike(loaded: Loaded, model: ModelRunner) -> str | None:
 def _in_line(runner: PagedRunner, texts: list[list[int]]) -> list[torch.Tensor]:
     """Logits after both, whose blocks alternate."""
     nobody = Answer(GenerateRequest())
-    blocks = [[0, 2], [1, 3, 5]]
+    tables = [table_of([0, 2]), table_of([1, 3, 5])]
     last: list[torch.Tensor] = []
     for both in _PASSES:
         parts = [
             Part(nobody, text[begin:end], end, its, "last")
-            for text, its, (begin, end) in zip(texts, blocks, both, strict=True)
+            for text, its, (begin, end) in zip(texts, tables, both, strict=True)
         ]
         order = sorted(range(2), key=lambda place: len(parts[place].tokens) > 1)
         logits = runner.forward([parts[place] for place in order])

@@ -51,19 +51,19 @@ class PagedRow:
 
     @property
     def left(self) -> int:
-        """Tokens to compute before its next draw."""
-        return 1 if self.begun else len(self.tokens) - self.done
+        """Tokens to compute before it is stepped."""
+        return len(self.tokens) - self.done
 
     def part(self, count: int) -> Part:
-        """Its next so many tokens."""
-        end = self.done + count
-        tokens = self.sequence.output[-1:] if self.begun else self.tokens[self.done : end]
-        if self.answer.prompt_logprobs is not None:
-            return Part(self.answer, tokens, end, self.table.blocks, "all")
-        return Part(self.answer, tokens, end, self.table.blocks, "last" if count == self.left else "none")
+        """So many tokens more of a row that is not stepped yet."""
+        answer, end = self.sequence.answer, self.done + count
+        tokens = self.tokens[self.done : end]
+        if answer.prompt_logprobs is not None:
+            return Part(answer, tokens, end, self.table, "all")
+        return Part(answer, tokens, end, self.table, "last" if count == self.left else "none")
 
 
-#: A row, and how many of its tokens a pass computes.
+#: A row that is not stepped yet, and how many of its tokens a pass computes.
 Work = list[tuple[PagedRow, int]]
 
 
@@ -101,9 +101,20 @@ class PagedCore(EngineCore):
 
     def _compute(self) -> None:
         budget = self._token_budget.budget(running=any(row.begun for row in self._rows))
-        self._admit(budget)
+        if self._waiting:
+            self._admit(budget)
         self._make_room()
-        stepped: Work = [(row, 1) for row in self._rows if row.begun]
+        stepped = [row for row in self._rows if row.begun]
+        if len(stepped) == len(self._rows):
+            self._pass(stepped, [])
+        else:
+            self._pass_with_prompts(stepped, budget)
+        if self._told_cache is not None and self._told_cache.due:
+            self._tell_cache(self._told_cache)
+
+    def _pass_with_prompts(self, stepped: list[PagedRow], budget: int) -> None:
+        """A step of these, and so many tokens of prompts."""
+        prompts: Work = []
         suspects: Work = []
         for row in self._rows:
             if row.begun:
@@ -111,13 +122,12 @@ class PagedCore(EngineCore):
             if row.answer.suspect:
                 suspects = suspects or [(row, min(row.left, self._token_budget.budget(running=True)))]
             elif budget > 0:
-                stepped.append((row, min(row.left, budget)))
-                budget -= stepped[-1][1]
-        self._pass(stepped)
+                prompts.append((row, min(row.left, budget)))
+                budget -= prompts[-1][1]
+        prompts.sort(key=lambda one: one[1] > 1)
+        self._pass(stepped, prompts)
         # What may be at fault is computed without company, so that it costs nobody else.
-        self._pass(suspects)
-        if self._told_cache is not None and self._told_cache.due:
-            self._tell_cache(self._told_cache)
+        self._pass([], suspects)
 
     def _drop_all(self) -> None:
         # Blocks of others may have been written to.
@@ -233,7 +243,8 @@ class PagedCore(EngineCore):
 
     def _make_room(self) -> None:
         """A block for each row that has filled its last; while there is none, let the youngest row wait."""
-        full = [row for row in self._rows if row.begun and row.done == len(row.table.blocks) * self._pool.tokens]
+        size = self._pool.tokens
+        full = [row for row in self._rows if row.begun and row.done == len(row.table.blocks) * size]
         for row in full:
             while row.table.blocks and not self._pool.grow(row.table, self._pool.blocks_for(row.done + 1)):
                 self._put_back(self._rows[-1])
@@ -247,45 +258,50 @@ class PagedCore(EngineCore):
         self._rows.remove(row)
         self._pool.close(row.table)
 
-    def _pass(self, work: Work) -> None:
-        """Compute, and draw for the rows that are complete."""
-        if not work:
+    def _pass(self, stepped: list[PagedRow], prompts: Work) -> None:
+        """A step of these and parts of prompts, those of one token first; and a draw for all rows that are complete."""
+        if not (stepped or prompts):
             return
-        work = sorted(work, key=lambda one: one[1] > 1)
         began = time.monotonic()
         try:
-            parts = [row.part(count) for row, count in work]
+            parts = [
+                Part(row.sequence.answer, row.sequence.output[-1:], row.done + 1, row.table, "last") for row in stepped
+            ]
+            parts += [row.part(count) for row, count in prompts]
             logits = self._runner.forward(parts)
-            entries, logits = self._told(work, parts, logits)
-            complete = [row for row, count in work if count == row.left]
+            entries, logits = self._told(len(stepped), prompts, parts, logits)
+            complete = stepped + [row for row, count in prompts if count == row.left]
             drawn = self._sampled(complete, logits)
         except Exception as error:  # noqa: BLE001 — a prompt that cannot be computed costs its request
-            self._failed(work, error)
+            self._failed(stepped, prompts, error)
             return
-        self._measured(work, time.monotonic() - began)
+        self._measured(stepped, prompts, time.monotonic() - began)
         for row, its in entries:
             row.answer.prompt_logprobs = [*(row.answer.prompt_logprobs or ()), *its]
-        for row, count in work:
+        size = self._pool.tokens
+        for row in stepped:
+            row.done += 1
+            if not row.done % size:
+                self._pool.learn(row.table, row.sequence.tokens()[: row.done])
+        for row, count in prompts:
             row.done += count
-            if row.done // self._pool.tokens > row.table.known:
-                self._pool.learn(row.table, (row.tokens if not row.begun else row.sequence.tokens())[: row.done])
+            self._pool.learn(row.table, row.tokens[: row.done])
         self._draw(complete, drawn)
 
-    def _measured(self, work: Work, seconds: float) -> None:
-        tokens = sum(count for row, count in work if not row.begun)
-        if not tokens:
+    def _measured(self, stepped: list[PagedRow], prompts: Work, seconds: float) -> None:
+        if not prompts:
             self._token_budget.stepped(seconds)
-        elif len(work) > 1 and work[0][0].begun:
-            self._token_budget.took(tokens, seconds)
+        elif stepped:
+            self._token_budget.took(sum(count for _, count in prompts), seconds)
 
     def _told(
-        self, work: Work, parts: Many[Part], logits: torch.Tensor
+        self, stepped: int, prompts: Work, parts: Many[Part], logits: torch.Tensor
     ) -> tuple[list[tuple[PagedRow, list[TokenLogprobs | None]]], torch.Tensor]:
-        """What is told of prompts' tokens, and the logits that tokens are drawn from."""
-        if not any(part.logits == "all" for part in parts):
+        """What is told of prompts' tokens, and the logits that tokens are drawn from, which those of so many rows begin."""
+        if not any(part.logits == "all" for part in parts[stepped:]):
             return [], logits
-        entries, drawn, end = [], [], 0
-        for (row, count), part in zip(work, parts, strict=True):
+        entries, drawn, end = [], list(range(stepped)), stepped
+        for (row, count), part in zip(prompts, parts[stepped:], strict=True):
             begin, end = end, end + {"none": 0, "last": 1, "all": count}[part.logits]
             if part.logits == "all":
                 number = row.answer.request.sampling.prompt_logprobs or 0
@@ -299,18 +315,22 @@ class PagedCore(EngineCore):
         """A token for each choice of these."""
         if not rows:
             return []
+        if not any(row.others for row in rows):
+            return self._sampler.sample([row.sequence for row in rows], logits)
         sequences = [one for row in rows for one in (row.sequence, *row.others)]
-        if len(sequences) > len(rows):
-            owners = [number for number, row in enumerate(rows) for _ in range(1 + len(row.others))]
-            logits = logits[owners]
-        return self._sampler.sample(sequences, logits)
+        owners = [number for number, row in enumerate(rows) for _ in range(1 + len(row.others))]
+        return self._sampler.sample(sequences, logits[owners])
 
     def _draw(self, rows: list[PagedRow], drawn: list[Drawn]) -> None:
         """Give each choice its token; those that go on have a row each."""
-        sequences = [one for row in rows for one in (row.sequence, *row.others)]
-        going = {id(sequences[index]) for index in self._enter(sequences, drawn)}
+        sequences = [row.sequence for row in rows]
+        if any(row.others for row in rows):
+            sequences = [one for row in rows for one in (row.sequence, *row.others)]
+        going = {sequences[index] for index in self._enter(sequences, drawn)}
         for row in rows:
-            choices = [one for one in (row.sequence, *row.others) if id(one) in going and one.answer.wanted]
+            if row.begun and row.sequence in going and row.sequence.answer.wanted:
+                continue
+            choices = [one for one in (row.sequence, *row.others) if one in going and one.answer.wanted]
             row.others, row.tokens, row.begun = [], [], True
             if not choices:
                 self._leave(row)
@@ -332,13 +352,12 @@ class PagedCore(EngineCore):
             self._runner.cache.copy(row.table.blocks[whole], table.blocks[whole])
         self._rows.append(PagedRow(sequence, table, [], row.done, begun=True))
 
-    def _failed(self, work: Work, error: Exception) -> None:
+    def _failed(self, stepped: list[PagedRow], prompts: Work, error: Exception) -> None:
         """A pass cannot be computed. Nothing of it counts; prompts in it are tried again, each alone.
 
         Raises:
             Exception: This one, if only running rows were in it; or the model is broken.
         """
-        prompts = [row for row, _ in work if not row.begun]
         exhausted = out_of_memory(error)
         if not prompts and not exhausted:
             raise error
@@ -346,12 +365,11 @@ class PagedCore(EngineCore):
             # Whether it is the prompt's fault or the engine's, the model itself tells: if it is broken, this raises.
             self.probe()
         if not prompts:
-            youngest = max(work, key=lambda one: self._rows.index(one[0]))[0]
-            self._fail(youngest.answer, as_fabric_error(error))
-        elif len(work) == 1:
-            self._fail(prompts[0].answer, as_fabric_error(error))
+            self._fail(stepped[-1].answer, as_fabric_error(error))
+        elif not stepped and len(prompts) == 1:
+            self._fail(prompts[0][0].answer, as_fabric_error(error))
         else:
-            for row in prompts:
+            for row, _ in prompts:
                 row.answer.suspect = True
         if self._stale:
             self.drop_ended()

@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
+from zfabric.backends.hf_transformers.block_pool import BlockTable, table_of
 from zfabric.backends.hf_transformers.lora import Adapter
 from zfabric.backends.hf_transformers.model_runner import ModelRunner
-from zfabric.backends.hf_transformers.paged_attention import PagedPass
 from zfabric.backends.hf_transformers.paged_cache import PagedCache
+from zfabric.backends.hf_transformers.paged_pass import PagedPass, StepTables
 from zfabric.backends.hf_transformers.sequence import Answer
 from zfabric.wire.payloads import GenerateRequest
 
 _NOBODY = Answer(GenerateRequest())
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """What a pass computes of one row.
 
     Attributes:
         tokens: Those that are computed.
         length: Tokens of the row afterwards.
-        blocks: Where they lie.
+        table: Where they lie.
         logits: After which of the tokens they are wanted.
     """
 
     answer: Answer
     tokens: Sequence[int]
     length: int
-    blocks: Sequence[int]
+    table: BlockTable
     logits: Literal["none", "last", "all"]
 
 
@@ -49,6 +48,7 @@ class PagedRunner:
         self.model = model
         self.blocks, self.tokens = blocks, tokens
         self.cache = PagedCache(blocks, tokens)
+        self._step = StepTables()
 
     def forward(self, parts: Sequence[Part]) -> torch.Tensor:
         """Compute, and write keys and values to the pool.
@@ -60,27 +60,36 @@ class PagedRunner:
             Float32 logits, (wanted, vocabulary), in the order of the parts and their tokens.
         """
         counts = [len(part.tokens) for part in parts]
-        passed = PagedPass(counts, [part.length for part in parts], [part.blocks for part in parts], self.tokens)
+        lengths = [part.length for part in parts]
+        tables = [part.table for part in parts]
+        passed = PagedPass(
+            counts, lengths, [one.blocks for one in tables], self.tokens, [one.runs for one in tables], self._step
+        )
         tokens = [token for part in parts for token in part.tokens]
-        places = [place for part in parts for place in range(part.length - len(part.tokens), part.length)]
+        if passed.singles == len(parts):
+            places = [length - 1 for length in lengths]
+        else:
+            places = [
+                place for length, count in zip(lengths, counts, strict=True) for place in range(length - count, length)
+            ]
         adapters: list[Adapter | None] = []
         if any(part.answer.adapter is not None for part in parts):
             adapters = [part.answer.adapter for part, count in zip(parts, counts, strict=True) for _ in range(count)]
-        return self.model.packed(tokens, places, adapters, _wanted(parts), self.cache, passed)
+        return self.model.packed(tokens, places, adapters, _wanted(parts, len(tokens)), self.cache, passed)
 
     def probe(self) -> None:
         """A prompt and a step, in the block that is nobody's: what the model makes of any, if it is whole."""
         with torch.inference_mode():
             for count, length in ((8, 8), (1, 9)):
-                self.forward([Part(_NOBODY, [0] * count, length, [self.cache.scratch], "last")])
+                self.forward([Part(_NOBODY, [0] * count, length, table_of([self.cache.scratch]), "last")])
 
 
-def _wanted(parts: Sequence[Part]) -> list[int]:
-    """Which tokens' logits are."""
+def _wanted(parts: Sequence[Part], tokens: int) -> list[int] | None:
+    """Which tokens' logits are; None for those of all."""
     wanted: list[int] = []
     end = 0
     for part in parts:
         begin, end = end, end + len(part.tokens)
         if part.logits != "none":
             wanted += range(begin if part.logits == "all" else end - 1, end)
-    return wanted
+    return None if len(wanted) == tokens else wanted
