@@ -222,7 +222,7 @@ async def test_vectors_take_turns_with_streams_in_parts_as_large_as_those_may_wa
 
     embedder.hidden = hidden  # type: ignore[method-assign, assignment]
     # The budget finds every part too slow: it goes down to its least.
-    worker._assembled.queue._token_budget._wait_s = 0.0
+    worker._assembled.queue._token_budget.wait_s = 0.0
     worker.begin(ask("stream", "Hello", temperature=0, max_new_tokens=100, ignore_eos=True))
     await answers.until("stream", tokens=2)
     together = await vectors(worker, *texts)
@@ -240,7 +240,7 @@ async def test_an_engine_that_ends_within_a_pass_says_so(tmp_path: Path) -> None
     await worker.load()
     assert worker._assembled is not None
     queue, embedder = worker._assembled.queue, worker._assembled.embedder
-    queue._token_budget._wait_s, queue._running = 0.0, lambda: True
+    queue._token_budget.wait_s, queue._running = 0.0, lambda: True
     begun, go_on = threading.Event(), threading.Event()
     real = embedder.hidden
 

@@ -21,6 +21,7 @@ from zfabric.backends.hf_transformers.block_pool import BlockPool, BlockTable
 from zfabric.backends.hf_transformers.engine_core import EngineCore
 from zfabric.backends.hf_transformers.failures import as_fabric_error, out_of_memory
 from zfabric.backends.hf_transformers.paged_runner import PagedRunner, Part
+from zfabric.backends.hf_transformers.prompt_share import PromptShare
 from zfabric.backends.hf_transformers.sampler import Drawn
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
 from zfabric.wire.payloads import TokenLogprobs
@@ -77,6 +78,7 @@ class PagedCore(EngineCore):
     def __init__(self, runner: PagedRunner, *args: Any, **kwargs: Any) -> None:
         super().__init__(runner.model, *args, **kwargs)
         self._runner = runner
+        self._share = PromptShare(self._token_budget.tokens_max, self._token_budget.wait_s)
         self._told_cache: CacheTranslator | None = None
         self._tell_cache: Callable[[CacheTranslator], None] = lambda changes: None
         self._pool = self._empty_pool()
@@ -100,7 +102,7 @@ class PagedCore(EngineCore):
         return {"prefix_cache_queries": self._asked, "prefix_cache_hits": self._found}
 
     def _compute(self) -> None:
-        budget = self._token_budget.budget(running=any(row.begun for row in self._rows))
+        budget = self._share.tokens(running=any(row.begun for row in self._rows))
         if self._waiting:
             self._admit(budget)
         self._make_room()
@@ -290,9 +292,11 @@ class PagedCore(EngineCore):
 
     def _measured(self, stepped: list[PagedRow], prompts: Work, seconds: float) -> None:
         if not prompts:
+            self._share.stepped(seconds)
+            # Beam searches have passes of their own between two steps.
             self._token_budget.stepped(seconds)
         elif stepped:
-            self._token_budget.took(sum(count for _, count in prompts), seconds)
+            self._share.mixed(sum(count for _, count in prompts), seconds)
 
     def _told(
         self, stepped: int, prompts: Work, parts: Many[Part], logits: torch.Tensor

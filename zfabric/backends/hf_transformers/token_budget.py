@@ -1,4 +1,7 @@
-"""How much of a prompt is computed between two steps of the running streams."""
+"""How much of a prompt is computed between two steps of the running streams, where it has passes of its own.
+
+Those are prompts of padded rows and of beam searches, and texts for vectors; `prompt_share` is for what goes along in a step.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +21,18 @@ class TokenBudget:
 
     Args:
         tokens_max: At most so many at a time.
-        wait_s: How long running streams may wait for a part of a new prompt.
+        wait_s: How long running streams may wait for a part of a new prompt, in seconds.
     """
 
     def __init__(self, tokens_max: int, wait_s: float) -> None:
-        self._tokens_max = tokens_max
-        self._wait_s = wait_s
+        self.tokens_max = tokens_max
+        self.wait_s = wait_s
         self._step_s = 0.0
         self._tokens = float(min(tokens_max, 4 * _TOKENS_MIN))
 
     def budget(self, *, running: bool) -> int:
         """Tokens to compute now."""
-        return int(self._tokens) if running else self._tokens_max
+        return int(self._tokens) if running else self.tokens_max
 
     def stepped(self, seconds: float) -> None:
         """A step of the batch took so long."""
@@ -37,9 +40,9 @@ class TokenBudget:
 
     def took(self, tokens: int, seconds: float) -> None:
         """So many prompt tokens took so long, while streams were waiting."""
-        wished_s = max(self._wait_s, _STEPS_MIN * self._step_s)
+        wished_s = max(self.wait_s, _STEPS_MIN * self._step_s)
         if tokens < self._tokens / 2 and seconds < wished_s:
             return  # The end of a prompt says little about a whole part.
         change = min(2.0, max(0.5, wished_s / max(seconds, 1e-9)))
-        least = float(min(_TOKENS_MIN, self._tokens_max))
-        self._tokens = min(float(self._tokens_max), max(least, self._tokens * change))
+        least = float(min(_TOKENS_MIN, self.tokens_max))
+        self._tokens = min(float(self.tokens_max), max(least, self._tokens * change))

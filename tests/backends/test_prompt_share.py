@@ -1,0 +1,114 @@
+"""How many tokens of prompts go along in a step, by what passes took: times are computed here, and no clock is asked."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zfabric.backends.hf_transformers.prompt_share import PromptShare
+
+
+def settled(share: PromptShare, step_s: float, token_s: float, passes: int = 60) -> float:
+    """How much longer a step with prompts takes than one without, after so many."""
+    for _ in range(passes):
+        tokens = share.tokens(running=True)
+        if tokens:
+            share.mixed(tokens, step_s + token_s * tokens)
+            latest = tokens
+        else:
+            share.stepped(step_s)
+    return 1 + token_s * latest / step_s
+
+
+def test_nobody_running_means_nobody_waits() -> None:
+    assert PromptShare(512, 0.1).tokens(running=False) == 512
+
+
+@given(st.floats(0.001, 0.1), st.floats(17, 500))
+def test_a_step_with_prompts_takes_little_longer_than_one_without(step_s: float, tokens: float) -> None:
+    """Of any device on which so many tokens take the share of a step."""
+    share = PromptShare(512, 0.1)
+    share.stepped(step_s)
+    token_s = 0.8 * step_s / tokens
+    assert settled(share, step_s, token_s) == pytest.approx(1.8, abs=0.8 / tokens + 0.05)
+
+
+def test_a_prompt_in_every_pass_leaves_both_parts_known() -> None:
+    """More streams run than when the last step without prompts was measured, and none is without them from then on."""
+    share = PromptShare(512, 1.0)
+    share.stepped(0.010)
+    settled(share, 0.010, 0.0001)
+    assert 1.5 < settled(share, 0.040, 0.0001, 200) < 2.0
+    assert 1.5 < settled(share, 0.010, 0.0001, 200) < 2.0
+
+
+def test_a_step_without_prompts_comes_among_those_with() -> None:
+    share = PromptShare(512, 1.0)
+    share.stepped(0.010)
+    found = []
+    for _ in range(34):
+        found.append(share.tokens(running=True))
+        if found[-1]:
+            share.mixed(found[-1], 0.018)
+        else:
+            share.stepped(0.010)
+    assert [place for place, tokens in enumerate(found) if not tokens] == [16, 33]
+
+
+def test_tokens_that_cost_more_become_fewer_soon() -> None:
+    share = PromptShare(512, 1.0)
+    share.stepped(0.010)
+    settled(share, 0.010, 0.00005)
+    assert settled(share, 0.010, 0.0002, 12) < 2.0
+
+
+def test_a_busy_machine_does_not_stop_a_prompt() -> None:
+    """Every fifth pass is held up for as long as several take."""
+    share = PromptShare(512, 1.0)
+    share.stepped(0.001)
+    for number in range(200):
+        tokens = share.tokens(running=True)
+        held_s = 0.006 if number % 5 == 4 else 0.0
+        if tokens:
+            share.mixed(tokens, 0.001 + 0.00001 * tokens + held_s)
+        else:
+            share.stepped(0.001 + held_s)
+    assert share.tokens(running=True) > 40
+
+
+def test_few_tokens_that_cost_nothing_do_not_open_the_gates() -> None:
+    share = PromptShare(512, 0.1)
+    share.stepped(0.010)
+    share.mixed(64, 0.015)
+    share.mixed(16, 0.010)
+    before = share.tokens(running=True)
+    share.mixed(16, 0.010)
+    assert share.tokens(running=True) <= 2 * before
+
+
+def test_a_pass_that_was_held_up_costs_no_more_than_a_few_tokens() -> None:
+    share = PromptShare(512, 1.0)
+    share.stepped(0.010)
+    settled(share, 0.010, 0.0001)
+    before = share.tokens(running=True)
+    share.mixed(before, 3.0)
+    assert before / 3 < share.tokens(running=True) < 2 * before
+
+
+@pytest.mark.parametrize("token_s", [1.0, 1e-9])
+def test_a_prompt_goes_on_however_slow_the_device_is_and_keeps_its_bound(token_s: float) -> None:
+    share = PromptShare(512, 0.1)
+    share.stepped(0.010)
+    settled(share, 0.010, token_s)
+    assert share.tokens(running=True) == (16 if token_s == 1.0 else 512)
+
+
+def test_nobody_waits_longer_than_wished() -> None:
+    share = PromptShare(512, 0.1)
+    share.stepped(1.0)
+    assert settled(share, 1.0, 0.002) == pytest.approx(1.1, abs=0.01)
+
+
+def test_a_bound_below_the_least_part_holds() -> None:
+    assert PromptShare(8, 0.1).tokens(running=True) == 8
