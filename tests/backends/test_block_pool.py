@@ -55,7 +55,7 @@ class Rows(RuleBasedStateMachine):
     def write(self, table: BlockTable, root: int, text: list[int], begin: int) -> None:
         for place in range(begin, len(text)):
             block = table.blocks[place // TOKENS]
-            others = [one for one, _, _ in self.rows if one is not table and block in one.blocks]
+            others = [one for one, _, _ in self.rows if one is not table and block in one.blocks[one.given_back :]]
             assert not others, "a block that another row reads is written to"
             self.written[block, place % TOKENS] = (root, tuple(text[: place + 1]))
         self.pool.learn(table, text)
@@ -97,6 +97,14 @@ class Rows(RuleBasedStateMachine):
         self.rows.append((other, root, list(text)))
 
     @precondition(lambda self: self.rows)
+    @rule(data=st.data(), window=st.integers(1, 6))
+    def slide(self, data: st.DataObject, window: int) -> None:
+        table, _, text = data.draw(st.sampled_from(self.rows))
+        before, count = table.given_back, max(0, len(text) - window) // TOKENS
+        self.pool.give_back(table, count)
+        assert table.given_back == max(before, count)
+
+    @precondition(lambda self: self.rows)
     @rule(data=st.data())
     def go(self, data: st.DataObject) -> None:
         row = data.draw(st.sampled_from(self.rows))
@@ -122,13 +130,13 @@ class Rows(RuleBasedStateMachine):
     @invariant()
     def every_row_reads_its_own_text(self) -> None:
         for table, root, text in self.rows:
-            for place in range(len(text)):
+            for place in range(table.given_back * TOKENS, len(text)):
                 held = self.written[table.blocks[place // TOKENS], place % TOKENS]
                 assert held == (root, tuple(text[: place + 1]))
 
     @invariant()
     def what_is_not_in_use_is_available(self) -> None:
-        used = {block for table, _, _ in self.rows for block in table.blocks}
+        used = {block for table, _, _ in self.rows for block in table.blocks[table.given_back :]}
         assert self.pool.available == SIZE - len(used)
 
 

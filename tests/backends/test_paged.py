@@ -234,6 +234,25 @@ async def test_what_is_kept_makes_room_for_what_runs(start: Start, tiny_llama: P
     assert cached(answers, "again") == 96
 
 
+@pytest.mark.parametrize("family", ["MistralConfig", "Qwen2Config", "Gemma3TextConfig"])
+async def test_what_no_layer_looks_back_at_is_given_back(family: str, tmp_path: Path, start: Start) -> None:
+    """Where all layers have windows, rows run beside one another that the cache could not hold as a whole."""
+    directory = save(tmp_path, family, {**SIZES, **FAMILIES[family]})
+    worker, answers = await start(model=str(directory), kv_tokens_max=256, prefill_chunk_tokens=32)
+    names = [letter * 60 for letter in "abc"]
+    gate = hold(worker)
+    for name in names:
+        worker.begin(greedy(name, name, 120))
+    await prepared(worker)
+    gate.set()
+    await answers.until(*names)
+    for name in names:
+        assert answers.tokens(name) == reference(directory, name, 120)
+    gauges = worker.load_report().gauges
+    assert (gauges["preemptions"] == 0) is (family == "MistralConfig")
+    assert gauges["kv_tokens_free"] == 256
+
+
 @pytest.mark.parametrize(
     ("family", "extra", "paged"),
     [

@@ -32,12 +32,14 @@ class BlockTable:
         runs: Stretches of them that lie side by side, as begins and ends.
         after: What the next whole block follows: the number of the last one that is known, or the root.
         known: How many of them are whole and known.
+        given_back: How many of the first ones the row has no more; their numbers stay, and may be another's.
     """
 
     after: Hashable
     blocks: list[int] = field(default_factory=list)
     known: int = 0
     runs: list[list[int]] = field(default_factory=list)
+    given_back: int = 0
 
     def append(self, block: int) -> None:
         """One more."""
@@ -124,9 +126,11 @@ class BlockPool:
 
     def fork(self, table: BlockTable, whole: int) -> BlockTable:
         """Another table with the first so many blocks, which nobody writes to any more."""
-        for block in table.blocks[:whole]:
+        for block in table.blocks[table.given_back : whole]:
             self._users[block] += 1
-        return table_of(table.blocks[:whole], table.after, table.known)
+        other = table_of(table.blocks[:whole], table.after, table.known)
+        other.given_back = table.given_back
+        return other
 
     def learn(self, table: BlockTable, tokens: Sequence[int]) -> None:
         """The blocks of a table that these tokens of its row fill, from the first on, are whole."""
@@ -144,9 +148,21 @@ class BlockPool:
             table.after = self._number_of[block]
             table.known += 1
 
+    def give_back(self, table: BlockTable, count: int) -> None:
+        """A row reads its first so many blocks no more. Those that are not known yet stay until they are."""
+        count = min(count, table.known)
+        if count > table.given_back:
+            self._give(table.blocks[table.given_back : count])
+            table.given_back = count
+
     def close(self, table: BlockTable) -> None:
         """A row has gone."""
-        for block in reversed(table.blocks):
+        self._give(table.blocks[table.given_back :])
+        table.blocks.clear()
+        table.runs.clear()
+
+    def _give(self, blocks: Sequence[int]) -> None:
+        for block in reversed(blocks):
             self._users[block] -= 1
             if self._users[block]:
                 continue
@@ -155,8 +171,6 @@ class BlockPool:
                 self._idle[block] = None
             else:
                 self._free.give(block)
-        table.blocks.clear()
-        table.runs.clear()
 
     def forget(self) -> None:
         """Forget what blocks hold that nobody has."""

@@ -106,6 +106,12 @@ class PagedCache(Cache):
         self.windows[layer] = window
         return attend(self.passed, query, self._pools[layer], scaling, window)
 
+    @property
+    def window(self) -> int | None:
+        """Tokens that no layer looks back farther than, the newest included; None if one looks at all of them."""
+        windows = self.windows.values()
+        return None if not windows or None in windows else max(filter(None, windows))
+
     def copy(self, source: int, target: int) -> None:
         """What one block holds, to another."""
         for pool in self._pools.values():

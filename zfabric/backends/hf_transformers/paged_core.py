@@ -288,6 +288,11 @@ class PagedCore(EngineCore):
         for row, count in prompts:
             row.done += count
             self._pool.learn(row.table, row.tokens[: row.done])
+        window = self._runner.cache.window
+        if window is not None:
+            for row in (*stepped, *(row for row, _ in prompts)):
+                # The next token is the first that its window begins for.
+                self._pool.give_back(row.table, max(0, row.done + 1 - window) // size)
         self._draw(complete, drawn)
 
     def _measured(self, stepped: list[PagedRow], prompts: Work, seconds: float) -> None:
