@@ -30,8 +30,8 @@ def test_a_step_with_prompts_takes_little_longer_than_one_without(step_s: float,
     """Of any device on which so many tokens take the share of a step."""
     share = PromptShare(512, 0.1)
     share.stepped(step_s)
-    token_s = 0.8 * step_s / tokens
-    assert settled(share, step_s, token_s) == pytest.approx(1.8, abs=0.8 / tokens + 0.05)
+    token_s = 0.75 * step_s / tokens
+    assert settled(share, step_s, token_s) == pytest.approx(1.75, abs=0.75 / tokens + 0.05)
 
 
 def test_a_prompt_in_every_pass_leaves_both_parts_known() -> None:
@@ -101,7 +101,7 @@ def test_a_prompt_goes_on_however_slow_the_device_is_and_keeps_its_bound(token_s
     share = PromptShare(512, 0.1)
     share.stepped(0.010)
     settled(share, 0.010, token_s)
-    assert share.tokens(running=True) == (16 if token_s == 1.0 else 512)
+    assert share.tokens(running=True) == (8 if token_s == 1.0 else 512)
 
 
 def test_nobody_waits_longer_than_wished() -> None:
@@ -111,4 +111,4 @@ def test_nobody_waits_longer_than_wished() -> None:
 
 
 def test_a_bound_below_the_least_part_holds() -> None:
-    assert PromptShare(8, 0.1).tokens(running=True) == 8
+    assert PromptShare(4, 0.1).tokens(running=True) == 4

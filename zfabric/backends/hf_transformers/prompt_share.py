@@ -10,11 +10,11 @@ from typing import Final
 
 #: A step with prompts may take so much longer than one without, as a share of it. At one, a prompt would double every gap;
 #: at much less, passes would be many, and each reads all weights.
-_SHARE: Final = 0.8
-#: So many tokens go along however long they take: a prompt of 2,000 tokens is computed in 125 steps at the latest.
-_TOKENS_MIN: Final = 16
-#: Until anything is known.
-_TOKENS_FIRST: Final = 64
+_SHARE: Final = 0.75
+#: So many tokens go along however long they take: a prompt of 2,000 tokens is computed in 250 steps at the latest.
+_TOKENS_MIN: Final = 8
+#: Until anything is known. A CPU computes so many in the time of a step, and a device far more, which is soon found.
+_TOKENS_FIRST: Final = 16
 #: Share of the newest pass in what is known, and by how much of that it moves at most: a machine that is busy holds passes up,
 #: and what is learnt has to be nearer to the usual one than to the mean.
 _NEWEST: Final = 0.5
@@ -28,7 +28,7 @@ _PLAIN_EVERY: Final = 16
 
 
 class PromptShare:
-    """Keeps a step with prompts within 1.8 times the time of one without.
+    """Keeps a step with prompts within 1.75 times the time of one without.
 
     Args:
         tokens_max: Prompt tokens of a pass at most.
