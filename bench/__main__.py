@@ -34,6 +34,7 @@ NAMES: Final = (
     "balance",
     "placement",
     "scaling",
+    "cells",
     "faults",
     "curve",
     "recording",

@@ -21,6 +21,8 @@ HOP: Final = "hop"
 WORKER: Final = "worker"
 #: Beside the hop, where that is a gateway.
 CONTROLLER: Final = "controller"
+#: The controller below the hop, where there are two.
+CELL: Final = "cell"
 _KEYRING: Final = """
 [client]
 role = "operator"
@@ -91,6 +93,21 @@ def fabric_of_two(rate: float = 0) -> Stack:
 def fabric_of_three(rate: float = 0) -> Stack:
     """zfabric with three controllers."""
     return fabric(rate, controllers=3)
+
+
+def fabric_cell(rate: float = 0) -> Stack:
+    """zfabric whose worker is in a cell: a second controller between the one that the client knows and the worker."""
+    parent, child = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))
+    controller = (sys.executable, "-m", "zfabric.cli.controller", "--uvloop", "--endpoint")
+    worker = (sys.executable, "-m", "zfabric.cli.worker", "--uvloop", "--backend", "echo", "--slots", "20000")
+    paced = ("--tokens-per-second", str(rate), "--aligned") if rate else ()
+    parts = [
+        # A request that comes before the cell has told what it serves waits for that.
+        Part(HOP, (*controller, parent)),
+        Part(CELL, (*controller, child, "--recovery-ms", "0", "--parent", parent, "--cell", "cell")),
+        Part(WORKER, (*worker, "--endpoint", child, "--name", "bench", *paced)),
+    ]
+    return Stack(parts, "fabric", parent, own_python())
 
 
 def fabric_ipc(rate: float = 0) -> Stack:
@@ -334,6 +351,7 @@ def nats(rate: float = 0) -> Stack:
 #: Name in tables → how to start it.
 SUBJECTS: Final[dict[str, Callable[[], Stack]]] = {
     "zfabric": fabric,
+    "zfabric cell": fabric_cell,
     "zfabric ipc": fabric_ipc,
     "zfabric curve": fabric_curve,
     "zfabric recorded": fabric_recorded,

@@ -14,7 +14,7 @@ from typing import Any
 
 from zfabric import AsyncClient, BaseModelWorker
 from zfabric.backends.echo import EchoOptions, EchoWorker
-from zfabric.controller.config import ControllerConfig
+from zfabric.controller.config import CellConfig, ControllerConfig
 from zfabric.controller.service import Controller
 from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.controller.spans import AttemptSpan
@@ -61,12 +61,17 @@ class Fabric:
 
 @contextlib.asynccontextmanager
 async def fabric(
-    endpoint: str, *, traces: Callable[[list[AttemptSpan]], None] | None = None, **broker: Any
+    endpoint: str,
+    *,
+    traces: Callable[[list[AttemptSpan]], None] | None = None,
+    cell: CellConfig | None = None,
+    log: Log | None = None,
+    **broker: Any,
 ) -> AsyncIterator[Fabric]:
     """A controller, no workers yet. At the end all must be at rest: no request anywhere."""
     broker.setdefault("recovery_ms", 0)
-    config = ControllerConfig(endpoints=(endpoint,), broker=BrokerConfig(**broker))
-    async with Controller(config, traces=traces) as controller:
+    config = ControllerConfig(endpoints=(endpoint,), broker=BrokerConfig(**broker), cell=cell)
+    async with Controller(config, traces=traces, log=log) as controller:
         made = Fabric(controller.endpoints[0], controller)
         try:
             yield made
@@ -84,6 +89,7 @@ async def at_rest(controller: Controller) -> None:
         while any(worker.live for worker in broker.registry.workers.values()) or broker.in_flight:
             await asyncio.sleep(0.005)
     assert not broker.routes.table
+    assert not broker.routes.remote
     assert not any(model.queue for model in broker.registry.models.values())
     assert broker.scheduler.figures.queued_bytes == 0
 

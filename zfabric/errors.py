@@ -2,6 +2,7 @@
 
     FabricError
     ├── ConfigurationError            a flag, file or argument that cannot work
+    │   └── CellLoopError             a controller would be a cell of itself
     ├── ProtocolError                 bytes that break docs/protocol.md
     │   └── VersionMismatchError      peers that speak different protocol versions
     ├── RequestError                  the request itself is at fault; sending it again fails again
@@ -60,6 +61,12 @@ class ConfigurationError(FabricError):
     """A flag, file or argument cannot work."""
 
     code = 40010
+
+
+class CellLoopError(ConfigurationError):
+    """A controller would be a cell of itself, or cells stand below one another deeper than is allowed."""
+
+    code = 40011
 
 
 class ProtocolError(FabricError):

@@ -8,33 +8,40 @@ from statistics import median
 from bench.record import Report, Table
 from bench.runner import Bench, ratios
 from bench.stack import Part, Stack, free_port, own_python
-from bench.subjects import HOP
+from bench.subjects import CELL, HOP
 
 NAME = "relay"
 TITLE = "Relay: the controller against zmq_proxy"
 
 
 def flooded(mode: str, workers: int = 1, clients: int = 1) -> Stack:
-    """A relay between peers that do nothing but send and receive. MODE is "fabric" or "proxy"."""
+    """A relay between peers that do nothing but send and receive. MODE is "fabric", "cell" for two controllers in a row, or
+    "proxy"."""
     front, back = f"tcp://127.0.0.1:{free_port()}", f"tcp://127.0.0.1:{free_port()}"
     hop: tuple[str, ...] = (sys.executable, "-m", "bench.servers.proxy", front, back)
     if mode == "fabric":
         back = front
         hop = (sys.executable, "-m", "zfabric.cli.controller", "--endpoint", front, "--recovery-ms", "0")
+    below: list[Part] = []
+    if mode == "cell":
+        controller = (sys.executable, "-m", "zfabric.cli.controller", "--endpoint")
+        hop, mode = (*controller, front), "fabric"
+        below = [Part(CELL, (*controller, back, "--recovery-ms", "0", "--parent", front, "--cell", "cell"))]
     peers = (str(workers), str(clients))
     parts = [
         Part(HOP, hop),
+        *below,
         Part("send", (sys.executable, "-m", "bench.flood", "send", mode, back, *peers)),
         Part("receive", (sys.executable, "-m", "bench.flood", "receive", mode, front, *peers)),
     ]
     return Stack(parts, "", front, own_python())
 
 
-async def flood(stack: Stack, messages: int, tokens: int = 1) -> tuple[float, float]:
+async def flood(stack: Stack, messages: int, tokens: int = 1, role: str = HOP) -> tuple[float, float]:
     """Send so many messages. Returns messages a second, and the relay's CPU in microseconds a message."""
-    before = stack.cpu()[HOP]
+    before = stack.cpu()[role]
     seconds = float(await stack.tell("send", f"{messages} {tokens}"))
-    return messages / seconds, (stack.cpu()[HOP] - before) / messages * 1e6
+    return messages / seconds, (stack.cpu()[role] - before) / messages * 1e6
 
 
 async def run(bench: Bench, report: Report) -> None:

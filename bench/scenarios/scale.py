@@ -92,9 +92,9 @@ def _broker(workers: int, models: int, slots: int = 64, policy: str = "shortest_
     return broker
 
 
-def _request_us(broker: Broker, models: int, count: int) -> float:
+def request_us(broker: Broker, count: int, *, models: int = 1, first: int = 0) -> float:
     """Submit, choose, dispatch and end, with what the worker's side costs taken off."""
-    submits = [codec.pack_envelope(_submit(n, f"m{n % models}")) for n in range(count)]
+    submits = [codec.pack_envelope(_submit(n, f"m{n % models}")) for n in range(first, first + count)]
     began, others = time.perf_counter(), 0.0
     for header in submits:
         broker.receive(_CLIENT, header, b"prompt", 1)
@@ -112,7 +112,7 @@ def _dispatch(bench: Bench, report: Report) -> None:
     rows = []
     for workers in (1, 100, 1_000):
         bench.say(f"dispatch · {workers} workers")
-        rounds = [_request_us(_broker(workers, 1), 1, 3_000) for _ in range(bench.rounds)]
+        rounds = [request_us(_broker(workers, 1), 3_000) for _ in range(bench.rounds)]
         goal = 20.0 if workers == 1_000 else None
         report.metric(
             f"dispatch_{workers}_workers_us", rounds, "µs", "lower", goal=goal, reference="core, whole request"
@@ -124,7 +124,7 @@ def _dispatch(bench: Bench, report: Report) -> None:
 def _models(report: Report) -> None:
     rows = []
     for models in (1, 10, 100):
-        cost = min(_request_us(_broker(10, models), models, 3_000) for _ in range(3))
+        cost = min(request_us(_broker(10, models), 3_000, models=models) for _ in range(3))
         report.metric(f"dispatch_{models}_models_us", [cost], "µs", "lower")
         rows.append([f"{models:,}", f"{cost:.1f}"])
     report.tables.append(Table("The same with ten workers that host so many models", ["models", "µs"], rows))

@@ -138,6 +138,11 @@ def test_the_machines_do_not_know_one_another() -> None:
         for path in (PACKAGE / "core" / room).glob("*.py"):
             others = {f"zfabric.core.{other}" for other in rooms - {room}}
             assert not [name for name in imports_of(path) if name.startswith(tuple(others))], path
+        for path in (PACKAGE / "core" / room).glob("*.py"):
+            assert not [name for name in imports_of(path) if name.startswith("zfabric.core.cell")], path
+    # A cell is a worker whose engine is a controller: it knows these two, and neither of them knows it.
+    for path in (PACKAGE / "core" / "cell").glob("*.py"):
+        assert not [name for name in imports_of(path) if name.startswith("zfabric.core.client")], path
     for path in (PACKAGE / "core").glob("*.py"):
         assert not [name for name in imports_of(path) if name.startswith("zfabric.core.")], path
 

@@ -17,7 +17,7 @@ from zfabric.cli.logs import LogFormat, LogLevel, events, make_logger
 from zfabric.cli.metrics import metrics_at
 from zfabric.cli.settings import CONFIG_VARIABLE
 from zfabric.cli.traces import traces_to
-from zfabric.controller.config import ControllerConfig
+from zfabric.controller.config import CellConfig, ControllerConfig
 from zfabric.controller.service import Controller
 from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.controller.dispatch import POLICIES, register_policy
@@ -26,7 +26,9 @@ from zfabric.errors import ConfigurationError
 from zfabric.fleet.config import load
 from zfabric.recording.config import recording_of
 from zfabric.transport.context import keep_memory, own_the_process
+from zfabric.transport.curve import Credentials
 from zfabric.transport.endpoints import default_endpoint
+from zfabric.worker.config import default_name
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -44,6 +46,9 @@ Another policy: `zfabric-controller --policy power_of_two`, or your own: `--poli
 On a core of its own, for the lowest latency: `taskset -c 3 zfabric-controller --spin-us 200`
 
 With keys: `zfabric-controller --endpoint tcp://0.0.0.0:9000 --public --key c.key_secret --keyring keyring.toml`
+
+As one worker of another controller, with all that its own workers serve: `zfabric-controller --endpoint tcp://10.0.2.1:9000
+--public --parent tcp://10.0.0.1:9000 --cell east`
 
 Settings come from flags, then ZFABRIC_CONTROLLER_… variables, then the [controller] table of a TOML file.
 SIGTERM drains: nothing new is taken, what runs may finish within --drain-ms, and the exit code is 0.
@@ -63,6 +68,10 @@ def build(arguments: list[str]) -> cyclopts.App:
         key: Path | None = None,
         keyring: Path | None = None,
         fleet: Path | None = None,
+        parent: str | None = None,
+        cell: str | None = None,
+        parent_key: Path | None = None,
+        parent_controller_key: Path | None = None,
         other_users: bool = False,
         policy: str = "shortest_queue",
         beat_ms: int = limits.BEAT_MS,
@@ -101,6 +110,10 @@ def build(arguments: list[str]) -> cyclopts.App:
             key: The controller's secret key file, made by `zfabric keys make`. With it everything is encrypted.
             keyring: TOML file of the keys that may connect, and what each may do; goes with --key.
             fleet: TOML file of a fleet, whose rules say how many workers models should have.
+            parent: The endpoint of another controller, at which this one is a worker that serves the sum of its models: a cell.
+            cell: The name of that worker; the host's name and the process's number by default.
+            parent_key: The secret key file by which the cell proves itself to a parent with keys, of a worker's role there.
+            parent_controller_key: The parent's public key file; goes with --parent-key.
             other_users: Take ipc connections of other users as well; their clients trust only a controller that root runs.
             policy: How a worker is chosen: a name, or module:function.
             beat_ms: Workers report so often.
@@ -162,12 +175,31 @@ def build(arguments: list[str]) -> cyclopts.App:
             drain_ms=drain_ms,
             record=recording_of(record, record_bytes_max, record_ms_max),
             broker=broker,
+            cell=cell_of(parent, cell, parent_key, parent_controller_key),
         )
         if fleet is not None:
             load(fleet)
         return run(serve(settings, log_level, log_format, metrics, traces, fleet), use_uvloop=uvloop)
 
     return app
+
+
+def cell_of(parent: str | None, name: str | None, key: Path | None, controller_key: Path | None) -> CellConfig | None:
+    """Whose cell a controller is, None for nobody's.
+
+    Raises:
+        ConfigurationError: There is no parent, and something is said of it; or what is said cannot work.
+    """
+    given = {"cell": name, "parent_key": key, "parent_controller_key": controller_key}
+    if parent is None:
+        for flag, value in given.items():
+            if value is not None:
+                raise ConfigurationError(f"{flag} is {str(value)!r}, and there is no parent", parameter=flag)
+        return None
+    if (key is None) != (controller_key is None):
+        raise ConfigurationError("parent_key and parent_controller_key go together, one of them is missing")
+    credentials = None if key is None or controller_key is None else Credentials.load(key, controller_key)
+    return CellConfig(parent=parent, name=default_name() if name is None else name, credentials=credentials)
 
 
 def _policy(name: str) -> str:

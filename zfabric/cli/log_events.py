@@ -38,6 +38,15 @@ _CONTROLLER: Final[dict[str, LogEvent]] = {
     "client_lost": LogEvent("info", "controller", "A client's connection is gone. What it has in flight is kept for 1.5 s."),
     "client_left": LogEvent("info", "controller", "A client said goodbye."),
     "worker_registered": LogEvent("info", "controller", "A worker has a session, with these models."),
+    "cell_registered": LogEvent("info", "controller", "This controller is a worker of another one, its parent, with these "
+                                "models."),
+    "cell_draining": LogEvent("info", "controller", "An operator of the parent wants this cell to take nothing from there; its "
+                              "own clients are served on."),
+    "cell_parent_lost": LogEvent("warning", "controller", "The connection to the parent is gone. It is looked for again; what "
+                                 "runs for its clients goes on for 30 s."),
+    "cell_refused": LogEvent("error", "controller", "The parent does not take this cell: a name that is taken, a key that does "
+                             "not allow it, or a controller that would be a cell of itself. It is asked again."),
+    "cell_models_left_out": LogEvent("warning", "controller", "The cell has more models than a worker may announce."),
     "models_announced": LogEvent("info", "controller", "A worker serves other models than before."),
     "worker_draining": LogEvent("info", "controller", "A worker takes nothing new, since an operator or it itself wants so."),
     "worker_undrained": LogEvent("info", "controller", "An operator has a worker take requests again; `by` says who, as of all "
@@ -99,7 +108,8 @@ _WORKER: Final[dict[str, LogEvent]] = {
                              "comes next."),
     "controller_gone": LogEvent("info", "worker", "A name has no longer the address of a controller that is gone."),
     "name_unknown": LogEvent("warning", "worker", "A name of controllers cannot be looked up now; those that are known stay."),
-    "fault": LogEvent("warning", "worker", "The controller could not use a message of this worker."),
+    "fault": LogEvent("warning", "worker, controller", "The controller could not use a message of this worker, or a parent one "
+                      "of its cell's."),
     "backend_error": LogEvent("error", "worker", "A backend raised for a request, or handed over what is none."),
     "bad_load_report": LogEvent("warning", "worker", "A backend tells figures of itself that are none."),
     "announcement_refused": LogEvent("error", "worker", "A backend offers what cannot be announced; the former models stay."),
@@ -116,7 +126,7 @@ _WORKER: Final[dict[str, LogEvent]] = {
     "close_limit_reached": LogEvent("error", "worker", "A backend does not close; the process ends without it."),
     "reloaded": LogEvent("info", "worker", "A backend read its files anew."),
     "reload_failed": LogEvent("error", "worker", "A backend could not use its new files; the old ones hold."),
-    "drain_withdrawn": LogEvent("info", "worker", "An operator has taken a drain back; it takes requests again."),
+    "drain_withdrawn": LogEvent("info", "worker, controller", "An operator has taken a drain back; it takes requests again."),
     "drain_limit_reached": LogEvent("warning", "worker", "What still ran was handed back, and goes on at other workers."),
 }  # fmt: skip
 

@@ -9,8 +9,32 @@ from zfabric import limits
 from zfabric.core.controller.config import BrokerConfig
 from zfabric.errors import ConfigurationError
 from zfabric.recording.config import RecordingConfig
+from zfabric.transport.curve import Credentials
 from zfabric.transport.endpoints import check_endpoint, default_endpoint, is_local
 from zfabric.transport.links import choose, choose_spin
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellConfig:
+    """The controller at which another one is a worker.
+
+    Attributes:
+        parent: Its endpoint.
+        name: What this controller is called there.
+        credentials: Keys for a parent that wants them: a worker's.
+    """
+
+    parent: str
+    name: str
+    credentials: Credentials | None = None
+
+    def __post_init__(self) -> None:
+        check_endpoint(self.parent)
+        if not 1 <= len(self.name) <= limits.NAME_LENGTH_MAX or "/" in self.name:
+            raise ConfigurationError(
+                f"cell is {self.name!r}, it must be a name of 1 … {limits.NAME_LENGTH_MAX} characters without a slash",
+                parameter="cell",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +54,7 @@ class ControllerConfig:
         drain_ms: How long a drain waits for running requests.
         record: Where what happens is recorded, and how much of it is kept; None for no recording.
         broker: Policy, timings and bounds of the broker.
+        cell: The controller at which this one is a worker that serves the sum of its models; None for none.
     """
 
     endpoints: tuple[str, ...] = field(default_factory=lambda: (default_endpoint(),))
@@ -42,6 +67,7 @@ class ControllerConfig:
     drain_ms: int = limits.DRAIN_MS
     record: RecordingConfig | None = None
     broker: BrokerConfig = field(default_factory=BrokerConfig)
+    cell: CellConfig | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.endpoints, str):

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Callable
 
 from zfabric import limits
+from zfabric.controller.cell import CellLink
 from zfabric.controller.config import ControllerConfig
 from zfabric.controller.live_keys import LiveKeys
 from zfabric.core.controller.broker import Broker
@@ -55,6 +56,7 @@ class Controller:
         self._broker: Broker | None = None
         self._ring: Ring | None = None
         self._keys: LiveKeys | None = None
+        self._cell: CellLink | None = None
         self._idle: asyncio.Event = asyncio.Event()
 
     @property
@@ -108,6 +110,10 @@ class Controller:
         if link.file_limit is not None and link.file_limit < limits.FILE_DESCRIPTORS_MIN:
             self._log("file_limit_low", limit=link.file_limit, wanted=limits.FILE_DESCRIPTORS_MIN)
         self._log("listening", endpoints=list(link.endpoints), policy=self.config.broker.policy, files=link.file_limit)
+        if self.config.cell is not None:
+            self._cell = CellLink(
+                self.config.cell, broker, self._log, self.link_idle, self.config.transport, self.config.spin_us
+            )
         self.link_idle()
         return self
 
@@ -164,6 +170,9 @@ class Controller:
             return
         if self._keys is not None:
             self._keys.stop()
+        if self._cell is not None:
+            self._cell.close()
+            self._cell = None
         self.broker.goodbye()
         for send in self.broker.outbox.take():
             link.send(*send)
@@ -201,6 +210,8 @@ class Controller:
         link, broker = self._link, self._broker
         assert link is not None
         assert broker is not None
+        if self._cell is not None and self._cell.relay(sender, header):
+            return
         now_ns = monotonic_ns()
         broker.receive(sender, header, body, now_ns)
         if broker.outbox.pending:
@@ -234,6 +245,8 @@ class Controller:
             return
         now_ns = monotonic_ns()
         self._perform(link, broker, now_ns)
+        if self._cell is not None:
+            self._cell.settle(now_ns)
         self._timer.arm(broker.next_deadline_ns(), now_ns)
         if broker.journal.pending:
             self._tell(broker)
@@ -244,7 +257,8 @@ class Controller:
     def _perform(self, link: RouterDriver, broker: Broker, now_ns: int) -> None:
         """Perform the core's sends in order; a peer that turns out to be gone leads to more of them."""
         while broker.outbox.pending:
-            for to, header, body in broker.outbox.take():
+            sends = broker.outbox.take()
+            for to, header, body in sends if self._cell is None else self._cell.sift(sends):
                 if not link.send(to, header, body):
                     self._gone(link, broker, to, now_ns)
 

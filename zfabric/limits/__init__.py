@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 from typing import Final
 
-# One namespace, in two files for the sake of their length.
+# One namespace, in several files for the sake of their length.
+from zfabric.limits.cells import *  # noqa: F403
 from zfabric.limits.dispatch import *  # noqa: F403
 
 # ── Time ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -11,6 +11,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from zfabric.limits import (
+    CELLS_MAX,
     DEADLINE_MAX_MS,
     LIST_LENGTH_MAX,
     PRIORITY_MAX,
@@ -91,6 +92,10 @@ class Dispatch(Struct, array_like=True, kw_only=True, gc=False):
         lock: What the client's secret hashes to; `Carried` tells it again.
         traceparent: As in the SUBMIT; or the controller's own span of this attempt, where it makes any.
         tracestate: As in the SUBMIT.
+        affinity: As in the SUBMIT, to a worker that is a cell. Since version 2.4, as the others below.
+        prefix: As in the SUBMIT, to a cell.
+        prefix_block: As in the SUBMIT, to a cell.
+        worker: Only this worker of the cell will do: what follows the cell's name and a slash in the SUBMIT; "" for any.
     """
 
     client: Unsigned32
@@ -106,6 +111,10 @@ class Dispatch(Struct, array_like=True, kw_only=True, gc=False):
     lock: Lock = b""
     traceparent: Traceparent = ""
     tracestate: Tracestate = ""
+    affinity: Affinity = ""
+    prefix: Prefix = b""
+    prefix_block: Unsigned32 = 0
+    worker: OptionalName = ""
 
 
 class End(Struct, array_like=True, kw_only=True, gc=False):
@@ -311,6 +320,9 @@ class WorkerHello(Struct, array_like=True, kw_only=True):
         beats: False for a static worker, which is never removed for silence.
         carried: What it runs, or has finished and not delivered; those that do not fit follow in CARRIED.
         minor: The minor version of the protocol that the worker speaks; 0 for version 2.0, which has no such field.
+        cells: Of a worker that is a cell, the `epoch` of its controller and those of all cells below it; a controller that finds
+            its own among them refuses the cell with 40011. Empty for any other worker. Since version 2.4.
+        depth: How many controllers a request may pass in the cell; 0 for a worker that is none. Since version 2.4.
     """
 
     version: int
@@ -324,6 +336,8 @@ class WorkerHello(Struct, array_like=True, kw_only=True):
     token: Annotated[bytes, Meta(max_length=64)] = b""
     carried: Annotated[list[Carried], Meta(max_length=LIST_LENGTH_MAX)] = []
     minor: Unsigned32 = 0
+    cells: Annotated[list[Unsigned63], Meta(max_length=CELLS_MAX)] = []
+    depth: Unsigned32 = 0
 
 
 class Welcome(Struct, array_like=True, kw_only=True):

@@ -162,7 +162,7 @@ class Broker:
         except Exception as error:  # noqa: BLE001 — a bug that one message finds must not cost the others theirs
             self._refuse(sender, header, FabricError(f"the controller failed at this: {type(error).__name__}"))
             self.on_bug(error, kind)
-        self._settle()
+        self.settle()
 
     def malformed(self, sender: RoutingId, header: bytes, now_ns: int) -> None:
         """A message had more or fewer frames than its kind. The sender is told; a terminal among them goes on with an empty
@@ -172,7 +172,7 @@ class Broker:
         self._bad(sender, header, ProtocolError(f"{_kind_name(kind)} has a wrong number of frames", kind=kind))
         if kind == kinds.ENDS and isinstance(self.sessions.peers.get(sender), WorkerPeer):
             self.receive(sender, header, b"", now_ns)
-        self._settle()
+        self.settle()
 
     def has_session(self, peer_id: RoutingId) -> bool:
         """Whether a peer has said HELLO, and has not lost its session since."""
@@ -185,13 +185,13 @@ class Broker:
         peer = self.sessions.peers.get(peer_id)
         if peer is not None:
             self.sessions.lost(peer)
-        self._settle()
+        self.settle()
 
     def review_keys(self, now_ns: int) -> list[RoutingId]:
         """`grant_of` may answer otherwise from now on. Returns whose sessions have ended by that."""
         self.timers.now_ns = now_ns
         ended = self.sessions.review()
-        self._settle()
+        self.settle()
         return ended
 
     def tick(self, now_ns: int) -> None:
@@ -204,9 +204,9 @@ class Broker:
                 self.on_bug(error, 0)
             else:
                 break
-        self._settle()
+        self.settle()
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """What waits follows a change of hosts and names before anything else is looked at."""
         try:
             self.scheduler.queues.settle()
@@ -315,7 +315,7 @@ class Broker:
     def _from_client(self, client: ClientPeer, kind: int, header: bytes, body: bytes, now_ns: int) -> None:
         endings = self.scheduler.endings
         if kind == kinds.SUBMIT:
-            self._submit(client, codec.unpack_envelope(header), body, now_ns)
+            self.submit(client, codec.unpack_envelope(header), body, now_ns)
         elif kind == kinds.CREDIT:
             endings.credit(client, codec.unpack_control(header))
         elif kind == kinds.CANCEL:
@@ -331,7 +331,8 @@ class Broker:
         else:
             raise ProtocolError(f"{_kind_name(kind)} is not a client's message", kind=kind)
 
-    def _submit(self, client: ClientPeer, envelope: Submit, body: bytes, now_ns: int) -> None:
+    def submit(self, client: ClientPeer, envelope: Submit, body: bytes, now_ns: int) -> None:
+        """Take an attempt of a client's, or end it with the reason."""
         live = self.registry.live.get((client.instance, envelope.request, envelope.attempt))
         known = client.requests.get(envelope.request, live)
         unclaimed = known is not None and (known.away or known.state is RequestState.RECOVERED)

@@ -28,6 +28,7 @@ class EngineWatch:
             self.late_beats += 1
         worker.reported_ns = now_ns
         self._record(worker, load)
+        self._registry.revision += load.slots != worker.load.slots
         worker.load = load
         # A worker that does not tell of its engines has one.
         counters = dict(enumerate(load.engines or [load.progress]))
@@ -68,6 +69,7 @@ class EngineWatch:
         operator = worker.leaves_for or self._registry.directives.held.get(worker.name, "")
         drains = bool(operator) or worker.load.draining
         before, worker.state = worker.state, WorkerState.DRAINING if drains else WorkerState.READY
+        self._registry.revision += worker.state is not before
         if drains and before is not WorkerState.DRAINING:
             by = f"operator {operator}" if operator else "worker"
             self._journal.note("worker_draining", worker=worker.name, by=by, in_flight=worker.in_flight)

@@ -5,6 +5,8 @@ None of it is done per token, and of tracing and recording nothing where nobody 
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from zfabric.core.controller.figures import Decision, Figures, Outcome
 from zfabric.core.controller.hosting import Model
 from zfabric.core.controller.journal import Journal
@@ -16,6 +18,16 @@ from zfabric.wire.messages import Submit
 from zfabric.wire.traces import log_name
 
 
+class RemoteRequests(Protocol):
+    """Who answers for requests to another controller."""
+
+    def ended(self, request: Request, outcome: Outcome, now_ns: int) -> None:
+        """An attempt has its terminal. One of a worker's is still at that worker."""
+
+    def retired(self, request: Request) -> None:
+        """Nothing is left of an attempt."""
+
+
 class Observer:
     """Where the machine says what it does with requests.
 
@@ -25,14 +37,16 @@ class Observer:
     Attributes:
         figures: What is counted.
         spans: Where what traces are told is collected; None where nobody makes any.
+        remote: Told of requests of clients of another controller; None where this one is no cell.
     """
 
-    __slots__ = ("_journal", "figures", "spans")
+    __slots__ = ("_journal", "figures", "remote", "spans")
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self.figures = Figures()
         self.spans: Spans[AttemptSpan] | None = None
+        self.remote: RemoteRequests | None = None
 
     def submitted(self, client: ClientPeer, request: Request, envelope: Submit, now_ns: int) -> None:
         """An attempt is accepted."""
@@ -107,6 +121,8 @@ class Observer:
             figures.whole_time.observe(now_ns - request.accepted_ns)
         if request.span is not None:
             request.span.judged(outcome, code)
+        if self.remote is not None:
+            self.remote.ended(request, outcome, now_ns)
         if (recorder := self._journal.recorder) is not None:
             worker = request.worker.name if request.worker is not None else ""
             recorder.record("ended", (request.key, outcome, code, worker))
@@ -130,3 +146,5 @@ class Observer:
         """Nothing is left of an attempt."""
         if request.span is not None:
             request.span.end(now_ns)
+        if self.remote is not None:
+            self.remote.retired(request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from enum import IntEnum
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from zfabric.core.controller.access import Grant
 from zfabric.core.controller.candidates import Line
@@ -55,7 +55,10 @@ class ClientPeer:
         stopped: Requests that an operator has ended while it was away, and what it is told when it claims them.
         build, minor: Of its program, and the minor version of the protocol that is spoken with it.
         newer: Whether it speaks a later minor version than this controller.
+        remote: Whether it is a client of another controller, whose cell this one is (`zfabric.core.cell`).
     """
+
+    remote: ClassVar[bool] = False
 
     __slots__ = (
         "away", "build", "former", "grant", "heard_ns", "instance", "label", "lock", "minor", "newer", "number", "requests",
@@ -135,11 +138,12 @@ class WorkerPeer:
     `live` holds every attempt in the worker's hands, by (client instance, request, attempt): its size is the load. Those
     `aside` need no slot: operators' calls, and finished answers that wait for their reader. `hung` are those of its
     `engines` that have work and have not moved for too long. `filled` counts requests that it got from queues. `leaves_for` is
-    the operator who has told it to leave, "" if nobody has in this session.
+    the operator who has told it to leave, "" if nobody has in this session. `cells` and `depth` are what a cell said in its
+    HELLO.
     """
 
     __slots__ = (
-        "announced_speed", "aside", "beats", "build", "dispatched", "engines", "failed", "filled", "finished",
+        "announced_speed", "aside", "beats", "build", "cells", "depth", "dispatched", "engines", "failed", "filled", "finished",
         "grant", "heard_ns", "hosts", "hung", "instance", "lease", "leaves_for", "line", "live", "load", "minor",
         "name", "newer", "open", "reported_ns", "routes", "routing_id", "session", "since_ns", "speed", "state", "token",
     )  # fmt: skip
@@ -153,6 +157,7 @@ class WorkerPeer:
         self.speed = self.announced_speed = hello.speed
         self.leaves_for = ""
         self.beats = hello.beats
+        self.cells, self.depth = hello.cells, hello.depth
         self.build, self.minor = hello.build, min(hello.minor, MINOR_VERSION)
         self.newer = hello.minor > MINOR_VERSION
         self.session = session
@@ -223,6 +228,7 @@ class Request:
         arrival: Where it stands among all requests by their first arrival; a later attempt has that of the former.
         units: Units of the answer that are known to be made, for operators.
         affinity, prefix, prefix_block: Of the SUBMIT, for policies.
+        wanted: The one worker that will do, "" for any.
         traceparent, tracestate: Of the SUBMIT; passed on unread unless there is a `span`.
         span: What its trace is told; None for nothing.
     """
@@ -231,7 +237,7 @@ class Request:
         "accepted_ns", "account", "affinity", "arrival", "asked", "attempt", "away", "body", "client", "deadline", "deadline_ns",
         "demand", "dispatched_ns", "engine", "host", "instance", "key", "lock", "model", "operation", "owner", "prefix",
         "prefix_block", "priority", "request", "resume_from", "size", "span", "state", "traceparent", "tracestate", "units",
-        "window", "worker",
+        "wanted", "window", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -277,7 +283,7 @@ class Request:
         self.deadline: Timer | None = None
         self.deadline_ns: int | None = None
         self.accepted_ns = self.dispatched_ns = 0
-        self.traceparent = self.tracestate = self.affinity = ""
+        self.traceparent = self.tracestate = self.affinity = self.wanted = ""
         self.prefix = b""
         self.prefix_block = 0
         self.span: AttemptSpan | None = None

@@ -8,6 +8,7 @@ SUBMIT brings no hashes are not looked at and cost nothing here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 from zfabric.core.controller.candidates import Host
 from zfabric.core.controller.hosting import Hosting, Model
@@ -32,19 +33,31 @@ class PrefixFigures:
         self.dispatches = self.hits = self.tokens = self.hit_tokens = self.regret_tokens = 0
 
 
+class ToldOn(Protocol):
+    """Who passes on what workers tell of their caches."""
+
+    def told(self, host: Hosting, change: CachedBlocks) -> None:
+        """A host's cache changed, and the index with it."""
+
+    def lost(self, host: Hosting) -> None:
+        """A host that has told is gone, and the index has forgotten it."""
+
+
 class Placement:
     """The index of all hosts, and the figures of dispatches by policy.
 
     Attributes:
         index: What each host has cached.
         figures: By policy.
+        told_on: Who passes on what workers tell; None for nobody.
     """
 
-    __slots__ = ("_found", "_model", "_prefix", "_units", "figures", "index")
+    __slots__ = ("_found", "_model", "_prefix", "_units", "figures", "index", "told_on")
 
     def __init__(self) -> None:
         self.index: PrefixIndex[Hosting] = PrefixIndex()
         self.figures: dict[str, PrefixFigures] = {}
+        self.told_on: ToldOn | None = None
         #: Tokens that are cached at once, of hosts that tell what they have cached.
         self._units: dict[Hosting, int] = {}
         self._prefix: bytes | None = None
@@ -93,12 +106,20 @@ class Placement:
             self._units[host] = change.unit
             self.index.removed(host, hashes_of(change.removed))
             self.index.stored(host, hashes_of(change.stored))
+            if self.told_on is not None:
+                self.told_on.told(host, change)
+
+    def holds(self, model: str, block: bytes) -> bool:
+        """Whether a host of a model has a block, as far as is known. Costs O(holders of the block)."""
+        return any(host.model.name == model for host in self.index.matched(hashes_of(block)))
 
     def forget(self, host: Hosting) -> None:
         """A worker is gone, or serves a model no more."""
         self._changed()
-        self._units.pop(host, None)
+        told = self._units.pop(host, None) is not None
         self.index.forget(host)
+        if told and self.told_on is not None:
+            self.told_on.lost(host)
 
     def _changed(self) -> None:
         self._prefix = self._model = None

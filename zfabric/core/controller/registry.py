@@ -25,11 +25,12 @@ class Registry:
         held: Names that a hosted model has now, and had not before.
         directives: What operators have ordered.
         placement: Where prompts are cached.
+        revision: A number that changes with who is there, what workers announce, their slots, and whether they take requests.
     """
 
     __slots__ = (
         "_aliases", "_names", "_rng", "_turns", "changed", "clients", "directives", "held", "live", "models", "placement",
-        "workers",
+        "revision", "workers",
     )  # fmt: skip
 
     def __init__(self, rng: random.Random) -> None:
@@ -45,6 +46,7 @@ class Registry:
         self.held: dict[str, None] = {}
         self.directives = Directives()
         self.placement = Placement()
+        self.revision = 0
 
     # ── names ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -128,6 +130,7 @@ class Registry:
         for name in [name for name in worker.hosts if name not in names]:
             self.withdraw(worker, name, lost=False)
         self.workers[worker.name] = worker
+        self.revision += 1
         gained = False
         for info in infos:
             hosting = worker.hosts.get(info.name)
@@ -153,6 +156,7 @@ class Registry:
         """Take one model away from a worker, which was lost, or serves it no more."""
         hosting = worker.hosts.pop(name)
         model = hosting.model
+        self.revision += 1
         self.placement.forget(hosting)
         for demand in hosting.demands:
             model.supplies[demand].discard(hosting, lost=lost)
@@ -195,6 +199,7 @@ class Registry:
             taking = hosting.taking
             if taking is not hosting.taken:
                 hosting.taken = taking
+                self.revision += 1
                 self.changed[hosting.model] = None
                 for demand in hosting.demands:
                     hosting.model.supplies[demand].put(hosting)

@@ -23,18 +23,26 @@ class Route:
 
 
 class Routes:
-    """Routes with reference counts."""
+    """Routes with reference counts.
 
-    __slots__ = ("table",)
+    Attributes:
+        table: Those to clients of this controller.
+        remote: Those to clients of another one, whose cell this controller is: they have no connection here.
+    """
+
+    __slots__ = ("remote", "table")
 
     def __init__(self) -> None:
         self.table: dict[bytes, Route] = {}
+        self.remote: dict[bytes, tuple[ClientPeer, WorkerPeer]] = {}
 
     def add(self, worker: WorkerPeer, client: ClientPeer) -> None:
         """The client reads one more live request of this worker."""
         count = worker.routes.get(client.number, 0)
         worker.routes[client.number] = count + 1
-        if not count:
+        if not count and client.remote:
+            self.remote[_key(worker, client)] = client, worker
+        elif not count:
             self.table[_key(worker, client)] = Route(client.routing_id, worker)
 
     def drop(self, worker: WorkerPeer, client: ClientPeer) -> None:
@@ -44,7 +52,7 @@ class Routes:
             worker.routes[client.number] = count
         else:
             del worker.routes[client.number]
-            self.table.pop(_key(worker, client), None)
+            (self.remote if client.remote else self.table).pop(_key(worker, client), None)
 
 
 def _key(worker: WorkerPeer, client: ClientPeer) -> bytes:

@@ -43,6 +43,7 @@ from typing import NamedTuple
 from zfabric.core.controller.adapters import Adapters
 from zfabric.core.controller.affinity import Affinities
 from zfabric.core.controller.candidates import Candidates
+from zfabric.core.controller.cells import dispatch_of, find_worker
 from zfabric.core.controller.circuits import Circuits
 from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.controller.decisions import Decisions
@@ -73,7 +74,7 @@ from zfabric.errors import (
 from zfabric.ids import milliseconds
 from zfabric.limits import PREFIX_HASH_BYTES
 from zfabric.wire import codec
-from zfabric.wire.messages import Dispatch, Submit
+from zfabric.wire.messages import Submit
 
 
 class _Place(NamedTuple):
@@ -222,7 +223,7 @@ class Scheduler:
         An operator's call needs no slot. Anything else does, and is not queued for one worker.
         """
         client.grant.check_operator("a call to one worker")
-        worker = self._registry.workers.get(envelope.worker)
+        worker = find_worker(self._registry, envelope.worker)
         if worker is None:
             raise NoWorkerError(f"no worker is named {envelope.worker!r}", worker=envelope.worker)
         call = envelope.operation == "operate"
@@ -305,6 +306,7 @@ class Scheduler:
             envelope.prefix,
             envelope.prefix_block,
         )
+        request.wanted = envelope.worker
         client.requests[request.request] = request
         self.observer.submitted(client, request, envelope, now_ns)
         if envelope.deadline_ms is not None:
@@ -360,25 +362,7 @@ class Scheduler:
         self.observer.dispatched(request, worker, decision, now_ns)
         if request.prefix and host is not None:
             self._registry.placement.placed(host, request.prefix, request.prefix_block, self._config.policy)
-        span = request.span
-        left_ms = None
-        if request.deadline_ns is not None:
-            left_ms = max(0, (request.deadline_ns - now_ns) // 1_000_000)
-        envelope = Dispatch(
-            client=request.client.number,
-            instance=request.instance,
-            request=request.request,
-            attempt=request.attempt,
-            operation=request.operation,
-            model=request.model.name if request.model is not None else "",
-            priority=request.priority,
-            deadline_ms=left_ms,
-            window=request.window,
-            resume_from=request.resume_from,
-            lock=request.lock,
-            traceparent=request.traceparent if span is None else span.context.traceparent,
-            tracestate=request.tracestate,
-        )
+        envelope = dispatch_of(request, worker, now_ns)
         self._outbox.send(worker.routing_id, (codec.pack_envelope(envelope), body))
 
     def fill(self, worker: WorkerPeer, now_ns: int) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from zfabric.core.controller.access import Grant
+from zfabric.core.controller.cells import loop_of
 from zfabric.core.controller.config import BrokerConfig
 from zfabric.core.controller.engines import EngineWatch
 from zfabric.core.controller.journal import Journal
@@ -108,7 +109,7 @@ class Sessions:
         if client is not None and not client.away:
             self.client_lost(client)
         client = self._away.pop(hello.instance, None)
-        number, token = self._next_session(), self._make_token()
+        number, token = self.next_session(), self._make_token()
         if client is None:
             self._make_room()
             client = self._registry.clients[hello.instance] = ClientPeer(number, hello, token, sender, grant, now_ns)
@@ -137,9 +138,9 @@ class Sessions:
     def _check_instance(self, hello: ClientHello) -> None:
         """Raises: NameTakenError, the client's number is another's."""
         former = self._registry.clients.get(hello.instance)
-        if former is None or former.token == hello.token:
+        if former is None or (former.token == hello.token and not former.remote):
             return
-        if not hello.secret or lock_of(hello.secret) != former.lock:
+        if former.remote or not hello.secret or lock_of(hello.secret) != former.lock:
             raise NameTakenError("another client has this instance number")
 
     def _make_room(self) -> None:
@@ -197,6 +198,10 @@ class Sessions:
             raise ProtocolError(f"worker {hello.name!r} announces two models of the same name", worker=hello.name)
         _check_worker(grant, hello.name, hello.models)
         present = self.peers.get(sender)
+        if (loop := loop_of(hello, self._epoch)) is not None:
+            if isinstance(present, WorkerPeer):
+                self.left(present)
+            raise loop
         if present is not None:
             if not isinstance(present, WorkerPeer) or (present.name, present.instance) != (hello.name, hello.instance):
                 raise ProtocolError("this connection has a session already")
@@ -210,7 +215,7 @@ class Sessions:
             raise QuotaExceededError(
                 f"{len(self._registry.workers)} workers are registered, limit is {self._config.workers_max}"
             )
-        worker = WorkerPeer(hello, self._next_session(), self._make_token(), sender, grant, now_ns)
+        worker = WorkerPeer(hello, self.next_session(), self._make_token(), sender, grant, now_ns)
         self.peers[sender] = worker
         self._welcome(sender, worker.session, worker.token, worker.minor)
         self._journal.note(
@@ -244,6 +249,7 @@ class Sessions:
         raise NameTakenError(f"a live worker is named {hello.name!r}", worker=hello.name, epoch=self._epoch)
 
     def _announce(self, worker: WorkerPeer, hello: WorkerHello, now_ns: int) -> None:
+        worker.cells, worker.depth = hello.cells, hello.depth
         worker.announced_speed = hello.speed
         worker.speed = self._registry.directives.speeds.get(worker.name, hello.speed)
         self._registry.announce(worker, hello.models)
@@ -280,6 +286,7 @@ class Sessions:
         for name in list(worker.hosts):
             self._registry.withdraw(worker, name)
         self._registry.workers.pop(worker.name, None)
+        self._registry.revision += 1
         return self._scheduler.endings.worker_lost(worker, error)
 
     def _watch_lease(self, worker: WorkerPeer, now_ns: int) -> None:
@@ -372,7 +379,8 @@ class Sessions:
         )
         self._outbox.send(to, codec.pack(welcome))
 
-    def _next_session(self) -> int:
+    def next_session(self) -> int:
+        """The number of the next session."""
         # 0 is nobody's.
         self._session = self._session % 0xFFFFFFFF + 1
         return self._session

@@ -111,6 +111,7 @@ def change(broker: Broker, name: str, value: Any, by: str) -> Setting:
     else:
         former, now = _change_config(broker, name, value)
     broker.registry.directives.changes[name] = by
+    broker.registry.revision += 1
     broker.journal.note("config_changed", setting=name, former=former, now=now, by=by)
     return next(row for row in shown(broker) if row.name == name)
 

@@ -90,6 +90,11 @@ class CacheReports:
         kept = set(models)
         self._caches = {model: cache for model, cache in self._caches.items() if model in kept}
 
+    def blocks(self, model: str) -> list[bytes]:
+        """What is cached of a model's prompts, as far as is known here, the longest cached first."""
+        cache = self._caches.get(model)
+        return [] if cache is None else list(cache.has)
+
     def take(self) -> list[CachedBlocks]:
         """What is to be told next: one report's worth, after which more may be `due`."""
         room = PREFIX_TOLD_BLOCKS
