@@ -8,11 +8,10 @@ from statistics import median
 
 import psutil
 
-from bench.cells import Cells, broker_of
+from bench.cells import Cells, broker_of, flat_us
 from bench.record import Report, Table
 from bench.runner import Bench, percentile, ratios
 from bench.scenarios.relay import flood, flooded
-from bench.scenarios.scale import request_us
 from bench.subjects import CELL, HOP, WORKER
 
 NAME = "cells"
@@ -84,7 +83,7 @@ def _many(bench: Bench, report: Report) -> None:
     for workers in (_WORKERS, 16_000):
         bench.say(f"one controller · {workers:,} workers")
         broker = broker_of(workers, 1, 1)
-        spent = [request_us(broker, 3_000, first=turn * 3_000) for turn in range(bench.rounds)]
+        spent = [flat_us(broker, 2_000, first=turn * 2_000) for turn in range(bench.rounds)]
         rows.append([f"one controller, {workers:,} workers", _spread(spent), "–", "–"])
         del broker
     for cells in (1, _CELLS):
@@ -104,7 +103,7 @@ def _many(bench: Bench, report: Report) -> None:
             _announcements(bench, report, made)
         del made
     columns = ["", "parent", "cell", "message of chunks in the cell"]
-    report.tables.append(Table("One request in the cores, µs: median (least … most)", columns, rows))
+    report.tables.append(Table("One request in the cores, CPU µs: median (least … most)", columns, rows))
     _memory(report)
 
 
@@ -117,7 +116,7 @@ def _announcements(bench: Bench, report: Report, made: Cells) -> None:
         key = name.replace(" ", "_")
         report.metric(f"cells_100.{key}.cell_us", told, "µs", "lower")
         report.metric(f"cells_100.{key}.parent_us", heard, "µs", "lower")
-    title = f"What {_WORKERS:,} workers together are, added up and told, µs: median (least … most)"
+    title = f"What {_WORKERS:,} workers together are, added up and told, CPU µs: median (least … most)"
     report.tables.append(Table(title, ["", "cell", "parent"], rows))
 
 

@@ -98,6 +98,19 @@ async def test_an_operator_calls_a_worker_of_a_cell_by_its_path_and_cancels_thro
         await client.cancel_request(stream.request_id)
         with pytest.raises(errors.StoppedByOperatorError):
             await stream
+        async with AsyncClient(east.endpoint) as own:
+            stream = client.stream("echo", "a", max_new_tokens=100_000)
+            await anext(stream)
+            (shown,) = [row for row in (await own.clients()).rows if row.client == "parent of east"]
+            await own.kick_client(str(shown.number), refuse_ms=0)
+            with pytest.raises(errors.StoppedByOperatorError):
+                await stream
+            # It is let in again at once.
+            assert (await client.generate("echo", "a", max_new_tokens=3)).text == words("a", 3)
+            await own.kick_client("parent of east", refuse_ms=60_000)
+            with pytest.raises(errors.PermissionDeniedError):
+                await client.generate("echo", "a", max_new_tokens=3)
+            east.controller.broker.registry.directives.kicked.clear()
         await client.drain_worker("east")
         await until(lambda: not top.controller.broker.registry.workers["east"].taking)
         # Its own clients are served on.

@@ -6,6 +6,7 @@ import asyncio
 import random
 import secrets
 from collections.abc import Callable
+from typing import Final
 
 from zfabric.controller.config import CellConfig
 from zfabric.core.cell.session import CellSession
@@ -19,6 +20,8 @@ from zfabric.transport.links import DealerDriver, Log, open_dealer
 from zfabric.transport.loop_timer import LoopTimer
 from zfabric.version import __version__
 from zfabric.wire.kinds import CHUNKS
+
+_CHUNKS: Final = bytes([CHUNKS])
 
 
 class CellLink:
@@ -57,7 +60,7 @@ class CellLink:
 
     def relay(self, sender: RoutingId, header: bytes) -> bool:
         """Send chunks up, if they are for a client of the parent's. Returns whether they were."""
-        return header[0] == CHUNKS and self.session.requests.relay(sender, header, monotonic_ns())
+        return header[:1] == _CHUNKS and self.session.requests.relay(sender, header, monotonic_ns())
 
     def sift(self, sends: list[Send]) -> list[Send]:
         """Send up what is for clients of the parent. Returns the rest."""

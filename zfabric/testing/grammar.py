@@ -218,6 +218,9 @@ class Grammar:
             token=token,
             carried=carried,
             minor=kinds.MINOR_VERSION if self.several else 0,
+            # Some are cells, of themselves or too deep.
+            cells=[instance] if instance % 3 == 0 else [],
+            depth=instance % 7 if instance % 5 == 0 else 0,
         )
         return codec.pack(hello)
 

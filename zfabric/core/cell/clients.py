@@ -53,9 +53,13 @@ class RemoteClients:
 
         Raises:
             NameTakenError: A client of this controller's own has the instance.
+            PermissionDeniedError: An operator of this controller has kicked it out.
         """
         above = b"\x01" + number.to_bytes(4, "big")
-        client = self.clients.get(instance)
+        client, known = self.clients.get(instance), self._broker.registry.clients
+        if client is not None and known.get(instance) is not client:
+            self._drop(client)
+            client = None
         if client is None:
             client = self._make(instance, lock)
         elif client.away or client.above != above:
@@ -69,6 +73,7 @@ class RemoteClients:
 
     def _make(self, instance: int, lock: bytes) -> RemoteClient:
         registry, now_ns = self._broker.registry, self._broker.timers.now_ns
+        self._broker.sessions.check_kicked(instance, now_ns)
         if instance in registry.clients:
             raise NameTakenError("another client has this instance number")
         hello = ClientHello(
@@ -117,6 +122,8 @@ class RemoteClients:
                 self._drop(client)
 
     def _drop(self, client: RemoteClient) -> None:
-        self._broker.registry.clients.pop(client.instance, None)
+        known = self._broker.registry.clients
+        if known.get(client.instance) is client:
+            del known[client.instance]
         self.clients.pop(client.instance, None)
         self.by_route.pop(client.routing_id, None)

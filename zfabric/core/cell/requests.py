@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from zfabric.core.cell.clients import RemoteClient, RemoteClients
 from zfabric.core.controller.broker import Broker
@@ -35,6 +35,11 @@ from zfabric.wire.messages import Carried, Claim, Dispatch, End, Ends, Submit
 _LIVING: Final = frozenset({RequestState.QUEUED, RequestState.RUNNING, RequestState.FINISHED})
 #: Details of a loss that are about this controller's workers alone: its parent has others.
 _OWN: Final = ("claim_ms", "resumable")
+
+
+# Names of their own: chunks are many.
+_ROUTE_BYTES: Final = codec.ROUTE_BYTES
+_EMPTY: Final = codec.EMPTY
 
 
 class _Kept(NamedTuple):
@@ -59,6 +64,8 @@ class CellRequests:
         self._cell = cell
         self._send = send
         self.remote = RemoteClients(broker, cell)
+        #: Where chunks for clients of the parent come from: all that have no connection here are its.
+        self._routes = cast("dict[bytes, tuple[RemoteClient, WorkerPeer]]", broker.routes.remote)
         #: Attempts that the parent waits for, and whether each holds a slot.
         self.owed: dict[Key, bool] = {}
         self._kept: OrderedDict[Key, _Kept] = OrderedDict()
@@ -203,13 +210,12 @@ class CellRequests:
 
     def relay(self, sender: RoutingId, header: bytes, now_ns: int) -> bool:
         """Send chunks up, if they are for a client of the parent's. Returns whether they were."""
-        route = self._broker.routes.remote.get(sender + header[: codec.ROUTE_BYTES])
+        route = self._routes.get(sender + header[:_ROUTE_BYTES])
         if route is None:
             return False
         client, worker = route
         worker.heard_ns = now_ns
-        assert isinstance(client, RemoteClient)
-        self._send((client.above + header[codec.ROUTE_BYTES :], codec.EMPTY))
+        self._send((client.above + header[_ROUTE_BYTES:], _EMPTY))
         return True
 
     def sift(self, sends: list[Send]) -> list[Send]:
@@ -285,7 +291,7 @@ class CellRequests:
 
     def retired(self, request: Request) -> None:
         """Nothing is left of an attempt here."""
-        if request.instance in self.remote.clients:
+        if request.key in self.owed or request.instance in self.remote.clients:
             self._retired.append(request.key)
 
     # ── sessions ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -103,7 +103,7 @@ class Sessions:
             # It did not wait for the answer. Only a session's first HELLO tells of what came before it.
             self._welcome(sender, present.number, present.token, present.minor)
             return
-        self._check_kicked(hello, now_ns)
+        self.check_kicked(hello.instance, now_ns)
         self._check_instance(hello)
         client = self._registry.clients.get(hello.instance)
         if client is not None and not client.away:
@@ -123,9 +123,9 @@ class Sessions:
         self._welcome(sender, number, token, client.minor)
         self._recovery.claim(client, hello.claims)
 
-    def _check_kicked(self, hello: ClientHello, now_ns: int) -> None:
+    def check_kicked(self, instance: int, now_ns: int) -> None:
         """Raises: PermissionDeniedError, an operator lets the client have no session for now."""
-        kick = self._registry.directives.kicked.get(hello.instance)
+        kick = self._registry.directives.kicked.get(instance)
         if kick is not None:
             raise _kicked(kick.by, (kick.until_ns - now_ns) // 1_000_000)
 
