@@ -10,6 +10,7 @@ from tests.peers import FakeFabric
 from zfabric.core.cell.session import CellSession
 from zfabric.core.controller.outbox import Send
 from zfabric.core.controller.peers import WorkerPeer
+from zfabric.core.worker.session import Order
 from zfabric.ids import RoutingId, milliseconds
 from zfabric.limits import CELL_LOOK_MS
 
@@ -47,6 +48,7 @@ class Levels:
     Attributes:
         parent, cell: Both controllers, with the clients and workers that a test gives them.
         session: The cell's at its parent.
+        orders: What that had its driver do.
         connected: Whether they can talk.
     """
 
@@ -56,6 +58,7 @@ class Levels:
         self.cell.divert = lambda sends: self.session.requests.sift(sends)
         self.parent.divert = self._down
         self.session = CellSession(self.cell.broker, name=CELL, instance=77, rng=random.Random(3))
+        self.orders: list[Order] = []
         self._to_cell: list[tuple[bytes, bytes]] = []
         self._connection = 0
         self.connected = False
@@ -95,7 +98,7 @@ class Levels:
             for frames in up if self.connected else ():
                 self.parent.hear(self._id, frames)
             for frames in down if self.connected else ():
-                self.session.receive(*frames, self.now_ns)
+                self.orders += self.session.receive(*frames, self.now_ns)
         raise AssertionError("the two do not come to rest")
 
     def look(self) -> None:

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from zfabric import limits
 from zfabric.core.cell.cached import CellCaches
 from zfabric.core.cell.requests import CellRequests
-from zfabric.core.cell.sums import summed_load, summed_models, summed_speed
+from zfabric.core.cell.sums import summed_load, summed_models, summed_room, summed_speed
 from zfabric.core.controller import cells
 from zfabric.core.controller.broker import Broker
 from zfabric.core.timers import Timer
@@ -61,6 +61,7 @@ class CellSession(WorkerSession):
         self._look: Timer | None = None
         self._gone: Timer | None = None
         self._told_load = (-1, -1, False)
+        self._engines_hold = 0
         self.left_out: list[str] = []
         self._sum_models(broker.timers.now_ns)
 
@@ -79,7 +80,7 @@ class CellSession(WorkerSession):
         self._broker.timers.now_ns = now_ns
         self.requests.sweep(now_ns)
         self._caches.sweep()
-        self._sum_load()
+        self._sum_room()
         self._sum_models(now_ns)
         if (self.load.slots, self.load.waiting, self.load.draining) != self._told_load:
             self._tell_load()
@@ -105,12 +106,19 @@ class CellSession(WorkerSession):
             self.announce(models, now_ns)
 
     def _sum_load(self) -> None:
-        requests = self.requests
-        waits = any(model.queue for model in self._broker.registry.models.values())
-        load = summed_load(self._broker, requests.held, requests.waiting if waits else 0)
-        load.draining = self.draining or self._broker.scheduler.draining
+        """What a report has."""
+        load = summed_load(self._broker)
         load.cached = self.load.cached
-        self.load = load
+        self._engines_hold, self.load = load.waiting, load
+        self._sum_room()
+
+    def _sum_room(self) -> None:
+        """What of it the parent goes by."""
+        requests, load = self.requests, self.load
+        room = summed_room(self._broker, requests.held, lambda: requests.waiting)
+        load.slots, load.waiting = room.slots, min(self._engines_hold + room.queued, 2**32 - 1)
+        load.gauges["cell_queued"] = float(room.queued)
+        load.draining = self.draining or self._broker.scheduler.draining
 
     def report(self, now_ns: int, *, streams: bool = False) -> None:
         """Send the load now, if anybody listens, and if it is asked for how far each of the `streams` is."""

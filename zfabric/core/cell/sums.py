@@ -7,8 +7,8 @@ all of them have, so that no request fails in a cell that the cell has promised 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
 
 from zfabric.core.controller.broker import Broker
 from zfabric.core.controller.hosting import Hosting, Model
@@ -140,40 +140,55 @@ def summed_speed(broker: Broker) -> float:
     return min(sum(worker.speed for worker in workers if worker.state is WorkerState.READY), SPEED_MAX)
 
 
-def summed_load(broker: Broker, held: int, waiting: int) -> Load:
-    """How all workers of a controller are. Costs O(workers).
+class Room(NamedTuple):
+    """What a cell has room for.
+
+    Attributes:
+        slots: Those that are told.
+        queued: Requests that wait in the cell's queues.
+    """
+
+    slots: int
+    queued: int
+
+
+def summed_room(broker: Broker, held: int, waiting: Callable[[], int]) -> Room:
+    """The slots of a cell: those that are free, and the ones that the parent has. Where none is free since the cell's own clients
+    wait as well, one more: what the parent sends takes turns with theirs. Costs O(workers + models), and is asked often.
 
     Args:
         held: Requests of the parent's that the cell has.
-        waiting: Those of them that no worker has yet.
-
-    Returns:
-        A report whose slots are those that are free, and the ones that the parent has. Where none is free since the cell's own
-        clients wait as well, one more: what the parent sends takes turns with theirs.
+        waiting: Those of them that no worker has yet; asked where any request waits.
     """
-    load = Load(engines=[None])
-    free = slots = blocks = workers = 0
-    told_blocks = False
+    free = slots = 0
     for worker in broker.registry.workers.values():
-        told = worker.load
-        workers += 1
         if worker.state is WorkerState.READY:
-            slots += told.slots
-            left = worker.free
+            here = worker.load.slots
+            left = here - len(worker.live) + len(worker.aside) if not worker.hung else worker.free
+            slots += here
             free += left if left > 0 else 0
+    queued = sum([len(model.queue) for model in broker.registry.models.values()])
+    behind = waiting() if queued else 0
+    own_turn = int(queued > behind == 0)
+    return Room(min(held - behind + max(free, own_turn), SLOTS_MAX) if slots else 0, queued)
+
+
+def summed_load(broker: Broker) -> Load:
+    """How all workers of a controller are, but for their slots. Costs O(workers)."""
+    load = Load(engines=[None])
+    blocks: list[int] = []
+    workers = broker.registry.workers.values()
+    for worker in workers:
+        told = worker.load
         load.running += told.running
         load.waiting += told.waiting
         load.progress += told.progress
         load.tokens_per_second += told.tokens_per_second
         if told.kv_blocks_free is not None:
-            told_blocks = True
-            blocks += told.kv_blocks_free
-    queued = sum(len(model.queue) for model in broker.registry.models.values())
-    own_turn = int(slots > 0 and queued > waiting == 0)
-    load.slots = min(held - waiting + max(free, own_turn), SLOTS_MAX) if slots else 0
-    load.kv_blocks_free = min(blocks, _UNSIGNED63) if told_blocks else None
-    load.running, load.waiting = min(load.running, _UNSIGNED32), min(load.waiting + queued, _UNSIGNED32)
+            blocks.append(told.kv_blocks_free)
+    load.kv_blocks_free = min(sum(blocks), _UNSIGNED63) if blocks else None
+    load.running, load.waiting = min(load.running, _UNSIGNED32), min(load.waiting, _UNSIGNED32)
     load.progress &= _UNSIGNED63
     load.tokens_per_second = round(load.tokens_per_second, 1)
-    load.gauges = {"cell_workers": float(workers), "cell_queued": float(queued)}
+    load.gauges = {"cell_workers": float(len(workers)), "cell_queued": 0.0}
     return load
