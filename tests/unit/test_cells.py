@@ -99,7 +99,7 @@ def test_with_much_running_models_are_told_later_and_slots_at_once() -> None:
     levels.parent.client("alice")
     levels.cell.worker("w0", model("m"), slots=20_000)
     levels.look()
-    for number in range(1, 3_001):
+    for number in range(1, 5_001):
         levels.parent.submit("alice", number)
     levels.settle()
     levels.cell.worker("w1", model("n"), slots=5)
