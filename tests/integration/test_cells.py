@@ -156,8 +156,8 @@ async def test_through_three_controllers_text_cancels_credit_and_deadlines_arriv
         # A reader who does not read holds the engine's tokens back at the worker, and nowhere between.
         stream = client.stream("echo", "a", max_new_tokens=100_000)
         await anext(stream)
-        await until(lambda: any(one.held_units for one in service._session.streams.values()))
-        (held,) = service._session.streams.values()
+        await until(lambda: any(one.held_units for one in service._sessions.streams.values()))
+        (held,) = service._sessions.streams.values()
         assert held.next <= held.window < 100_000
         for level in (top, middle, bottom):
             assert level.controller._figures()["buffered_bytes"] == 0
@@ -167,10 +167,10 @@ async def test_through_three_controllers_text_cancels_credit_and_deadlines_arriv
             taken += len((await anext(stream)).token_ids)
         assert held.next >= 5_000
         await stream.aclose()
-        await until(lambda: not service._session.streams and not service._session.stopping)
+        await until(lambda: not service._sessions.busy)
         with pytest.raises(DeadlineExceededError):
             await client.generate("echo", "a", max_new_tokens=10_000_000, timeout=0.1)
-        await until(lambda: not service._session.streams and not service._session.stopping)
+        await until(lambda: not service._sessions.busy)
 
 
 async def test_a_cell_is_refused_at_itself_and_below_itself() -> None:

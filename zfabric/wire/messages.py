@@ -10,15 +10,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from zfabric.limits import (
-    CELLS_MAX,
-    DEADLINE_MAX_MS,
-    LIST_LENGTH_MAX,
-    PRIORITY_MAX,
-    SLOTS_MAX,
-    SPEED_MAX,
-    WORKER_MODELS_MAX,
-)
+from zfabric import limits
 from zfabric.wire.fields import (
     Affinity,
     Attempt,
@@ -63,8 +55,8 @@ class Submit(Struct, array_like=True, kw_only=True, gc=False):
     attempt: Attempt
     operation: Operation
     model: OptionalName
-    priority: Annotated[int, Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)] = 0
-    deadline_ms: Annotated[int, Meta(ge=0, le=DEADLINE_MAX_MS)] | None = None
+    priority: Annotated[int, Meta(ge=-limits.PRIORITY_MAX, le=limits.PRIORITY_MAX)] = 0
+    deadline_ms: Annotated[int, Meta(ge=0, le=limits.DEADLINE_MAX_MS)] | None = None
     window: Unsigned32 = 0
     resume_from: Unsigned32 = 0
     worker: OptionalName = ""
@@ -144,7 +136,7 @@ class Ends(Struct, array_like=True, kw_only=True, gc=False):
     """
 
     instance: Unsigned63
-    ends: Annotated[list[End], Meta(max_length=LIST_LENGTH_MAX)]
+    ends: Annotated[list[End], Meta(max_length=limits.LIST_LENGTH_MAX)]
     client: Unsigned32 = 0
 
 
@@ -195,7 +187,7 @@ class ClientHello(Struct, array_like=True, kw_only=True):
     build: OptionalName
     instance: Unsigned63
     token: Annotated[bytes, Meta(max_length=64)] = b""
-    claims: Annotated[list[Claim], Meta(max_length=LIST_LENGTH_MAX)] = []
+    claims: Annotated[list[Claim], Meta(max_length=limits.LIST_LENGTH_MAX)] = []
     label: OptionalName = ""
     secret: Annotated[bytes, Meta(max_length=64)] = b""
     minor: Unsigned32 = 0
@@ -208,7 +200,7 @@ class Claims(Struct, array_like=True, gc=False):
         claims: What the client still waits for.
     """
 
-    claims: Annotated[list[Claim], Meta(max_length=LIST_LENGTH_MAX)]
+    claims: Annotated[list[Claim], Meta(max_length=limits.LIST_LENGTH_MAX)]
 
 
 class ModelInfo(Struct, array_like=True, kw_only=True):
@@ -237,12 +229,12 @@ class ModelInfo(Struct, array_like=True, kw_only=True):
     capabilities: Annotated[list[Name], Meta(max_length=32)] = []
     parameters: Annotated[list[Name], Meta(max_length=64)] | None = None
     dimensions: Annotated[int, Meta(ge=0)] = 0
-    slots: Annotated[int, Meta(ge=0, le=SLOTS_MAX)] = 0
+    slots: Annotated[int, Meta(ge=0, le=limits.SLOTS_MAX)] = 0
     details: dict[str, FiniteDetail] = {}
-    engine: Annotated[int, Meta(ge=0, lt=WORKER_MODELS_MAX)] = 0
+    engine: Annotated[int, Meta(ge=0, lt=limits.WORKER_MODELS_MAX)] = 0
     defaults: Annotated[dict[Name, int | Finite], Meta(max_length=32)] = {}
     extra: Annotated[list[Name], Meta(max_length=64)] | None = []
-    loadable: Annotated[list[Name], Meta(max_length=WORKER_MODELS_MAX)] = []
+    loadable: Annotated[list[Name], Meta(max_length=limits.WORKER_MODELS_MAX)] = []
 
 
 class Carried(Struct, array_like=True, kw_only=True, gc=False):
@@ -274,7 +266,7 @@ class CarriedMore(Struct, array_like=True, gc=False):
         carried: What did not fit the HELLO.
     """
 
-    carried: Annotated[list[Carried], Meta(max_length=LIST_LENGTH_MAX)]
+    carried: Annotated[list[Carried], Meta(max_length=limits.LIST_LENGTH_MAX)]
 
 
 class Locate(Struct, array_like=True, kw_only=True, gc=False):
@@ -288,7 +280,7 @@ class Locate(Struct, array_like=True, kw_only=True, gc=False):
 
     number: Unsigned32
     instance: Unsigned63
-    attempts: Annotated[list[tuple[Unsigned63, Attempt]], Meta(max_length=LIST_LENGTH_MAX)]
+    attempts: Annotated[list[tuple[Unsigned63, Attempt]], Meta(max_length=limits.LIST_LENGTH_MAX)]
 
 
 class Located(Struct, array_like=True, kw_only=True, gc=False):
@@ -301,7 +293,7 @@ class Located(Struct, array_like=True, kw_only=True, gc=False):
     """
 
     number: Unsigned32
-    carried: Annotated[list[Carried], Meta(max_length=LIST_LENGTH_MAX)]
+    carried: Annotated[list[Carried], Meta(max_length=limits.LIST_LENGTH_MAX)]
     more: bool = False
 
 
@@ -329,14 +321,14 @@ class WorkerHello(Struct, array_like=True, kw_only=True):
     build: OptionalName
     name: Name
     instance: Unsigned63
-    models: Annotated[list[ModelInfo], Meta(max_length=WORKER_MODELS_MAX)]
+    models: Annotated[list[ModelInfo], Meta(max_length=limits.WORKER_MODELS_MAX)]
     load: Load
-    speed: Annotated[float, Meta(ge=0, le=SPEED_MAX)] = 1.0
+    speed: Annotated[float, Meta(ge=0, le=limits.SPEED_MAX)] = 1.0
     beats: bool = True
     token: Annotated[bytes, Meta(max_length=64)] = b""
-    carried: Annotated[list[Carried], Meta(max_length=LIST_LENGTH_MAX)] = []
+    carried: Annotated[list[Carried], Meta(max_length=limits.LIST_LENGTH_MAX)] = []
     minor: Unsigned32 = 0
-    cells: Annotated[list[Unsigned63], Meta(max_length=CELLS_MAX)] = []
+    cells: Annotated[list[Unsigned63], Meta(max_length=limits.CELLS_MAX)] = []
     depth: Unsigned32 = 0
 
 

@@ -83,7 +83,7 @@ class CellSession(WorkerSession):
         self._sum_room()
         self._sum_models(now_ns)
         if (self.load.slots, self.load.waiting, self.load.draining) != self._told_load:
-            self._tell_load()
+            self.report(now_ns)
         if self._revision != self._broker.registry.revision or self._caches.due:
             # Too early to say so.
             self.settle(now_ns)
@@ -122,18 +122,13 @@ class CellSession(WorkerSession):
 
     def report(self, now_ns: int, *, streams: bool = False) -> None:
         """Send the load now, if anybody listens, and if it is asked for how far each of the `streams` is."""
-        if self.registered:
-            self._sum_load()
-            self.load.streams = self.units_made() if streams else []
-            self._tell_load()
-
-    def _tell_load(self) -> None:
-        """Send it as it was added up last."""
         if not self.registered:
             return
+        self._sum_load()
         load = self.load
         self._told_load = load.slots, load.waiting, load.draining
         load.dispatches = self._dispatches
+        load.streams = self.units_made() if streams else []
         self.outbox.append(codec.pack(load))
         load.streams = []
 
@@ -160,8 +155,8 @@ class CellSession(WorkerSession):
         self._told_load = self.load.slots, self.load.waiting, self.load.draining
         super()._hello(now_ns)
 
-    def _hello_of(self, models: list[ModelInfo]) -> WorkerHello:
-        hello = super()._hello_of(models)
+    def _hello_of(self, models: list[ModelInfo], elsewhere: int = 0) -> WorkerHello:
+        hello = super()._hello_of(models, elsewhere)
         assert self._sum is not None
         hello.cells, hello.depth = self._sum.cells, self._sum.depth
         return hello

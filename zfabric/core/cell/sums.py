@@ -163,7 +163,7 @@ def summed_room(broker: Broker, held: int, waiting: Callable[[], int]) -> Room:
     free = slots = 0
     for worker in broker.registry.workers.values():
         if worker.state is WorkerState.READY:
-            here = worker.load.slots
+            here = worker.load.slots - worker.load.elsewhere
             left = here - len(worker.live) + len(worker.aside) if not worker.hung else worker.free
             slots += here
             free += left if left > 0 else 0

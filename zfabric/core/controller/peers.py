@@ -154,10 +154,10 @@ class WorkerPeer:
         self.name = hello.name
         self.grant = grant
         self.instance = hello.instance
-        self.speed = self.announced_speed = hello.speed
+        self.speed = hello.speed
         self.leaves_for = ""
         self.beats = hello.beats
-        self.cells, self.depth = hello.cells, hello.depth
+        self.announced(hello)
         self.build, self.minor = hello.build, min(hello.minor, MINOR_VERSION)
         self.newer = hello.minor > MINOR_VERSION
         self.session = session
@@ -178,6 +178,11 @@ class WorkerPeer:
         self.since_ns = self.heard_ns = now_ns
         self.reported_ns = 0
         self.lease: Timer | None = None
+
+    def announced(self, hello: WorkerHello) -> None:
+        """What it says of itself, at first and again later."""
+        self.announced_speed = hello.speed
+        self.cells, self.depth = hello.cells, hello.depth
 
     @property
     def shown(self) -> str:

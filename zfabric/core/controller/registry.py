@@ -174,6 +174,11 @@ class Registry:
             self._forget_alias(model, next(iter(model.unheld)))
         self.changed[model] = None
 
+    def remove(self, worker: WorkerPeer) -> None:
+        """A worker is gone, which has no models any more."""
+        self.workers.pop(worker.name, None)
+        self.revision += 1
+
     def _host(self, worker: WorkerPeer, info: ModelInfo) -> Hosting:
         """A worker serves a model that it did not serve before."""
         model = self.model(info.name)

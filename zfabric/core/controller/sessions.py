@@ -249,8 +249,7 @@ class Sessions:
         raise NameTakenError(f"a live worker is named {hello.name!r}", worker=hello.name, epoch=self._epoch)
 
     def _announce(self, worker: WorkerPeer, hello: WorkerHello, now_ns: int) -> None:
-        worker.cells, worker.depth = hello.cells, hello.depth
-        worker.announced_speed = hello.speed
+        worker.announced(hello)
         worker.speed = self._registry.directives.speeds.get(worker.name, hello.speed)
         self._registry.announce(worker, hello.models)
         self._scheduler.adapters.announced(worker)
@@ -285,8 +284,7 @@ class Sessions:
         self.peers.pop(worker.routing_id, None)
         for name in list(worker.hosts):
             self._registry.withdraw(worker, name)
-        self._registry.workers.pop(worker.name, None)
-        self._registry.revision += 1
+        self._registry.remove(worker)
         return self._scheduler.endings.worker_lost(worker, error)
 
     def _watch_lease(self, worker: WorkerPeer, now_ns: int) -> None:
