@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 #: A cell adds up what it has so soon after a change, and tells its parent what is another sum: ten looks a second at a thousand
-#: workers take less than a hundredth of a core, and a slot that is told a tenth of a second late costs a request that long.
+#: workers take about a hundredth of a core, and a slot that is told a tenth of a second late costs a request that long.
 CELL_LOOK_MS: Final = 100
 #: An announcement of models names all that runs, and costs both sides some microseconds for each of it. With so much more time
 #: between two of them for each running request, that stays below a tenth of a core: 6.6 s for as many as a worker may have.
