@@ -188,6 +188,8 @@ def test_what_is_said_of_a_parent_that_is_not_named_is_refused(tmp_path: Path) -
             cell_of(None, name, key, None)
     with pytest.raises(ConfigurationError, match="go together"):
         cell_of("tcp://127.0.0.1:9000", CELL, tmp_path / "k", None)
+    with pytest.raises(ConfigurationError, match="one parent"):
+        cell_of("tcp://127.0.0.1:9000,tcp://127.0.0.2:9000", CELL, None, None)
     for wrong in ("", "a/b", "x" * 300):
         with pytest.raises(ConfigurationError, match="cell is"):
             cell_of("tcp://127.0.0.1:9000", wrong, None, None)

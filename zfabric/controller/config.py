@@ -29,6 +29,8 @@ class CellConfig:
     credentials: Credentials | None = None
 
     def __post_init__(self) -> None:
+        if "," in self.parent:
+            raise ConfigurationError(f"parent is {self.parent!r}, a cell has one parent", parameter="parent")
         check_endpoint(self.parent)
         if not 1 <= len(self.name) <= limits.NAME_LENGTH_MAX or "/" in self.name:
             raise ConfigurationError(

@@ -151,7 +151,7 @@ class CellSession(WorkerSession):
         if not self.registered:
             # What the parent is told that it has here counts among what it has in use.
             self.requests.carried()
-            self._sum_load()
+        self._sum_load()
         self._told_load = self.load.slots, self.load.waiting, self.load.draining
         super()._hello(now_ns)
 
