@@ -11,11 +11,13 @@ from tests.peers import FakeFabric, model
 from zfabric.cli.controller import cell_of
 from zfabric.core.controller.cells import find_worker, loop_of
 from zfabric.core.worker.session import Refused
-from zfabric.errors import CellLoopError, ConfigurationError, NameTakenError, VersionMismatchError
+from zfabric.errors import CellLoopError, ConfigurationError, NameTakenError, VersionMismatchError, WorkerLostError
 from zfabric.limits import CELL_AWAY_MS, CELL_DEPTH_MAX, CELLS_MAX, PREFIX_BLOCK_TOKENS, WORKER_MODELS_MAX
-from zfabric.wire import kinds
+from zfabric.testing.checkers import check_rest
+from zfabric.wire import codec, kinds
+from zfabric.wire.flow import Grant
 from zfabric.wire.load import CachedBlocks, Load
-from zfabric.wire.messages import WorkerHello
+from zfabric.wire.messages import Claim, Claims, WorkerHello
 from zfabric.wire.prefixes import token_hashes
 
 
@@ -156,6 +158,39 @@ def test_and_a_client_of_the_parents_keeps_its_own_too() -> None:
     levels.cell.client("alice")
     assert levels.cell.refusals == [NameTakenError]
     assert len(levels.cell.broker.registry.workers["w0"].live) == 1
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_an_answer_that_ends_while_its_client_is_away_from_the_parent_is_asked_for_again(gone: bool) -> None:
+    levels = Levels()
+    levels.parent.client("alice")
+    levels.cell.worker("w0", model("m"))
+    levels.look()
+    levels.parent.submit("alice", 1)
+    levels.settle()
+    levels.parent.lose("alice")
+    levels.cell.instances["alice"] = levels.parent.instances["alice"]
+    levels.cell.end("w0", "alice", 1)
+    levels.settle()
+    worker = levels.cell.broker.registry.workers["w0"]
+    assert not worker.live
+    if gone:
+        levels.cell.lose("w0")
+    levels.parent.client("alice")
+    levels.parent._receive("alice", codec.pack(Claims([Claim(request=1, attempt=0, next=0, window=9)])))
+    levels.settle()
+    if gone:
+        assert levels.parent.ended("alice") == [(1, WorkerLostError)]
+    else:
+        (grant,) = [it for it in levels.cell.sent["w0"] if isinstance(it, Grant)]
+        assert [(line.request, line.next, line.window, line.again) for line in grant.lines] == [(1, 0, 9, True)]
+        # Its worker has kept it, and says it again.
+        levels.cell.end("w0", "alice", 1)
+        levels.settle()
+        assert levels.parent.ended("alice") == [(1, None)]
+    check_rest(levels.parent.broker)
+    check_rest(levels.cell.broker)
+    assert not levels.session.requests.owed
 
 
 def test_a_cleared_cache_is_told_as_what_nobody_else_has() -> None:
