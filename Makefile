@@ -21,11 +21,12 @@ demo:  ## controller, two workers, several chats at once (BACKEND=echo needs no 
 test: lint test-vllm-previous  ## install what the tests need and run all of them
 	@$(VENV_PYTHON) -m pytest
 
-test-vllm-previous:  ## the tests of the vLLM worker again, with the release before the latest
+test-vllm-previous:  ## the tests of the vLLM worker again, with the release before the latest; ALL=1 for real models too
 	@$(PYTHON) tools/bootstrap.py previous
 	@# Images: the transformers that it wants needs torchvision for them, of which the index has no build for CPUs. The others
-	@# are tests of hf-api that use vLLM's server, and not of the worker, or of what the front does for all backends.
-	@.venv-previous/bin/python -m pytest tests/backends/vllm_engine $(foreach name,images openai_server openai_embeddings api_failover compatibility conformance tool_calls bounds operations, \
+	@# are tests of hf-api that use vLLM's server, and not of the worker, or of what the front does for all backends. Real models
+	@# start an engine each, two minutes in all, and what they show of a release the tiny one shows as well.
+	@.venv-previous/bin/python -m pytest tests/backends/vllm_engine $(foreach name,images openai_server openai_embeddings api_failover compatibility conformance tool_calls bounds operations $(if $(ALL),,models), \
 		--ignore tests/backends/vllm_engine/test_$(name).py)
 
 test-clients:  ## clients, load tools and chat programs of others against the gateway, on a real model and two engines
