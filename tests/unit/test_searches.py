@@ -132,6 +132,25 @@ def test_what_is_another_client_s_is_not_found() -> None:
     assert not fabric.broker.registry.workers["w1"].live
 
 
+def test_a_worker_that_says_what_is_not_so_spoils_nothing() -> None:
+    fabric = made()
+    claims(fabric, 1)
+    (first,), (second,) = asked(fabric, "w1"), asked(fabric, "w2")
+    has(fabric, "w2", second, 1, lock=lock_of(b"b"))
+    assert fabric.ended("a") == []
+    has(fabric, "w1", first, 1)
+    assert granted(fabric, "w1") == [1]
+    assert len(fabric.broker.recovery.searches) == 0
+
+
+def test_a_worker_that_never_answers_is_kept_nothing_of() -> None:
+    fabric = made()
+    for number in range(20):
+        claims(fabric, number, worker="w1")
+        fabric.pass_ms(CLAIM_MS + 200, "w1", "w2")
+    assert len(fabric.broker.recovery.searches) == 0
+
+
 def test_what_was_not_asked_for_is_not_looked_at() -> None:
     fabric = made()
     claims(fabric, 1, worker="w1")

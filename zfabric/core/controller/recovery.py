@@ -239,24 +239,23 @@ class Recovery:
         client.requests[claim.request] = request
         return request
 
-    def _found(self, worker: WorkerPeer, carried: Iterable[Carried]) -> None:
-        """A worker has what clients claim that came from another controller."""
+    def _found(self, worker: WorkerPeer, carried: Iterable[Carried]) -> set[Key]:
+        """A worker says that it has what clients claim that came from another controller. Returns what is settled by that."""
         granted = Grants()
+        settled: set[Key] = set()
         for line in carried:
             key = (line.instance, line.request, line.attempt)
-            claimed = self._claimed(key)
-            if claimed is None or key in worker.live:
+            claimed, known = self._claimed(key), worker.live.get(key)
+            if claimed is None or claimed.client is None or line.lock != claimed.client.lock:
                 continue
-            assert claimed.client is not None
-            if line.lock != claimed.client.lock:
-                self._endings.give_up(claimed, _nobody_has_it())
-                continue
-            request = self._enter(worker, line)
-            self._match(claimed, request, granted)
-            if request.state is RequestState.RECOVERED:
+            request = known or self._enter(worker, line)
+            if request.state is RequestState.RECOVERED and self._match(claimed, request, granted):
+                settled.add(key)
+            if known is None and request.state is RequestState.RECOVERED:
                 # The client may not have it, and it is not this controller's.
                 self._endings.retire(request)
         granted.send(self._endings)
+        return settled
 
     def _missed(self, claimed: Request, denied: bool) -> None:
         """No worker has what is claimed, as far as is known. A new controller waits for whoever comes."""

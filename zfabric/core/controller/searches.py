@@ -60,12 +60,13 @@ class Searches:
         limit_ms: How long to wait for answers, and for a worker that is named and not there.
 
     Attributes:
-        found: Told of what a worker has, and of nothing that was not asked for.
+        found: Told of what a worker says that it has, and of nothing that was not asked for. Gives what is settled by that: a
+            worker that says what is not so keeps nobody else from having it.
         missed: Told of a claim that nobody has answered well, and whether the worker that is named has said that it has it not.
     """
 
     def __init__(self, registry: Registry, timers: Timers, outbox: Outbox, limit_ms: int) -> None:
-        self.found: Callable[[WorkerPeer, list[Carried]], None] = lambda worker, carried: None
+        self.found: Callable[[WorkerPeer, list[Carried]], set[Key]] = lambda worker, carried: set()
         self.missed: Callable[[Request, bool], None] = lambda claim, denied: None
         self._registry = registry
         self._timers = timers
@@ -74,6 +75,10 @@ class Searches:
         self._last = 0
         self._questions: dict[int, _Question] = {}
         self._searches: dict[Key, _Search] = {}
+
+    def __len__(self) -> int:
+        """Claims that are looked for, and questions that are open."""
+        return len(self._searches) + len(self._questions)
 
     def begin(self, sought: Iterable[Sought]) -> None:
         """Look for what one client claims."""
@@ -109,6 +114,12 @@ class Searches:
             attempts = [(search.claim.request, search.claim.attempt) for search in batch]
             locate = Locate(number=number, instance=instance, attempts=attempts)
             self._outbox.send(worker.routing_id, codec.pack(locate))
+            self._forget_later(number)
+
+    def _forget_later(self, number: int) -> None:
+        """An answer that comes when nobody waits for it any more means nothing."""
+        until_ns = self._timers.now_ns + milliseconds(self._limit_ms)
+        self._timers.judge_at(until_ns, lambda _: self._questions.pop(number, None))
 
     def located(self, worker: WorkerPeer, located: Located) -> None:
         """A worker answers. What it was not asked for, or not in this session, is not looked at."""
@@ -116,9 +127,8 @@ class Searches:
         if question is None or question.worker is not worker:
             return
         lines = [line for line in located.carried if (line.instance, line.request, line.attempt) in question.keys]
-        for line in lines:
-            self._searches.pop((line.instance, line.request, line.attempt), None)
-        self.found(worker, lines)
+        for key in self.found(worker, lines):
+            self._searches.pop(key, None)
         if not located.more:
             self._answered(located.number)
 
