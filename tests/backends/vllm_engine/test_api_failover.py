@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from msgspec import structs
 
 from tests.fabric import Fabric, Process, fabric, processes
 from zfabric import AsyncClient, TokenStream
 from zfabric.errors import BackendError, WorkerLostError
+from zfabric.wire.payloads import Usage
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -108,6 +110,11 @@ async def cut(pair: Pair, name: str, readers: list[Reader]) -> tuple[list[Reader
     return affected, [reader.task.exception() for reader in affected]
 
 
+def counts(usage: Usage | None) -> Usage | None:
+    """What was counted, but for what of it was cached, which is another matter at each worker and each time."""
+    return usage and structs.replace(usage, cached_tokens=0)
+
+
 def prompts(model: str) -> list[dict[str, Any]]:
     if model == "plain":
         return [{"prompt": f"prompt {number}"} for number in range(STREAMS)]
@@ -129,7 +136,7 @@ async def test_streams_go_on_at_the_other_worker(pair: Pair, model: str) -> None
         assert {reader.stream.worker for reader in affected} == {other}
         assert [reader.stream.text for reader in readers] == [completion.text for completion in whole]
         assert [reader.tokens for reader in readers] == [completion.token_ids for completion in whole]
-        assert [reader.stream.usage for reader in readers] == [completion.usage for completion in whole]
+        assert [counts(reader.stream.usage) for reader in readers] == [counts(completion.usage) for completion in whole]
         assert pair.client.figures()["failovers"] - before >= len(affected)
         if victim == "api":
             await pair.start(victim)
