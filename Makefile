@@ -18,15 +18,18 @@ demo:  ## controller, two workers, several chats at once (BACKEND=echo needs no 
 	@$(PYTHON) tools/bootstrap.py $(if $(filter echo,$(BACKEND)),core,demo)
 	@$(VENV_PYTHON) examples/demo.py --backend $(BACKEND)
 
-test: lint test-vllm-previous  ## install what the tests need and run all of them
+test:  ## install what the tests need and run all of them
+	@$(PYTHON) tools/bootstrap.py test
+	@# The type checker has one of two processors while the tests with vLLM's former release have the other.
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint test-vllm-previous
 	@$(VENV_PYTHON) -m pytest
 
 test-vllm-previous:  ## the tests of the vLLM worker again, with the release before the latest; ALL=1 for real models too
 	@$(PYTHON) tools/bootstrap.py previous
 	@# Images: the transformers that it wants needs torchvision for them, of which the index has no build for CPUs. The others
 	@# are tests of hf-api that use vLLM's server, and not of the worker, or of what the front does for all backends. Real models
-	@# start an engine each, two minutes in all, and what they show of a release the tiny one shows as well.
-	@.venv-previous/bin/python -m pytest tests/backends/vllm_engine $(foreach name,images openai_server openai_embeddings api_failover compatibility conformance tool_calls bounds operations $(if $(ALL),,models), \
+	@# and settings start an engine each, two minutes in all, and what they show of a release the tiny one shows as well.
+	@.venv-previous/bin/python -m pytest tests/backends/vllm_engine $(foreach name,images openai_server openai_embeddings api_failover compatibility conformance tool_calls bounds operations $(if $(ALL),,models settings), \
 		--ignore tests/backends/vllm_engine/test_$(name).py)
 
 test-clients:  ## clients, load tools and chat programs of others against the gateway, on a real model and two engines

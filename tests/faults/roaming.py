@@ -54,7 +54,7 @@ async def main(endpoints: str, home: str, streams: int, tokens: int) -> None:
         assert home_of(client) == home
         print("ready", flush=True)
         whole = await asyncio.gather(*tasks)
-        gaps = [max(later - at for at, later in itertools.pairwise(times[_BEFORE:])) for times in arrivals]
+        gaps = [max(later - at for at, later in itertools.pairwise(times[_BEFORE - 1 :])) for times in arrivals]
         figures = client.figures()
         told = {
             "lost": whole.count(False),
