@@ -165,8 +165,8 @@ def check_rest(broker: Broker, workers: Iterable[str] | None = None, clients: Co
     strangers = {client.number for client in broker.registry.clients.values() if client.instance in clients}
     for name in list(broker.registry.workers) if workers is None else workers:
         _check_worker_rest(broker.registry.workers[name], clients, strangers)
-    if len(broker.recovery.searches):
-        raise Violation(f"{len(broker.recovery.searches)} searches and questions are left at rest")
+    if left_over := broker.recovery.searches.instances - set(clients):
+        raise Violation(f"claims of {len(left_over)} clients are looked for at rest")
     numbers = {key[-4:] for key in broker.routes.table}
     left = [number for number in numbers if int.from_bytes(number, "big") not in strangers]
     if left:

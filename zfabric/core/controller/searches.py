@@ -76,9 +76,11 @@ class Searches:
         self._questions: dict[int, _Question] = {}
         self._searches: dict[Key, _Search] = {}
 
-    def __len__(self) -> int:
-        """Claims that are looked for, and questions that are open."""
-        return len(self._searches) + len(self._questions)
+    @property
+    def instances(self) -> set[int]:
+        """Of the clients whose claims are looked for, or whom open questions are about."""
+        asked = (key for question in self._questions.values() for key in question.keys)
+        return {key[0] for key in self._searches} | {key[0] for key in asked}
 
     def begin(self, sought: Iterable[Sought]) -> None:
         """Look for what one client claims."""
@@ -118,8 +120,11 @@ class Searches:
 
     def _forget_later(self, number: int) -> None:
         """An answer that comes when nobody waits for it any more means nothing."""
-        until_ns = self._timers.now_ns + milliseconds(self._limit_ms)
-        self._timers.judge_at(until_ns, lambda _: self._questions.pop(number, None))
+
+        def forget(_: int) -> None:
+            self._questions.pop(number, None)
+
+        self._timers.judge_at(self._timers.now_ns + milliseconds(self._limit_ms), forget)
 
     def located(self, worker: WorkerPeer, located: Located) -> None:
         """A worker answers. What it was not asked for, or not in this session, is not looked at."""
