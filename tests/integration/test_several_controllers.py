@@ -120,7 +120,8 @@ async def test_clients_of_two_controllers_share_a_worker_s_slots(tmp_path: Path)
         assert min(done) >= 0.5 * max(done)
 
 
-async def test_two_endpoints_of_one_controller_are_one_session(tmp_path: Path) -> None:
+async def test_two_endpoints_of_one_controller_are_one_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "RESOLVE_MS", 50)
     endpoints = tuple(f"ipc://{tmp_path}/{number}.sock" for number in range(2))
     settings = ControllerConfig(endpoints=endpoints, broker=BrokerConfig(recovery_ms=0))
     log: list[str] = []
@@ -134,6 +135,14 @@ async def test_two_endpoints_of_one_controller_are_one_session(tmp_path: Path) -
         assert "refused" not in log
         async with AsyncClient(hosts.endpoint) as client:
             assert (await client.generate("echo", "a b", max_new_tokens=2)).text == "a b "
+        # The next one is at the endpoint alone that was not needed: it is looked for again.
+        assert service._links is not None
+        (used,) = service._links._all
+        (left,) = set(endpoints) - {used}
+    async with Controller(ControllerConfig(endpoints=(left,), broker=BrokerConfig(recovery_ms=0))) as controller:
+        async with asyncio.timeout(10):
+            while "w0" not in controller.broker.registry.workers:
+                await asyncio.sleep(0.005)
         await hosts.remove_worker("w0")
 
 

@@ -38,7 +38,7 @@ class ControllerLink:
         self.session.disconnected()
 
     def link_denied(self, error: FabricError) -> None:
-        self._links.denied(self, error)
+        self._links.denied(error)
 
     def link_message(self, header: bytes, body: bytes) -> None:
         try:
@@ -87,7 +87,7 @@ class ControllerLinks:
     ) -> None:
         self.open = False
         self.log = log
-        self.denied: Callable[[ControllerLink, FabricError], None] = lambda link, error: denied(error)
+        self.denied = denied
         self._config = config
         self._sessions = sessions
         self._rng = rng
@@ -103,13 +103,12 @@ class ControllerLinks:
     def start(self) -> None:
         """Dial, on the running loop. Raises: ConfigurationError: An endpoint or a key cannot be used."""
         self.open = True
-        named: list[Endpoint] = []
-        for endpoint in parse_endpoints(self._config.endpoint):
-            if endpoint.named:
-                named.append(endpoint)
-            else:
+        endpoints = parse_endpoints(self._config.endpoint)
+        named = [endpoint for endpoint in endpoints if endpoint.named]
+        for endpoint in endpoints:
+            if not endpoint.named:
                 self._dial(endpoint.text)
-        if named:
+        if named or len(endpoints) > 1:
             self._task = asyncio.get_running_loop().create_task(self._look_up(named))
 
     def close(self) -> None:
@@ -173,7 +172,7 @@ class ControllerLinks:
         self._sessions.close(link.session)
 
     async def _look_up(self, named: list[Endpoint]) -> None:
-        """Have a link to each address that the names have, now and later."""
+        """Have a link to each address that the names have, and to each controller once, now and later."""
         wait_s, told = limits.RECONNECT_MIN_MS / 1_000, False
         while True:
             found: set[str] = set()
@@ -204,4 +203,9 @@ class ControllerLinks:
             if not twin.registered or endpoint not in found | fixed:
                 del self._twins[endpoint]
         for endpoint in sorted((found | fixed) - self._all.keys() - self._twins.keys()):
-            self._dial(endpoint)
+            try:
+                self._dial(endpoint)
+            except FabricError as error:
+                # The others are looked for all the same, and this one again.
+                self.log("refused", error=str(error), code=error.code)
+                self._drop(self._all[endpoint])
