@@ -21,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -38,6 +38,7 @@ from zfabric.wire.payloads import GenerateRequest
 from zfabric.wire.sampling import SamplingParams
 
 Kind = Literal["padded", "paged"]
+Measure = Callable[[str, Path, argparse.Namespace], Coroutine[Any, Any, dict[str, Any]]]
 KINDS: Final[tuple[Kind, ...]] = ("padded", "paged")
 STREAMS: Final = (8, 32)
 ANSWER_TOKENS: Final = {"tiny": 128, "smollm2": 24}
@@ -166,14 +167,8 @@ async def measure(name: str, directory: Path, given: argparse.Namespace) -> dict
     return figures
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=sorted(ROUNDS), default=sorted(ROUNDS))
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--short", action="store_true", help="without the times of joining and leaving")
-    given = parser.parse_args(arguments)
+def tell(given: argparse.Namespace, measure: Measure) -> None:
+    """Measure each of the models that are asked for, and print all of it as JSON. Args: measure: Given its name and directory."""
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory(prefix="zf-bench-") as root:
         directories = {
@@ -183,6 +178,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results = {name: asyncio.run(measure(name, directories[name](), given)) for name in given.models}
     load = [round(one, 2) for one in os.getloadavg()]
     print(json.dumps({"dtype": given.dtype, "threads": given.threads, "load_average": load, **results}, indent=1))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=sorted(ROUNDS), default=sorted(ROUNDS))
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--short", action="store_true", help="without the times of joining and leaving")
+    given = parser.parse_args(arguments)
+    tell(given, measure)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,9 @@ machine meets both. ``alike`` are streams of one length, which padded rows need 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,12 +21,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 
 from bench.engines.transformers import PROMPT_TOKENS, request
-from bench.engines.transformers_cache import KINDS, Kind, started
-from tests.backends.tiny import save_llama
+from bench.engines.transformers_cache import KINDS, Kind, started, tell
 from zfabric.backends.hf_transformers.engine_core import EngineCore
 from zfabric.backends.hf_transformers.sequence import Answer
 from zfabric.backends.hf_transformers.worker import ModelWorker
-from zfabric.models.wheels import prepare
 
 STREAMS: Final = (1, 8, 32)
 STEPS: Final = {"tiny": 300, "smollm2": 16}
@@ -93,15 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     given = parser.parse_args(arguments)
-    torch.set_num_threads(given.threads)
-    with tempfile.TemporaryDirectory(prefix="zf-bench-") as root:
-        directories = {
-            "tiny": lambda: save_llama(Path(root), positions=4_096, heads=2),
-            "smollm2": lambda: prepare("smollm2"),
-        }
-        results = {name: asyncio.run(measure(name, directories[name](), given)) for name in given.models}
-    load = [round(one, 2) for one in os.getloadavg()]
-    print(json.dumps({"dtype": given.dtype, "threads": given.threads, "load_average": load, **results}, indent=1))
+    tell(given, measure)
 
 
 if __name__ == "__main__":
