@@ -210,6 +210,31 @@ def test_a_draw_does_not_depend_on_batch_mates(seed: int, mates: int) -> None:
     assert alone[0] == together[0]
 
 
+@settings(deadline=None)
+@given(SEEDS, st.integers(1, 5), st.sampled_from([{}, {"top_p": 0.7}, {"temperature": 0}, {"min_new_tokens": 4}]))
+def test_draws_ahead_are_those_that_come_one_by_one(seed: int, count: int, sampling: dict[str, Any]) -> None:
+    logits = random_logits(seed, rows=count)
+    ends = frozenset(range(0, SIZE, 2))
+    subject = row(seed=seed, output=[1, 2], **sampling)
+    subject.end_tokens = ends
+    assert subject.independent
+    together = sample(logits.clone(), [subject] * count, range(count)).tolist()
+    for place in range(count):
+        alone = row(seed=seed, output=[1, 2, *together[:place]], **sampling)
+        alone.end_tokens = ends
+        assert sample(logits[place : place + 1].clone(), [alone]).tolist() == together[place : place + 1]
+
+
+@pytest.mark.parametrize(
+    "sampling", [{"repetition_penalty": 1.1}, {"presence_penalty": -1.0}, {"frequency_penalty": 0.5}]
+)
+def test_rows_whose_draws_depend_on_their_history_say_so(sampling: dict[str, Any]) -> None:
+    assert row(logit_bias={1: 2.0}, min_new_tokens=3).independent
+    assert not row(**sampling).independent
+    assert Row(SamplingParams(), 1, [], [], bad_words=((3,),)).independent
+    assert not Row(SamplingParams(), 1, [], [], bad_words=((3, 4),)).independent
+
+
 def test_draws_follow_the_distribution() -> None:
     probabilities = torch.tensor([0.5, 0.25, 0.125, 0.125])
     logits = probabilities.log().unsqueeze(0).repeat(4_000, 1)

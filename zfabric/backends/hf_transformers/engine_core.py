@@ -16,7 +16,8 @@ from zfabric.backends.hf_transformers.beam_search import BeamSearchQueue
 from zfabric.backends.hf_transformers.failures import as_fabric_error, nothing_left
 from zfabric.backends.hf_transformers.logits_processors import NOTHING
 from zfabric.backends.hf_transformers.model_runner import ModelRunner
-from zfabric.backends.hf_transformers.sampler import Drawn, Sampler
+from zfabric.backends.hf_transformers.pending_draws import Drawn
+from zfabric.backends.hf_transformers.sampler import Sampler
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
 from zfabric.backends.hf_transformers.token_budget import TokenBudget
 from zfabric.backends.hf_transformers.weight_switch import SwitchMode

@@ -59,6 +59,7 @@ class Row:
         guide: What the text has to follow.
         suppressed: Tokens that the model is never to draw, and those that are not to begin an answer.
         allowed: The only tokens that may be drawn; empty for all of them.
+        independent: Whether its draws depend on logits, seed and position alone, not on which tokens the answer has.
     """
 
     params: SamplingParams
@@ -71,6 +72,7 @@ class Row:
     suppressed: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
     allowed: tuple[int, ...] = ()
     plain: bool = field(init=False)
+    independent: bool = field(init=False)
     warps: bool = field(init=False)
     history: History | None = field(init=False, default=None)
     _others: torch.Tensor | None = field(init=False, default=None)
@@ -88,6 +90,13 @@ class Row:
             or any(self.suppressed)
             or self.allowed
         )
+        self.independent = not (
+            p.repetition_penalty != 1.0
+            or p.presence_penalty
+            or p.frequency_penalty
+            or any(len(word) > 1 for word in self.bad_words)
+            or self.guide is not None
+        )
         self.warps = p.top_k > 0 or p.top_p < 1 or p.min_p > 0 or p.typical_p < 1
 
     def others(self, scores: torch.Tensor) -> torch.Tensor:
@@ -99,18 +108,23 @@ class Row:
         return self._others
 
 
-def process_logits(scores: torch.Tensor, row: Row) -> None:
-    """Apply penalties, bias and bans to one row (vocabulary,), in place."""
+def process_logits(scores: torch.Tensor, row: Row, ahead: int = 0) -> None:
+    """Apply penalties, bias and bans to one row (vocabulary,), in place.
+
+    Args:
+        ahead: Tokens between the answer's end and the draw.
+    """
     p = row.params
+    position = len(row.output) + ahead
     if p.repetition_penalty != 1.0 or p.presence_penalty or p.frequency_penalty:
         _penalize_repeats(scores, row)
     if p.logit_bias:
         biased = torch.tensor(list(p.logit_bias), dtype=torch.long, device=scores.device)
         scores[biased] += torch.tensor(list(p.logit_bias.values()), dtype=scores.dtype, device=scores.device)
     banned = set(row.suppressed[0])
-    if len(row.output) < p.min_new_tokens:
+    if position < p.min_new_tokens:
         banned |= row.end_tokens
-    if not row.output:
+    if not position:
         banned |= row.suppressed[1]
     for *start, last in row.bad_words:
         if not start or row.output[-len(start) :] == start:

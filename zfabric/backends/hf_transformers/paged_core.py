@@ -21,8 +21,8 @@ from zfabric.backends.hf_transformers.block_pool import BlockPool, BlockTable
 from zfabric.backends.hf_transformers.engine_core import EngineCore
 from zfabric.backends.hf_transformers.failures import as_fabric_error, out_of_memory
 from zfabric.backends.hf_transformers.paged_runner import PagedRunner, Part
+from zfabric.backends.hf_transformers.pending_draws import Drawn
 from zfabric.backends.hf_transformers.prompt_share import PromptShare
-from zfabric.backends.hf_transformers.sampler import Drawn
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
 from zfabric.wire.payloads import TokenLogprobs
 

@@ -14,11 +14,9 @@ import torch
 
 from zfabric.backends.hf_transformers.logits_processors import NOTHING, OFF, Row, process_logits
 from zfabric.backends.hf_transformers.logprobs import Entries, table
+from zfabric.backends.hf_transformers.pending_draws import Drawn, PendingDraws
 from zfabric.backends.hf_transformers.sequence import Sequence
-from zfabric.wire.payloads import TokenLogprobs
 from zfabric.wire.sampling import SamplingParams
-
-Drawn = tuple[int, TokenLogprobs | None]
 
 _MASK64: Final = (1 << 64) - 1
 #: On a CPU, ordering a whole vocabulary costs more than a small model's step. So many of the likeliest nearly always do.
@@ -35,26 +33,39 @@ class Sampler:
     def __init__(self, tokenizer: Any) -> None:
         self.entries = Entries(tokenizer)
 
-    def sample(self, rows: list[Sequence], logits: torch.Tensor) -> list[Drawn]:
-        """A token for each row, with its entry if one is wanted.
+    def sample(self, rows: list[Sequence], logits: torch.Tensor, ahead: Many[int] | None = None) -> list[Drawn]:
+        """A token for each row, with its entry if one is wanted; see `sample_async`."""
+        return self.sample_async(rows, logits, ahead).result()
+
+    def sample_async(self, rows: list[Sequence], logits: torch.Tensor, ahead: Many[int] | None = None) -> PendingDraws:
+        """Draw a token for each row, and begin to bring it to the host.
 
         Args:
+            rows: May have a row several times, at different places, if it is `independent`.
             logits: (rows, vocabulary); changed in place.
+            ahead: How many tokens beyond the end of its answer each row draws; 0 for all if None. Tokens between are none of
+                the row's history.
         """
+        lasts = [row.row for row in rows]
         counts = [row.alternatives for row in rows]
         wanted = [index for index, count in enumerate(counts) if count is not None]
         if not wanted:
-            return [(token, None) for token in sample(logits, [row.row for row in rows]).tolist()]
+            tokens = sample(logits, lasts, ahead)
+            return PendingDraws(tokens, tokens, lambda numbers: [(token, None) for token in numbers])
         untouched = logits[wanted]
-        tokens = sample(logits, [row.row for row in rows])
+        tokens = sample(logits, lasts, ahead)
         lines = table(untouched, tokens[wanted].clamp(min=0), max(count or 0 for count in counts))
-        packed = torch.cat([tokens.to(lines.dtype), lines.flatten()]).tolist()
-        drawn: list[Drawn] = [(int(token), None) for token in packed[: len(rows)]]
-        for place, index in enumerate(wanted):
-            begin = len(rows) + place * lines.shape[1]
-            entry = self.entries.make(packed[begin : begin + lines.shape[1]], counts[index] or 0)
-            drawn[index] = (drawn[index][0], entry)
-        return drawn
+        packed = torch.cat([tokens.to(lines.dtype), lines.flatten()])
+
+        def unpack(numbers: list[Any]) -> list[Drawn]:
+            drawn: list[Drawn] = [(int(token), None) for token in numbers[: len(rows)]]
+            for place, index in enumerate(wanted):
+                begin = len(rows) + place * lines.shape[1]
+                entry = self.entries.make(numbers[begin : begin + lines.shape[1]], counts[index] or 0)
+                drawn[index] = (drawn[index][0], entry)
+            return drawn
+
+        return PendingDraws(tokens, packed, unpack)
 
 
 def uniform(seed: int, position: int) -> float:
@@ -68,42 +79,44 @@ def uniform(seed: int, position: int) -> float:
     return ((state ^ (state >> 31)) >> 12) / (1 << 52)
 
 
-def sample(logits: torch.Tensor, rows: Many[Row]) -> torch.Tensor:
+def sample(logits: torch.Tensor, rows: Many[Row], ahead: Many[int] | None = None) -> torch.Tensor:
     """One token per row.
 
     Args:
         logits: Float tensor (rows, vocabulary); changed in place where rows have penalties.
+        ahead: As of `Sampler.sample_async`.
 
     Returns:
         int64 tensor (rows,), on the device of the logits: one copy brings all of them to the host. NOTHING where all
         tokens of a row are banned.
     """
+    ahead = ahead or [0] * len(rows)
     changed = [index for index, row in enumerate(rows) if not row.plain]
     for index in changed:
-        process_logits(logits[index], rows[index])
-    tokens = _sampled(logits, rows)
+        process_logits(logits[index], rows[index], ahead[index])
+    tokens = _sampled(logits, rows, [len(row.output) + further for row, further in zip(rows, ahead, strict=True)])
     if changed:
         tokens[changed] = tokens[changed].masked_fill(logits[changed].amax(dim=-1) == OFF, NOTHING)
     return tokens
 
 
-def _sampled(logits: torch.Tensor, rows: Many[Row]) -> torch.Tensor:
+def _sampled(logits: torch.Tensor, rows: Many[Row], positions: Many[int]) -> torch.Tensor:
     """What is drawn of logits that are final."""
     drawn = [index for index, row in enumerate(rows) if not row.params.greedy]
     if not drawn:
         return logits.argmax(dim=-1)
     if len(drawn) == len(rows):
-        return _draw(logits, rows)
+        return _draw(logits, rows, positions)
     tokens = logits.argmax(dim=-1)
-    tokens[drawn] = _draw(logits[drawn], [rows[index] for index in drawn])
+    tokens[drawn] = _draw(logits[drawn], [rows[index] for index in drawn], [positions[index] for index in drawn])
     return tokens
 
 
-def _draw(logits: torch.Tensor, rows: Many[Row]) -> torch.Tensor:
+def _draw(logits: torch.Tensor, rows: Many[Row], positions: Many[int]) -> torch.Tensor:
     """Draw for rows that are not greedy."""
     scores = logits / _column([row.params.temperature for row in rows], logits)
-    numbers = torch.tensor([uniform(row.seed, len(row.output)) for row in rows], dtype=torch.float64)
-    numbers = numbers.to(logits.device)
+    drawn = [uniform(row.seed, position) for row, position in zip(rows, positions, strict=True)]
+    numbers = torch.tensor(drawn, dtype=torch.float64, device=logits.device)
     warped = [index for index, row in enumerate(rows) if row.warps]
     if not warped:
         return _inverse(scores, numbers)
