@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -21,16 +22,40 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from zfabric.backends.hf_transformers.logits_processors import Row, process_logits
-from zfabric.backends.hf_transformers.sampler import _pick, keep, sample, uniform
+from zfabric.backends.hf_transformers.logits_processors import process_logits
+from zfabric.backends.hf_transformers.random_numbers import seed_state, uniform
+from zfabric.backends.hf_transformers.row import Row
+from zfabric.backends.hf_transformers.sampler import Draws, draw
+from zfabric.backends.hf_transformers.sampling_metadata import Warpers
+from zfabric.backends.hf_transformers.warping import keep_typical, pick, truncate
 from zfabric.wire.sampling import SamplingParams
 
 SIZE = 50
 SEEDS = st.integers(0, 2**31)
 
 
-def row(output: list[int] | None = None, prompt: list[int] | None = None, seed: int = 1, **sampling: Any) -> Row:
-    return Row(SamplingParams(**sampling), seed, prompt or [], output or [])
+CPU = torch.device("cpu")
+
+
+def row(
+    output: list[int] | None = None,
+    prompt: list[int] | None = None,
+    seed: int = 1,
+    ends: Iterable[int] = (),
+    bad_words: Iterable[Iterable[int]] = (),
+    **sampling: Any,
+) -> Row:
+    words = tuple(tuple(word) for word in bad_words)
+    return Row(SamplingParams(**sampling), seed, prompt or [], output or [], frozenset(ends), words)
+
+
+def sample(logits: torch.Tensor, rows: Iterable[Row], ahead: Iterable[int] | None = None) -> torch.Tensor:
+    """Draws of rows that nothing is known of yet."""
+    return draw(logits, Draws().metadata([*rows], logits, None if ahead is None else [*ahead]))
+
+
+def number(seed: int, position: int) -> float:
+    return float(uniform(torch.tensor(seed_state(seed)), torch.tensor(position)))
 
 
 def random_logits(seed: int, rows: int = 1) -> torch.Tensor:
@@ -61,7 +86,8 @@ def test_warpers_keep_what_those_of_transformers_keep(
     expected = theirs(torch.zeros((1, 1), dtype=torch.long), logits.clone())
     params = SamplingParams(top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p)
     values, tokens = logits.sort(dim=-1, descending=True, stable=True)
-    kept, _ = keep(values, logits.logsumexp(dim=-1, keepdim=True), [params])
+    warpers = Warpers.of([params], CPU)
+    kept = keep_typical(truncate(values, logits, warpers), warpers)
     mine = torch.empty_like(logits).scatter_(1, tokens, kept)
     assert torch.equal(mine.isinf(), expected.isinf())
     assert torch.equal(mine[~mine.isinf()], logits[~mine.isinf()])
@@ -74,14 +100,15 @@ def test_repetition_penalty_is_that_of_transformers(seed: int, tokens: list[int]
     expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([tokens]), logits.clone())[0]
     mine = logits[0].clone()
     half = len(tokens) // 2
-    process_logits(mine, row(prompt=tokens[:half], output=tokens[half:], repetition_penalty=penalty))
+    process_logits(mine.unsqueeze(0), [row(prompt=tokens[:half], output=tokens[half:], repetition_penalty=penalty)])
     torch.testing.assert_close(mine, expected)
 
 
 @given(st.lists(st.integers(0, SIZE - 1), min_size=1, max_size=20))
 def test_presence_and_frequency_count_the_answer_alone(output: list[int]) -> None:
     scores = torch.zeros(SIZE)
-    process_logits(scores, row(prompt=[3, 4], output=output, presence_penalty=0.5, frequency_penalty=0.25))
+    subject = row(prompt=[3, 4], output=output, presence_penalty=0.5, frequency_penalty=0.25)
+    process_logits(scores.unsqueeze(0), [subject])
     for token in range(SIZE):
         count = output.count(token)
         assert scores[token].item() == (-(0.5 + 0.25 * count) if count else 0)
@@ -97,10 +124,8 @@ def test_bans_are_those_of_transformers(seed: int, words: list[list[int]], outpu
     logits = random_logits(seed)
     theirs = NoBadWordsLogitsProcessor(words, eos_token_id=torch.tensor([SIZE]))
     expected = theirs(torch.tensor([output], dtype=torch.long), logits.clone())[0]
-    subject = row(output=output)
-    subject.bad_words = tuple(tuple(word) for word in words)
     mine = logits[0].clone()
-    process_logits(mine, subject)
+    process_logits(mine.unsqueeze(0), [row(output=output, bad_words=words)])
     assert torch.equal(mine, expected)
 
 
@@ -111,7 +136,7 @@ def test_biases_are_those_of_transformers(seed: int, biases: dict[int, float]) -
     theirs = SequenceBiasLogitsProcessor([[[token], bias] for token, bias in biases.items()])
     expected = theirs(torch.zeros((1, 1), dtype=torch.long), logits.clone())[0]
     mine = logits[0].clone()
-    process_logits(mine, row(logit_bias=biases))
+    process_logits(mine.unsqueeze(0), [row(logit_bias=biases)])
     torch.testing.assert_close(mine, expected)
 
 
@@ -123,9 +148,7 @@ def test_the_least_length_is_that_of_transformers(seed: int, output: list[int], 
     theirs = MinNewTokensLengthLogitsProcessor(len(prompt), least, torch.tensor(sorted(ends)))
     expected = theirs(torch.tensor([prompt + output]), logits.clone())[0]
     mine = logits[0].clone()
-    subject = row(prompt=prompt, output=output, min_new_tokens=least)
-    subject.end_tokens = frozenset(ends)
-    process_logits(mine, subject)
+    process_logits(mine.unsqueeze(0), [row(prompt=prompt, output=output, ends=ends, min_new_tokens=least)])
     assert torch.equal(mine, expected)
 
 
@@ -147,16 +170,14 @@ def test_draws_are_from_the_distribution_of_transformers(
     order = shares.sort(descending=True, stable=True).indices if subject.warps else torch.arange(SIZE)
     before = shares[order].cumsum(dim=0)
     place = int((order == token).nonzero())
-    number = uniform(seed, 0)
-    assert (before[place - 1] if place else 0) - 1e-5 <= number <= before[place] + 1e-5
+    assert (before[place - 1] if place else 0) - 1e-5 <= number(seed, 0) <= before[place] + 1e-5
 
 
 def test_bias_bans_and_least_length() -> None:
     scores = torch.zeros(SIZE)
-    subject = row(output=[7], logit_bias={1: 2.5, 2: -1.0}, min_new_tokens=2)
-    subject.end_tokens = frozenset({9})
-    subject.bad_words = ((7, 8), (5,), (6, 4))
-    process_logits(scores, subject)
+    words = ((7, 8), (5,), (6, 4))
+    subject = row(output=[7], logit_bias={1: 2.5, 2: -1.0}, min_new_tokens=2, ends={9}, bad_words=words)
+    process_logits(scores.unsqueeze(0), [subject])
     assert scores[1] == 2.5
     assert scores[2] == -1.0
     assert [token for token in range(SIZE) if scores[token].isinf()] == [5, 8, 9]
@@ -182,21 +203,8 @@ def test_few_candidates_draw_what_the_whole_vocabulary_draws(
     logits = (torch.randn((3, LARGE), generator=generator) * spread * 8).round() / 8
     params = SamplingParams(top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p)
     numbers = torch.rand(3, generator=generator, dtype=torch.float64)
-    few = _pick(logits, [params] * 3, numbers, 256)
-    assert few.tolist() == _pick(logits, [params] * 3, numbers, LARGE).tolist()
-
-
-@settings(deadline=None)
-@given(st.lists(st.lists(st.integers(0, SIZE - 1), max_size=6), min_size=1, max_size=5), SEEDS)
-def test_a_history_that_follows_equals_one_made_anew(parts: list[list[int]], seed: int) -> None:
-    subject = row(prompt=[1, 2], repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.25)
-    for part in parts:
-        subject.output.extend(part)
-        logits = random_logits(seed)[0]
-        followed, anew = logits.clone(), logits.clone()
-        process_logits(followed, subject)
-        process_logits(anew, Row(subject.params, 1, [1, 2], list(subject.output)))
-        torch.testing.assert_close(followed, anew)
+    warpers = Warpers.of([params] * 3, CPU)
+    assert pick(logits, warpers, numbers, 256).tolist() == pick(logits, warpers, numbers, LARGE).tolist()
 
 
 @settings(deadline=None)
@@ -214,14 +222,12 @@ def test_a_draw_does_not_depend_on_batch_mates(seed: int, mates: int) -> None:
 @given(SEEDS, st.integers(1, 5), st.sampled_from([{}, {"top_p": 0.7}, {"temperature": 0}, {"min_new_tokens": 4}]))
 def test_draws_ahead_are_those_that_come_one_by_one(seed: int, count: int, sampling: dict[str, Any]) -> None:
     logits = random_logits(seed, rows=count)
-    ends = frozenset(range(0, SIZE, 2))
-    subject = row(seed=seed, output=[1, 2], **sampling)
-    subject.end_tokens = ends
+    ends = range(0, SIZE, 2)
+    subject = row(seed=seed, output=[1, 2], ends=ends, **sampling)
     assert subject.independent
     together = sample(logits.clone(), [subject] * count, range(count)).tolist()
     for place in range(count):
-        alone = row(seed=seed, output=[1, 2, *together[:place]], **sampling)
-        alone.end_tokens = ends
+        alone = row(seed=seed, output=[1, 2, *together[:place]], ends=ends, **sampling)
         assert sample(logits[place : place + 1].clone(), [alone]).tolist() == together[place : place + 1]
 
 
@@ -231,8 +237,8 @@ def test_draws_ahead_are_those_that_come_one_by_one(seed: int, count: int, sampl
 def test_rows_whose_draws_depend_on_their_history_say_so(sampling: dict[str, Any]) -> None:
     assert row(logit_bias={1: 2.0}, min_new_tokens=3).independent
     assert not row(**sampling).independent
-    assert Row(SamplingParams(), 1, [], [], bad_words=((3,),)).independent
-    assert not Row(SamplingParams(), 1, [], [], bad_words=((3, 4),)).independent
+    assert row(bad_words=[[3]]).independent
+    assert not row(bad_words=[[3, 4]]).independent
 
 
 def test_draws_follow_the_distribution() -> None:
@@ -243,8 +249,24 @@ def test_draws_follow_the_distribution() -> None:
     torch.testing.assert_close(frequency, probabilities, atol=0.03, rtol=0)
 
 
+def splitmix(seed: int, position: int) -> float:
+    """By its definition, in numbers without bounds."""
+    state = seed * 0xD1B54A32D192ED03 + (position + 1) * 0x9E3779B97F4A7C15
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        state %= 2**64
+        state = (state ^ (state >> shift)) * factor
+    state %= 2**64
+    return ((state ^ (state >> 31)) >> 12) / 2**52
+
+
+@given(st.integers(-(2**70), 2**70), st.integers(0, 2**31))
+def test_numbers_are_those_of_the_generators_definition(seed: int, position: int) -> None:
+    assert number(seed, position) == splitmix(seed, position)
+
+
 def test_uniform_numbers_differ_by_seed_and_position() -> None:
-    numbers = {uniform(seed, position) for seed in range(50) for position in range(50)}
+    states = torch.tensor([seed_state(seed) for seed in range(50)]).unsqueeze(1)
+    numbers = set(uniform(states, torch.arange(50)).flatten().tolist())
     assert len(numbers) == 2_500
     assert all(0 <= number < 1 for number in numbers)
 

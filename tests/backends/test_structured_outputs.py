@@ -15,7 +15,7 @@ from tests.backends.tiny import Answers, ask
 from zfabric.backends.hf_transformers import structured_outputs
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
-from zfabric.errors import FabricError, ParameterRangeError, RequestError, UnsupportedParameterError
+from zfabric.errors import BackendError, FabricError, ParameterRangeError, RequestError, UnsupportedParameterError
 from zfabric.wire.payloads import GenerateRequest
 from zfabric.wire.sampling import SamplingParams
 
@@ -108,6 +108,29 @@ async def test_what_cannot_be_followed_costs_its_request_alone(
     with pytest.raises(error):
         await say(tiny_worker, "a", **sampling)
     assert await say(tiny_worker, "b", guided_regex="ok") == "ok"
+
+
+async def test_a_guide_that_gives_up_costs_its_request_alone(
+    tiny_worker: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library's own state of error, met at the first mask of a batch of three."""
+    worker, answers = tiny_worker
+    make = structured_outputs.StructuredOutputs.make
+
+    def made(self: structured_outputs.StructuredOutputs, request: GenerateRequest) -> structured_outputs.Guide | None:
+        guide = make(self, request)
+        if guide is not None and request.sampling.seed == 13:
+            guide.matcher.consume_token(2)
+        return guide
+
+    monkeypatch.setattr(structured_outputs.StructuredOutputs, "make", made)
+    for name, seed in (("a", 1), ("bad", 13), ("b", 2)):
+        worker.begin(ask(name, seed=seed, guided_regex="[ab]{20}"))
+    await answers.until("a", "bad", "b")
+    assert re.fullmatch("[ab]{20}", answers.text("a"))
+    assert re.fullmatch("[ab]{20}", answers.text("b"))
+    assert isinstance(answers.errors["bad"], BackendError)
+    assert "gave up" in answers.errors["bad"].message
 
 
 @pytest.mark.parametrize(

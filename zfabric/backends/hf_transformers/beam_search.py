@@ -110,12 +110,10 @@ class BeamSearch:
     def _likeliest(self, logits: torch.Tensor) -> list[tuple[int, Beam]]:
         """The likeliest continuations of all beams, best first, each with the row it goes on from."""
         scores = logits.log_softmax(dim=-1)
-        for index, beam in enumerate(self._beams):
-            row = self._choices[index].row
-            if not row.plain:
-                # Beams change places, so what a row has seen is made anew.
-                row.output, row.history = beam.tokens, None
-                process_logits(scores[index], row)
+        rows = [choice.row for choice in self._choices[: len(self._beams)]]
+        for row, beam in zip(rows, self._beams, strict=True):
+            row.output = beam.tokens
+        process_logits(scores, rows)
         scores = scores + torch.tensor([beam.score for beam in self._beams], device=scores.device).unsqueeze(1)
         count = max(2, 1 + len(self._ends)) * len(self._choices)
         values, places = scores.flatten().topk(min(count, scores.numel()))

@@ -1,150 +1,139 @@
-"""What changes a row's logits before the draw: penalties, biases and bans."""
+"""What changes the logits of a batch before the draw: penalties, biases, bans and guides, each for all rows at once."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Final
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 import torch
 
-from zfabric.backends.hf_transformers.structured_outputs import Guide
-from zfabric.wire.sampling import SamplingParams
+from zfabric.backends.hf_transformers.device_tensors import tensor_on
+from zfabric.backends.hf_transformers.guide_masks import GuideMasks
+from zfabric.backends.hf_transformers.row import Row
+from zfabric.backends.hf_transformers.token_histories import Penalties, TokenHistories
 
 OFF: Final = float("-inf")
 #: Drawn where all tokens are banned.
 NOTHING: Final = -1
 
-
-class History:
-    """Which tokens a sequence has, on the device; brought up to date by the tokens drawn since, not made anew.
-
-    Attributes:
-        seen: Tokens of prompt and answer, each once.
-        drawn, counts: Tokens of the answer, each once, and how often it came.
-    """
-
-    __slots__ = ("_known", "_places", "_taken", "counts", "drawn", "seen")
-
-    def __init__(self, prompt: list[int], device: Any) -> None:
-        self._known = set(prompt)
-        self._places: dict[int, int] = {}
-        self._taken = 0
-        self.seen = torch.tensor(sorted(self._known), dtype=torch.long, device=device)
-        self.drawn = torch.empty(0, dtype=torch.long, device=device)
-        self.counts = torch.empty(0, device=device)
-
-    def follow(self, output: list[int]) -> None:
-        """Enter what the answer has gained."""
-        for token in output[self._taken :]:
-            place = self._places.setdefault(token, len(self._places))
-            if place == self.drawn.shape[0]:
-                self.drawn = torch.cat([self.drawn, self.drawn.new_tensor([token])])
-                self.counts = torch.cat([self.counts, self.counts.new_zeros(1)])
-            self.counts[place] += 1
-            if token not in self._known:
-                self._known.add(token)
-                self.seen = torch.cat([self.seen, self.seen.new_tensor([token])])
-        self._taken = len(output)
+#: Rows and tokens of a sparse (rows, vocabulary), each int64 (entries,).
+Entries = tuple[torch.Tensor, torch.Tensor]
 
 
-@dataclass(slots=True)
-class Row:
-    """What drawing needs to know of one sequence.
+class LogitsProcessors:
+    """All that changes the logits of these rows, on their device; what it is made of stays from step to step.
 
-    Attributes:
-        prompt: Its prompt's tokens.
-        output: Tokens of its answer so far.
-        end_tokens: Tokens that end it; masked before `min_new_tokens`.
-        bad_words: Token sequences that must not appear.
-        guide: What the text has to follow.
-        suppressed: Tokens that the model is never to draw, and those that are not to begin an answer.
-        allowed: The only tokens that may be drawn; empty for all of them.
-        independent: Whether its draws depend on logits, seed and position alone, not on which tokens the answer has.
-    """
-
-    params: SamplingParams
-    seed: int
-    prompt: list[int]
-    output: list[int]
-    end_tokens: frozenset[int] = frozenset()
-    bad_words: tuple[tuple[int, ...], ...] = ()
-    guide: Guide | None = None
-    suppressed: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
-    allowed: tuple[int, ...] = ()
-    plain: bool = field(init=False)
-    independent: bool = field(init=False)
-    warps: bool = field(init=False)
-    history: History | None = field(init=False, default=None)
-    _others: torch.Tensor | None = field(init=False, default=None)
-
-    def __post_init__(self) -> None:
-        p = self.params
-        self.plain = not (
-            p.repetition_penalty != 1.0
-            or p.presence_penalty
-            or p.frequency_penalty
-            or p.logit_bias
-            or p.min_new_tokens
-            or self.bad_words
-            or self.guide is not None
-            or any(self.suppressed)
-            or self.allowed
-        )
-        self.independent = not (
-            p.repetition_penalty != 1.0
-            or p.presence_penalty
-            or p.frequency_penalty
-            or any(len(word) > 1 for word in self.bad_words)
-            or self.guide is not None
-        )
-        self.warps = p.top_k > 0 or p.top_p < 1 or p.min_p > 0 or p.typical_p < 1
-
-    def others(self, scores: torch.Tensor) -> torch.Tensor:
-        """Which tokens are not allowed, as a mask of these scores."""
-        if self._others is None:
-            mask = torch.ones_like(scores, dtype=torch.bool)
-            mask[torch.tensor(self.allowed, dtype=torch.long, device=scores.device)] = False
-            self._others = mask
-        return self._others
-
-
-def process_logits(scores: torch.Tensor, row: Row, ahead: int = 0) -> None:
-    """Apply penalties, bias and bans to one row (vocabulary,), in place.
+    Words that are banned only after others are looked for on the host, which has to know the rows' newest tokens for it, as
+    guides have to.
 
     Args:
-        ahead: Tokens between the answer's end and the draw.
+        rows: Those of a batch.
+        positions: Of the tokens that are drawn next.
+        histories: Of the logits' device and vocabulary.
     """
-    p = row.params
-    position = len(row.output) + ahead
-    if p.repetition_penalty != 1.0 or p.presence_penalty or p.frequency_penalty:
-        _penalize_repeats(scores, row)
-    if p.logit_bias:
-        biased = torch.tensor(list(p.logit_bias), dtype=torch.long, device=scores.device)
-        scores[biased] += torch.tensor(list(p.logit_bias.values()), dtype=scores.dtype, device=scores.device)
-    banned = set(row.suppressed[0])
-    if position < p.min_new_tokens:
-        banned |= row.end_tokens
-    if not position:
-        banned |= row.suppressed[1]
-    for *start, last in row.bad_words:
-        if not start or row.output[-len(start) :] == start:
-            banned.add(last)
-    if banned:
-        scores[torch.tensor(sorted(banned), dtype=torch.long, device=scores.device)] = OFF
-    if row.allowed:
-        scores.masked_fill_(row.others(scores), OFF)
-    if row.guide is not None:
-        row.guide.ban(scores)
+
+    def __init__(self, rows: Sequence[Row], positions: Sequence[int], histories: TokenHistories) -> None:
+        device = self._device = histories.device
+        self._rows, self._histories = rows, histories
+        self._off = torch.full((), OFF, device=device)
+        self._penalized = [index for index, row in enumerate(rows) if row.penalized]
+        self._penalties: Penalties | None = None
+        self._phased = [index for index, row in enumerate(rows) if row.params.min_new_tokens or row.suppressed[1]]
+        self._phases: list[tuple[bool, bool]] = []
+        self._bans: Entries | None = None
+        self._worded = [index for index, row in enumerate(rows) if any(len(word) > 1 for word in row.bad_words)]
+        biases = [row.params.logit_bias or {} for row in rows]
+        self._biased = _entries(device, biases)
+        if self._biased is not None:
+            values = [bias for its in biases for bias in its.values()]
+            self._biases = tensor_on(device, values, torch.float32)
+        self._allowed = _entries(device, [row.allowed for row in rows])
+        if self._allowed is not None:
+            self._restricted = tensor_on(device, [index for index, row in enumerate(rows) if row.allowed])
+        guided = {index: row.guide for index, row in enumerate(rows) if row.guide is not None}
+        self._guides = GuideMasks([*guided.values()], [*guided], len(rows), device) if guided else None
+        self._ban(positions)
+        self._penalize(positions)
+
+    def move(self, positions: Sequence[int]) -> None:
+        """Be as the next draws need it, of the same rows."""
+        if self._phased and self._phases_at(positions) != self._phases:
+            self._ban(positions)
+        if self._penalties is not None and not self._penalties.holds([positions[index] for index in self._penalized]):
+            self._penalize(positions)
+
+    def apply(self, scores: torch.Tensor) -> None:
+        """Change the logits of a step, (rows, vocabulary), in place."""
+        if self._penalties is not None:
+            self._penalties.apply(scores)
+        if self._biased is not None:
+            scores[self._biased] += self._biases
+        if self._bans is not None:
+            scores.index_put_(self._bans, self._off)
+        if self._worded:
+            self._ban_words(scores)
+        if self._allowed is not None:
+            values = scores[self._allowed]
+            scores.index_fill_(0, self._restricted, OFF)
+            scores[self._allowed] = values
+        if self._guides is not None:
+            self._guides.apply(scores)
+
+    def follow(self, drawn: torch.Tensor) -> None:
+        """Enter what was drawn, int64 (rows,)."""
+        if self._penalties is not None:
+            self._penalties.follow(drawn)
+
+    def _penalize(self, positions: Sequence[int]) -> None:
+        if self._penalized:
+            rows = [self._rows[index] for index in self._penalized]
+            at = [positions[index] for index in self._penalized]
+            self._penalties = Penalties(rows, self._penalized, at, self._histories)
+
+    def _phases_at(self, positions: Sequence[int]) -> list[tuple[bool, bool]]:
+        """Of each row whose bans depend on the position: whether it may not end yet, and whether it begins."""
+        return [
+            (positions[index] < self._rows[index].params.min_new_tokens, positions[index] == 0)
+            for index in self._phased
+        ]
+
+    def _ban(self, positions: Sequence[int]) -> None:
+        """The bans that hold whatever the answer has, or for its first tokens."""
+        self._phases = self._phases_at(positions)
+        banned = [row.suppressed[0].union(word[0] for word in row.bad_words if len(word) == 1) for row in self._rows]
+        for index, (short, begins) in zip(self._phased, self._phases, strict=True):
+            row = self._rows[index]
+            banned[index] |= (row.end_tokens if short else frozenset()) | (row.suppressed[1] if begins else frozenset())
+        self._bans = _entries(self._device, [sorted(tokens) for tokens in banned])
+
+    def _ban_words(self, scores: torch.Tensor) -> None:
+        """The last tokens of words of which a row has all others."""
+        banned: list[list[int]] = [[] for _ in self._rows]
+        for index in self._worded:
+            row = self._rows[index]
+            for *start, last in row.bad_words:
+                if start and row.output[-len(start) :] == start:
+                    banned[index].append(last)
+        entries = _entries(self._device, banned)
+        if entries is not None:
+            scores.index_put_(entries, self._off)
 
 
-def _penalize_repeats(scores: torch.Tensor, row: Row) -> None:
-    p = row.params
-    history = row.history
-    if history is None:
-        history = row.history = History(row.prompt, scores.device)
-    history.follow(row.output)
-    if p.repetition_penalty != 1.0:
-        values = scores[history.seen]
-        scores[history.seen] = torch.where(values < 0, values * p.repetition_penalty, values / p.repetition_penalty)
-    if p.presence_penalty or p.frequency_penalty:
-        scores[history.drawn] -= p.presence_penalty + p.frequency_penalty * history.counts
+def process_logits(scores: torch.Tensor, rows: Sequence[Row]) -> None:
+    """Apply penalties, biases and bans of rows that are at the end of their output, in place; their histories are made anew.
+
+    Args:
+        scores: (rows, vocabulary).
+    """
+    if not all(row.plain for row in rows):
+        histories = TokenHistories(scores.shape[1], scores.device)
+        LogitsProcessors(rows, [len(row.output) for row in rows], histories).apply(scores)
+
+
+def _entries(device: torch.device, tokens: Sequence[Iterable[int]]) -> Entries | None:
+    """The entries of each row's tokens; None if no row has any."""
+    pairs = [(index, token) for index, its in enumerate(tokens) for token in its]
+    if not pairs:
+        return None
+    rows, columns = tensor_on(device, pairs).unbind(1)
+    return rows, columns

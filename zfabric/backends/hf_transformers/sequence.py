@@ -9,8 +9,8 @@ from zfabric.backends.front.detokenizer import Detokenizer
 from zfabric.backends.front.parsing import AnswerReader
 from zfabric.backends.front.stop_strings import StopStrings
 from zfabric.backends.hf_transformers.best_of import BestOf
-from zfabric.backends.hf_transformers.logits_processors import Row
 from zfabric.backends.hf_transformers.lora import Adapter
+from zfabric.backends.hf_transformers.row import Row
 from zfabric.backends.hf_transformers.structured_outputs import Guide
 from zfabric.errors import FabricError
 from zfabric.wire.payloads import Delta, FinishReason, GenerateRequest, TokenLogprobs, Usage
@@ -145,6 +145,8 @@ class Sequence:
         extra = answer.request.extra
         allowed = tuple(extra.get("allowed_token_ids", ()))
         self.row = Row(sampling, seed, answer.prompt, self.output, end_tokens, bad_words, guide, suppressed, allowed)
+        if sampling.logprobs is None and answer.best_of is not None:
+            self.row.alternatives = 0
         self._mute = extra.get("detokenize") is False
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=sampling.skip_special_tokens, marks=marks)
         if echo is not None:
@@ -161,12 +163,6 @@ class Sequence:
             answer.plain = False
             if guide is not None:
                 guide.waits = not reader.answers
-
-    @property
-    def alternatives(self) -> int | None:
-        """How many alternatives are to be told beside each drawn token; None if not even its own log-probability is."""
-        wanted = self.answer.request.sampling.logprobs
-        return 0 if wanted is None and self.answer.best_of is not None else wanted
 
     @property
     def failure(self) -> FabricError | None:

@@ -12,8 +12,6 @@ import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
-import torch
-
 from zfabric.errors import BackendError, ParameterRangeError, RequestError, UnsupportedParameterError
 from zfabric.wire.payloads import GenerateRequest
 
@@ -41,44 +39,30 @@ class Guide:
         words: 32-bit words of a mask over the vocabulary.
 
     Attributes:
+        matcher, words: As given, for `GuideMasks`.
         failure: Set when it cannot go on: no token may come, or a bound of the library is reached.
         waits: Set while the model reasons: its answer is what has to follow.
     """
 
-    __slots__ = ("_mask", "_matcher", "failure", "waits")
+    __slots__ = ("failure", "matcher", "waits", "words")
 
     def __init__(self, matcher: Any, words: int) -> None:
-        self._matcher = matcher
+        self.matcher, self.words = matcher, words
         self.failure: BackendError | None = None
         self.waits = False
-        self._mask = torch.empty(words, dtype=torch.int32)
-
-    def ban(self, scores: torch.Tensor) -> None:
-        """Put all tokens that may not come next at minus infinity, in place.
-
-        Args:
-            scores: Logits of one row, (vocabulary,).
-        """
-        if self.waits:
-            return
-        mask = self._mask
-        self._matcher.unsafe_compute_mask_ptr(mask.data_ptr(), mask.numel() * mask.element_size())
-        self._note_failure()
-        places = torch.arange(_BITS, dtype=torch.int32, device=scores.device)
-        allowed = (mask.to(scores.device).unsqueeze(1) >> places).bitwise_and_(1).bool().flatten()
-        scores.masked_fill_(~allowed[: scores.shape[0]], float("-inf"))
 
     def take(self, token: int) -> bool:
         """Enter a drawn token that does not end the answer. Returns whether the text is whole and cannot go on."""
         if self.waits:
             return False
-        self._matcher.consume_token(token)
-        self._note_failure()
-        return bool(self._matcher.is_stopped())
+        self.matcher.consume_token(token)
+        self.note_failure()
+        return bool(self.matcher.is_stopped())
 
-    def _note_failure(self) -> None:
-        if self._matcher.is_error():
-            self.failure = BackendError(f"the guide of this answer gave up: {_first_line(self._matcher.get_error())}")
+    def note_failure(self) -> None:
+        """Look whether it gave up."""
+        if self.matcher.is_error():
+            self.failure = BackendError(f"the guide of this answer gave up: {_first_line(self.matcher.get_error())}")
 
 
 class StructuredOutputs:
