@@ -24,11 +24,12 @@ from transformers import (
 
 from zfabric.backends.hf_transformers import guide_masks
 from zfabric.backends.hf_transformers.guide_masks import GuideMasks
-from zfabric.backends.hf_transformers.logits_processors import process_logits
+from zfabric.backends.hf_transformers.logits_processors import NOTHING, process_logits
 from zfabric.backends.hf_transformers.row import Row
 from zfabric.backends.hf_transformers.sampler import Draws, Sampler, draw
 from zfabric.backends.hf_transformers.sequence import Sequence
 from zfabric.backends.hf_transformers.structured_outputs import Guide, StructuredOutputs
+from zfabric.backends.hf_transformers.token_histories import Penalties, TokenHistories
 from zfabric.wire.payloads import GenerateRequest
 from zfabric.wire.sampling import SamplingParams
 
@@ -67,6 +68,15 @@ def row(number: int, seed: int, prompt: list[int] | None = None, output: list[in
     never = (frozenset({11, 12}), frozenset({13, 14})) if suppressed else (frozenset[int](), frozenset[int]())
     given = (seed, [seed % SIZE, 4, 4, 17] if prompt is None else prompt, [] if output is None else output)
     return Row(SamplingParams(**chosen), *given, frozenset({1, 2}), words, None, never, allowed)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_llama: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_llama)
+
+
+def sequences_of(rows: list[Row]) -> list[Sequence]:
+    return cast("list[Sequence]", [SimpleNamespace(row=one) for one in rows])
 
 
 def logits_of(seed: int, rows: int, size: int = SIZE) -> torch.Tensor:
@@ -140,13 +150,44 @@ def test_places_of_histories_are_used_again() -> None:
     assert draws._histories.tokens.shape[0] <= 24
 
 
-def test_no_token_left_is_told_of_its_row_alone() -> None:
-    rows = [row(0, 1), row(MIX.index(MIX[15]), 2), row(2, 3)]
+def test_no_token_left_is_told_of_its_row_alone(tokenizer: Any) -> None:
+    """The next pass can be given what was drawn all the same."""
+    rows = [row(0, 1), row(15, 2), row(2, 3)]
+    assert rows[1].allowed == (2, 4, 8, 16)
     logits = logits_of(1, 3)
     logits[1, [2, 4, 8, 16]] = float("-inf")
-    tokens = draw(logits, Draws().metadata(rows, logits)).tolist()
-    assert tokens[1] == -1
-    assert min(tokens[0], tokens[2]) >= 0
+    pending = Sampler(tokenizer).sample_async(sequences_of(rows), logits)
+    tokens = [token for token, _ in pending.result()]
+    assert tokens[1] == NOTHING
+    assert pending.tokens.tolist() == [tokens[0], 0, tokens[2]]
+    assert min(pending.tokens.tolist()) >= 0
+
+
+@pytest.mark.parametrize(("owner", "name"), [(TokenHistories, "_count"), (Penalties, "_write")])
+def test_a_step_that_fails_half_way_counts_nothing(owner: type, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = MIX.index(PENALTIES)
+    draws, rows = Draws(), [row(number, seed, output=[seed, 3]) for seed in range(3)]
+    for step in range(12):
+        if step % 3 == 1:
+            rows.append(row(number, step, output=[step]))
+        logits = logits_of(step, len(rows))
+        if step % 3 == 1:
+            with monkeypatch.context() as patch:
+                patch.setattr(owner, name, failing)
+                with pytest.raises(RuntimeError):
+                    step_of(draws, rows, logits.clone())
+        drawn = step_of(draws, rows, logits.clone()).tolist()
+        assert drawn == [alone(one, logits[place], number) for place, one in enumerate(rows)]
+        for one, token in zip(rows, drawn, strict=True):
+            one.output.append(token)
+
+
+def step_of(draws: Draws, rows: list[Row], logits: torch.Tensor) -> torch.Tensor:
+    return draw(logits, draws.metadata(rows, logits))
+
+
+def failing(*_: Any) -> None:
+    raise RuntimeError("out of memory")
 
 
 # ── distributions ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -237,20 +278,14 @@ class Operators(TorchDispatchMode):
 
 def traffic(sampler: Sampler, rows: list[Row], logits: torch.Tensor) -> Counter[str]:
     """Of one step, in which all rows gain a token."""
-    sequences = cast("list[Sequence]", [SimpleNamespace(row=one) for one in rows])
     with Traffic() as seen, Operators() as within:
-        pending = sampler.sample_async(sequences, logits)
+        pending = sampler.sample_async(sequences_of(rows), logits)
         drawn = pending.result()
     for one, (token, _) in zip(rows, drawn, strict=True):
         one.output.append(token)
         if one.guide is not None:
             one.guide.take(token)
     return seen.seen + within.seen
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_llama: Path) -> Any:
-    return AutoTokenizer.from_pretrained(tiny_llama)
 
 
 @pytest.mark.parametrize("told", [False, True])
@@ -340,9 +375,9 @@ def test_a_device_draws_what_the_cpu_draws_and_does_not_wait(tokenizer: Any) -> 
     for step in range(30):
         logits = logits_of(step, len(rows))
         on_device = logits.cuda()
-        expected = cpu.sample(cast("list[Sequence]", [SimpleNamespace(row=one) for one in rows]), logits)
+        expected = cpu.sample(sequences_of(rows), logits)
         torch.cuda.set_sync_debug_mode("error" if step > 5 else "default")
-        pending = device.sample_async(cast("list[Sequence]", [SimpleNamespace(row=one) for one in others]), on_device)
+        pending = device.sample_async(sequences_of(others), on_device)
         torch.cuda.set_sync_debug_mode("default")
         found = pending.result()
         assert [token for token, _ in found] == [token for token, _ in expected]

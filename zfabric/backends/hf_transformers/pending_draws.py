@@ -17,7 +17,7 @@ class PendingDraws:
     """Begins to copy what was drawn when it is made; whoever wants it on the host waits for that copy alone.
 
     Args:
-        tokens: What was drawn, int64 (rows,).
+        tokens: What was drawn, int64 (rows,); some token of the vocabulary where nothing could be.
         packed: All that the host is told, in one tensor.
         unpack: Makes the draws of its numbers.
 

@@ -53,15 +53,16 @@ class Sampler:
         metadata = self._draws.metadata([one.row for one in rows], logits, ahead)
         if not metadata.told_places:
             tokens = draw(logits, metadata)
-            return PendingDraws(tokens, tokens, lambda numbers: [(token, None) for token in numbers])
+            return PendingDraws(_readable(tokens, metadata), tokens, _unpacked)
         untouched = logits if metadata.told is None else logits.index_select(0, metadata.told)
         if metadata.told is None and metadata.processors is not None:
             untouched = logits.clone()
         tokens = draw(logits, metadata)
-        told = tokens if metadata.told is None else tokens.index_select(0, metadata.told)
-        lines = table(untouched, told.clamp(min=0), max(count or 0 for count in metadata.alternatives))
+        readable = _readable(tokens, metadata)
+        told = readable if metadata.told is None else readable.index_select(0, metadata.told)
+        lines = table(untouched, told, max(count or 0 for count in metadata.alternatives))
         packed = torch.cat([tokens.to(lines.dtype), lines.flatten()])
-        return PendingDraws(tokens, packed, self._unpacker(metadata, lines.shape[1]))
+        return PendingDraws(readable, packed, self._unpacker(metadata, lines.shape[1]))
 
     def _unpacker(self, metadata: SamplingMetadata, width: int) -> Callable[[list[Any]], list[Drawn]]:
         """Makes draws of numbers: the rows' tokens, and so many for each row that is told of."""
@@ -77,6 +78,15 @@ class Sampler:
             return drawn
 
         return unpack
+
+
+def _unpacked(numbers: list[int]) -> list[Drawn]:
+    return [(token, None) for token in numbers]
+
+
+def _readable(tokens: torch.Tensor, metadata: SamplingMetadata) -> torch.Tensor:
+    """What a model can be given: some token in place of NOTHING."""
+    return tokens if metadata.processors is None else tokens.clamp(min=0)
 
 
 class Draws:
@@ -96,14 +106,16 @@ class Draws:
         positions = [len(row.output) for row in rows]
         if ahead is not None:
             positions = [position + further for position, further in zip(positions, ahead, strict=True)]
-        metadata = self._metadata
+        # What fails on its way, for want of memory say, is made anew.
+        metadata, self._metadata = self._metadata, None
         if metadata is not None and metadata.of(rows):
             metadata.move(positions)
-            return metadata
-        if self._histories is None:
-            self._histories = TokenHistories(logits.shape[1], logits.device)
-        self._metadata = SamplingMetadata(rows, positions, self._histories)
-        return self._metadata
+        else:
+            if self._histories is None:
+                self._histories = TokenHistories(logits.shape[1], logits.device)
+            metadata = SamplingMetadata([*rows], positions, self._histories)
+        self._metadata = metadata
+        return metadata
 
 
 def draw(logits: torch.Tensor, metadata: SamplingMetadata) -> torch.Tensor:

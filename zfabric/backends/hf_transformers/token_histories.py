@@ -13,6 +13,8 @@ from zfabric.backends.hf_transformers.row import History, Row
 #: Columns that a history has room for when it is made, beyond what it begins with.
 _HEADROOM: Final = 64
 _SLOTS: Final = 4
+#: Position of a history that is being written. If that fails, for want of memory say, it is made anew.
+_UNKNOWN: Final = -1
 
 
 class TokenHistories:
@@ -50,7 +52,7 @@ class TokenHistories:
             # What counts the answer alone needs one other token, to fill its columns.
             before = dict.fromkeys(row.prompt) if row.params.repetition_penalty != 1.0 else row.prompt[:1]
             tokens = [token for token in (*before, *row.output) if token < self.vocabulary_size]
-            row.history.length, row.history.position = len(tokens), len(row.output)
+            row.history.position = _UNKNOWN
             known.append(tokens)
         width = max(map(len, known))
         self.widen(width)
@@ -61,6 +63,9 @@ class TokenHistories:
         self.tokens[slots, :width] = filled[:, :width]
         if any(row.counts_tokens for row in rows):
             self._count(rows, slots)
+        for row, tokens in zip(rows, known, strict=True):
+            assert row.history is not None
+            row.history.length, row.history.position = len(tokens), len(row.output)
 
     def widen(self, width: int) -> None:
         """Have so many columns at least."""
@@ -148,14 +153,19 @@ class Penalties:
         Args:
             drawn: int64, a token for each row of the logits.
         """
+        positions = [history.position for history in self._known]
+        for history in self._known:
+            history.position = _UNKNOWN
+        self._write(drawn.index_select(0, self._places))
+        for history, position in zip(self._known, positions, strict=True):
+            history.length += 1
+            history.position = position + 1
+
+    def _write(self, tokens: torch.Tensor) -> None:
         histories = self._histories
         histories.widen(1 + max(history.length for history in self._known))
-        tokens = drawn.index_select(0, self._places)
         histories.tokens[self._slots, self._lengths] = tokens
         if self._counts:
             assert histories.counts is not None
             histories.counts[self._slots, tokens] += 1
         self._lengths += 1
-        for history in self._known:
-            history.length += 1
-            history.position += 1
