@@ -122,7 +122,10 @@ def test_draws_go_on_before_the_host_knows_the_last_ones() -> None:
         drawn = draw(logits.clone(), draws.metadata(timely, logits))
         ahead = [0 if owed is None else 1] * len(numbers)
         found = draw(logits.clone(), late_draws.metadata(late, logits, ahead))
-        assert found.tolist() == drawn.tolist()
+        expected = [
+            alone(one, logits[place], number) for place, (number, one) in enumerate(zip(numbers, timely, strict=True))
+        ]
+        assert found.tolist() == drawn.tolist() == expected
         for place, token in enumerate(drawn.tolist()):
             timely[place].output.append(token)
             if owed is not None:
@@ -164,13 +167,25 @@ def test_no_token_left_is_told_of_its_row_alone(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize(("owner", "name"), [(TokenHistories, "_count"), (Penalties, "_write")])
-def test_a_step_that_fails_half_way_counts_nothing(owner: type, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    number = MIX.index(PENALTIES)
-    draws, rows = Draws(), [row(number, seed, output=[seed, 3]) for seed in range(3)]
+@pytest.mark.parametrize("before", [True, False])
+def test_a_step_that_fails_half_way_counts_nothing(
+    owner: type, name: str, before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The likeliest token is drawn unless it came often, so that each count shows."""
+    work = getattr(owner, name)
+
+    def failing(*given: Any) -> None:
+        if not before:
+            work(*given)
+        raise RuntimeError("out of memory")
+
+    number = MIX.index(GREEDY | {"frequency_penalty": 1.0})
+    draws, rows = Draws(), [row(number, seed, output=[5] * seed) for seed in range(6)]
     for step in range(12):
         if step % 3 == 1:
-            rows.append(row(number, step, output=[step]))
-        logits = logits_of(step, len(rows))
+            rows.append(row(number, step, output=[5] * step))
+        logits = logits_of(step, 1).repeat(len(rows), 1)
+        logits[:, 5] = logits.amax() + 5.5
         if step % 3 == 1:
             with monkeypatch.context() as patch:
                 patch.setattr(owner, name, failing)
@@ -184,10 +199,6 @@ def test_a_step_that_fails_half_way_counts_nothing(owner: type, name: str, monke
 
 def step_of(draws: Draws, rows: list[Row], logits: torch.Tensor) -> torch.Tensor:
     return draw(logits, draws.metadata(rows, logits))
-
-
-def failing(*_: Any) -> None:
-    raise RuntimeError("out of memory")
 
 
 # ── distributions ───────────────────────────────────────────────────────────────────────────────────────────────────────
