@@ -25,7 +25,7 @@ from transformers import (
 from zfabric.backends.hf_transformers.logits_processors import process_logits
 from zfabric.backends.hf_transformers.random_numbers import seed_state, uniform
 from zfabric.backends.hf_transformers.row import Row
-from zfabric.backends.hf_transformers.sampler import Draws, draw
+from zfabric.backends.hf_transformers.sampler import sample
 from zfabric.backends.hf_transformers.sampling_metadata import Warpers
 from zfabric.backends.hf_transformers.warping import keep_typical, pick, truncate
 from zfabric.wire.sampling import SamplingParams
@@ -47,11 +47,6 @@ def row(
 ) -> Row:
     words = tuple(tuple(word) for word in bad_words)
     return Row(SamplingParams(**sampling), seed, prompt or [], output or [], frozenset(ends), words)
-
-
-def sample(logits: torch.Tensor, rows: Iterable[Row], ahead: Iterable[int] | None = None) -> torch.Tensor:
-    """Draws of rows that nothing is known of yet."""
-    return draw(logits, Draws().metadata([*rows], logits, None if ahead is None else [*ahead]))
 
 
 def number(seed: int, position: int) -> float:

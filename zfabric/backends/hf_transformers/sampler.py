@@ -118,6 +118,11 @@ class Draws:
         return metadata
 
 
+def sample(logits: torch.Tensor, rows: Many[Row], ahead: Many[int] | None = None) -> torch.Tensor:
+    """Draw once, and keep nothing of the rows; see `draw`."""
+    return draw(logits, Draws().metadata([*rows], logits, ahead))
+
+
 def draw(logits: torch.Tensor, metadata: SamplingMetadata) -> torch.Tensor:
     """One token per row.
 
