@@ -109,7 +109,16 @@ def samples(metrics: list[Metric], name: str) -> list[tuple[dict[str, str], floa
 @pytest.fixture
 def service() -> Any:
     load = Load(
-        slots=4, kv_blocks_free=7, gauges={"kv_cache_use": 0.25, "prefix_cache_hits": 3.0, "step_ms": 20.0, "odd!": 1.0}
+        slots=4,
+        kv_blocks_free=7,
+        gauges={
+            "kv_cache_use": 0.25,
+            "prefix_cache_hits": 3.0,
+            "draft_tokens": 9.0,
+            "accepted_draft_tokens": 7.0,
+            "step_ms": 20.0,
+            "odd!": 1.0,
+        },
     )
     counted = {"received_bytes": 10, "sent_bytes": 20, "connected": 1}
     return SimpleNamespace(load=load, units=9, figures=WorkerFigures(), counted=lambda: counted)
@@ -121,6 +130,8 @@ def test_what_engines_tell_alike_has_names_of_its_own(service: Any) -> None:
     assert samples(metrics, "zfabric_kv_cache_usage_ratio") == [({}, 0.25)]
     assert samples(metrics, "zfabric_prefix_cache_hits_total") == [({}, 3.0)]
     assert samples(metrics, "zfabric_prefix_cache_queries_total") == []
+    assert samples(metrics, "zfabric_draft_tokens_total") == [({}, 9.0)]
+    assert samples(metrics, "zfabric_accepted_draft_tokens_total") == [({}, 7.0)]
     assert samples(metrics, "zfabric_engine_step_seconds") == [({}, 0.02)]
     assert samples(metrics, "zfabric_kv_cache_free_blocks") == [({}, 7.0)]
     assert samples(metrics, "zfabric_engine") == [({"figure": "odd_"}, 1.0)]

@@ -25,6 +25,8 @@ _KNOWN_COUNTS: Final = {
         "Tokens of prompts that were looked up in the engine's cache.",
     ),
     "prefix_cache_hits": ("zfabric_prefix_cache_hits", "Tokens of prompts that the engine's cache had."),
+    "draft_tokens": ("zfabric_draft_tokens", "Tokens that the engine guessed ahead, by speculative decoding."),
+    "accepted_draft_tokens": ("zfabric_accepted_draft_tokens", "Of these, the tokens that were right."),
     "steps": ("zfabric_engine_steps", "Steps of the engine."),
     "preemptions": ("zfabric_engine_preemptions", "Requests that the engine put off in mid-answer."),
 }

@@ -30,6 +30,7 @@ from zfabric.backends.hf_transformers.paged_runner import PagedRunner
 from zfabric.backends.hf_transformers.rope import Ropes
 from zfabric.backends.hf_transformers.self_check import check_padding, check_rows, check_verdicts
 from zfabric.backends.hf_transformers.sequence import Answer
+from zfabric.backends.hf_transformers.speculation_setup import Assistant, load_assistant, speculation_of
 from zfabric.backends.hf_transformers.token_budget import TokenBudget
 from zfabric.errors import ConfigurationError, FabricError
 from zfabric.wire.sampling import UNSETTABLE
@@ -81,7 +82,7 @@ def assemble(
         RequestError: An adapter has the model's name.
         ConfigurationError: See `load`, `check_rows`, `Lora.read`; or compile is asked for where it does not go.
     """
-    loaded = load(options)
+    assistant, loaded = _loaded(options)
     template = template_text(loaded.tokenizer.chat_template)
     answer_format = AnswerFormat(template, tools=options.tool_parser, reasoning=options.reasoning_parser)
     model = _model(loaded, options)
@@ -89,11 +90,7 @@ def assemble(
         check_rows(model, loaded.model, loaded.tokenizer, options.model)
     elif loaded.kind == "encoder":
         check_padding(loaded.encoder, loaded.tokenizer, options.model)
-    adapters: Adapters[Adapter] = Adapters(names)
-    for name, path in adapter_paths(options.lora):
-        adapter = model.lora.read(name, path)
-        model.lora.install(adapter)
-        adapters.put(name, adapter)
+    adapters = _adapters(options, model, names)
     prompts = PromptTokens(
         loaded.tokenizer, vocabulary_size=model.vocabulary_size, context_length=loaded.context_length
     )
@@ -112,6 +109,7 @@ def assemble(
         on_failure=on_failure,
         on_restart=on_restart,
         on_death=on_death,
+        speculation=speculation_of(options, loaded, model, assistant, padded),
     )
     embedder = _embedder(loaded, model, adapters)
     classifier = _classifier(loaded, prompts, adapters)
@@ -133,6 +131,22 @@ def assemble(
     return Assembled(
         loaded, engine, embedder, classifier, queue, prompts, model.lora, adapters, defaults, answer_format, padded
     )
+
+
+def _loaded(options: TransformersOptions) -> tuple[Assistant | None, Loaded]:
+    """The assistant, whose weights are there when memory is planned, and the model."""
+    assistant = load_assistant(options)
+    return assistant, load(options, token_bytes_beside=0 if assistant is None else assistant.token_bytes)
+
+
+def _adapters(options: TransformersOptions, model: ModelRunner, names: tuple[str, ...]) -> Adapters[Adapter]:
+    """Those that are given at the start, installed."""
+    adapters: Adapters[Adapter] = Adapters(names)
+    for name, path in adapter_paths(options.lora):
+        adapter = model.lora.read(name, path)
+        model.lora.install(adapter)
+        adapters.put(name, adapter)
+    return adapters
 
 
 def _model(loaded: Loaded, options: TransformersOptions) -> ModelRunner:

@@ -29,6 +29,7 @@ from zfabric.backends.hf_transformers.padded_core import PaddedCore
 from zfabric.backends.hf_transformers.paged_core import PagedCore
 from zfabric.backends.hf_transformers.paged_runner import PagedRunner
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
+from zfabric.backends.hf_transformers.speculation import Speculation
 from zfabric.backends.hf_transformers.token_budget import TokenBudget
 from zfabric.backends.hf_transformers.weight_switch import SwitchMode, WeightSwitch
 from zfabric.errors import BackendError, FabricError, RequestError, WorkerLostError
@@ -48,6 +49,7 @@ class Engine:
         tokenizer: For the texts of log-probabilities.
         batch_size_max: Sequences in the batch.
         paged: The same over pages; None where rows are padded.
+        speculation: Guesses what rows over pages go on with; None for nothing.
         kv_tokens_max: Tokens of the cache; padding counts.
         token_budget: How much of a prompt is computed between two steps.
         on_step: Called on the engine's thread with all deltas of a step.
@@ -70,11 +72,12 @@ class Engine:
         on_failure: Callable[[Answer, FabricError], None],
         on_restart: Callable[[FabricError], None],
         on_death: Callable[[FabricError], None],
+        speculation: Speculation | None = None,
     ) -> None:
         self._input_processor = input_processor
         self._on_step, self._on_failure = on_step, on_failure
         self._on_restart, self._on_death = on_restart, on_death
-        make = partial(PaddedCore, model) if paged is None else partial(PagedCore, paged)
+        make = partial(PaddedCore, model) if paged is None else partial(PagedCore, paged, speculation=speculation)
         self._core: EngineCore = make(
             tokenizer, batch_size_max=batch_size_max, kv_tokens_max=kv_tokens_max, token_budget=token_budget,
             on_end=self._forget, on_failure=on_failure,

@@ -93,8 +93,8 @@ class Loaded:
         return self.model if self.kind == "encoder" else getattr(self.model, "model", self.model.base_model)
 
 
-def load(options: TransformersOptions) -> Loaded:
-    """Load as told.
+def load(options: TransformersOptions, *, token_bytes_beside: int = 0) -> Loaded:
+    """Load as told. Each token of the cache takes so many bytes in one of another model besides.
 
     Raises:
         ConfigurationError: The model is of a kind that this backend does not serve, or the device is not there.
@@ -145,7 +145,7 @@ def load(options: TransformersOptions) -> Loaded:
     attention.install()
     if options.pack_weights:
         pack(model)
-    kv_tokens_max, memory = _cache(model, kind, options)
+    kv_tokens_max, memory = _cache(model, kind, options, token_bytes_beside)
     length = options.context_length or _length(config, model, tokenizer, kind, files)
     return Loaded(
         model=model,
@@ -279,7 +279,9 @@ def _batch_size(device_type: str, kv_tokens_max: int) -> int:
     return max(_BATCH_MIN, min(_BATCH_MAX.get(device_type, _BATCH_MAX_OTHER), kv_tokens_max // _USUAL_TOKENS))
 
 
-def _cache(model: Any, kind: Kind, options: TransformersOptions) -> tuple[int, MemoryPlan | None]:
+def _cache(
+    model: Any, kind: Kind, options: TransformersOptions, token_bytes_beside: int
+) -> tuple[int, MemoryPlan | None]:
     """Tokens that the cache may hold: what the device has left, by what the model writes for one token; and the plan of it."""
     if kind in _READERS:
         # It has none, and its requests are bounded by their number alone.
@@ -292,6 +294,7 @@ def _cache(model: Any, kind: Kind, options: TransformersOptions) -> tuple[int, M
             f"a model of type {model.config.model_type!r} keeps no cache of keys and values, which this backend steps by",
             architecture=type(model).__name__,
         )
+    size += token_bytes_beside
     if model.device.type != "cuda":
         return max(1, _CPU_CACHE_BYTES // size), None
     wanted = None if options.kv_tokens_max is None else options.kv_tokens_max * size

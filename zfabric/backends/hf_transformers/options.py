@@ -43,6 +43,12 @@ class TransformersOptions:
         prefill_wait_ms: How long running streams may wait for part of a new prompt; parts are cut to fit that.
         kv_cache: auto has a cache of pages where the model allows it, else one whose rows are padded; paged refuses models
             whose attention does not allow it; padded pads the rows of any.
+        speculation: Guess several tokens ahead, which changes no text: ngram by what the text had before, assistant by a smaller
+            model. Goes with pages.
+        assistant: Directory or name of that model; it has the same vocabulary, and its memory counts as the model's own.
+        num_speculative_tokens: Tokens guessed for a request in a step at most; fewer where fewer are right.
+        prompt_lookup_min: Newest tokens that the text must have had before, for ngram.
+        prompt_lookup_max: Of several such places the one that is like the end for the most tokens counts, up to so many.
         tell_cache: Tell the controller which blocks of prompts the cache has, for its policy prefix_aware; goes with pages.
         kv_tokens_max: Tokens of the cache over all requests, padding included; derived from the device by default.
         embed_batch_tokens: Tokens of one pass of embeddings, padding included.
@@ -80,6 +86,11 @@ class TransformersOptions:
     prefill_chunk_tokens: int = 512
     prefill_wait_ms: int = 100
     kv_cache: Literal["padded", "paged", "auto"] = "auto"
+    speculation: Literal["ngram", "assistant"] | None = None
+    assistant: str | None = None
+    num_speculative_tokens: int = 8
+    prompt_lookup_min: int = 2
+    prompt_lookup_max: int = 8
     tell_cache: bool = False
     kv_tokens_max: int | None = None
     embed_batch_tokens: int = 8_192

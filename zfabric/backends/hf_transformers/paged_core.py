@@ -10,62 +10,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable
-from collections.abc import Sequence as Many
-from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from zfabric.backends.front.cached import CacheTranslator
-from zfabric.backends.hf_transformers.block_pool import BlockPool, BlockTable
+from zfabric.backends.hf_transformers.block_pool import BlockPool
 from zfabric.backends.hf_transformers.engine_core import EngineCore
 from zfabric.backends.hf_transformers.failures import as_fabric_error, out_of_memory
-from zfabric.backends.hf_transformers.paged_runner import PagedRunner, Part
+from zfabric.backends.hf_transformers.paged_row import Drawing, Line, PagedRow, Steps, Work, accepted
+from zfabric.backends.hf_transformers.paged_runner import PagedRunner
 from zfabric.backends.hf_transformers.pending_draws import Drawn
 from zfabric.backends.hf_transformers.prompt_share import PromptShare
-from zfabric.backends.hf_transformers.sequence import Answer, Sequence
-from zfabric.wire.payloads import TokenLogprobs
-
-
-@dataclass(slots=True, eq=False)
-class PagedRow:
-    """A choice that is being computed.
-
-    Attributes:
-        tokens: What has to be computed before its next draw, until that.
-        done: Tokens whose keys and values are in the cache.
-        others: Choices that begin as this one does, and have rows of their own once its prompt is computed.
-        begun: Whether it is stepped: all that it has but the newest token is in the cache.
-    """
-
-    sequence: Sequence
-    table: BlockTable
-    tokens: list[int]
-    done: int
-    others: list[Sequence] = field(default_factory=list)
-    begun: bool = False
-
-    @property
-    def answer(self) -> Answer:
-        """Whose it is."""
-        return self.sequence.answer
-
-    @property
-    def left(self) -> int:
-        """Tokens to compute before it is stepped."""
-        return len(self.tokens) - self.done
-
-    def part(self, count: int) -> Part:
-        """So many tokens more of a row that is not stepped yet."""
-        answer, end = self.sequence.answer, self.done + count
-        tokens = self.tokens[self.done : end]
-        if answer.prompt_logprobs is not None:
-            return Part(answer, tokens, end, self.table, "all")
-        return Part(answer, tokens, end, self.table, "last" if count == self.left else "none")
-
-
-#: A row that is not stepped yet, and how many of its tokens a pass computes.
-Work = list[tuple[PagedRow, int]]
+from zfabric.backends.hf_transformers.sequence import Sequence
+from zfabric.backends.hf_transformers.speculation import Speculation
 
 
 class PagedCore(EngineCore):
@@ -73,11 +29,13 @@ class PagedCore(EngineCore):
 
     Args:
         runner: The forward pass over pages.
+        speculation: Guesses what rows go on with; None for nothing.
     """
 
-    def __init__(self, runner: PagedRunner, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, runner: PagedRunner, *args: Any, speculation: Speculation | None = None, **kwargs: Any) -> None:
         super().__init__(runner.model, *args, **kwargs)
         self._runner = runner
+        self._speculation = speculation
         self._share = PromptShare(self._token_budget.tokens_max, self._token_budget.wait_s)
         self._told_cache: CacheTranslator | None = None
         self._tell_cache: Callable[[CacheTranslator], None] = lambda changes: None
@@ -99,7 +57,8 @@ class PagedCore(EngineCore):
 
     @property
     def gauges(self) -> dict[str, float]:
-        return {"prefix_cache_queries": self._asked, "prefix_cache_hits": self._found}
+        guessed = {} if self._speculation is None else self._speculation.gauges
+        return {"prefix_cache_queries": self._asked, "prefix_cache_hits": self._found, **guessed}
 
     def _compute(self) -> None:
         budget = self._share.tokens(running=any(row.begun for row in self._rows))
@@ -108,7 +67,7 @@ class PagedCore(EngineCore):
         self._make_room()
         stepped = [row for row in self._rows if row.begun]
         if len(stepped) == len(self._rows):
-            self._pass(stepped, [])
+            self._pass(self._guessed(stepped), [])
         else:
             self._pass_with_prompts(stepped, budget)
         if self._told_cache is not None and self._told_cache.due:
@@ -126,8 +85,7 @@ class PagedCore(EngineCore):
             elif budget > 0:
                 prompts.append((row, min(row.left, budget)))
                 budget -= prompts[-1][1]
-        prompts.sort(key=lambda one: one[1] > 1)
-        self._pass(stepped, prompts)
+        self._pass(self._guessed(stepped), prompts)
         # What may be at fault is computed without company, so that it costs nobody else.
         self._pass([], suspects)
 
@@ -135,6 +93,8 @@ class PagedCore(EngineCore):
         # Blocks of others may have been written to.
         self._rows = []
         self._pool = self._empty_pool()
+        if self._speculation is not None:
+            self._speculation.clear()
         if self._told_cache is not None:
             self._told_cache.cleared()
 
@@ -251,6 +211,21 @@ class PagedCore(EngineCore):
             while row.table.blocks and not self._pool.grow(row.table, self._pool.blocks_for(row.done + 1)):
                 self._put_back(self._rows[-1])
 
+    def _guessed(self, stepped: list[PagedRow]) -> Steps:
+        """What these may go on with, where there are blocks for it that nobody else will want."""
+        if self._speculation is None or not stepped:
+            return [(row, []) for row in stepped]
+        steps = []
+        for row, drafts in zip(stepped, self._speculation.drafts([row.sequence for row in stepped]), strict=True):
+            needed = self._pool.blocks_for(row.done + 1 + len(drafts))
+            missing = needed - len(row.table.blocks)
+            if missing > 0 and not (
+                self._pool.available - missing >= len(self._rows) and self._pool.grow(row.table, needed)
+            ):
+                drafts = drafts[: len(row.table.blocks) * self._pool.tokens - row.done - 1]
+            steps.append((row, drafts))
+        return steps
+
     def _put_back(self, row: PagedRow) -> None:
         self.preemptions += 1
         self._leave(row)
@@ -259,87 +234,79 @@ class PagedCore(EngineCore):
     def _leave(self, row: PagedRow) -> None:
         self._rows.remove(row)
         self._pool.close(row.table)
+        if self._speculation is not None:
+            self._speculation.forget(row.sequence)
 
-    def _pass(self, stepped: list[PagedRow], prompts: Work) -> None:
-        """A step of these and parts of prompts, those of one token first; and a draw for all rows that are complete."""
-        if not (stepped or prompts):
+    def _pass(self, steps: Steps, prompts: Work) -> None:
+        """A step of these and parts of prompts; and a draw for all rows that are complete."""
+        if not (steps or prompts):
             return
         began = time.monotonic()
         try:
-            parts = [
-                Part(row.sequence.answer, row.sequence.output[-1:], row.done + 1, row.table, "last") for row in stepped
-            ]
-            parts += [row.part(count) for row, count in prompts]
-            logits = self._runner.forward(parts)
-            entries, logits = self._told(len(stepped), prompts, parts, logits)
-            complete = stepped + [row for row, count in prompts if count == row.left]
-            drawn = self._sampled(complete, logits)
+            line = Line(steps, prompts)
+            logits = self._runner.forward(line.parts)
+            entries = line.entries(logits, self._sampler.entries)
+            drawn = line.drawn(logits, self._sampler)
         except Exception as error:  # noqa: BLE001 — a prompt that cannot be computed costs its request
-            self._failed(stepped, prompts, error)
+            self._failed(steps, prompts, error)
             return
-        self._measured(stepped, prompts, time.monotonic() - began)
+        self._measured(steps, prompts, time.monotonic() - began)
         for row, its in entries:
             row.answer.prompt_logprobs = [*(row.answer.prompt_logprobs or ()), *its]
-        size = self._pool.tokens
-        for row in stepped:
-            row.done += 1
-            if not row.done % size:
-                self._pool.learn(row.table, row.sequence.tokens()[: row.done])
         for row, count in prompts:
             row.done += count
             self._pool.learn(row.table, row.tokens[: row.done])
+        right = accepted(line.drawings, drawn)
+        for drawing, count in zip(line.drawings, right, strict=True):
+            if drawing.row.begun:
+                self._stepped(drawing, count)
         window = self._runner.cache.window
         if window is not None:
-            for row in (*stepped, *(row for row, _ in prompts)):
+            for row, _ in (*steps, *prompts):
                 # The next token is the first that its window begins for.
-                self._pool.give_back(row.table, max(0, row.done + 1 - window) // size)
-        self._draw(complete, drawn)
+                self._pool.give_back(row.table, max(0, row.done + 1 - window) // self._pool.tokens)
+        self._draw_all([drawing.row for drawing in line.drawings], drawn, right)
 
-    def _measured(self, stepped: list[PagedRow], prompts: Work, seconds: float) -> None:
+    def _stepped(self, drawing: Drawing, count: int) -> None:
+        """The newest token of a row is in the cache, and so many drafts that were right."""
+        row, drafts, _ = drawing
+        if drafts:
+            assert self._speculation is not None
+            self._speculation.took(row.sequence, len(drafts), count)
+        size = self._pool.tokens
+        whole = row.done // size
+        row.done += 1 + count
+        if row.done // size > whole:
+            self._pool.learn(row.table, [*row.sequence.tokens(), *drafts[:count]][: row.done])
+
+    def _measured(self, steps: Steps, prompts: Work, seconds: float) -> None:
         if not prompts:
             self._share.stepped(seconds)
             # Beam searches have passes of their own between two steps.
             self._token_budget.stepped(seconds)
-        elif stepped:
+        elif steps:
             self._share.mixed(sum(count for _, count in prompts), seconds)
 
-    def _told(
-        self, stepped: int, prompts: Work, parts: Many[Part], logits: torch.Tensor
-    ) -> tuple[list[tuple[PagedRow, list[TokenLogprobs | None]]], torch.Tensor]:
-        """What is told of prompts' tokens, and the logits that tokens are drawn from, which those of so many rows begin."""
-        if not any(part.logits == "all" for part in parts[stepped:]):
-            return [], logits
-        entries, drawn, end = [], list(range(stepped)), stepped
-        for (row, count), part in zip(prompts, parts[stepped:], strict=True):
-            begin, end = end, end + {"none": 0, "last": 1, "all": count}[part.logits]
-            if part.logits == "all":
-                number = row.answer.request.sampling.prompt_logprobs or 0
-                its = self._sampler.entries.of_prompt(logits[begin:end], row.answer.prompt, row.done, number)
-                entries.append((row, its))
-            if count == row.left:
-                drawn.append(end - 1)
-        return entries, logits[drawn]
-
-    def _sampled(self, rows: list[PagedRow], logits: torch.Tensor) -> list[Drawn]:
-        """A token for each choice of these."""
-        if not rows:
-            return []
-        if not any(row.others for row in rows):
-            return self._sampler.sample([row.sequence for row in rows], logits)
-        sequences = [one for row in rows for one in (row.sequence, *row.others)]
-        owners = [number for number, row in enumerate(rows) for _ in range(1 + len(row.others))]
-        return self._sampler.sample(sequences, logits[owners])
+    def _draw_all(self, rows: list[PagedRow], drawn: list[list[Drawn]], right: list[int]) -> None:
+        """Give each choice its token; and after those that drafts were right for, place by place, what was drawn next."""
+        further = [(row, its[1:]) for row, its, count in zip(rows, drawn, right, strict=True) if count]
+        self._draw(rows, [one for its, count in zip(drawn, right, strict=True) for one in (its[:1] if count else its)])
+        while further:
+            # What a row still had after its end is dropped; a table that is closed is empty.
+            further = [(row, its) for row, its in further if its and row.table.blocks]
+            self._draw([row for row, _ in further], [its[0] for _, its in further])
+            further = [(row, its[1:]) for row, its in further]
 
     def _draw(self, rows: list[PagedRow], drawn: list[Drawn]) -> None:
         """Give each choice its token; those that go on have a row each."""
         sequences = [row.sequence for row in rows]
         if any(row.others for row in rows):
-            sequences = [one for row in rows for one in (row.sequence, *row.others)]
+            sequences = [one for row in rows for one in row.choices]
         going = {sequences[index] for index in self._enter(sequences, drawn)}
         for row in rows:
             if row.begun and row.sequence in going and row.sequence.answer.wanted:
                 continue
-            choices = [one for one in (row.sequence, *row.others) if one in going and one.answer.wanted]
+            choices = [one for one in row.choices if one in going and one.answer.wanted]
             row.others, row.tokens, row.begun = [], [], True
             if not choices:
                 self._leave(row)
@@ -361,7 +328,7 @@ class PagedCore(EngineCore):
             self._runner.cache.copy(row.table.blocks[whole], table.blocks[whole])
         self._rows.append(PagedRow(sequence, table, [], row.done, begun=True))
 
-    def _failed(self, stepped: list[PagedRow], prompts: Work, error: Exception) -> None:
+    def _failed(self, steps: Steps, prompts: Work, error: Exception) -> None:
         """A pass cannot be computed. Nothing of it counts; prompts in it are tried again, each alone.
 
         Raises:
@@ -370,12 +337,16 @@ class PagedCore(EngineCore):
         exhausted = out_of_memory(error)
         if not prompts and not exhausted:
             raise error
+        if exhausted and any(drafts for _, drafts in steps):
+            assert self._speculation is not None
+            self._speculation.pause()
+            return
         if not exhausted:
             # Whether it is the prompt's fault or the engine's, the model itself tells: if it is broken, this raises.
             self.probe()
         if not prompts:
-            self._fail(stepped[-1].answer, as_fabric_error(error))
-        elif not stepped and len(prompts) == 1:
+            self._fail(steps[-1][0].answer, as_fabric_error(error))
+        elif not steps and len(prompts) == 1:
             self._fail(prompts[0][0].answer, as_fabric_error(error))
         else:
             for row, _ in prompts:

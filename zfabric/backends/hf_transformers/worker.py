@@ -150,6 +150,7 @@ class ModelWorker(StepwiseModelWorker):
                 "dtype": loaded.dtype,
                 "kv_tokens_max": loaded.kv_tokens_max,
                 **(_cache_told(self._assembled.padded) if loaded.generates else {}),
+                **_speculation_told(self.options),
                 **_told(loaded),
                 **(self._assembled.answer_format.details if loaded.generates else {}),
                 **({"weight_version": version} if (version := self._assembled.engine.weight_version) else {}),
@@ -348,6 +349,12 @@ class ModelWorker(StepwiseModelWorker):
 def _cache_told(padded: str | None) -> dict[str, Detail]:
     """Of which kind a model's cache is."""
     return {"kv_cache": "paged"} if padded is None else {"kv_cache": "padded", "kv_cache_padded_because": padded}
+
+
+def _speculation_told(options: TransformersOptions) -> dict[str, Detail]:
+    """Who guesses."""
+    told: dict[str, Detail] = {} if options.speculation is None else {"speculation": options.speculation}
+    return told if options.assistant is None else {**told, "assistant": options.assistant}
 
 
 def _told(loaded: Loaded) -> dict[str, Detail]:
