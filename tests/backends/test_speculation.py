@@ -390,6 +390,20 @@ async def test_what_is_drawn_together_arrives_token_by_token(tiny_llama: Path) -
         assert [entry.token.token_id for entry in choice.logprobs] == expected
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", ["ngram", "assistant"])
+async def test_a_device_draws_what_it_draws_without(start: Start, tiny_llama: Path, way: str) -> None:
+    assistant = {"assistant": str(tiny_llama)} if way == "assistant" else {}
+    worker, answers = await start(device="cuda", kv_tokens_max=8_192, speculation=way, prompt_lookup_min=1, **assistant)
+    for name in ("first", "second"):
+        worker.begin(greedy(name, HISTORY + name, 60))
+    await answers.until("first", "second")
+    for name in ("first", "second"):
+        assert answers.tokens(name) == reference(tiny_llama, HISTORY + name, 60)
+    drafted, accepted = counted(worker)
+    assert accepted == drafted > 80 if assistant else drafted > 0
+
+
 # ── rules ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -19,6 +19,7 @@ from typing import Any, Final
 import torch
 
 from zfabric.backends.front.cached import CacheTranslator
+from zfabric.backends.hf_transformers.ahead_core import AheadCore
 from zfabric.backends.hf_transformers.engine_core import EngineCore, Step
 from zfabric.backends.hf_transformers.failures import give_memory_back
 from zfabric.backends.hf_transformers.input_processor import InputProcessor
@@ -38,6 +39,9 @@ from zfabric.wire.payloads import GenerateRequest
 #: Something that breaks more often than so many times in so long is no accident, and a new process is the better cure.
 _RESTARTS_MAX: Final = 3
 _RESTARTS_WINDOW_S: Final = 60.0
+
+#: Devices that compute a step while the host does something else.
+_AHEAD: Final = frozenset({"cuda"})
 
 
 class Engine:
@@ -77,7 +81,10 @@ class Engine:
         self._input_processor = input_processor
         self._on_step, self._on_failure = on_step, on_failure
         self._on_restart, self._on_death = on_restart, on_death
-        make = partial(PaddedCore, model) if paged is None else partial(PagedCore, paged, speculation=speculation)
+        make: Callable[..., EngineCore] = partial(PaddedCore, model)
+        if paged is not None:
+            kind = AheadCore if paged.model.device.type in _AHEAD else PagedCore
+            make = partial(kind, paged, speculation=speculation)
         self._core: EngineCore = make(
             tokenizer, batch_size_max=batch_size_max, kv_tokens_max=kv_tokens_max, token_budget=token_budget,
             on_end=self._forget, on_failure=on_failure,

@@ -115,6 +115,7 @@ class ModelRunner:
         wanted: Sequence[int] | None,
         cache: PagedCache,
         passed: PagedPass,
+        drawn: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Compute tokens of several rows in one line, whose keys and values lie in blocks.
 
@@ -122,6 +123,7 @@ class ModelRunner:
             places: Of each token in its row.
             adapters: Of each token; empty for none at all.
             wanted: Tokens whose logits are; None for all.
+            drawn: The tokens, where they are on the device already.
 
         Returns:
             Float32 logits, (wanted, vocabulary).
@@ -131,7 +133,7 @@ class ModelRunner:
         sent = self._send([*tokens, *places, *passed.slots(), *last])
         count = len(tokens)
         arguments: dict[str, Any] = {
-            "input_ids": sent[:count].unsqueeze(0),
+            "input_ids": (sent[:count] if drawn is None else drawn).unsqueeze(0),
             "position_ids": sent[count : 2 * count].unsqueeze(0),
             "attention_mask": self._no_mask,
             "past_key_values": cache,

@@ -50,11 +50,12 @@ class PagedRunner:
         self.cache = PagedCache(blocks, tokens)
         self._step = StepTables()
 
-    def forward(self, parts: Sequence[Part]) -> torch.Tensor:
+    def forward(self, parts: Sequence[Part], drawn: torch.Tensor | None = None) -> torch.Tensor:
         """Compute, and write keys and values to the pool.
 
         Args:
             parts: Those of one token first.
+            drawn: Tokens on the device, (tokens,), that are computed instead of those of the parts.
 
         Returns:
             Float32 logits, (wanted, vocabulary), in the order of the parts and their tokens.
@@ -75,7 +76,7 @@ class PagedRunner:
         adapters: list[Adapter | None] = []
         if any(part.answer.adapter is not None for part in parts):
             adapters = [part.answer.adapter for part, count in zip(parts, counts, strict=True) for _ in range(count)]
-        return self.model.packed(tokens, places, adapters, _wanted(parts, len(tokens)), self.cache, passed)
+        return self.model.packed(tokens, places, adapters, _wanted(parts, len(tokens)), self.cache, passed, drawn)
 
     def probe(self) -> None:
         """A prompt and a step, in the block that is nobody's: what the model makes of any, if it is whole."""
