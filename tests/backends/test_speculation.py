@@ -6,6 +6,7 @@ import random
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from tests.backends.test_engine import Start, causal_model, greedy, hold, prepar
 from tests.backends.test_lora import adapters
 from tests.backends.test_paged import HISTORY, watched
 from tests.backends.test_weights import operate, steps
-from tests.backends.tiny import Answers, ask, byte_tokenizer, reference
+from tests.backends.tiny import Answers, ask, byte_tokenizer, reference, save_llama
 from tests.fabric import fabric
 from zfabric import AsyncClient
 from zfabric.backends.hf_transformers.ngram_proposer import NgramIndex, NgramProposer
@@ -29,6 +30,7 @@ from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.paged_cache import current
 from zfabric.backends.hf_transformers.sequence import Sequence
 from zfabric.backends.hf_transformers.speculation import DraftLength, right
+from zfabric.backends.hf_transformers.speculation_setup import speculation_of
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ConfigurationError
 from zfabric.wire.payloads import GenerateRequest
@@ -356,6 +358,28 @@ async def test_assistants_that_do_not_fit_are_refused_by_name(start: Start, tmp_
     tokenizer.save_pretrained(other)
     with pytest.raises(ConfigurationError, match=r"another vocabulary than .*: '<more>' is 259 and not None"):
         await start(speculation="assistant", assistant=str(other))
+
+
+async def test_an_assistant_reads_no_further_than_it_can(start: Start, tiny_llama: Path, tmp_path: Path) -> None:
+    worker, answers = await start(speculation="assistant", assistant=str(save_llama(tmp_path, positions=104)))
+    passes = watched(worker)
+    for name in ("short", "long"):
+        worker.begin(greedy(name, HISTORY[:60] if name == "short" else HISTORY, 60))
+        await answers.until(name)
+        assert answers.tokens(name) == reference(tiny_llama, HISTORY[: 60 if name == "short" else None], 60)
+        drafted, accepted = counted(worker)
+        assert accepted == drafted > (30 if name == "short" else 40)
+    # What it cannot read has steps as ever.
+    assert passes[-1] == passes[-30] == [1]
+
+
+def test_layers_with_a_state_that_cannot_be_taken_back_are_refused_by_name() -> None:
+    config = SimpleNamespace(layer_types=["full_attention", "linear_attention"])
+    model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: config))
+    loaded: Any = SimpleNamespace(generates=True, model=model)
+    options = TransformersOptions(model="hybrid", speculation="ngram")
+    with pytest.raises(ConfigurationError, match="'hybrid': it has layers of kind linear_attention, whose state"):
+        speculation_of(options, loaded, model, None, None)  # type: ignore[arg-type]
 
 
 async def test_a_model_says_who_guesses_and_the_cache_counts_both(start: Start, tiny_llama: Path) -> None:
