@@ -142,10 +142,8 @@ class AheadCore(PagedCore):
 
 
 def _of(step: _Begun, rows: list[PagedRow]) -> torch.Tensor:
-    """What a step drew for some of its rows, on the device. Where nothing could be drawn, something that can be read stands."""
+    """What a step drew for some of its rows, on the device."""
     tokens = step.draws.tokens
-    if not all(row.sequence.row.plain for row in rows):
-        tokens = tokens.clamp(min=0)
     if len(rows) == len(step.rows):
         return tokens
     places = {id(row): place for place, row in enumerate(step.rows)}

@@ -15,7 +15,7 @@ import torch
 from zfabric.backends.hf_transformers.block_pool import BlockPool, BlockTable
 from zfabric.backends.hf_transformers.logits_processors import OFF
 from zfabric.backends.hf_transformers.paged_runner import PagedRunner, Part
-from zfabric.backends.hf_transformers.sampler import sample
+from zfabric.backends.hf_transformers.sampler import Draws, draw
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
 from zfabric.backends.hf_transformers.speculation import Proposer, tokens_after
 from zfabric.wire.payloads import GenerateRequest
@@ -72,6 +72,7 @@ class AssistantProposer(Proposer):
         self._vocabulary_size, self._context_length = vocabulary_size, context_length
         self._pool = BlockPool(runner.blocks, runner.tokens)
         self._texts: dict[Sequence, _Text] = {}
+        self._draws = Draws()
 
     def propose(self, asked: Many[tuple[Sequence, int]]) -> list[list[int]]:
         drafts: list[list[int]] = [[] for _ in asked]
@@ -194,7 +195,8 @@ class AssistantProposer(Proposer):
                 self._have(row.sequence, row.text, len(row.pending))
             else:
                 row.text.fed.append(row.draft[-1])
-        tokens = sample(logits, [row.sequence.row for row in rows], [len(row.draft) for row in rows]).tolist()
+        its, ahead = [row.sequence.row for row in rows], [len(row.draft) for row in rows]
+        tokens = draw(logits, self._draws.metadata(its, logits, ahead)).tolist()
         for row, token in zip(rows, tokens, strict=True):
             # Where all tokens are banned there is nothing to guess.
             row.count = row.count if token >= 0 else 0
