@@ -282,9 +282,10 @@ async def test_memory_that_runs_out_for_a_prompt_costs_that_request(tiny_worker:
     worker, answers = tiny_worker
     # Among others, and alone.
     memory = RuntimeError("DefaultCPUAllocator: can't allocate memory")
-    failing(worker, memory, lambda rows, columns: columns > 40, times=2)
     worker.begin(greedy("old", "Hello", 30))
     await answers.until("old", tokens=2)
+    # However short the parts are that its prompt is computed in.
+    failing(worker, memory, lambda rows, columns: columns > 1, times=2)
     worker.begin(greedy("large", "x" * 100, 30))
     await answers.until("old", "large")
     assert isinstance(answers.errors["large"], OutOfMemoryError)
