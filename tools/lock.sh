@@ -34,9 +34,9 @@ compile bench "${project[@]}" --extra bench
 compile docs "${project[@]}" --extra docs
 compile demo "${project[@]}" --extra transformers --constraint requirements/torch.txt
 # What tests and benchmarks on a host with a GPU need: see tools/gpu.py.
-compile gpu pyproject.toml --extra cli --extra transformers --extra gpu --constraint requirements/torch.txt
+compile gpu pyproject.toml --extra cli --extra transformers --extra quantized --extra gpu --constraint requirements/torch.txt
 # With all that vLLM needs but itself, which requirements/vllm*.txt hold: see tools/bootstrap.py.
-compile test "${project[@]}" --extra hf-api --extra ray --extra transformers --extra bench --extra test "${torch[@]}" requirements/vllm.in
+compile test "${project[@]}" --extra hf-api --extra ray --extra transformers --extra quantized --extra bench --extra test "${torch[@]}" requirements/vllm.in
 # Of its own: what load tools and clients want of other packages is not what engines want.
 compile clients pyproject.toml --extra clients "${torch[@]}"
 compile previous "${project[@]}" --extra ray --extra transformers --extra test "${torch[@]}" requirements/vllm-previous.in

@@ -268,35 +268,3 @@ async def test_the_slots_are_those_of_the_batch(tiny_llama: Path) -> None:
         (info,) = await worker.load()
         await worker.close()
         assert (worker.slots, info.slots) == (slots, slots)
-
-
-@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
-def test_quantization_asks_for_a_device(tiny_llama: Path, quantization: Any) -> None:
-    with pytest.raises(ConfigurationError, match="needs a CUDA device"):
-        model_loader.load(TransformersOptions(model=str(tiny_llama), device="cpu", quantization=quantization))
-
-
-def test_what_bitsandbytes_is_told() -> None:
-    placed = model_loader._placement(TransformersOptions(model="x", quantization="4bit", dtype="bfloat16"), "cuda:0")
-    assert placed["quantization_config"].load_in_4bit
-    assert placed["device_map"] == "cuda:0"
-    assert placed["dtype"] == torch.bfloat16
-    whole = model_loader._placement(TransformersOptions(model="x", quantization="8bit", device_map="auto"), "cuda")
-    assert whole["quantization_config"].load_in_8bit
-    assert whole["device_map"] == "auto"
-    assert not whole["quantization_config"].llm_int8_enable_fp32_cpu_offload
-    with pytest.raises(ConfigurationError, match="8bit alone"):
-        model_loader._placement(TransformersOptions(model="x", cpu_offload=True), "cuda")
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
-async def test_weights_are_quantized_as_they_are_loaded(smollm2: Path, quantization: Any) -> None:
-    """Needs bitsandbytes."""
-    worker = ModelWorker(TransformersOptions(model=str(smollm2), device="cuda", quantization=quantization))
-    worker.steps = answers = Answers()
-    await worker.load()
-    worker.begin(ask("a", "The capital of France is", temperature=0, max_new_tokens=8))
-    await answers.until("a")
-    await worker.close()
-    assert "Paris" in answers.text("a")

@@ -47,6 +47,8 @@ HELP = f"""Serve models on the fabric. Backends: {", ".join(sorted(BACKENDS))}, 
 
 `zfabric-worker --backend transformers --model ./SmolLM2-135M-Instruct --model-names smollm2 --model-names chat`
 
+`zfabric-worker --backend transformers --model ./SmolLM2-135M-Instruct --quantization int8 --kv-cache-dtype 8bit`
+
 `zfabric-worker --backend hf-api --models models.toml`
 
 `zfabric-worker --backend vllm --model ./Llama-3.1-8B-Instruct --tensor-parallel-size 2` (`--vllm-help` lists what vLLM takes)

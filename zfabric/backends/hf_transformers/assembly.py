@@ -96,7 +96,7 @@ def assemble(
     )
     defaults = generation_defaults(loaded, options.generation_config)
     padded = why_padded(loaded, model, options) if loaded.generates else None
-    paged = _paged(loaded, model) if loaded.generates and padded is None else None
+    paged = _paged(loaded, model, options) if loaded.generates and padded is None else None
     engine = Engine(
         model,
         _input_processor(loaded, options, model, prompts, adapters, defaults, answer_format),
@@ -160,10 +160,10 @@ def _model(loaded: Loaded, options: TransformersOptions) -> ModelRunner:
     return kind(loaded.model, ropes, compiled=options.compile)
 
 
-def _paged(loaded: Loaded, model: ModelRunner) -> PagedRunner:
+def _paged(loaded: Loaded, model: ModelRunner, options: TransformersOptions) -> PagedRunner:
     """Blocks for as many tokens as the cache may hold."""
     size = block_tokens(model.device)
-    return PagedRunner(model, -(-loaded.kv_tokens_max // size), size)
+    return PagedRunner(model, -(-loaded.kv_tokens_max // size), size, options.narrow)
 
 
 def _input_processor(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,12 +21,14 @@ from transformers import (
 
 from zfabric.backends.front import sentence_files
 from zfabric.backends.front.sentence_files import SentenceFiles
-from zfabric.backends.hf_transformers import attention
+from zfabric.backends.hf_transformers import attention, quantization
 from zfabric.backends.hf_transformers.context_length import context_length, places, token_bytes
+from zfabric.backends.hf_transformers.failures import out_of_memory
 from zfabric.backends.hf_transformers.heads import Head
 from zfabric.backends.hf_transformers.kinds import Kind, is_half, kind_of
 from zfabric.backends.hf_transformers.memory_plan import MemoryPlan, plan
 from zfabric.backends.hf_transformers.model_runner import EncoderDecoderRunner, ModelRunner
+from zfabric.backends.hf_transformers.narrow_pool import token_bytes as narrow_token_bytes
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.packing import pack
 from zfabric.backends.hf_transformers.pooling import Pooler, make_pooler
@@ -72,6 +74,7 @@ class Loaded:
     dtype: str
     memory: MemoryPlan | None = None
     head: Head | None = None
+    quantized: dict[str, str | int] = field(default_factory=dict)
 
     @property
     def generates(self) -> bool:
@@ -108,28 +111,26 @@ def load(options: TransformersOptions, *, token_bytes_beside: int = 0) -> Loaded
     common = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
     common |= {"gguf_file": options.gguf_file}
     common = {name: value for name, value in common.items() if value}
-    placement = _placement(options, device)
     try:
         files = _sentence_files(options, common)
         common |= {"subfolder": files.subfolder} if files.subfolder else {}
         config = AutoConfig.from_pretrained(options.model, **common)
         kind = kind_of(config, options.model, sentences=files.steps is not None)
         if kind == "encoder" and files is _UNKNOWN and options.pooling is None:
-            raise ConfigurationError(
-                f"whether {options.model!r} says how it makes vectors cannot be found out: no connection, and no "
-                f"modules.json in the cache; say it with --pooling",
-                model=options.model,
-            )
+            raise _untold(options.model)
         if options.gguf_file is not None and kind == "encoder":
             # Such a file does not say what it is for; text is what they are made for.
             kind = "causal"
+        placement = _placement(options, device, config)
         tokenizer = AutoTokenizer.from_pretrained(options.model, **common)
         processor = AutoProcessor.from_pretrained(options.model, **common) if kind == "vision" else None
         factory = _FACTORIES[kind]
         if kind == "encoder" and is_half(config):
             factory = AutoModelForTextEncoding
         model = factory.from_pretrained(options.model, **common, **placement)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
         raise ConfigurationError(f"model {options.model!r} cannot be loaded: {error}", model=options.model) from error
     head, pooler = _pooling(config, model, kind, files, options)
     if processor is not None:
@@ -162,6 +163,7 @@ def load(options: TransformersOptions, *, token_bytes_beside: int = 0) -> Loaded
         dtype=str(model.dtype).removeprefix("torch."),
         memory=memory,
         head=head,
+        quantized=quantization.told(model, options.quantization, quantization.checkpoint_method(config)),
     )
 
 
@@ -177,6 +179,14 @@ def _sentence_files(options: TransformersOptions, hub: dict[str, Any]) -> Senten
         return sentence_files.read(options.model, hub)
     except OSError:
         return _UNKNOWN
+
+
+def _untold(name: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"whether {name!r} says how it makes vectors cannot be found out: no connection, and no modules.json in the cache; "
+        f"say it with --pooling",
+        model=name,
+    )
 
 
 def _pooling(
@@ -245,8 +255,9 @@ def _device(name: str) -> str:
     return name
 
 
-def _placement(options: TransformersOptions, device: str) -> dict[str, Any]:
-    """Arguments of from_pretrained that say where and in what form weights go."""
+def _placement(options: TransformersOptions, device: str, config: Any) -> dict[str, Any]:
+    """Arguments of from_pretrained that say where and in what form weights go. Raises: ConfigurationError: They do not go
+    together."""
     arguments: dict[str, Any] = {"dtype": "auto" if options.dtype == "auto" else getattr(torch, options.dtype)}
     if options.attention is not None:
         arguments["attn_implementation"] = options.attention
@@ -258,20 +269,15 @@ def _placement(options: TransformersOptions, device: str) -> dict[str, Any]:
         arguments["device_map"] = options.device_map
         if options.max_gpu_memory is not None:
             arguments["max_memory"] = dict.fromkeys(range(torch.cuda.device_count()), options.max_gpu_memory)
-    if options.cpu_offload and options.quantization != "8bit":
-        raise ConfigurationError("cpu_offload goes with quantization 8bit alone")
-    if options.quantization is not None:
-        if not device.startswith("cuda"):
-            raise ConfigurationError(f"quantization {options.quantization!r} needs a CUDA device", device=device)
-        from transformers import BitsAndBytesConfig
-
-        arguments["quantization_config"] = BitsAndBytesConfig(
-            load_in_8bit=options.quantization == "8bit",
-            load_in_4bit=options.quantization == "4bit",
-            llm_int8_enable_fp32_cpu_offload=options.cpu_offload,
+    if options.gguf_file is not None and options.quantization is not None:
+        raise ConfigurationError(
+            f"quantization {options.quantization!r} does not go with a GGUF file, which is unpacked"
         )
-        arguments.setdefault("device_map", device)
-    return arguments
+    quantized = quantization.arguments(
+        options.quantization, config, device, arguments["dtype"], cpu_offload=options.cpu_offload
+    )
+    # What is asked for says where weights go; what quantizes them may say of which type the others are.
+    return {**quantized, **arguments, **{name: value for name, value in quantized.items() if name != "device_map"}}
 
 
 def _batch_size(device_type: str, kv_tokens_max: int) -> int:
@@ -288,7 +294,9 @@ def _cache(
         return options.kv_tokens_max or _BATCH_MAX_OTHER * _USUAL_TOKENS, None
     if model.device.type != "cuda" and options.kv_tokens_max is not None:
         return options.kv_tokens_max, None
-    size = token_bytes((EncoderDecoderRunner if kind == "paired" else ModelRunner)(model).probe())
+    probed = (EncoderDecoderRunner if kind == "paired" else ModelRunner)(model).probe()
+    stored = options.narrow
+    size = token_bytes(probed) if stored is None or kind == "paired" else narrow_token_bytes(probed, stored)
     if not size:
         raise ConfigurationError(
             f"a model of type {model.config.model_type!r} keeps no cache of keys and values, which this backend steps by",

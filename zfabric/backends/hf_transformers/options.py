@@ -11,6 +11,11 @@ from zfabric import limits
 #: Its requests are long with others by then; a CPU that computes 512 tokens of a large model may take minutes.
 _STALL_MS: Final = 5 * limits.STALL_MS
 
+#: Keys and values of 8 bits.
+Narrow = Literal["fp8", "int8"]
+#: SmolLM2's logits are NN times as far from the right ones with fp8.
+_8_BIT: Final[Narrow] = "int8"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TransformersOptions:
@@ -25,7 +30,8 @@ class TransformersOptions:
         dtype: auto takes what the checkpoint holds.
         device_map: Spread over devices by accelerate (auto, balanced, sequential).
         max_gpu_memory: With device_map, per GPU, such as 20GiB.
-        quantization: Load weights in 8 or 4 bit (bitsandbytes, CUDA).
+        quantization: Make weights of 8 or 4 bits as they are loaded: 8bit and 4bit by bitsandbytes; int8, fp8 and, on CUDA,
+            int4 by torchao. A checkpoint whose weights are quantized already is served as it is, without this.
         cpu_offload: With 8bit and device_map, what no GPU has room for stays on the CPU, in float32.
         attention: Attention implementation, such as sdpa, eager or flash_attention_2; the best that the model has by default.
         trust_remote_code: Run code that the model's repository brings along.
@@ -49,6 +55,8 @@ class TransformersOptions:
         num_speculative_tokens: Tokens guessed for a request in a step at most; fewer where fewer are right.
         prompt_lookup_min: Newest tokens that the text must have had before, for ngram.
         prompt_lookup_max: Of several such places the one that is like the end for the most tokens counts, up to so many.
+        kv_cache_dtype: Type of the keys and values in a cache of pages: auto is the model's; 8bit is int8, half the size of
+            bfloat16 and nearer to it than fp8, which vLLM's workers have.
         tell_cache: Tell the controller which blocks of prompts the cache has, for its policy prefix_aware; goes with pages.
         kv_tokens_max: Tokens of the cache over all requests, padding included; derived from the device by default.
         embed_batch_tokens: Tokens of one pass of embeddings, padding included.
@@ -69,7 +77,7 @@ class TransformersOptions:
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device_map: str | None = None
     max_gpu_memory: str | None = None
-    quantization: Literal["8bit", "4bit"] | None = None
+    quantization: Literal["8bit", "4bit", "fp8", "int8", "int4"] | None = None
     cpu_offload: bool = False
     attention: str | None = None
     trust_remote_code: bool = False
@@ -91,6 +99,7 @@ class TransformersOptions:
     num_speculative_tokens: int = 8
     prompt_lookup_min: int = 2
     prompt_lookup_max: int = 8
+    kv_cache_dtype: Literal["auto", "8bit", "fp8", "int8"] = "auto"
     tell_cache: bool = False
     kv_tokens_max: int | None = None
     embed_batch_tokens: int = 8_192
@@ -101,3 +110,10 @@ class TransformersOptions:
     compile: bool = False
     threads: int | None = None
     seed: int | None = None
+
+    @property
+    def narrow(self) -> Narrow | None:
+        """What keys and values are stored in; None for the model's own type."""
+        if self.kv_cache_dtype == "auto":
+            return None
+        return _8_BIT if self.kv_cache_dtype == "8bit" else self.kv_cache_dtype

@@ -40,8 +40,9 @@ def pack(model: torch.nn.Module) -> int:
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
-        # Kinds derived from it, such as quantized ones, keep their weights in ways of their own.
+        # Kinds derived from it, and from its weight, such as quantized ones, keep their weights in ways of their own.
         if type(child) is torch.nn.Linear
+        and type(child.weight) is torch.nn.Parameter
         and child.weight.device.type == "cpu"
         and child.weight.dtype in dtypes
         and child.weight.numel() >= _WEIGHTS_MIN

@@ -2,8 +2,8 @@
 
 On a CPU a row is read in place, one call for each run of blocks that lie side by side, and the runs' answers are weighed by
 their sums of exponentials. A call costs more than a short row's copy, so short rows are gathered and computed together. A
-CUDA device has a kernel that reads block tables (`torch.nn.attention.varlen`); where that does not take them, rows are
-gathered.
+CUDA device has a kernel that reads block tables (`torch.nn.attention.varlen`); where that does not take them, as with keys of
+8 bits, rows are gathered.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Pool:
         #: As attention has them, (1, heads, places, size).
         self.lined_keys, self.lined_values = (one.transpose(0, 1).unsqueeze(0) for one in (keys, values))
         #: (blocks, places, heads, size).
-        self.blocks = tuple(one.unflatten(0, (-1, block_tokens)) for one in (keys, values))
+        self.blocks: tuple[torch.Tensor, ...] = tuple(one.unflatten(0, (-1, block_tokens)) for one in (keys, values))
 
     def write(self, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Write tokens, (1, heads, tokens, size)."""
@@ -145,6 +145,8 @@ def _part(
 def _by_tables(query: torch.Tensor, pool: Pool) -> bool:
     """Whether the kernel for block tables takes it."""
     if not _TABLES or query.device.type != "cuda" or query.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    if pool.keys.dtype != query.dtype:
         return False
     size = query.shape[-1]
     return size == pool.size == pool.value_size and size <= _HEAD_SIZE_MAX and size % 8 == 0

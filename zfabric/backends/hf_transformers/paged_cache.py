@@ -13,6 +13,8 @@ import torch
 from transformers.cache_utils import Cache
 
 from zfabric.backends.hf_transformers.kv_cache import KVCacheLayer
+from zfabric.backends.hf_transformers.narrow_pool import NarrowPool
+from zfabric.backends.hf_transformers.options import Narrow
 from zfabric.backends.hf_transformers.paged_attention import Pool, attend
 from zfabric.backends.hf_transformers.paged_pass import PagedPass
 
@@ -43,14 +45,16 @@ class PagedCache(Cache):
     Args:
         blocks: How many there are; one more is for passes that belong to nobody, `scratch`.
         tokens: That each has room for.
+        narrow: Of which 8 bits keys and values are; None for those of the model's type.
 
     Attributes:
         windows: Of each layer, as it asked for it: tokens that one sees, None for all before it.
         passed: The pass under way.
     """
 
-    def __init__(self, blocks: int, tokens: int) -> None:
+    def __init__(self, blocks: int, tokens: int, narrow: Narrow | None = None) -> None:
         super().__init__(layer_class_to_replicate=KVCacheLayer)
+        self._narrow: Final = narrow
         self.scratch: Final = blocks
         self.tokens: Final = tokens
         self.windows: dict[int, int | None] = {}
@@ -81,8 +85,7 @@ class PagedCache(Cache):
         """Write the pass's tokens, (1, heads, tokens, size), to where they belong."""
         pool = self._pools.get(layer_idx)
         if pool is None:
-            pool = Pool(self._allocate(key_states), self._allocate(value_states), self.tokens)
-            self._pools[layer_idx] = pool
+            pool = self._pools[layer_idx] = self._pool(key_states, value_states)
         pool.write(self._slots, key_states, value_states)
         self._layer = layer_idx
         return key_states, value_states
@@ -118,12 +121,24 @@ class PagedCache(Cache):
             for blocks in pool.blocks:
                 blocks[target] = blocks[source]
 
-    def _allocate(self, like: Any) -> torch.Tensor:
-        # What nobody wrote must be finite: it is masked by a product with zero.
-        shape = ((self.scratch + 1) * self.tokens, like.shape[1], like.shape[3])
-        if like.device.type != "cpu":
-            return torch.zeros(shape, dtype=like.dtype, device=like.device)
-        # Memory that the system gives page by page, as blocks are first written to: a pool costs what it has held, and
-        # several models that could not all be full live beside one another. It reads as zero until then.
-        space = mmap.mmap(-1, math.prod(shape) * like.element_size())
-        return torch.frombuffer(space, dtype=like.dtype).view(shape)
+    def _pool(self, keys: torch.Tensor, values: torch.Tensor) -> Pool:
+        """For tokens like these, (1, heads, tokens, size)."""
+        places = (self.scratch + 1) * self.tokens
+
+        def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+            return _zeros(shape, dtype, keys.device)
+
+        if self._narrow is not None:
+            return NarrowPool(self._narrow, places, keys, values, self.tokens, allocate)
+        stored, beside = (allocate((places, one.shape[1], one.shape[3]), one.dtype) for one in (keys, values))
+        return Pool(stored, beside, self.tokens)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    # What nobody wrote must be finite: it is masked by a product with zero.
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # Memory that the system gives page by page, as blocks are first written to: a pool costs what it has held, and
+    # several models that could not all be full live beside one another. It reads as zero until then.
+    space = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    return torch.frombuffer(space, dtype=dtype).view(shape)

@@ -39,9 +39,19 @@ def why_padded(loaded: Loaded, model: ModelRunner, options: TransformersOptions)
     Raises:
         ConfigurationError: They are to be paged, and cannot be.
     """
+    narrow = options.kv_cache_dtype != "auto"
     if options.kv_cache == "padded":
+        if narrow:
+            raise ConfigurationError(
+                f"kv_cache_dtype {options.kv_cache_dtype!r} goes with a paged cache, not a padded one"
+            )
         return "it is asked for"
     reason = _unfit(loaded, model, options) or _unlike(loaded, model)
+    if reason is not None and narrow:
+        raise ConfigurationError(
+            f"{options.model!r} cannot have keys and values in {options.kv_cache_dtype!r}, which are for pages: {reason}",
+            model=options.model,
+        )
     if reason is not None and options.kv_cache == "paged":
         raise ConfigurationError(f"{options.model!r} cannot have a paged cache: {reason}", model=options.model)
     return reason

@@ -10,6 +10,7 @@ import torch
 from zfabric.backends.hf_transformers.block_pool import BlockTable, table_of
 from zfabric.backends.hf_transformers.lora import Adapter
 from zfabric.backends.hf_transformers.model_runner import ModelRunner
+from zfabric.backends.hf_transformers.options import Narrow
 from zfabric.backends.hf_transformers.paged_cache import PagedCache
 from zfabric.backends.hf_transformers.paged_pass import PagedPass, StepTables
 from zfabric.backends.hf_transformers.sequence import Answer
@@ -42,12 +43,13 @@ class PagedRunner:
         model: Its forward pass.
         blocks: Of the pool.
         tokens: That each has room for.
+        narrow: See `PagedCache`.
     """
 
-    def __init__(self, model: ModelRunner, blocks: int, tokens: int) -> None:
+    def __init__(self, model: ModelRunner, blocks: int, tokens: int, narrow: Narrow | None = None) -> None:
         self.model = model
         self.blocks, self.tokens = blocks, tokens
-        self.cache = PagedCache(blocks, tokens)
+        self.cache = PagedCache(blocks, tokens, narrow)
         self._step = StepTables()
 
     def forward(self, parts: Sequence[Part], drawn: torch.Tensor | None = None) -> torch.Tensor:

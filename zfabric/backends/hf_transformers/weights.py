@@ -87,7 +87,12 @@ class Weights:
     @property
     def file_bytes_max(self) -> int:
         """What a file of its weights has at most."""
-        return _HEADER_BYTES_MAX + _FLOAT_BYTES * sum(int(one.numel()) for one in _tensors(self._model).values())
+        # Not from `state_dict`: bitsandbytes' layers pack their weights anew for that, and answer otherwise afterwards.
+        tensors = (
+            *self._model.named_parameters(remove_duplicate=False),
+            *self._model.named_buffers(remove_duplicate=False),
+        )
+        return _HEADER_BYTES_MAX + _FLOAT_BYTES * sum(int(one.numel()) for _, one in tensors)
 
     def check(self) -> None:
         """Raises: UnsupportedOperationError: Weights of this model cannot be replaced."""

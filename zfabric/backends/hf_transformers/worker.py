@@ -149,8 +149,9 @@ class ModelWorker(StepwiseModelWorker):
                 "device": loaded.device,
                 "dtype": loaded.dtype,
                 "kv_tokens_max": loaded.kv_tokens_max,
-                **(_cache_told(self._assembled.padded) if loaded.generates else {}),
                 **_speculation_told(self.options),
+                **loaded.quantized,
+                **(_cache_told(self._assembled.padded, self.options) if loaded.generates else {}),
                 **_told(loaded),
                 **(self._assembled.answer_format.details if loaded.generates else {}),
                 **({"weight_version": version} if (version := self._assembled.engine.weight_version) else {}),
@@ -346,9 +347,12 @@ class ModelWorker(StepwiseModelWorker):
         self.steps.engine_died(error)
 
 
-def _cache_told(padded: str | None) -> dict[str, Detail]:
+def _cache_told(padded: str | None, options: TransformersOptions) -> dict[str, Detail]:
     """Of which kind a model's cache is."""
-    return {"kv_cache": "paged"} if padded is None else {"kv_cache": "padded", "kv_cache_padded_because": padded}
+    if padded is not None:
+        return {"kv_cache": "padded", "kv_cache_padded_because": padded}
+    stored = options.narrow
+    return {"kv_cache": "paged", **({} if stored is None else {"kv_cache_dtype": stored})}
 
 
 def _speculation_told(options: TransformersOptions) -> dict[str, Detail]:
