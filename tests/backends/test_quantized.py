@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from tests.backends.test_engine import Start, causal_model, start
+from tests.backends.test_engine import Start, causal_model, starting
 from tests.backends.test_lora import PROMPT, expected, save_adapter, to
 from tests.backends.test_weights import operate
 from tests.backends.tiny import Answers, ask, save_llama
@@ -23,12 +24,17 @@ from zfabric.backends.hf_transformers.packing import pack
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ConfigurationError, UnsupportedOperationError
 
-__all__ = ["start"]  # a fixture
 ON_A_CPU = ("8bit", "4bit", "fp8", "int8")
 #: Bits of a weight, and what is kept beside of one number per row, or per 64 weights.
 BITS = {"8bit": 8, "4bit": 4, "fp8": 8, "int8": 8}
 #: What its linear layers but the last one hold.
 INNER = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 128)
+
+
+@pytest_asyncio.fixture
+async def start(tiny_llama: Path) -> AsyncIterator[Start]:
+    async with starting(tiny_llama, "auto") as start_one:
+        yield start_one
 
 
 def loaded(model: Path, name: Any = None, **options: Any) -> model_loader.Loaded:
@@ -52,7 +58,7 @@ async def said(worker: ModelWorker, answers: Answers, name: str, count: int = 16
 
 @pytest.mark.parametrize("name", ON_A_CPU)
 async def test_narrow_weights_say_what_generate_says_of_them(start: Start, tiny_llama: Path, name: str) -> None:
-    """Alone, and in company, in both kinds of caches: a row of others changes nothing."""
+    """Alone, and in company: rows of others change nothing."""
     found = loaded(tiny_llama, name, dtype="float32")
     worker, answers = await start(quantization=name, dtype="float32")
     assert await said(worker, answers, "alone") == generated(found, 16)

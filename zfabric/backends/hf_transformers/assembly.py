@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from zfabric.backends.front import generation_config
 from zfabric.backends.front.adapters import Adapters
@@ -31,6 +31,7 @@ from zfabric.backends.hf_transformers.rope import Ropes
 from zfabric.backends.hf_transformers.self_check import check_padding, check_rows, check_verdicts
 from zfabric.backends.hf_transformers.sequence import Answer
 from zfabric.backends.hf_transformers.speculation_setup import Assistant, load_assistant, speculation_of
+from zfabric.backends.hf_transformers.tensor_parallel import LeadingRunner, Ranks
 from zfabric.backends.hf_transformers.token_budget import TokenBudget
 from zfabric.errors import ConfigurationError, FabricError
 from zfabric.wire.sampling import UNSETTABLE
@@ -48,6 +49,7 @@ class Assembled:
         prompts: Makes tokens of them.
         lora: Reads adapters, and has the model apply them.
         answer_format: How the model writes reasoning and calls.
+        ranks: The others that the model is divided over.
         padded: Why rows of the cache are padded and not paged; None if they are paged, or if there is no cache.
     """
 
@@ -62,6 +64,16 @@ class Assembled:
     defaults: GenerationDefaults
     answer_format: AnswerFormat
     padded: str | None
+    ranks: Ranks | None
+
+
+class Told(NamedTuple):
+    """Who is called of what an engine does; see `Engine`."""
+
+    on_step: Callable[[Step], None]
+    on_failure: Callable[[Answer, FabricError], None]
+    on_restart: Callable[[FabricError], None]
+    on_death: Callable[[FabricError], None]
 
 
 def assemble(
@@ -82,6 +94,19 @@ def assemble(
         RequestError: An adapter has the model's name.
         ConfigurationError: See `load`, `check_rows`, `Lora.read`; or compile is asked for where it does not go.
     """
+    told = Told(on_step, on_failure, on_restart, on_death)
+    if options.tensor_parallel == 1:
+        return _assemble(options, names, told, None)
+    ranks = Ranks(options, on_death)
+    try:
+        return _assemble(options, names, told, ranks)
+    except BaseException:
+        ranks.close()
+        raise
+
+
+def _assemble(options: TransformersOptions, names: tuple[str, ...], told: Told, ranks: Ranks | None) -> Assembled:
+    """See `assemble`; the model may be divided over ranks, whose first one this process is."""
     assistant, loaded = _loaded(options)
     template = template_text(loaded.tokenizer.chat_template)
     answer_format = AnswerFormat(template, tools=options.tool_parser, reasoning=options.reasoning_parser)
@@ -96,7 +121,7 @@ def assemble(
     )
     defaults = generation_defaults(loaded, options.generation_config)
     padded = why_padded(loaded, model, options) if loaded.generates else None
-    paged = _paged(loaded, model, options) if loaded.generates and padded is None else None
+    paged = _paged(loaded, model, options, ranks) if loaded.generates and padded is None else None
     engine = Engine(
         model,
         _input_processor(loaded, options, model, prompts, adapters, defaults, answer_format),
@@ -105,10 +130,7 @@ def assemble(
         batch_size_max=loaded.batch_size_max,
         kv_tokens_max=loaded.kv_tokens_max,
         token_budget=TokenBudget(options.prefill_chunk_tokens, options.prefill_wait_ms / 1_000),
-        on_step=on_step,
-        on_failure=on_failure,
-        on_restart=on_restart,
-        on_death=on_death,
+        **told._asdict(),
         speculation=speculation_of(options, loaded, model, assistant, padded),
     )
     embedder = _embedder(loaded, model, adapters)
@@ -126,10 +148,21 @@ def assemble(
     # What is made at first use is there before the worker says that it is ready.
     for warm_up in [model.warm_up] * loaded.generates + ([] if paged is None else [paged.probe]):
         engine.run_job(warm_up).result()
-    if classifier is None:
+    if classifier is None and ranks is None:
         queue.submit(embedder.pieces(EmbedRequest(inputs=["warm-up"]))).result()
     return Assembled(
-        loaded, engine, embedder, classifier, queue, prompts, model.lora, adapters, defaults, answer_format, padded
+        loaded,
+        engine,
+        embedder,
+        classifier,
+        queue,
+        prompts,
+        model.lora,
+        adapters,
+        defaults,
+        answer_format,
+        padded,
+        ranks,
     )
 
 
@@ -160,10 +193,13 @@ def _model(loaded: Loaded, options: TransformersOptions) -> ModelRunner:
     return kind(loaded.model, ropes, compiled=options.compile)
 
 
-def _paged(loaded: Loaded, model: ModelRunner, options: TransformersOptions) -> PagedRunner:
+def _paged(loaded: Loaded, model: ModelRunner, options: TransformersOptions, ranks: Ranks | None) -> PagedRunner:
     """Blocks for as many tokens as the cache may hold."""
     size = block_tokens(model.device)
-    return PagedRunner(model, -(-loaded.kv_tokens_max // size), size, options.narrow)
+    blocks = -(-loaded.kv_tokens_max // size)
+    if ranks is not None:
+        return LeadingRunner(model, blocks, size, options.narrow, ranks)
+    return PagedRunner(model, blocks, size, options.narrow)
 
 
 def _input_processor(

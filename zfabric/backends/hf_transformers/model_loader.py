@@ -32,6 +32,7 @@ from zfabric.backends.hf_transformers.narrow_pool import token_bytes as narrow_t
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.packing import pack
 from zfabric.backends.hf_transformers.pooling import Pooler, make_pooler
+from zfabric.backends.hf_transformers.tensor_parallel import check_model
 from zfabric.errors import ConfigurationError
 
 #: A CPU's cache: a gigabyte holds far more than a CPU can usefully step.
@@ -121,6 +122,8 @@ def load(options: TransformersOptions, *, token_bytes_beside: int = 0) -> Loaded
         if options.gguf_file is not None and kind == "encoder":
             # Such a file does not say what it is for; text is what they are made for.
             kind = "causal"
+        if options.tensor_parallel > 1:
+            check_model(config, kind, options.model, options.tensor_parallel)
         placement = _placement(options, device, config)
         tokenizer = AutoTokenizer.from_pretrained(options.model, **common)
         processor = AutoProcessor.from_pretrained(options.model, **common) if kind == "vision" else None
@@ -139,13 +142,7 @@ def load(options: TransformersOptions, *, token_bytes_beside: int = 0) -> Loaded
         tokenizer.chat_template = tokenizer.chat_template or own
     _prepare_tokenizer(tokenizer, options)
     _check_positions(config, model, options.model)
-    # Weights that are quantized are where they belong already.
-    if options.device_map is None and getattr(model, "hf_quantizer", None) is None:
-        model = model.to(device)
-    model.eval()
-    attention.install()
-    if options.pack_weights:
-        pack(model)
+    model = _settled(model, device, options)
     kv_tokens_max, memory = _cache(model, kind, options, token_bytes_beside)
     length = options.context_length or _length(config, model, tokenizer, kind, files)
     return Loaded(
@@ -165,6 +162,19 @@ def load(options: TransformersOptions, *, token_bytes_beside: int = 0) -> Loaded
         head=head,
         quantized=quantization.told(model, options.quantization, quantization.checkpoint_method(config)),
     )
+
+
+def _settled(model: Any, device: str, options: TransformersOptions) -> Any:
+    """On its device, and as it is run."""
+    # Weights that are quantized or divided are where they belong already.
+    divided = options.tensor_parallel > 1
+    if options.device_map is None and not divided and getattr(model, "hf_quantizer", None) is None:
+        model = model.to(device)
+    model.eval()
+    attention.install()
+    if options.pack_weights and not divided:
+        pack(model)
+    return model
 
 
 def _sentence_files(options: TransformersOptions, hub: dict[str, Any]) -> SentenceFiles:
@@ -269,6 +279,10 @@ def _placement(options: TransformersOptions, device: str, config: Any) -> dict[s
         arguments["device_map"] = options.device_map
         if options.max_gpu_memory is not None:
             arguments["max_memory"] = dict.fromkeys(range(torch.cuda.device_count()), options.max_gpu_memory)
+    if options.tensor_parallel > 1:
+        from transformers.distributed import DistributedConfig
+
+        return {**arguments, "distributed_config": DistributedConfig(tp_size=options.tensor_parallel)}
     if options.gguf_file is not None and options.quantization is not None:
         raise ConfigurationError(
             f"quantization {options.quantization!r} does not go with a GGUF file, which is unpacked"

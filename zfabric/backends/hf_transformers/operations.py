@@ -15,7 +15,7 @@ from zfabric.backends.hf_transformers.assembly import Assembled
 from zfabric.backends.hf_transformers.lora import Adapter
 from zfabric.backends.hf_transformers.weight_calls import WeightCalls
 from zfabric.backends.hf_transformers.weights import Weights
-from zfabric.errors import ConfigurationError, RequestError
+from zfabric.errors import ConfigurationError, RequestError, UnsupportedOperationError
 from zfabric.wire.payloads import OperateRequest
 
 
@@ -52,6 +52,10 @@ class Operations:
         Raises:
             UnsupportedOperationError: There is no such call.
         """
+        if self._assembled.ranks is not None:
+            raise UnsupportedOperationError(
+                "a model that is divided over ranks keeps its weights and has no adapters", operation="operate"
+            )
         if request.call in WeightCalls.NAMES:
             return await self.weights.run(request)
         if request.call not in AdapterCalls.NAMES:

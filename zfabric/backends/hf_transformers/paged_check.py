@@ -52,7 +52,7 @@ def why_padded(loaded: Loaded, model: ModelRunner, options: TransformersOptions)
             f"{options.model!r} cannot have keys and values in {options.kv_cache_dtype!r}, which are for pages: {reason}",
             model=options.model,
         )
-    if reason is not None and options.kv_cache == "paged":
+    if reason is not None and (options.kv_cache == "paged" or options.tensor_parallel > 1):
         raise ConfigurationError(f"{options.model!r} cannot have a paged cache: {reason}", model=options.model)
     return reason
 

@@ -123,7 +123,11 @@ class ModelWorker(StepwiseModelWorker):
         assert self._assembled is not None
         loaded = self._assembled.loaded
         classifier = self._assembled.classifier
-        if classifier is None:
+        divided = self._assembled.ranks is not None
+        if divided:
+            # The other ranks are told of passes over pages alone.
+            capabilities = []
+        elif classifier is None:
             capabilities = ["embed", "embed_tokens"] + ["score"] * loaded.compares
         else:
             capabilities = ["classify"] + ["score", "reward"] * classifier.compares
@@ -151,6 +155,7 @@ class ModelWorker(StepwiseModelWorker):
                 "kv_tokens_max": loaded.kv_tokens_max,
                 **_speculation_told(self.options),
                 **loaded.quantized,
+                **({"tensor_parallel": self.options.tensor_parallel} if divided else {}),
                 **(_cache_told(self._assembled.padded, self.options) if loaded.generates else {}),
                 **_told(loaded),
                 **(self._assembled.answer_format.details if loaded.generates else {}),
@@ -179,6 +184,9 @@ class ModelWorker(StepwiseModelWorker):
         if loaded.kind == "paired":
             # The encoder reads the prompt; nothing predicts it.
             missing.add("prompt_logprobs")
+        if self._assembled.ranks is not None:
+            # A search has a padded cache of its own.
+            missing.add("use_beam_search")
         return sorted(self.parameters - missing)
 
     def _assemble(self) -> Assembled:
@@ -239,6 +247,10 @@ class ModelWorker(StepwiseModelWorker):
 
     def _embedder(self, operation: str) -> Embedder:
         assert self._assembled is not None
+        if self._assembled.ranks is not None:
+            raise UnsupportedOperationError(
+                f"{self._names[0]!r} is divided over ranks and makes text alone", operation=operation
+            )
         if self._assembled.classifier is not None:
             raise UnsupportedOperationError(
                 f"{self._names[0]!r} judges texts and makes no vectors", operation=operation
@@ -307,6 +319,8 @@ class ModelWorker(StepwiseModelWorker):
             self._operations.weights.close()
         if self._assembled is not None:
             await asyncio.to_thread(self._assembled.engine.stop)
+            if self._assembled.ranks is not None:
+                await asyncio.to_thread(self._assembled.ranks.close)
             if self._assembled.loaded.memory is not None:
                 self._assembled.loaded.memory.release()
 

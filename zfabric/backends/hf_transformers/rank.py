@@ -1,0 +1,76 @@
+"""A rank after the first of a model over several processes: does in its part of the layers what rank 0 does; see
+`tensor_parallel`. `python -m` runs it, with messages of rank 0 at its standard input."""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+from typing import Any, BinaryIO
+
+import msgspec
+import torch
+
+from zfabric.backends.hf_transformers import tensor_parallel
+from zfabric.backends.hf_transformers.block_pool import table_of
+from zfabric.backends.hf_transformers.model_loader import load
+from zfabric.backends.hf_transformers.model_runner import ModelRunner
+from zfabric.backends.hf_transformers.options import TransformersOptions
+from zfabric.backends.hf_transformers.paged_check import why_padded
+from zfabric.backends.hf_transformers.paged_runner import PagedRunner, Part
+from zfabric.backends.hf_transformers.rope import Ropes
+from zfabric.backends.hf_transformers.self_check import check_rows
+from zfabric.backends.hf_transformers.sequence import Answer
+from zfabric.wire.payloads import GenerateRequest
+
+_NOBODY = Answer(GenerateRequest())
+
+
+def main() -> None:
+    """Until the standard input ends, at once then: the worker is gone, and a sum may never come to an end."""
+    messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(sys.stdin.buffer, messages), daemon=True).start()
+    told, rank, store = messages.get()
+    options = msgspec.convert(told, TransformersOptions, dec_hook=lambda kind, value: kind(value))
+    said = os.dup(sys.stdout.fileno())
+    # What libraries print goes to the log.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    os.write(said, tensor_parallel.READY)
+    os.close(said)
+    tensor_parallel.join(options, rank, store)
+    model = _model(options)
+    _, blocks, tokens, narrow = messages.get()
+    runner = PagedRunner(model, blocks, tokens, narrow)
+    model.warm_up()
+    with torch.inference_mode():
+        while True:
+            name, *told = messages.get()
+            if name == "copy":
+                runner.cache.copy(*told)
+            else:
+                runner.forward(
+                    [Part(_NOBODY, its, end, table_of(table), logits) for its, end, table, logits in told[0]]
+                )
+
+
+def _model(options: TransformersOptions) -> ModelRunner:
+    """Loaded and tried, in the order in which rank 0 does that."""
+    loaded = load(options)
+    model = ModelRunner(loaded.model, Ropes(loaded.model))
+    check_rows(model, loaded.model, loaded.tokenizer, options.model)
+    why_padded(loaded, model, options)
+    return model
+
+
+def _read(pipe: BinaryIO, messages: queue.SimpleQueue[Any]) -> None:
+    while True:
+        head = pipe.read(tensor_parallel.LENGTH.size)
+        content = pipe.read(*tensor_parallel.LENGTH.unpack(head)) if len(head) == tensor_parallel.LENGTH.size else b""
+        if not content:
+            os._exit(0)
+        messages.put(msgspec.msgpack.decode(content))
+
+
+if __name__ == "__main__":
+    main()
