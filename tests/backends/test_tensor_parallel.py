@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import AsyncIterator
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.backends.test_architectures import FAMILIES, SIZES, save
 from tests.backends.test_engine import PROMPTS, greedy
 from tests.backends.tiny import Answers, ask, reference, save_llama
-from zfabric.backends.hf_transformers import assembly
+from zfabric.backends.hf_transformers import assembly, tensor_parallel
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.tensor_parallel import Ranks, check, check_model
 from zfabric.backends.hf_transformers.worker import ModelWorker
-from zfabric.errors import BackendError, ConfigurationError, FabricError, UnsupportedOperationError
+from zfabric.errors import BackendError, ConfigurationError, UnsupportedOperationError
 from zfabric.wire.payloads import OperateRequest
 from zfabric.wire.tasks import EmbedRequest
 
@@ -36,13 +37,22 @@ def even_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module")
+def lonely() -> Iterator[subprocess.Popen[bytes]]:
+    """A rank that nobody leads, started while others do."""
+    command = [sys.executable, "-m", "zfabric.backends.hf_transformers.rank"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        yield process
+        process.kill()
+
+
 def divided(model: Path, **options: Any) -> TransformersOptions:
     chosen = {"model": str(model), "device": "cpu", "dtype": "float32", "threads": 1, "tensor_parallel": 2, **options}
     return TransformersOptions(**chosen)
 
 
 @pytest_asyncio.fixture
-async def served(even_llama: Path) -> AsyncIterator[tuple[ModelWorker, Answers]]:
+async def served(even_llama: Path, lonely: subprocess.Popen[bytes]) -> AsyncIterator[tuple[ModelWorker, Answers]]:
     options = divided(even_llama, kv_tokens_max=144, chat_template=even_llama / "chat_template.jinja")
     worker = ModelWorker(options)
     worker.steps = answers = Answers()
@@ -95,27 +105,16 @@ async def test_two_processes_say_what_one_says(served: tuple[ModelWorker, Answer
         led(worker).send("copy", 0, 1)
 
 
-def test_a_rank_ends_with_the_pipe_of_its_worker(even_llama: Path) -> None:
-    """However that is closed, and although the rank waits for sums that the worker never comes to."""
-    lost: list[FabricError] = []
-    told = threading.Event()
-
-    def note(error: FabricError) -> None:
-        lost.append(error)
-        told.set()
-
-    several = Ranks(divided(even_llama), note)
-    (rank,) = several._processes
-    assert rank.stdin is not None
-    assert rank.poll() is None
-    rank.stdin.close()
-    assert told.wait(20)
-    assert rank.poll() == 0
-    assert "rank 1 of the model ended with 0" in str(lost[0])
-    with pytest.raises(BackendError, match="ended with 0"):
-        several.send("copy", 0, 1)
-    several.close()
-    assert not torch.distributed.is_initialized()
+def test_a_rank_ends_with_the_pipe_of_its_worker(lonely: subprocess.Popen[bytes], even_llama: Path) -> None:
+    """However that is closed, and although the rank waits for others, which do not come."""
+    assert lonely.stdin is not None
+    assert lonely.stdout is not None
+    tensor_parallel._write(lonely.stdin, [divided(even_llama), 1, str(even_llama / "store")])
+    assert lonely.stdout.readline() == tensor_parallel.READY
+    with pytest.raises(subprocess.TimeoutExpired):
+        lonely.wait(0.5)
+    lonely.stdin.close()
+    assert lonely.wait(20) == 0
 
 
 def test_what_cannot_be_divided_is_named(even_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,9 @@ from zfabric.errors import BackendError, ConfigurationError, FabricError
 LENGTH: Final = struct.Struct("<Q")
 #: What a rank says when it has come so far that it can be waited for.
 READY: Final = b"ready\n"
+#: Seconds that ranks wait for one another: one may read its weights for that much longer than another. Once they serve, a turn
+#: that hangs is noticed much earlier (`stall_ms`), and a rank that ends at once.
+_MEET_S: Final = 1_800
 #: Seconds that a rank has to end by itself.
 _END_S: Final = 5.0
 #: Options that are of several parts of a model, or change its layers, and those that do without pages.
@@ -93,7 +96,7 @@ def join(options: TransformersOptions, rank: int, store: str) -> None:
         store=dist.FileStore(store, options.tensor_parallel),
         rank=rank,
         world_size=options.tensor_parallel,
-        timeout=timedelta(milliseconds=options.stall_ms),
+        timeout=timedelta(seconds=_MEET_S),
     )
 
 
