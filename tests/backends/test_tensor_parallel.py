@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.backends.test_architectures import FAMILIES, SIZES, save
 from tests.backends.test_engine import PROMPTS, greedy
 from tests.backends.tiny import Answers, ask, reference, save_llama
-from zfabric.backends.hf_transformers import assembly, tensor_parallel
+from zfabric.backends.hf_transformers import assembly, engine, tensor_parallel
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.tensor_parallel import Ranks, check, check_model
 from zfabric.backends.hf_transformers.worker import ModelWorker
@@ -52,7 +52,11 @@ def divided(model: Path, **options: Any) -> TransformersOptions:
 
 
 @pytest_asyncio.fixture
-async def served(even_llama: Path, lonely: subprocess.Popen[bytes]) -> AsyncIterator[tuple[ModelWorker, Answers]]:
+async def served(
+    even_llama: Path, lonely: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[ModelWorker, Answers]]:
+    """Its steps are begun before the host has read what the ones before drew, as on a CUDA device."""
+    monkeypatch.setattr(engine, "_AHEAD", {"cpu"})
     options = divided(even_llama, kv_tokens_max=144, chat_template=even_llama / "chat_template.jinja")
     worker = ModelWorker(options)
     worker.steps = answers = Answers()
@@ -81,7 +85,9 @@ async def test_two_processes_say_what_one_says(served: tuple[ModelWorker, Answer
     await answers.until(*names)
     for name in names:
         assert answers.tokens(name) == reference(even_llama, name, 60)
-    assert worker.load_report().gauges["preemptions"] > 0
+    gauges = worker.load_report().gauges
+    assert gauges["preemptions"] > 0
+    assert gauges["steps_ahead"] > 0
     worker.begin(ask("n", "Once upon", temperature=1.0, seed=3, n=2, max_new_tokens=12, ignore_eos=True))
     await answers.until("n")
     whole = ModelWorker(divided(even_llama, tensor_parallel=1))
@@ -121,6 +127,7 @@ def test_what_cannot_be_divided_is_named(even_llama: Path, monkeypatch: pytest.M
     for options, message in (
         ({"quantization": "int8"}, "does not go with quantization"),
         ({"lora": ("a=b",)}, "does not go with lora"),
+        ({"speculation": "assistant", "assistant": "x"}, "does not go with assistant"),
         ({"device_map": "auto"}, "does not go with device_map"),
         ({"compile": True}, "does not go with compile"),
         ({"kv_cache": "padded"}, "goes with a paged cache"),

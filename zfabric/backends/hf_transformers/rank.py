@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 import torch
+import torch.distributed as dist
 
 from zfabric.backends.hf_transformers import tensor_parallel
 from zfabric.backends.hf_transformers.block_pool import table_of
@@ -45,13 +46,20 @@ def main() -> None:
     model.warm_up()
     with torch.inference_mode():
         while True:
-            name, *told = messages.get()
+            name, *its = messages.get()
             if name == "copy":
-                runner.cache.copy(*told)
+                runner.cache.copy(*its)
             else:
-                runner.forward(
-                    [Part(_NOBODY, its, end, table_of(table), logits) for its, end, table, logits in told[0]]
-                )
+                _pass(runner, *its)
+
+
+def _pass(runner: PagedRunner, rows: Any, drawn: int) -> None:
+    """Compute what rank 0 computes; so many tokens of it are on its device alone."""
+    tokens = None
+    if drawn:
+        tokens = torch.empty(drawn, dtype=torch.long, device=runner.model.device)
+        dist.broadcast(tokens, 0)
+    runner.forward([Part(_NOBODY, row, end, table_of(table), logits) for row, end, table, logits in rows], tokens)
 
 
 def _model(options: TransformersOptions) -> ModelRunner:

@@ -41,7 +41,7 @@ _MEET_S: Final = 1_800
 _END_S: Final = 5.0
 #: Options that are of several parts of a model, or change its layers, and those that do without pages.
 _REFUSED: Final = (
-    "adapters_dir", "compile", "cpu_offload", "device_map", "gguf_file", "lora", "quantization", "weights_dir",
+    "adapters_dir", "assistant", "compile", "cpu_offload", "device_map", "gguf_file", "lora", "quantization", "weights_dir",
 )  # fmt: skip
 
 
@@ -214,13 +214,16 @@ class LeadingRunner(PagedRunner):
         self._ranks = ranks
         ranks.send("pool", blocks, tokens, narrow)
 
-    def forward(self, parts: Sequence[Part]) -> torch.Tensor:
+    def forward(self, parts: Sequence[Part], drawn: torch.Tensor | None = None) -> torch.Tensor:
         """See `PagedRunner`. Raises: BackendError: A rank is gone, or a pass broke before."""
-        self._ranks.send(
-            "pass", [(list(part.tokens), part.length, list(part.table.blocks), part.logits) for part in parts]
-        )
+        rows = [(list(part.tokens), part.length, list(part.table.blocks), part.logits) for part in parts]
+        self._ranks.send("pass", rows, 0 if drawn is None else drawn.shape[0])
         try:
-            return super().forward(parts)
+            if drawn is not None:
+                # They are on the device, and the host may not know them yet.
+                drawn = drawn.to(torch.long)
+                dist.broadcast(drawn, 0)
+            return super().forward(parts, drawn)
         except BaseException as error:
             self._ranks.lose(f"a pass of several ranks broke: {type(error).__name__}: {error}")
             raise
