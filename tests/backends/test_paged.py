@@ -213,7 +213,7 @@ async def test_short_ones_run_beside_a_long_one(start: Start) -> None:
     gate = hold(worker)
     names = [f"short {number}" for number in range(16)]
     for name in names:
-        worker.begin(greedy(name, name, 12))
+        worker.begin(greedy(name, name, 20))
     await prepared(worker)
     gate.set()
     await answers.until(*names)
