@@ -68,7 +68,7 @@ async def test_each_family_says_in_a_batch_what_it_says_alone(family: str, tmp_p
 @pytest.mark.parametrize(
     ("family", "extra", "reason"),
     [
-        ("MambaConfig", {"state_size": 4}, "linear_attention|recurrent"),
+        ("RwkvConfig", {}, "type 'rwkv', whose state"),
         ("BartConfig", {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1}, "type 'bart'.*mt5, t5"),
     ],
 )

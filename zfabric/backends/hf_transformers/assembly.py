@@ -31,6 +31,8 @@ from zfabric.backends.hf_transformers.rope import Ropes
 from zfabric.backends.hf_transformers.self_check import check_padding, check_rows, check_verdicts
 from zfabric.backends.hf_transformers.sequence import Answer
 from zfabric.backends.hf_transformers.speculation_setup import Assistant, load_assistant, speculation_of
+from zfabric.backends.hf_transformers.state_cache import keeps_states
+from zfabric.backends.hf_transformers.state_check import check_states
 from zfabric.backends.hf_transformers.tensor_parallel import LeadingRunner, Ranks
 from zfabric.backends.hf_transformers.token_budget import TokenBudget
 from zfabric.errors import ConfigurationError, FabricError
@@ -111,10 +113,7 @@ def _assemble(options: TransformersOptions, names: tuple[str, ...], told: Told, 
     template = template_text(loaded.tokenizer.chat_template)
     answer_format = AnswerFormat(template, tools=options.tool_parser, reasoning=options.reasoning_parser)
     model = _model(loaded, options)
-    if loaded.kind in ("causal", "vision"):
-        check_rows(model, loaded.model, loaded.tokenizer, options.model)
-    elif loaded.kind == "encoder":
-        check_padding(loaded.encoder, loaded.tokenizer, options.model)
+    _check(loaded, model, options.model)
     adapters = _adapters(options, model, names)
     prompts = PromptTokens(
         loaded.tokenizer, vocabulary_size=model.vocabulary_size, context_length=loaded.context_length
@@ -189,8 +188,22 @@ def _model(loaded: Loaded, options: TransformersOptions) -> ModelRunner:
     ropes = Ropes(loaded.model)
     if options.compile and ropes:
         raise ConfigurationError("compile does not go with positions whose frequencies change", model=options.model)
+    if options.compile and keeps_states(loaded.model.config):
+        raise ConfigurationError("compile does not go with layers that keep a state", model=options.model)
     kind = EncoderDecoderRunner if loaded.kind == "paired" else ModelRunner
-    return kind(loaded.model, ropes, compiled=options.compile)
+    model = kind(loaded.model, ropes, compiled=options.compile)
+    model.row_cells, model.grows = loaded.room.row_cells, loaded.room.grows
+    return model
+
+
+def _check(loaded: Loaded, model: ModelRunner, name: str) -> None:
+    """Raises: ConfigurationError if texts side by side are not what they are alone."""
+    if loaded.generates and model.states:
+        check_states(model, loaded.model, loaded.tokenizer, name)
+    elif loaded.kind in ("causal", "vision"):
+        check_rows(model, loaded.model, loaded.tokenizer, name)
+    elif loaded.kind == "encoder":
+        check_padding(loaded.encoder, loaded.tokenizer, name)
 
 
 def _paged(loaded: Loaded, model: ModelRunner, options: TransformersOptions, ranks: Ranks | None) -> PagedRunner:
@@ -266,7 +279,7 @@ def _embedder(loaded: Loaded, model: ModelRunner, adapters: Adapters[Adapter]) -
         lora=model.lora,
         adapters=adapters,
         ropes=model.ropes,
-        divisible=loaded.kind == "causal",
+        divisible=loaded.kind == "causal" and not model.states,
     )
 
 

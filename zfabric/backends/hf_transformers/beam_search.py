@@ -50,7 +50,7 @@ class BeamSearch:
         self._beams = [Beam([], 0.0)]
         self._ended: list[Beam] = []
         #: Cells of the cache that it may come to need.
-        self.cells = len(choices) * (first.size + self._limit)
+        self.cells = len(choices) * model.cells(first.size + self._limit)
 
     @property
     def begun(self) -> bool:

@@ -37,7 +37,7 @@ class InputBatch:
     @property
     def columns(self) -> int:
         """Cells that each row takes."""
-        return self.width + (self._cache.source_columns if self.rows else 0)
+        return self._model.cells(self.width) + self._cache.source_columns if self.rows else 0
 
     def join(self, rows: Many[Sequence], cache: Any, lengths: Many[int], tokens: Many[int]) -> None:
         """Add prefilled rows.
@@ -84,9 +84,12 @@ class InputBatch:
         self._lengths = [length + 1 for length in self._lengths]
         self.width += 1
 
-    def rollback(self) -> None:
-        """The step failed: forget what some layers had appended already."""
-        self._cache.crop_to(self.width)
+    def rollback(self) -> bool:
+        """The step failed: forget what some layers had appended already. False if they cannot, so that all rows have to be
+        computed anew."""
+        if self._cache.rewinds:
+            self._cache.crop_to(self.width)
+        return bool(self._cache.rewinds)
 
 
 class Prefill:
@@ -121,7 +124,8 @@ class Prefill:
         return self.width - self.done
 
     def advance(self, columns_max: int, *, all_logits: bool = False) -> torch.Tensor:
-        """Compute up to so many columns; all at once if there are several prompts, or images.
+        """Compute up to so many columns; all at once if there are several prompts, or images, or a state to go on from that
+        the model would not.
 
         Returns:
             Float32 logits of the last column, (groups, vocabulary), or of all, (groups, columns, vocabulary).
@@ -132,7 +136,7 @@ class Prefill:
         if self.cache is None:
             self.cache = self._model.start(answers)
             self.spent = sum(len(answer.source) for answer in answers)
-        whole = len(answers) > 1 or answers[0].media is not None
+        whole = len(answers) > 1 or answers[0].media is not None or not self._model.parts
         end = width if whole else min(width, self.done + columns_max)
         if len(answers) == 1:
             part, lengths = [self.prompts[0][self.done : end]], [end]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
+from zfabric.backends.hf_transformers.state_cache import BOTH, STATES
 from zfabric.errors import ConfigurationError
 
 #: What a model is: a decoder, an encoder with a decoder, a decoder that sees images, an encoder, or any of them with a head
 #: that judges texts.
 Kind = Literal["causal", "paired", "vision", "encoder", "classifier"]
 
-#: Layers that remember by keys and values of each token, which is what a padded batch can hold.
-_LAYER_KINDS: Final = frozenset({"full_attention", "sliding_attention", "chunked_attention", "attention"})
-#: Kinds of models that remember otherwise and do not tell by their layers.
-_RECURRENT: Final = frozenset({"mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "xlstm"})
+#: Layers that remember by keys and values of each token, or by a state of each row, which is what a padded batch can hold.
+_LAYER_KINDS: Final = (
+    frozenset({"full_attention", "sliding_attention", "chunked_attention", "attention"}) | STATES | BOTH
+)
+#: Kinds of models whose state is not in transformers' cache, but in the model itself or in a form of its own.
+_RECURRENT: Final = frozenset({"rwkv", "recurrent_gemma", "xlstm"})
 #: Encoder-decoders whose decoder has relative positions, so that its rows can be padded.
 _PAIRED: Final = frozenset({"t5", "mt5", "umt5"})
 #: Kinds of models whose interface is that of a language model, and whose tokens are no text: sounds, or a verdict.
@@ -29,7 +32,7 @@ def kind_of(config: Any, name: str, *, sentences: bool) -> Kind:
         sentences: Its files say how it makes vectors of texts.
 
     Raises:
-        ConfigurationError: Its memory is not a cache of keys and values by column; or it is neither for text nor for
+        ConfigurationError: Its memory is not a cache that this backend can tell rows of apart; or it is neither for text nor for
             vectors, so that both would be wrong.
     """
     architectures = tuple(config.architectures or ())
@@ -50,9 +53,13 @@ def kind_of(config: Any, name: str, *, sentences: bool) -> Kind:
         raise ConfigurationError(f"{name!r} is a model of type {config.model_type!r}, whose answers are no text")
     text = config.get_text_config()
     others = sorted(set(getattr(text, "layer_types", None) or ()) - _LAYER_KINDS)
-    if others or config.model_type in _RECURRENT:
+    if others:
+        raise ConfigurationError(f"{name!r} has layers of kind {', '.join(others)}, which this backend does not serve")
+    if config.model_type in _RECURRENT:
         raise ConfigurationError(
-            f"{name!r} has layers of kind {', '.join(others) or 'recurrent'}, which this backend does not serve"
+            f"{name!r} is a model of type {config.model_type!r}, whose state is not kept in transformers' cache: this "
+            f"backend cannot tell its rows apart",
+            architecture=config.model_type,
         )
     if getattr(config, "vision_config", None) is not None and text is not config:
         return "vision"

@@ -121,13 +121,20 @@ class KVCache(Cache):
 
     #: Columns that each row has beside those of its own tokens.
     source_columns = 0
+    #: Whether it can forget what was appended.
+    rewinds = True
 
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=KVCacheLayer)
 
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return int(self.layers[0].keys.shape[0])
+
     def merge(self, other: KVCache) -> None:
         """Add the rows of another below these: in all layers, or in none if the memory does not suffice."""
-        rows, columns = self.layers[0].keys.shape[0], self.get_seq_length()
+        rows, columns = self.rows, self.get_seq_length()
         merged: list[Any] = []
         try:
             for mine, its in zip(self.layers, other.layers, strict=True):
@@ -168,6 +175,8 @@ class EncoderDecoderKVCache(EncoderDecoderCache):
     Attributes:
         encoded: What the encoder made of them, until the decoder has taken it in.
     """
+
+    rewinds = True
 
     def __init__(self, sources: list[int]) -> None:
         super().__init__(KVCache(), KVCache())

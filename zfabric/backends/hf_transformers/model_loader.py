@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from transformers import (
@@ -32,6 +33,8 @@ from zfabric.backends.hf_transformers.narrow_pool import token_bytes as narrow_t
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.packing import pack
 from zfabric.backends.hf_transformers.pooling import Pooler, make_pooler
+from zfabric.backends.hf_transformers.self_check import named
+from zfabric.backends.hf_transformers.state_cache import state_bytes
 from zfabric.backends.hf_transformers.tensor_parallel import check_model
 from zfabric.errors import ConfigurationError
 
@@ -58,24 +61,53 @@ _READERS: Final = ("encoder", "classifier")
 _UNKNOWN: Final = SentenceFiles()
 
 
+class Room(NamedTuple):
+    """What a model's cache may take.
+
+    Attributes:
+        tokens: In cells, each of which is the keys and values of a token.
+        memory: What was planned for it; None where nothing is.
+        row_cells: Cells that each row takes, however short its text: those of its states.
+        grows: Whether it takes another one with each token.
+    """
+
+    tokens: int
+    memory: MemoryPlan | None = None
+    row_cells: int = 0
+    grows: bool = True
+
+    @property
+    def usual_row(self) -> int:
+        """Cells of a row of usual length."""
+        return self.row_cells + _USUAL_TOKENS * self.grows
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What was loaded."""
+    """What was loaded.
+
+    Attributes:
+        room: What the cache may take.
+    """
 
     model: Any
     tokenizer: Any
     processor: Any
     kind: Kind
     context_length: int
-    kv_tokens_max: int
+    room: Room
     batch_size_max: int
     pooler: Pooler
     sentences: SentenceFiles
     device: str
     dtype: str
-    memory: MemoryPlan | None = None
     head: Head | None = None
     quantized: dict[str, str | int] = field(default_factory=dict)
+
+    @property
+    def kv_tokens_max(self) -> int:
+        """Tokens that the cache may hold."""
+        return self.room.tokens
 
     @property
     def generates(self) -> bool:
@@ -143,7 +175,7 @@ def load(options: TransformersOptions, *, token_bytes_beside: int = 0) -> Loaded
     _prepare_tokenizer(tokenizer, options)
     _check_positions(config, model, options.model)
     model = _settled(model, device, options)
-    kv_tokens_max, memory = _cache(model, kind, options, token_bytes_beside)
+    room = _room(model, kind, options, token_bytes_beside)
     length = options.context_length or _length(config, model, tokenizer, kind, files)
     return Loaded(
         model=model,
@@ -151,14 +183,13 @@ def load(options: TransformersOptions, *, token_bytes_beside: int = 0) -> Loaded
         processor=processor,
         kind=kind,
         # What the cache cannot hold cannot be served: the smaller of the two is what clients are told.
-        context_length=length if kind in _READERS else min(length, kv_tokens_max),
-        kv_tokens_max=kv_tokens_max,
-        batch_size_max=options.max_batch_size or _batch_size(model.device.type, kv_tokens_max),
+        context_length=length if kind in _READERS or not room.grows else min(length, room.tokens - room.row_cells),
+        room=room,
+        batch_size_max=options.max_batch_size or _batch_size(model.device.type, room.tokens, room.usual_row),
         pooler=pooler.to(model.device),
         sentences=files,
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
-        memory=memory,
         head=head,
         quantized=quantization.told(model, options.quantization, quantization.checkpoint_method(config)),
     )
@@ -294,37 +325,53 @@ def _placement(options: TransformersOptions, device: str, config: Any) -> dict[s
     return {**quantized, **arguments, **{name: value for name, value in quantized.items() if name != "device_map"}}
 
 
-def _batch_size(device_type: str, kv_tokens_max: int) -> int:
-    """Sequences that the cache holds at a usual length, as far as more of them still make more tokens."""
-    return max(_BATCH_MIN, min(_BATCH_MAX.get(device_type, _BATCH_MAX_OTHER), kv_tokens_max // _USUAL_TOKENS))
+def _batch_size(device_type: str, kv_tokens_max: int, row: int = _USUAL_TOKENS) -> int:
+    """Sequences that the cache holds at so many cells each, as far as more of them still make more tokens."""
+    return max(_BATCH_MIN, min(_BATCH_MAX.get(device_type, _BATCH_MAX_OTHER), kv_tokens_max // row))
 
 
-def _cache(
-    model: Any, kind: Kind, options: TransformersOptions, token_bytes_beside: int
-) -> tuple[int, MemoryPlan | None]:
-    """Tokens that the cache may hold: what the device has left, by what the model writes for one token; and the plan of it."""
+def _room(model: Any, kind: Kind, options: TransformersOptions, token_bytes_beside: int = 0) -> Room:
+    """What the device has left, by what the model writes for one token, and for one row.
+
+    Raises:
+        ConfigurationError: The model keeps nothing, or cannot be run; or no row would have room.
+    """
     if kind in _READERS:
         # It has none, and its requests are bounded by their number alone.
-        return options.kv_tokens_max or _BATCH_MAX_OTHER * _USUAL_TOKENS, None
-    if model.device.type != "cuda" and options.kv_tokens_max is not None:
-        return options.kv_tokens_max, None
-    probed = (EncoderDecoderRunner if kind == "paired" else ModelRunner)(model).probe()
-    stored = options.narrow
-    size = token_bytes(probed) if stored is None or kind == "paired" else narrow_token_bytes(probed, stored)
-    if not size:
+        return Room(options.kv_tokens_max or _BATCH_MAX_OTHER * _USUAL_TOKENS)
+    runner = (EncoderDecoderRunner if kind == "paired" else ModelRunner)(model)
+    if model.device.type != "cuda" and options.kv_tokens_max is not None and not runner.states:
+        return Room(options.kv_tokens_max)
+    with named(options.model) if runner.states else nullcontext():
+        cache = runner.probe()
+    state, stored = state_bytes(cache), options.narrow
+    size = token_bytes(cache) if stored is None or kind == "paired" or state else narrow_token_bytes(cache, stored)
+    if not size and not state:
         raise ConfigurationError(
             f"a model of type {model.config.model_type!r} keeps no cache of keys and values, which this backend steps by",
             architecture=type(model).__name__,
         )
+    grows = size > 0
+    # A state that nothing grows beside is counted as a text of usual length.
+    size = size or -(-state // _USUAL_TOKENS)
     size += token_bytes_beside
+    row_cells = -(-state // size)
     if model.device.type != "cuda":
-        return max(1, _CPU_CACHE_BYTES // size), None
-    wanted = None if options.kv_tokens_max is None else options.kv_tokens_max * size
-    memory = plan(
-        str(torch.cuda.get_device_properties(model.device).uuid),
-        options.model,
-        lambda: int(torch.cuda.mem_get_info(model.device)[0]),
-        least=_USUAL_TOKENS * size,
-        wanted=wanted,
-    )
-    return max(1, memory.bytes // size), memory
+        room = Room(options.kv_tokens_max or max(1, _CPU_CACHE_BYTES // size), None, row_cells, grows)
+    else:
+        memory = plan(
+            str(torch.cuda.get_device_properties(model.device).uuid),
+            options.model,
+            lambda: int(torch.cuda.mem_get_info(model.device)[0]),
+            least=_USUAL_TOKENS * size,
+            wanted=None if options.kv_tokens_max is None else options.kv_tokens_max * size,
+        )
+        room = Room(max(1, memory.bytes // size), memory, row_cells, grows)
+    # What is to be paged, as an assistant is, is refused for its states themselves.
+    if room.tokens < row_cells + grows and options.kv_cache != "paged":
+        raise ConfigurationError(
+            f"kv_tokens_max is {room.tokens}, and the state of one row of {options.model!r} takes as much as {row_cells} "
+            f"tokens",
+            model=options.model,
+        )
+    return room

@@ -15,6 +15,7 @@ from zfabric.backends.hf_transformers.paged_cache import PagedCache
 from zfabric.backends.hf_transformers.paged_pass import PagedPass
 from zfabric.backends.hf_transformers.rope import Ropes
 from zfabric.backends.hf_transformers.sequence import Answer
+from zfabric.backends.hf_transformers.state_cache import StateCache, keeps_states
 from zfabric.wire.payloads import GenerateRequest
 
 _AS_IT_IS: Final = nullcontext()
@@ -34,6 +35,13 @@ class ModelRunner:
         ropes: Positions of it whose frequencies depend on a text's length.
         compiled: Steps of the batch are compiled by torch. Prompts are not: their shapes are too many, and their passes
             too long for it to matter.
+
+    Attributes:
+        states: Whether layers keep a state of each row, beside keys and values of each token or instead of them.
+        parts: Whether a prompt can be computed in parts, each from where the one before it has ended.
+        pads: Whether prompts of different lengths can be computed together.
+        row_cells: Cells of the cache that each row takes, however short.
+        grows: Whether it takes another one with each token.
     """
 
     def __init__(self, model: Any, ropes: Ropes | None = None, *, compiled: bool = False) -> None:
@@ -43,6 +51,12 @@ class ModelRunner:
         self.device = model.device
         self.lora = Lora(model)
         self._accepted = frozenset(inspect.signature(model.forward).parameters)
+        self.states = keeps_states(model.config)
+        # What a model with states can do is asked of it when it is loaded; every other one can do both.
+        self.parts = self.pads = not self.states
+        self.row_cells, self.grows = 0, True
+        #: What it calls its cache.
+        self.cache_name = "past_key_values" if "past_key_values" in self._accepted else "cache_params"
         #: Places images in the dimensions of a model that has several.
         self._rope_index: Any = getattr(getattr(model, "model", None), "get_rope_index", None)
         # One of four dimensions is taken as it is, so none is made; attention over pages makes its own.
@@ -58,7 +72,11 @@ class ModelRunner:
 
     def start(self, answers: Sequence[Answer]) -> Any:
         """An empty cache for one row of each."""
-        return KVCache()
+        return StateCache(self._model.config) if self.states else KVCache()
+
+    def cells(self, columns: int) -> int:
+        """Cells of the cache that a row of so many columns takes."""
+        return self.row_cells + columns * self.grows
 
     def __call__(
         self,
@@ -84,6 +102,9 @@ class ModelRunner:
         columns = len(rows[0])
         width = cache.get_seq_length() + columns
         mask, first = self._mask(lengths, width)
+        if self.states and not cache.grows and columns < width:
+            # Only attention looks at columns before these, and of these none is padding.
+            mask = None
         arguments = self._arguments(rows, mask, cache)
         media = answers[0].media if answers and columns == width else None
         if media is not None:
@@ -103,6 +124,8 @@ class ModelRunner:
             run = self._compiled
         with self.lora.rows(adapters), self._turning(columns, lengths, answers, wholes):
             logits = run(**arguments).logits
+        if self.states:
+            cache.passed = width
         logits = (logits if all_logits else logits[:, -1])[..., : self.vocabulary_size].float()
         # Drawing needs float64, which MPS does not have.
         return logits.cpu() if logits.device.type == "mps" else logits
@@ -189,10 +212,10 @@ class ModelRunner:
                 self([[0]] * len(sizes), lengths, cache, answers=_NOBODY[: len(sizes)])
 
     def _warm_cache(self) -> Any:
-        return KVCache()
+        return self.start(_NOBODY[:1])
 
     def _arguments(self, rows: Sequence[Sequence[int]], mask: torch.Tensor | None, cache: Any) -> dict[str, Any]:
-        arguments = {"input_ids": self._send(rows), "past_key_values": cache, "use_cache": True}
+        arguments = {"input_ids": self._send(rows), self.cache_name: cache, "use_cache": True}
         # Without padding there is no mask, which takes the quicker attention kernels.
         return arguments if mask is None else {**arguments, "attention_mask": mask}
 

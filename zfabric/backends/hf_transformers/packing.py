@@ -12,6 +12,8 @@ import torch
 
 #: Smaller ones stay in the processor's cache, where ordering them costs less than the other kernel's call.
 _WEIGHTS_MIN: Final = 1 << 18
+#: Layers whose weight is read past the layer itself: state-space models multiply by that of their time steps.
+_READ_BY_OTHERS: Final = frozenset({"dt_proj"})
 
 
 class PackedLinear(torch.nn.Module):
@@ -43,6 +45,7 @@ def pack(model: torch.nn.Module) -> int:
         # Kinds derived from it, and from its weight, such as quantized ones, keep their weights in ways of their own.
         if type(child) is torch.nn.Linear
         and type(child.weight) is torch.nn.Parameter
+        and name not in _READ_BY_OTHERS
         and child.weight.device.type == "cpu"
         and child.weight.dtype in dtypes
         and child.weight.numel() >= _WEIGHTS_MIN

@@ -112,11 +112,12 @@ class PaddedCore(EngineCore):
             size = group[0].size
             count = min(len(group), self._room(rows, max(width, size)))
             alone = size > budget or group[0].answer.alone
+            unlike = bool(groups) and not self._model.pads and size != width
             crowded = (len(groups) + 1) * max(width, size) > budget
             if not count and not groups and self._may_be_overtaken(group, len(skipped), full=self._full):
                 skipped.append(self._waiting.popleft())
                 continue
-            if not count or (groups and (alone or crowded)):
+            if not count or (groups and (alone or crowded or unlike)):
                 break
             self._waiting.popleft()
             if count < len(group):
@@ -136,7 +137,7 @@ class PaddedCore(EngineCore):
     def _room(self, rows: int, width: int) -> int:
         """How many rows of such a width may join beside so many others. One may always, if it is the only one."""
         present = len(self._batch.rows) + rows
-        columns = max(self._batch.columns, width) + _HEADROOM_COLUMNS
+        columns = max(self._batch.columns, self._model.cells(width)) + _HEADROOM_COLUMNS
         room = min(self._batch_size_max, self._kv_limit // columns) - present
         return max(room, 0 if present else 1)
 
@@ -209,7 +210,10 @@ class PaddedCore(EngineCore):
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-            self._batch.rollback()
+            if not self._batch.rollback():
+                self.preemptions += len(rows)
+                self._waiting.extendleft([row] for row in reversed(rows))
+                self._batch = InputBatch(self._model)
             self._fail(rows[-1].answer, as_fabric_error(error))
             return
         self._token_budget.stepped(time.monotonic() - began)

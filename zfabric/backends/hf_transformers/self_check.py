@@ -47,7 +47,7 @@ def check_rows(model: ModelRunner, raw: Any, tokenizer: Any, name: str) -> None:
         ConfigurationError: Rows of a batch differ from the texts alone, or the model cannot run one.
     """
     texts = two_texts(tokenizer)
-    with _named(name), torch.inference_mode():
+    with named(name), torch.inference_mode():
         expected = [alone(raw, text) for text in texts]
         found = _together(model, texts)
     _compare([*expected, expected[0]], found, raw, name)
@@ -59,7 +59,7 @@ def check_padding(raw: Any, tokenizer: Any, name: str) -> None:
     width = max(_LENGTHS)
     ids = torch.tensor([text + [0] * (width - len(text)) for text in texts], device=raw.device)
     mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts], device=raw.device)
-    with _named(name), torch.inference_mode():
+    with named(name), torch.inference_mode():
         expected = [raw(input_ids=torch.tensor([text], device=raw.device)).last_hidden_state[0] for text in texts]
         found = raw(input_ids=ids, attention_mask=mask).last_hidden_state
         if found.shape[-1] != raw.config.hidden_size:
@@ -73,7 +73,7 @@ def check_verdicts(raw: Any, embedder: Embedder, classifier: Classifier, name: s
     """Ask a model with a head of two texts, side by side as the queue computes them and each alone by itself; errors as of
     `check_rows`."""
     request = ClassifyRequest(inputs=[_TEXT, _TEXT[: len(_TEXT) // 2]])
-    with _named(name), torch.inference_mode():
+    with named(name), torch.inference_mode():
         pieces = classifier.classified(request).pieces
         expected = []
         for piece in pieces:
@@ -86,11 +86,11 @@ def check_verdicts(raw: Any, embedder: Embedder, classifier: Classifier, name: s
     wanted = torch.stack(expected)
     if wanted.shape != found.shape:
         raise ConfigurationError(f"{name!r} gives logits of shape {tuple(wanted.shape)} for 2 texts", model=name)
-    _within(float((wanted - found).norm() / wanted.norm().clamp(min=1e-9)), raw, name)
+    check_distance(float((wanted - found).norm() / wanted.norm().clamp(min=1e-9)), raw, name)
 
 
 @contextmanager
-def _named(name: str) -> Iterator[None]:
+def named(name: str) -> Iterator[None]:
     """Whatever a model that is not made for this raises, is why it is refused."""
     try:
         yield
@@ -105,7 +105,7 @@ def _named(name: str) -> Iterator[None]:
 
 def _compare(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor], raw: Any, name: str) -> None:
     for right, got in zip(expected, found, strict=True):
-        _within(difference(right, got), raw, name)
+        check_distance(difference(right, got), raw, name)
 
 
 def difference(right: torch.Tensor, got: torch.Tensor) -> float:
@@ -120,7 +120,7 @@ def tolerance(raw: Any) -> float:
     return _TOLERANCE_EXACT if exact else _TOLERANCE_HALF
 
 
-def _within(distance: float, raw: Any, name: str) -> None:
+def check_distance(distance: float, raw: Any, name: str) -> None:
     """Raises: ConfigurationError: Answers are further from the right ones than rounding takes them."""
     if not distance <= tolerance(raw):
         raise ConfigurationError(

@@ -58,8 +58,8 @@ def load_assistant(options: TransformersOptions) -> Assistant | None:
         kv_tokens_max=1,
     )
     loaded = load(its)
-    if loaded.memory is not None:
-        loaded.memory.release()
+    if loaded.room.memory is not None:
+        loaded.room.memory.release()
     model = ModelRunner(loaded.model, Ropes(loaded.model))
     why_padded(loaded, model, its)
     length = context_length(loaded.model.config.get_text_config())

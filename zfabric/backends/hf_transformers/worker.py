@@ -321,8 +321,8 @@ class ModelWorker(StepwiseModelWorker):
             await asyncio.to_thread(self._assembled.engine.stop)
             if self._assembled.ranks is not None:
                 await asyncio.to_thread(self._assembled.ranks.close)
-            if self._assembled.loaded.memory is not None:
-                self._assembled.loaded.memory.release()
+            if self._assembled.loaded.room.memory is not None:
+                self._assembled.loaded.room.memory.release()
 
     def _post(self, call: Any, *arguments: Any) -> None:
         """From the engine's thread to the event loop, unless that is closed already."""
