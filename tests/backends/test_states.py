@@ -116,7 +116,13 @@ async def test_a_prompt_is_read_in_parts_where_the_model_goes_on_from_a_state(
 async def test_prompts_of_other_lengths_have_a_pass_of_their_own_where_padding_would_be_remembered(
     tiny: dict[str, Path], start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state_check, "_padded", lambda model, texts: [torch.zeros(259)] * 2)
+    padded = state_check._padded
+
+    def marked(*arguments: Any) -> list[state_check.Found]:
+        """As if padding were read like any token: the logits alone would not tell."""
+        return [one._replace(states=[state * 1.1 for state in one.states]) for one in padded(*arguments)]
+
+    monkeypatch.setattr(state_check, "_padded", marked)
     worker, answers = await start(model=str(tiny["jamba"]))
     prompts = ["Hello", "Hallo", "a", "Hi", "No"]
     passes, gate = watched(worker), hold(worker)
@@ -248,3 +254,10 @@ def test_a_weight_that_is_read_past_its_layer_stays_as_it_is() -> None:
     model = torch.nn.ModuleDict({name: torch.nn.Linear(512, 512) for name in ("dt_proj", "out_proj")})
     assert pack(model) == 1
     assert type(model["dt_proj"]) is torch.nn.Linear
+
+
+async def test_a_state_that_is_lost_shows_in_half_precision_too(tiny: dict[str, Path], start: Start) -> None:
+    """Its logits are as near as rounding may take them there."""
+    for kind, parts in (("jamba", False), ("qwen3_next", True)):
+        worker, _ = await start(model=str(tiny[kind]), dtype="bfloat16")
+        assert (runner(worker).pads, runner(worker).parts) == (True, parts)

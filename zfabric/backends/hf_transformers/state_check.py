@@ -9,7 +9,7 @@ fails is not done.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from transformers import DynamicCache
@@ -22,12 +22,24 @@ from zfabric.errors import ConfigurationError
 from zfabric.wire.payloads import GenerateRequest
 
 _NOBODY: Final = [Answer(GenerateRequest()) for _ in range(2)]
-#: Where the parts of a text end, counted from its end: the last is a single token, as in a step.
-_PARTS_END: Final = (6, 1, 0)
-#: Least distance that counts, and how much farther than in the batch itself an answer may be: rounding is about the same
-#: everywhere, and what is wrongly allowed would be wrong in every answer.
-_LEAST: Final = 0.01
-_FARTHER: Final = 4.0
+#: Where the parts of a text end, counted from its end: the second is short, so that a state which it does not go on from is
+#: missed, and the last is a single token, as in a step.
+_PARTS_END: Final = (3, 1, 0)
+#: How far a state of the first layer that has one may be from the right one, by its size. Nothing before it enlarges what
+#: rounding does, so this tells a state that is lost or padded in half precision, too, where logits may differ more.
+_STATE_TOLERANCE: Final = 0.01
+
+
+class Found(NamedTuple):
+    """What a model makes of a text.
+
+    Attributes:
+        states: Of the first layers that have any, when all but the last token is read.
+        logits: After the text.
+    """
+
+    states: list[torch.Tensor]
+    logits: torch.Tensor
 
 
 def check_states(model: ModelRunner, raw: Any, tokenizer: Any, name: str) -> None:
@@ -49,12 +61,11 @@ def check_states(model: ModelRunner, raw: Any, tokenizer: Any, name: str) -> Non
         longer = [*texts[0], int(expected[0].argmax())]
         after = _alone(model, raw, longer, 2)
         found, last = _side_by_side(model, texts, longer[-1], name)
-    distance = max(map(difference, [*expected, after], [*found, last]))
-    check_distance(distance, raw, name)
-    limit = min(tolerance(raw), max(_LEAST, _FARTHER * distance))
+    for right, got in zip([*expected, after], [*(one.logits for one in found), last], strict=True):
+        check_distance(difference(right, got), raw, name)
     with torch.inference_mode():
-        model.pads = _close(lambda: _padded(model, texts), expected, limit)
-        model.parts = _close(lambda: [_in_parts(model, text) for text in texts], expected, limit)
+        model.pads = _same(lambda: _padded(model, texts), found, tolerance(raw))
+        model.parts = _same(lambda: [_in_parts(model, text) for text in texts], found, tolerance(raw))
 
 
 def _alone(model: ModelRunner, raw: Any, text: Sequence[int], steps: int) -> torch.Tensor:
@@ -70,32 +81,56 @@ def _alone(model: ModelRunner, raw: Any, text: Sequence[int], steps: int) -> tor
     return last[: model.vocabulary_size]
 
 
-def _close(ask: Callable[[], Sequence[torch.Tensor]], expected: Sequence[torch.Tensor], limit: float) -> bool:
-    """Whether a model can do something: it does not fail, and comes to the same answers."""
+def _same(ask: Callable[[], Sequence[Found]], expected: Sequence[Found], limit: float) -> bool:
+    """Whether a model can do something: it does not fail, and comes to the same states and the same answers."""
     try:
-        return max(map(difference, expected, ask())) <= limit
+        found = ask()
     except Exception as error:
         if out_of_memory(error):
             raise
         return False
+    return all(
+        difference(right.logits, got.logits) <= limit
+        and all(_apart(one, other) <= _STATE_TOLERANCE for one, other in zip(right.states, got.states, strict=True))
+        for right, got in zip(expected, found, strict=True)
+    )
+
+
+def _apart(right: torch.Tensor, got: torch.Tensor) -> float:
+    """How far a state is from the right one, by the size of that one."""
+    wanted, given = right.float(), got.float()
+    return float((wanted - given).norm() / wanted.norm().clamp(min=1e-9))
+
+
+def _states(cache: Any, row: int) -> list[torch.Tensor]:
+    """Copies of what a row has in the first layer with a convolution's state, and in the first with another."""
+    layers = [layer for layer in cache.layers if hasattr(layer, "states")]
+    conv = next(([*layer.conv_states.values()] for layer in layers if _any(layer.conv_states)), [])
+    other = next(([*layer.recurrent_states.values()] for layer in layers if _any(layer.recurrent_states)), [])
+    return [state[row].clone() for state in (*conv, *other) if state is not None]
+
+
+def _any(states: dict[int, Any]) -> bool:
+    return any(state is not None for state in states.values())
 
 
 def _side_by_side(
     model: ModelRunner, texts: list[list[int]], token: int, name: str
-) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Logits after both, that join once all but their last token is computed; then after the first text and a token, once the
-    second one has left and the first one has a copy of itself."""
+) -> tuple[list[Found], torch.Tensor]:
+    """What is made of both, that join once all but their last token is computed; and logits after the first text and a token,
+    once the second one has left and the first one has a copy of itself."""
     caches = []
     for text in texts:
         caches.append(model.start(_NOBODY[:1]))
         model([text[:-1]], [len(text) - 1], caches[-1], answers=_NOBODY[:1])
+    states = [_states(one, 0) for one in caches]
     cache, lengths = caches[0], [len(text) for text in texts]
     cache.merge(caches[1])
     _check_rows_of(cache, 2, name)
     both = model([[text[-1]] for text in texts], lengths, cache, answers=_NOBODY)
     cache.select([0, 0], max(lengths) - lengths[0])
     last = model([[token], [token]], [lengths[0] + 1] * 2, cache, answers=_NOBODY)
-    return list(both), last[1]
+    return [*map(Found, states, both)], last[1]
 
 
 def _check_rows_of(cache: Any, rows: int, name: str) -> None:
@@ -110,20 +145,23 @@ def _check_rows_of(cache: Any, rows: int, name: str) -> None:
                 )
 
 
-def _padded(model: ModelRunner, texts: list[list[int]]) -> list[torch.Tensor]:
-    """Logits after both, which are computed together but for their last token."""
+def _padded(model: ModelRunner, texts: list[list[int]]) -> list[Found]:
+    """What is made of both, which are computed together but for their last token."""
     width = max(map(len, texts)) - 1
     cache = model.start(_NOBODY)
     rows = [[0] * (width + 1 - len(text)) + text[:-1] for text in texts]
     model(rows, [len(text) - 1 for text in texts], cache, answers=_NOBODY)
-    return list(model([[text[-1]] for text in texts], [len(text) for text in texts], cache, answers=_NOBODY))
+    states = [_states(cache, row) for row in range(len(texts))]
+    both = model([[text[-1]] for text in texts], [len(text) for text in texts], cache, answers=_NOBODY)
+    return [*map(Found, states, both)]
 
 
-def _in_parts(model: ModelRunner, text: list[int]) -> torch.Tensor:
-    """Logits after a text that is computed in parts, the first of them a single token or more."""
+def _in_parts(model: ModelRunner, text: list[int]) -> Found:
+    """What is made of a text that is computed in parts."""
     cache = model.start(_NOBODY[:1])
-    begin, logits = 0, torch.empty(0)
+    begin, states, logits = 0, list[torch.Tensor](), torch.empty(0)
     for end in (len(text) - back for back in _PARTS_END):
+        states = _states(cache, 0) if end == len(text) else []
         logits = model([text[begin:end]], [end], cache, answers=_NOBODY[:1])
         begin = end
-    return logits[0]
+    return Found(states, logits[0])
