@@ -21,6 +21,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from tests.backends.test_beams import expected, search
 from tests.backends.test_engine import Start, causal_model, failing, greedy, hold, prepared, shape, starting
 from tests.backends.test_lora import linear_layers, save_adapter
+from tests.backends.test_weights import operate
 from tests.backends.tiny import ask, byte_tokenizer, reference
 from tests.sweep.subject import save
 from zfabric.backends.hf_transformers import state_check
@@ -261,3 +262,33 @@ async def test_a_state_that_is_lost_shows_in_half_precision_too(tiny: dict[str, 
     for kind, parts in (("jamba", False), ("qwen3_next", True)):
         worker, _ = await start(model=str(tiny[kind]), dtype="bfloat16")
         assert (runner(worker).pads, runner(worker).parts) == (True, parts)
+
+
+async def test_other_weights_and_an_answer_resumed_go_on_from_a_state_made_anew(
+    tiny: dict[str, Path], start: Start, tmp_path: Path
+) -> None:
+    base, other = tiny["jamba"], tmp_path / "step-1"
+    torch.manual_seed(1)
+    save("jamba", "causal", other)
+    worker, answers = await start(model=str(base), weights_dir=tmp_path, weight_version="zero")
+    old = reference(base, "Once upon", 120)
+    worker.begin(
+        ask("resumed", "Once upon", temperature=0, max_new_tokens=20, resume_token_ids=old[:8], ignore_eos=True)
+    )
+    await answers.until("resumed")
+    assert answers.tokens("resumed") == old[8:20]
+    worker.begin(greedy("running", "Once upon", 120))
+    await answers.until("running", tokens=5)
+    told = await operate(worker, "reload_weights", path="step-1", weight_version="one", mode="recompute")
+    worker.begin(greedy("new", "Hello", 8))
+    await answers.until("running", "new")
+    assert told["running"] == 1
+    assert answers.tokens("new") == reference(other, "Hello", 8)
+    tokens = answers.tokens("running")
+    drawn = next(place for place, (token, its) in enumerate(zip(tokens, old, strict=True)) if token != its)
+    assert 5 <= drawn < 120
+    # From the first token of the new weights on, all is as if they had read what is before it.
+    model = AutoModelForCausalLM.from_pretrained(other, dtype=torch.float32).eval()
+    ids = torch.tensor([[*byte_tokenizer()("Once upon")["input_ids"], *tokens[:drawn]]])
+    goes_on = model.generate(ids, max_new_tokens=120 - drawn, do_sample=False, eos_token_id=None, pad_token_id=2)
+    assert tokens[drawn:] == goes_on[0, ids.shape[1] :].tolist()
