@@ -292,3 +292,15 @@ async def test_other_weights_and_an_answer_resumed_go_on_from_a_state_made_anew(
     ids = torch.tensor([[*byte_tokenizer()("Once upon")["input_ids"], *tokens[:drawn]]])
     goes_on = model.generate(ids, max_new_tokens=120 - drawn, do_sample=False, eos_token_id=None, pad_token_id=2)
     assert tokens[drawn:] == goes_on[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+async def test_states_on_a_device_say_what_generate_says(kind: str, tiny: dict[str, Path], start: Start) -> None:
+    worker, answers = await start(model=str(tiny[kind]), device="cuda", prefill_chunk_tokens=16)
+    for prompt in ("Hello", LONG, "a"):
+        worker.begin(greedy(prompt, prompt, 20))
+        await answers.until(prompt, tokens=2)
+    await answers.until("Hello", LONG, "a")
+    for prompt in ("Hello", LONG, "a"):
+        assert answers.tokens(prompt) == reference(tiny[kind], prompt, 20)
