@@ -246,7 +246,9 @@ async def test_a_model_whose_rows_are_not_their_own_is_refused_by_name(
         await start(model=str(tiny["qwen3_next"]))
 
 
-async def test_steps_of_states_are_not_compiled(tiny: dict[str, Path], start: Start) -> None:
+async def test_steps_of_states_are_neither_paged_nor_compiled(tiny: dict[str, Path], start: Start) -> None:
+    with pytest.raises(ConfigurationError, match="cannot have a paged cache: its layers keep a state"):
+        await start(model=str(tiny["mamba"]), kv_cache="paged")
     with pytest.raises(ConfigurationError, match="compile does not go with layers that keep a state"):
         await start(model=str(tiny["mamba"]), compile=True)
 

@@ -62,6 +62,8 @@ def _unfit(loaded: Loaded, model: ModelRunner, options: TransformersOptions) -> 
     config = loaded.model.config.get_text_config()
     if loaded.kind != "causal":
         return f"its kind is {loaded.kind}"
+    if model.states:
+        return "its layers keep a state of each row"
     if options.compile:
         return "steps are compiled"
     if options.device_map is not None:
