@@ -39,7 +39,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "xmod": {"default_language": "en_XX"},
     "openai-gpt": {"n_positions": 512},
     "phi4_multimodal": {"original_max_position_embeddings": 512},
-    "t5": {"decoder_start_token_id": 2},
+    "t5": {"decoder_start_token_id": 2, "initializer_factor": 20.0},
+    **{name: {"initializer_factor": 20.0} for name in ("longt5", "mt5", "umt5")},
+    **{name: {"init_std": 1.0} for name in ("bart", "blenderbot-small", "led", "marian", "mvp", "plbart")},
 }
 #: Encoders that transformers turns into decoders where it is asked to.
 for _name in (

@@ -17,7 +17,8 @@ from zfabric.limits import EXTRA_KEYS_MAX, NAME_LENGTH_MAX, TOKEN_ID_MAX
 
 #: Keys that have one meaning on all backends, and their types. `cache_salt` keeps the cache of a prompt to requests of the same
 #: salt; `kv_transfer_params` is for the engine's connector of caches; `extra_args` goes to plug-ins of the engine; `include_stop`
-#: leaves the stop string in the text; `detokenize=False` makes tokens and no text; `allowed_token_ids` are all that may be drawn.
+#: leaves the stop string in the text; `detokenize=False` makes tokens and no text; `allowed_token_ids` are all that may be drawn;
+#: `forced_bos_token_id` begins the answer of a model with an encoder, as the language of a translation.
 COMMON: Final[dict[str, Any]] = {
     # Engines put it into names of files and of other machines' caches.
     "cache_salt": Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^@/\\\0]*$")],
@@ -25,6 +26,7 @@ COMMON: Final[dict[str, Any]] = {
     "extra_args": dict[str, Any],
     "include_stop": bool,
     "detokenize": bool,
+    "forced_bos_token_id": Annotated[int, Meta(ge=0, le=TOKEN_ID_MAX)],
     "allowed_token_ids": Annotated[list[Annotated[int, Meta(ge=0, le=TOKEN_ID_MAX)]], Meta(min_length=1)],
 }
 

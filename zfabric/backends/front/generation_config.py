@@ -19,9 +19,8 @@ from zfabric.wire.sampling import UNSETTABLE, SamplingOptions, SamplingParams
 #: What changes a text and is done by no backend here: its names are shown to operators.
 _NOT_DONE: Final = (
     "num_beams", "num_beam_groups", "penalty_alpha", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
-    "encoder_repetition_penalty", "diversity_penalty", "exponential_decay_length_penalty", "forced_bos_token_id",
-    "forced_eos_token_id", "epsilon_cutoff", "eta_cutoff", "top_h", "sequence_bias", "guidance_scale", "dola_layers",
-    "watermarking_config", "stop_strings",
+    "encoder_repetition_penalty", "diversity_penalty", "exponential_decay_length_penalty", "epsilon_cutoff", "eta_cutoff",
+    "top_h", "sequence_bias", "guidance_scale", "dola_layers", "watermarking_config", "stop_strings",
 )  # fmt: skip
 #: Values of those that change nothing.
 _NEUTRAL: Final = (None, 0, 0.0, 1, 1.0, False)
@@ -35,6 +34,8 @@ class GenerationDefaults:
         parameters: Its values of sampling parameters: `ModelInfo.defaults`.
         max_length, min_length: Tokens of prompt and answer together, at most (None for no bound) and at least.
         suppressed, suppressed_first: Tokens that never come, and those that do not begin an answer.
+        forced_first, forced_last: Of which tokens one begins an answer, and is the last of one that reaches its bound; empty for
+            any. The first is for models with an encoder alone.
         bad_words: Token sequences that never come.
         not_done: Settings that no backend here follows.
     """
@@ -44,6 +45,8 @@ class GenerationDefaults:
     min_length: int = 0
     suppressed: frozenset[int] = frozenset()
     suppressed_first: frozenset[int] = frozenset()
+    forced_first: frozenset[int] = frozenset()
+    forced_last: frozenset[int] = frozenset()
     bad_words: tuple[tuple[int, ...], ...] = ()
     not_done: tuple[str, ...] = ()
 
@@ -80,9 +83,17 @@ def read(config: Mapping[str, Any], honoured: Iterable[str]) -> GenerationDefaul
         min_length=_count(config, "min_length"),
         suppressed=frozenset(config.get("suppress_tokens") or ()),
         suppressed_first=frozenset(config.get("begin_suppress_tokens") or ()),
+        forced_first=_tokens(config, "forced_bos_token_id"),
+        forced_last=_tokens(config, "forced_eos_token_id"),
         bad_words=tuple(tuple(words) for words in config.get("bad_words_ids") or () if words),
         not_done=tuple(name for name in _NOT_DONE if config.get(name) not in _NEUTRAL),
     )
+
+
+def _tokens(config: Mapping[str, Any], name: str) -> frozenset[int]:
+    """A token, or several."""
+    value = config.get(name)
+    return frozenset([value] if isinstance(value, int) else value or ())
 
 
 def _in_range(name: str, value: float) -> bool:

@@ -17,16 +17,18 @@ from zfabric.backends.front.prompts import PromptTokens
 from zfabric.backends.hf_transformers.classifying import Classifier
 from zfabric.backends.hf_transformers.embed_queue import EmbedQueue
 from zfabric.backends.hf_transformers.embedding import Embedder
+from zfabric.backends.hf_transformers.encoder_decoder import EncoderDecoderRunner
 from zfabric.backends.hf_transformers.engine import Engine
 from zfabric.backends.hf_transformers.engine_core import Step
 from zfabric.backends.hf_transformers.input_processor import InputProcessor
 from zfabric.backends.hf_transformers.lora import Adapter, Lora
 from zfabric.backends.hf_transformers.model_loader import Loaded, load
-from zfabric.backends.hf_transformers.model_runner import EncoderDecoderRunner, ModelRunner
+from zfabric.backends.hf_transformers.model_runner import ModelRunner
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.paged_cache import block_tokens
 from zfabric.backends.hf_transformers.paged_check import why_padded
 from zfabric.backends.hf_transformers.paged_runner import PagedRunner
+from zfabric.backends.hf_transformers.pair_check import check_pairs
 from zfabric.backends.hf_transformers.rope import Ropes
 from zfabric.backends.hf_transformers.self_check import check_padding, check_rows, check_verdicts
 from zfabric.backends.hf_transformers.sequence import Answer
@@ -206,6 +208,16 @@ def _check(loaded: Loaded, model: ModelRunner, name: str) -> None:
         check_padding(loaded.encoder, loaded.tokenizer, name)
 
 
+def _check(loaded: Loaded, model: ModelRunner, name: str) -> None:
+    """Raises: ConfigurationError if it says otherwise in a batch than alone; models with a head for verdicts are asked later."""
+    if isinstance(model, EncoderDecoderRunner):
+        check_pairs(model, loaded.model, loaded.tokenizer, name)
+    elif loaded.kind in ("causal", "vision"):
+        check_rows(model, loaded.model, loaded.tokenizer, name)
+    elif loaded.kind == "encoder":
+        check_padding(loaded.encoder, loaded.tokenizer, name)
+
+
 def _paged(loaded: Loaded, model: ModelRunner, options: TransformersOptions, ranks: Ranks | None) -> PagedRunner:
     """Blocks for as many tokens as the cache may hold."""
     size = block_tokens(model.device)
@@ -266,7 +278,7 @@ def _embedder(loaded: Loaded, model: ModelRunner, adapters: Adapters[Adapter]) -
     inputs = EmbedInputs(
         with_special_tokens(loaded.tokenizer, lower_case=loaded.sentences.lower_case),
         context_length=loaded.context_length,
-        vocabulary_size=int(loaded.encoder.get_input_embeddings().weight.shape[0]),
+        vocabulary_size=int(loaded.model.get_input_embeddings().weight.shape[0]),
         prompts=loaded.sentences.prompts,
         prompt_name=loaded.sentences.prompt_name,
         longest=longest_token(loaded.tokenizer),
@@ -291,7 +303,7 @@ def _classifier(loaded: Loaded, prompts: PromptTokens, adapters: Adapters[Adapte
         prompts,
         loaded.head,
         context_length=loaded.context_length,
-        vocabulary_size=int(loaded.encoder.get_input_embeddings().weight.shape[0]),
+        vocabulary_size=int(loaded.model.get_input_embeddings().weight.shape[0]),
         adapters=adapters,
     )
 
@@ -319,7 +331,9 @@ def _start_token(loaded: Loaded) -> int | None:
         token = getattr(settings, "decoder_start_token_id", None)
         if token is not None:
             return int(token)
-    return int(loaded.tokenizer.pad_token_id or 0)
+    # `generate` takes this one then.
+    token = getattr(loaded.model.generation_config, "bos_token_id", None)
+    return int(loaded.tokenizer.pad_token_id or 0) if token is None else int(token)
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

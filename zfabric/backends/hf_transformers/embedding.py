@@ -179,8 +179,8 @@ class Embedder:
 
     @property
     def device(self) -> Any:
-        """Of the model."""
-        return self._model.device
+        """Of the model, which need not tell."""
+        return next(self._model.parameters()).device
 
     @property
     def pad_token(self) -> int:

@@ -24,6 +24,8 @@ from zfabric.wire.sampling import SamplingParams
 #: Between the seeds of two choices of one request; any odd number of many bits will do.
 _SEED_STRIDE = 0x9E3779B97F4A7C15
 
+#: The key of a token that begins an answer.
+_FIRST: Final = "forced_bos_token_id"
 #: Beams are compared as wholes and change places, so they are not drawn, told token by token, or guided.
 _NOT_BY_BEAMS: Final = GUIDED | {"top_p", "top_k", "min_p", "typical_p", "logprobs", "prompt_logprobs"}
 
@@ -103,10 +105,7 @@ class InputProcessor:
         ends = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self._end_tokens)
         seed = sampling.seed if sampling.seed is not None else self._seed
         base = secrets.randbits(63) if seed is None else seed
-        echo = None
-        if sampling.echo:
-            whole = request.prompt is not None and len(kept) == len(tokens)
-            echo = request.prompt if whole else self._decode(kept, sampling)
+        echo = self._echo(request, kept, len(tokens))
         banned = self._banned(sampling)
         if sampling.use_beam_search:
             _check_beams(request)
@@ -116,11 +115,13 @@ class InputProcessor:
             ends |= self._guides.end_tokens
         tail = partial(self._tail, kept)
         readers = [self._format.reader(request, tail, index=index, lead=echo or "") for index in range(answer.choices)]
+        limit = min(sampling.max_new_tokens or room, room)
+        forced = self._forced(request, limit)
         return [
             Sequence(
                 answer,
                 index=index,
-                limit=min(sampling.max_new_tokens or room, room),
+                limit=limit,
                 seed=base + index * _SEED_STRIDE,
                 end_tokens=ends,
                 bad_words=banned,
@@ -130,9 +131,19 @@ class InputProcessor:
                 guide=guide,
                 reader=reader,
                 marks=self._marks.of(reader),
+                forced=forced,
             )
             for index, (guide, reader) in enumerate(zip(guides, readers, strict=True))
         ]
+
+    def _forced(self, request: GenerateRequest, limit: int) -> dict[int, frozenset[int]]:
+        """Tokens that come at places of an answer of so many tokens at most, as `generate` has it."""
+        places = {limit - 1: self._defaults.forced_last}
+        if self._start_token is not None and limit > 1:
+            chosen = request.extra.get(_FIRST)
+            places[0] = self._defaults.forced_first if chosen is None else frozenset([chosen])
+        known = {place: frozenset(t for t in tokens if t < self._vocabulary_size) for place, tokens in places.items()}
+        return {place: tokens for place, tokens in known.items() if tokens}
 
     def _tail(self, tokens: list[int], count: int) -> str:
         """The text of the last tokens of a prompt, special ones included."""
@@ -169,8 +180,13 @@ class InputProcessor:
         answer.prompt = [self._start_token]
         return answer.source
 
-    def _decode(self, tokens: list[int], sampling: SamplingParams) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=sampling.skip_special_tokens))
+    def _echo(self, request: GenerateRequest, kept: list[int], count: int) -> str | None:
+        """What stands before the answer: what was kept of a prompt of so many tokens; None if nothing is wanted there."""
+        if not request.sampling.echo:
+            return None
+        if request.prompt is not None and len(kept) == count:
+            return request.prompt
+        return str(self._tokenizer.decode(kept, skip_special_tokens=request.sampling.skip_special_tokens))
 
     def _banned(self, sampling: SamplingParams) -> tuple[tuple[int, ...], ...]:
         """Tokens of each bad word, as it begins a text and as it follows a space."""
@@ -195,7 +211,10 @@ class InputProcessor:
             "stop_token_ids": sampling.stop_token_ids,
             "logit_bias": sampling.logit_bias or (),
             "allowed_token_ids": request.extra.get("allowed_token_ids", ()),
+            _FIRST: [request.extra[_FIRST]] if _FIRST in request.extra else (),
         }
+        if _FIRST in request.extra and self._start_token is None:
+            raise RequestError(f"{_FIRST} is for models with an encoder, this one has none", parameter=_FIRST)
         for name, tokens in named.items():
             for token in tokens:
                 if not 0 <= token < self._vocabulary_size:

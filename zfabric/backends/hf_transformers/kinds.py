@@ -17,8 +17,6 @@ _LAYER_KINDS: Final = (
 )
 #: Kinds of models whose state is not in transformers' cache, but in the model itself or in a form of its own.
 _RECURRENT: Final = frozenset({"rwkv", "recurrent_gemma", "xlstm"})
-#: Encoder-decoders whose decoder has relative positions, so that its rows can be padded.
-_PAIRED: Final = frozenset({"t5", "mt5", "umt5"})
 #: Kinds of models whose interface is that of a language model, and whose tokens are no text: sounds, or a verdict.
 _NO_TEXT: Final = frozenset({"moshi", "musicgen", "musicgen_melody", "shieldgemma2"})
 #: Heads that pretraining leaves on an encoder, which say nothing of what it is for.
@@ -43,11 +41,7 @@ def kind_of(config: Any, name: str, *, sentences: bool) -> Kind:
     if sentences and getattr(config, "is_encoder_decoder", False):
         return "encoder"
     if getattr(config, "is_encoder_decoder", False):
-        if config.model_type not in _PAIRED:
-            raise ConfigurationError(
-                f"{name!r} is an encoder-decoder model of type {config.model_type!r}, this backend serves "
-                f"{', '.join(sorted(_PAIRED))}"
-            )
+        _refuse_pairs(config, name)
         return "paired"
     if config.model_type in _NO_TEXT:
         raise ConfigurationError(f"{name!r} is a model of type {config.model_type!r}, whose answers are no text")
@@ -69,6 +63,21 @@ def kind_of(config: Any, name: str, *, sentences: bool) -> Kind:
     if not sentences:
         _refuse_heads(architectures, name)
     return "encoder"
+
+
+def _refuse_pairs(config: Any, name: str) -> None:
+    """Raises: ConfigurationError if it is an encoder-decoder that is not made to write texts that answer texts."""
+    from transformers.models.auto import modeling_auto as tables
+
+    kind = config.model_type
+    if kind not in tables.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        raise ConfigurationError(
+            f"{name!r} is an encoder-decoder model of type {kind!r}, which does not make texts of texts",
+            architecture=kind,
+        )
+    bare = tables.MODEL_MAPPING_NAMES.get(kind)
+    if bare is not None and tuple(config.architectures or ()) == (bare,):
+        raise ConfigurationError(f"{name!r} is a {bare}, which has no head that makes text", architecture=bare)
 
 
 def is_half(config: Any) -> bool:

@@ -173,7 +173,8 @@ class EncoderDecoderKVCache(EncoderDecoderCache):
         sources: How many of each row's source columns are in use; those to the left of them are padding.
 
     Attributes:
-        encoded: What the encoder made of them, until the decoder has taken it in.
+        encoded: What the encoder made of them, (rows, columns, size), until the decoder has taken it in.
+        encoded_size: Its last dimension.
     """
 
     rewinds = True
@@ -182,6 +183,11 @@ class EncoderDecoderKVCache(EncoderDecoderCache):
         super().__init__(KVCache(), KVCache())
         self.sources = sources
         self.encoded: Any = None
+        self.encoded_size = 0
+
+    def take_in(self, encoded: Any) -> None:
+        """What the encoder made of the sources."""
+        self.encoded, self.encoded_size = encoded, encoded.shape[2]
 
     @property
     def source_columns(self) -> int:

@@ -41,6 +41,9 @@ class LogitsProcessors:
         self._phased = [index for index, row in enumerate(rows) if row.params.min_new_tokens or row.suppressed[1]]
         self._phases: list[tuple[bool, bool]] = []
         self._bans: Entries | None = None
+        self._pinned = [index for index, row in enumerate(rows) if row.forced]
+        self._pins: list[tuple[int, frozenset[int]]] = []
+        self._forced: Entries | None = None
         self._worded = [index for index, row in enumerate(rows) if any(len(word) > 1 for word in row.bad_words)]
         biases = [row.params.logit_bias or {} for row in rows]
         self._biased = _entries(device, biases)
@@ -53,12 +56,14 @@ class LogitsProcessors:
         guided = {index: row.guide for index, row in enumerate(rows) if row.guide is not None}
         self._guides = GuideMasks([*guided.values()], [*guided], len(rows), device) if guided else None
         self._ban(positions)
+        self._force(positions)
         self._penalize(positions)
 
     def move(self, positions: Sequence[int]) -> None:
         """Be as the next draws need it, of the same rows."""
         if self._phased and self._phases_at(positions) != self._phases:
             self._ban(positions)
+        self._force(positions)
         if self._penalties is not None and not self._penalties.holds([positions[index] for index in self._penalized]):
             self._penalize(positions)
 
@@ -78,6 +83,9 @@ class LogitsProcessors:
             scores[self._allowed] = values
         if self._guides is not None:
             self._guides.apply(scores)
+        if self._forced is not None:
+            scores.index_fill_(0, self._forced[0], OFF)
+            scores[self._forced] = 0.0
 
     def follow(self, drawn: torch.Tensor) -> None:
         """Enter what was drawn, int64 (rows,)."""
@@ -91,9 +99,13 @@ class LogitsProcessors:
             self._penalties = Penalties(rows, self._penalized, at, self._histories)
 
     def _phases_at(self, positions: Sequence[int]) -> list[tuple[bool, bool]]:
-        """Of each row whose bans depend on the position: whether it may not end yet, and whether it begins."""
+        """Of each row whose bans depend on the position: whether it may not end yet, and whether it begins: with its
+        second token, where the first is forced."""
         return [
-            (positions[index] < self._rows[index].params.min_new_tokens, positions[index] == 0)
+            (
+                positions[index] < self._rows[index].params.min_new_tokens,
+                positions[index] == int(0 in self._rows[index].forced),
+            )
             for index in self._phased
         ]
 
@@ -105,6 +117,14 @@ class LogitsProcessors:
             row = self._rows[index]
             banned[index] |= (row.end_tokens if short else frozenset()) | (row.suppressed[1] if begins else frozenset())
         self._bans = _entries(self._device, [sorted(tokens) for tokens in banned])
+
+    def _force(self, positions: Sequence[int]) -> None:
+        """Tokens that come at these positions whatever the model says."""
+        pins = [(index, its) for index in self._pinned if (its := self._rows[index].forced.get(positions[index]))]
+        if pins != self._pins:
+            self._pins = pins
+            found = dict(pins)
+            self._forced = _entries(self._device, [sorted(found.get(index, ())) for index in range(len(self._rows))])
 
     def _ban_words(self, scores: torch.Tensor) -> None:
         """The last tokens of words of which a row has all others."""

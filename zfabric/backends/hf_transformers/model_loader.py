@@ -24,11 +24,12 @@ from zfabric.backends.front import sentence_files
 from zfabric.backends.front.sentence_files import SentenceFiles
 from zfabric.backends.hf_transformers import attention, quantization
 from zfabric.backends.hf_transformers.context_length import context_length, places, token_bytes
+from zfabric.backends.hf_transformers.encoder_decoder import EncoderDecoderRunner
 from zfabric.backends.hf_transformers.failures import out_of_memory
 from zfabric.backends.hf_transformers.heads import Head
 from zfabric.backends.hf_transformers.kinds import Kind, is_half, kind_of
 from zfabric.backends.hf_transformers.memory_plan import MemoryPlan, plan
-from zfabric.backends.hf_transformers.model_runner import EncoderDecoderRunner, ModelRunner
+from zfabric.backends.hf_transformers.model_runner import ModelRunner
 from zfabric.backends.hf_transformers.narrow_pool import token_bytes as narrow_token_bytes
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.packing import pack

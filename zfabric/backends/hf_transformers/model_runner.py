@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 
-from zfabric.backends.hf_transformers.kv_cache import EncoderDecoderKVCache, KVCache
+from zfabric.backends.hf_transformers.kv_cache import KVCache
 from zfabric.backends.hf_transformers.lora import Adapter, Lora
 from zfabric.backends.hf_transformers.paged_cache import PagedCache
 from zfabric.backends.hf_transformers.paged_pass import PagedPass
@@ -259,43 +259,3 @@ class ModelRunner:
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
-
-
-class EncoderDecoderRunner(ModelRunner):
-    """An encoder, which reads the prompt once, and a decoder, which is stepped.
-
-    Only for models whose positions are relative: a padded column has no place of its own.
-    """
-
-    def start(self, answers: Sequence[Answer]) -> EncoderDecoderKVCache:
-        """Have the sources of these read."""
-        return self._read([answer.source for answer in answers], [answer.adapter for answer in answers])
-
-    def _read(self, sources: Sequence[Sequence[int]], adapters: Sequence[Adapter | None]) -> EncoderDecoderKVCache:
-        width = max(len(source) for source in sources)
-        cache = EncoderDecoderKVCache([len(source) for source in sources])
-        ids = self._send([[0] * (width - len(source)) + list(source) for source in sources])
-        mask, _ = self._mask(cache.sources, width)
-        with self.lora.rows(adapters):
-            cache.encoded = self._model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
-        return cache
-
-    def _warm_cache(self) -> EncoderDecoderKVCache:
-        return self._read([[0] * 8], ())
-
-    def _arguments(self, rows: Sequence[Sequence[int]], mask: torch.Tensor | None, cache: Any) -> dict[str, Any]:
-        encoded = cache.encoded
-        if encoded is None:
-            # All layers have read it: only its shape is still asked for.
-            shape = (len(cache.sources), cache.source_columns, self._model.config.d_model)
-            encoded = torch.zeros(1, device=self.device, dtype=self._model.dtype).expand(shape)
-        source_mask, _ = self._mask(cache.sources, cache.source_columns)
-        cache.encoded = None
-        return {
-            "decoder_input_ids": self._send(rows),
-            "decoder_attention_mask": mask,
-            "attention_mask": source_mask,
-            "encoder_outputs": (encoded,),
-            "past_key_values": cache,
-            "use_cache": True,
-        }

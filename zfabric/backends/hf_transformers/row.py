@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from zfabric.backends.hf_transformers.structured_outputs import Guide
@@ -39,6 +40,7 @@ class Row:
         guide: What the text has to follow.
         suppressed: Tokens that the model is never to draw, and those that are not to begin an answer.
         allowed: The only tokens that may be drawn; empty for all of them.
+        forced: At these places of the answer, one of these tokens comes whatever the model says.
         alternatives: How many are told beside each drawn token; None if not even its own log-probability is.
         plain: Whether its logits are drawn from as they are.
         independent: Whether its draws depend on logits, seed and position alone, not on which tokens the answer has.
@@ -58,6 +60,7 @@ class Row:
     guide: Guide | None = None
     suppressed: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
     allowed: tuple[int, ...] = ()
+    forced: Mapping[int, frozenset[int]] = field(default_factory=dict)
     alternatives: int | None = field(init=False)
     plain: bool = field(init=False)
     independent: bool = field(init=False)
@@ -75,5 +78,5 @@ class Row:
         self.host_bound = self.guide is not None or any(len(word) > 1 for word in self.bad_words)
         self.independent = not (self.penalized or self.host_bound)
         banned = any(self.suppressed) or bool(self.allowed or self.bad_words or p.min_new_tokens)
-        self.plain = not (self.penalized or p.logit_bias or banned or self.guide is not None)
+        self.plain = not (self.penalized or p.logit_bias or banned or self.guide is not None or self.forced)
         self.warps = p.top_k > 0 or p.top_p < 1 or p.min_p > 0 or p.typical_p < 1

@@ -50,7 +50,7 @@ def check_rows(model: ModelRunner, raw: Any, tokenizer: Any, name: str) -> None:
     with named(name), torch.inference_mode():
         expected = [alone(raw, text) for text in texts]
         found = _together(model, texts)
-    _compare([*expected, expected[0]], found, raw, name)
+    compare([*expected, expected[0]], found, raw, name)
 
 
 def check_padding(raw: Any, tokenizer: Any, name: str) -> None:
@@ -66,7 +66,7 @@ def check_padding(raw: Any, tokenizer: Any, name: str) -> None:
             raise ConfigurationError(
                 f"{name!r} gives {found.shape[-1]} values for a token, its configuration says {raw.config.hidden_size}"
             )
-    _compare(expected, [row[: len(text)] for row, text in zip(found, texts, strict=True)], raw, name)
+    compare(expected, [row[: len(text)] for row, text in zip(found, texts, strict=True)], raw, name)
 
 
 def check_verdicts(raw: Any, embedder: Embedder, classifier: Classifier, name: str) -> None:
@@ -103,7 +103,8 @@ def named(name: str) -> Iterator[None]:
         raise ConfigurationError(f"{name!r} cannot be run in a batch: {reason}", model=name) from error
 
 
-def _compare(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor], raw: Any, name: str) -> None:
+def compare(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor], raw: Any, name: str) -> None:
+    """Raises: ConfigurationError: One of the answers is not the right one."""
     for right, got in zip(expected, found, strict=True):
         check_distance(difference(right, got), raw, name)
 

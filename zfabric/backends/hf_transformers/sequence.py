@@ -113,6 +113,7 @@ class Sequence:
         guide: What its text has to follow.
         reader: Tells reasoning and calls from its text, which begins with `echo` there; None for a text that is nothing else.
         marks: Special tokens that the reader has to see, with their texts.
+        forced: At these places one of these tokens comes.
     """
 
     __slots__ = (
@@ -135,6 +136,7 @@ class Sequence:
         guide: Guide | None = None,
         reader: AnswerReader | None = None,
         marks: Mapping[int, str] | None = None,
+        forced: Mapping[int, frozenset[int]] | None = None,
     ) -> None:
         sampling = answer.request.sampling
         self.answer = answer
@@ -144,7 +146,9 @@ class Sequence:
         self.output: list[int] = []
         extra = answer.request.extra
         allowed = tuple(extra.get("allowed_token_ids", ()))
-        self.row = Row(sampling, seed, answer.prompt, self.output, end_tokens, bad_words, guide, suppressed, allowed)
+        self.row = Row(
+            sampling, seed, answer.prompt, self.output, end_tokens, bad_words, guide, suppressed, allowed, forced or {}
+        )
         if sampling.logprobs is None and answer.best_of is not None:
             self.row.alternatives = 0
         self._mute = extra.get("detokenize") is False
@@ -210,7 +214,10 @@ class Sequence:
         reason: FinishReason | None = None
         guide = self.row.guide
         whole = not ended and guide is not None and guide.take(token)
-        if ended or stopped or whole:
+        if ended and len(self.output) == self.limit and self.limit - 1 in self.row.forced:
+            # This end was none of the model's.
+            reason = "length"
+        elif ended or stopped or whole:
             reason = "stop"
         elif len(self.output) >= self.limit:
             reason = "length"

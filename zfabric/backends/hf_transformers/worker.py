@@ -64,7 +64,10 @@ class ModelWorker(StepwiseModelWorker):
             "skip_special_tokens", "guided_json", "guided_regex", "guided_choice", "guided_grammar", *OPTIONS,
         }
     )  # fmt: skip
-    extra = {name: COMMON[name] for name in ("allowed_token_ids", "cache_salt", "detokenize", "include_stop")}
+    extra = {
+        name: COMMON[name]
+        for name in ("allowed_token_ids", "cache_salt", "detokenize", "forced_bos_token_id", "include_stop")
+    }
     Options = TransformersOptions
 
     def __init__(self, options: TransformersOptions) -> None:
