@@ -38,6 +38,8 @@ def save(directory: Path, model: Any, **generation: Any) -> Path:
     """A model with a tokenizer of bytes, and what it says of its answers."""
     for name, value in generation.items():
         setattr(model.generation_config, name, value)
+    # Else it is made anew of the model's configuration.
+    model.generation_config._from_model_config = False
     model.save_pretrained(directory)
     byte_tokenizer().save_pretrained(directory)
     return directory

@@ -7,7 +7,7 @@ are known; of these the types are checked here, before anything is sent.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -18,7 +18,8 @@ from zfabric.limits import EXTRA_KEYS_MAX, NAME_LENGTH_MAX, TOKEN_ID_MAX
 #: Keys that have one meaning on all backends, and their types. `cache_salt` keeps the cache of a prompt to requests of the same
 #: salt; `kv_transfer_params` is for the engine's connector of caches; `extra_args` goes to plug-ins of the engine; `include_stop`
 #: leaves the stop string in the text; `detokenize=False` makes tokens and no text; `allowed_token_ids` are all that may be drawn;
-#: `forced_bos_token_id` begins the answer of a model with an encoder, as the language of a translation.
+#: `forced_bos_token_id` begins the answer of a model with an encoder, as the language of a translation;
+#: `language` is what is spoken in a sound, by name or code, and `task` whether it is written down or translated into English.
 COMMON: Final[dict[str, Any]] = {
     # Engines put it into names of files and of other machines' caches.
     "cache_salt": Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^@/\\\0]*$")],
@@ -26,6 +27,8 @@ COMMON: Final[dict[str, Any]] = {
     "extra_args": dict[str, Any],
     "include_stop": bool,
     "detokenize": bool,
+    "language": Annotated[str, Meta(min_length=1, max_length=64)],
+    "task": Literal["transcribe", "translate"],
     "forced_bos_token_id": Annotated[int, Meta(ge=0, le=TOKEN_ID_MAX)],
     "allowed_token_ids": Annotated[list[Annotated[int, Meta(ge=0, le=TOKEN_ID_MAX)]], Meta(min_length=1)],
 }

@@ -20,9 +20,10 @@ from zfabric.backends.hf_transformers.embedding import Embedder
 from zfabric.backends.hf_transformers.encoder_decoder import EncoderDecoderRunner
 from zfabric.backends.hf_transformers.engine import Engine
 from zfabric.backends.hf_transformers.engine_core import Step
+from zfabric.backends.hf_transformers.hearing import Hearing
 from zfabric.backends.hf_transformers.input_processor import InputProcessor
 from zfabric.backends.hf_transformers.lora import Adapter, Lora
-from zfabric.backends.hf_transformers.model_loader import Loaded, load
+from zfabric.backends.hf_transformers.model_loader import Loaded, load, runner_of
 from zfabric.backends.hf_transformers.model_runner import ModelRunner
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.paged_cache import block_tokens
@@ -33,6 +34,7 @@ from zfabric.backends.hf_transformers.rope import Ropes
 from zfabric.backends.hf_transformers.self_check import check_padding, check_rows, check_verdicts
 from zfabric.backends.hf_transformers.sequence import Answer
 from zfabric.backends.hf_transformers.speculation_setup import Assistant, load_assistant, speculation_of
+from zfabric.backends.hf_transformers.speech import SpeechRunner
 from zfabric.backends.hf_transformers.state_cache import keeps_states
 from zfabric.backends.hf_transformers.state_check import check_states
 from zfabric.backends.hf_transformers.tensor_parallel import LeadingRunner, Ranks
@@ -149,7 +151,7 @@ def _assemble(options: TransformersOptions, names: tuple[str, ...], told: Told, 
     # What is made at first use is there before the worker says that it is ready.
     for warm_up in [model.warm_up] * loaded.generates + ([] if paged is None else [paged.probe]):
         engine.run_job(warm_up).result()
-    if classifier is None and ranks is None:
+    if classifier is None and ranks is None and loaded.embeds:
         queue.submit(embedder.pieces(EmbedRequest(inputs=["warm-up"]))).result()
     return Assembled(
         loaded,
@@ -192,26 +194,17 @@ def _model(loaded: Loaded, options: TransformersOptions) -> ModelRunner:
         raise ConfigurationError("compile does not go with positions whose frequencies change", model=options.model)
     if options.compile and keeps_states(loaded.model.config):
         raise ConfigurationError("compile does not go with layers that keep a state", model=options.model)
-    kind = EncoderDecoderRunner if loaded.kind == "paired" else ModelRunner
-    model = kind(loaded.model, ropes, compiled=options.compile)
+    model = runner_of(loaded.kind)(loaded.model, ropes, compiled=options.compile)
     model.row_cells, model.grows = loaded.room.row_cells, loaded.room.grows
     return model
-
-
-def _check(loaded: Loaded, model: ModelRunner, name: str) -> None:
-    """Raises: ConfigurationError if texts side by side are not what they are alone."""
-    if loaded.generates and model.states:
-        check_states(model, loaded.model, loaded.tokenizer, name)
-    elif loaded.kind in ("causal", "vision"):
-        check_rows(model, loaded.model, loaded.tokenizer, name)
-    elif loaded.kind == "encoder":
-        check_padding(loaded.encoder, loaded.tokenizer, name)
 
 
 def _check(loaded: Loaded, model: ModelRunner, name: str) -> None:
     """Raises: ConfigurationError if it says otherwise in a batch than alone; models with a head for verdicts are asked later."""
     if isinstance(model, EncoderDecoderRunner):
         check_pairs(model, loaded.model, loaded.tokenizer, name)
+    elif loaded.generates and model.states:
+        check_states(model, loaded.model, loaded.tokenizer, name)
     elif loaded.kind in ("causal", "vision"):
         check_rows(model, loaded.model, loaded.tokenizer, name)
     elif loaded.kind == "encoder":
@@ -245,11 +238,24 @@ def _input_processor(
         seed=options.seed,
         start_token=_start_token(loaded),
         adapters=adapters,
-        processor=loaded.processor,
+        processor=loaded.processor if loaded.kind == "vision" else None,
+        hearing=_hearing(loaded, model),
         logprobs_max=options.max_logprobs,
         defaults=defaults,
         answer_format=answer_format,
     )
+
+
+def _hearing(loaded: Loaded, model: ModelRunner) -> Hearing | None:
+    """What prepares sounds, for models that hear."""
+    if not isinstance(model, SpeechRunner):
+        return None
+    start = _start_token(loaded)
+    assert start is not None
+    return Hearing(
+        loaded.processor, loaded.tokenizer, model, loaded.model.generation_config,
+        start=start, context_length=loaded.context_length,
+    )  # fmt: skip
 
 
 def generation_defaults(loaded: Loaded, source: str) -> GenerationDefaults:
@@ -325,7 +331,7 @@ def adapter_paths(given: tuple[str, ...]) -> list[tuple[str, Path]]:
 
 def _start_token(loaded: Loaded) -> int | None:
     """What the decoder begins with, if an encoder reads the prompt."""
-    if loaded.kind != "paired":
+    if loaded.kind not in ("paired", "speech"):
         return None
     for settings in (loaded.model.generation_config, loaded.model.config):
         token = getattr(settings, "decoder_start_token_id", None)

@@ -106,6 +106,7 @@ class Engine:
         self._turn_began: float | None = None
         self._hung = False
         self._preparing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="zfabric-input")
+        input_processor.run_by(self.run_job)
         self._thread = threading.Thread(target=self._run, name="zfabric-engine", daemon=True)
 
     # ── from the event loop ─────────────────────────────────────────────────────────────────────────────────────────

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from functools import partial
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from zfabric.backends.front.generation_config import GenerationDefaults
 from zfabric.backends.front.images import has_images, see
 from zfabric.backends.front.parsing import AnswerFormat, MarkTokens, force_calls
 from zfabric.backends.front.prompts import PromptTokens
+from zfabric.backends.hf_transformers.hearing import Hearing
 from zfabric.backends.hf_transformers.lora import Adapter
 from zfabric.backends.hf_transformers.sequence import Answer, Sequence
 from zfabric.backends.hf_transformers.structured_outputs import GUIDED, StructuredOutputs
@@ -43,6 +45,7 @@ class InputProcessor:
         start_token: What a decoder begins with whose encoder reads the prompt; None if there is no encoder.
         adapters: Those that requests can name.
         processor: A transformers processor, for models that see images.
+        hearing: Prepares sounds, for models that hear.
         logprobs_max: Alternatives per token that a request may ask the log-probabilities of.
         defaults: What the model itself says of its answers.
         answer_format: How the model writes reasoning and calls; None if it writes none.
@@ -60,6 +63,7 @@ class InputProcessor:
         start_token: int | None = None,
         adapters: Adapters[Adapter] | None = None,
         processor: Any = None,
+        hearing: Hearing | None = None,
         logprobs_max: int = LOGPROBS_MAX,
         defaults: GenerationDefaults | None = None,
         answer_format: AnswerFormat | None = None,
@@ -73,6 +77,7 @@ class InputProcessor:
         self._seed = seed
         self._start_token = start_token
         self._processor = processor
+        self._hearing = hearing
         self._adapters = adapters or Adapters()
         self._defaults = defaults or GenerationDefaults()
         self._format = answer_format or AnswerFormat("")
@@ -85,6 +90,11 @@ class InputProcessor:
             words for words in self._defaults.bad_words if min(words) >= 0 and max(words) < vocabulary_size
         )
         self._guides = StructuredOutputs(tokenizer, vocabulary_size=vocabulary_size, end_tokens=self._end_tokens)
+
+    def run_by(self, run: Callable[[Callable[[], Any]], Future[Any]]) -> None:
+        """How a job is run with the model, by whoever has it."""
+        if self._hearing is not None:
+            self._hearing.run = run
 
     def sequences(self, answer: Answer) -> list[Sequence]:
         """The choices of a request, nothing computed yet; `answer.prompt` is set.
@@ -100,7 +110,7 @@ class InputProcessor:
         tokens = self._tokens(answer)
         kept = self._place(answer, tokens)
         check_prompt_logprobs(sampling.prompt_logprobs, len(answer.prompt))
-        sampling = request.sampling = self._defaults.lengths(sampling, len(answer.prompt))
+        sampling = request.sampling = self._defaults.lengths(sampling, self._counted(answer))
         room = self._context_length - len(answer.prompt)
         ends = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self._end_tokens)
         seed = sampling.seed if sampling.seed is not None else self._seed
@@ -136,6 +146,10 @@ class InputProcessor:
             for index, (guide, reader) in enumerate(zip(guides, readers, strict=True))
         ]
 
+    def _counted(self, answer: Answer) -> int:
+        """Tokens that bounds of a whole text count beside the answer: Whisper's leave out those that its answers begin with."""
+        return 0 if self._hearing is not None else len(answer.prompt)
+
     def _forced(self, request: GenerateRequest, limit: int) -> dict[int, frozenset[int]]:
         """Tokens that come at places of an answer of so many tokens at most, as `generate` has it."""
         places = {limit - 1: self._defaults.forced_last}
@@ -152,6 +166,8 @@ class InputProcessor:
     def _tokens(self, answer: Answer) -> list[int]:
         """Tokens of the prompt; `answer.media` is set if it has images."""
         request = answer.request
+        if self._hearing is not None:
+            return known_tokens(self._hearing.prepare(answer), self._vocabulary_size)
         if has_images(request.messages):
             tokens, answer.media = see(
                 self._processor, self._tokenizer, request.messages or (), request.tools, request.chat
@@ -174,6 +190,10 @@ class InputProcessor:
             # Without its placeholders an image cannot be seen, so such a prompt is not cut.
             truncate = truncate and answer.media is None
             answer.prompt = fit(tokens, self._context_length, truncate=truncate)
+            return answer.prompt
+        if self._hearing is not None:
+            answer.source = [0] * self._hearing.columns
+            answer.prompt = fit(tokens, self._context_length, truncate=False)
             return answer.prompt
         # The answer takes nothing of the encoder's context.
         answer.source = fit(tokens, self._context_length + 1, truncate=truncate)

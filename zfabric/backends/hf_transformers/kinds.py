@@ -7,9 +7,9 @@ from typing import Any, Final, Literal
 from zfabric.backends.hf_transformers.state_cache import BOTH, STATES
 from zfabric.errors import ConfigurationError
 
-#: What a model is: a decoder, an encoder with a decoder, a decoder that sees images, an encoder, or any of them with a head
-#: that judges texts.
-Kind = Literal["causal", "paired", "vision", "encoder", "classifier"]
+#: What a model is: a decoder, an encoder with a decoder, one whose encoder hears, a decoder that sees images, an encoder, or any
+#: of them with a head that judges texts.
+Kind = Literal["causal", "paired", "speech", "vision", "encoder", "classifier"]
 
 #: Layers that remember by keys and values of each token, or by a state of each row, which is what a padded batch can hold.
 _LAYER_KINDS: Final = (
@@ -17,6 +17,8 @@ _LAYER_KINDS: Final = (
 )
 #: Kinds of models whose state is not in transformers' cache, but in the model itself or in a form of its own.
 _RECURRENT: Final = frozenset({"rwkv", "recurrent_gemma", "xlstm"})
+#: Encoder-decoders that hear, whose answers begin with what says how.
+_SPEECH: Final = frozenset({"whisper"})
 #: Kinds of models whose interface is that of a language model, and whose tokens are no text: sounds, or a verdict.
 _NO_TEXT: Final = frozenset({"moshi", "musicgen", "musicgen_melody", "shieldgemma2"})
 #: Heads that pretraining leaves on an encoder, which say nothing of what it is for.
@@ -41,6 +43,8 @@ def kind_of(config: Any, name: str, *, sentences: bool) -> Kind:
     if sentences and getattr(config, "is_encoder_decoder", False):
         return "encoder"
     if getattr(config, "is_encoder_decoder", False):
+        if config.model_type in _SPEECH and any(one.endswith("ForConditionalGeneration") for one in architectures):
+            return "speech"
         _refuse_pairs(config, name)
         return "paired"
     if config.model_type in _NO_TEXT:

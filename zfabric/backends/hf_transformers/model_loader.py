@@ -10,11 +10,13 @@ from typing import Any, Final, NamedTuple
 import torch
 from transformers import (
     AutoConfig,
+    AutoFeatureExtractor,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForSpeechSeq2Seq,
     AutoModelForTextEncoding,
     AutoProcessor,
     AutoTokenizer,
@@ -35,6 +37,7 @@ from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.packing import pack
 from zfabric.backends.hf_transformers.pooling import Pooler, make_pooler
 from zfabric.backends.hf_transformers.self_check import named
+from zfabric.backends.hf_transformers.speech import SpeechRunner
 from zfabric.backends.hf_transformers.state_cache import state_bytes
 from zfabric.backends.hf_transformers.tensor_parallel import check_model
 from zfabric.errors import ConfigurationError
@@ -51,10 +54,15 @@ _BATCH_MIN: Final = 4
 _FACTORIES: Final[dict[Kind, Any]] = {
     "causal": AutoModelForCausalLM,
     "paired": AutoModelForSeq2SeqLM,
+    "speech": AutoModelForSpeechSeq2Seq,
     "vision": AutoModelForImageTextToText,
     "encoder": AutoModel,
     "classifier": AutoModelForSequenceClassification,
 }
+#: What makes arguments of the model of things that are no text.
+_PROCESSORS: Final[dict[Kind, Any]] = {"vision": AutoProcessor, "speech": AutoFeatureExtractor}
+#: How models of a kind are run, where that is not as decoders are.
+_RUNNERS: Final[dict[Kind, type[ModelRunner]]] = {"paired": EncoderDecoderRunner, "speech": SpeechRunner}
 #: Kinds that make no text.
 _READERS: Final = ("encoder", "classifier")
 
@@ -116,6 +124,11 @@ class Loaded:
         return self.kind not in _READERS
 
     @property
+    def embeds(self) -> bool:
+        """Whether it makes vectors of texts, or could."""
+        return self.kind != "speech"
+
+    @property
     def compares(self) -> bool:
         """Whether the angle of two of its vectors says how well texts fit: they were made for that."""
         return self.kind == "encoder" or self.sentences.steps is not None
@@ -125,9 +138,14 @@ class Loaded:
         """The part that makes vectors."""
         if self.head is not None:
             return self.head.reader
-        if self.kind == "paired":
+        if self.kind in _RUNNERS:
             return self.model.get_encoder()
         return self.model if self.kind == "encoder" else getattr(self.model, "model", self.model.base_model)
+
+
+def runner_of(kind: Kind) -> type[ModelRunner]:
+    """How models of a kind are run."""
+    return _RUNNERS.get(kind, ModelRunner)
 
 
 def load(options: TransformersOptions, *, token_bytes_beside: int = 0) -> Loaded:
@@ -159,7 +177,7 @@ def load(options: TransformersOptions, *, token_bytes_beside: int = 0) -> Loaded
             check_model(config, kind, options.model, options.tensor_parallel)
         placement = _placement(options, device, config)
         tokenizer = AutoTokenizer.from_pretrained(options.model, **common)
-        processor = AutoProcessor.from_pretrained(options.model, **common) if kind == "vision" else None
+        processor = _processor(kind, options.model, common)
         factory = _FACTORIES[kind]
         if kind == "encoder" and is_half(config):
             factory = AutoModelForTextEncoding
@@ -169,7 +187,7 @@ def load(options: TransformersOptions, *, token_bytes_beside: int = 0) -> Loaded
             raise
         raise ConfigurationError(f"model {options.model!r} cannot be loaded: {error}", model=options.model) from error
     head, pooler = _pooling(config, model, kind, files, options)
-    if processor is not None:
+    if kind == "vision":
         # The template of such a model may be its processor's; both have to make the same tokens.
         processor.tokenizer, own = tokenizer, processor.chat_template
         tokenizer.chat_template = tokenizer.chat_template or own
@@ -231,6 +249,11 @@ def _untold(name: str) -> ConfigurationError:
     )
 
 
+def _processor(kind: Kind, model: str, hub: dict[str, Any]) -> Any:
+    """What makes arguments of images or sounds; None for models that read text alone."""
+    return _PROCESSORS[kind].from_pretrained(model, **hub) if kind in _PROCESSORS else None
+
+
 def _pooling(
     config: Any, model: Any, kind: Kind, files: SentenceFiles, options: TransformersOptions
 ) -> tuple[Head | None, Pooler]:
@@ -282,6 +305,8 @@ def _check_positions(config: Any, model: Any, name: str) -> None:
 def _length(config: Any, model: Any, tokenizer: Any, kind: Kind, files: SentenceFiles) -> int:
     """The model's own length of context."""
     length = context_length(config.get_text_config())
+    if kind == "speech":
+        return places(model.get_decoder()) or length
     if kind != "vision":
         length = min(length, places(model) or length)
     if kind not in _READERS:
@@ -340,13 +365,13 @@ def _room(model: Any, kind: Kind, options: TransformersOptions, token_bytes_besi
     if kind in _READERS:
         # It has none, and its requests are bounded by their number alone.
         return Room(options.kv_tokens_max or _BATCH_MAX_OTHER * _USUAL_TOKENS)
-    runner = (EncoderDecoderRunner if kind == "paired" else ModelRunner)(model)
+    runner = runner_of(kind)(model)
     if model.device.type != "cuda" and options.kv_tokens_max is not None and not runner.states:
         return Room(options.kv_tokens_max)
     with named(options.model) if runner.states else nullcontext():
         cache = runner.probe()
     state, stored = state_bytes(cache), options.narrow
-    size = token_bytes(cache) if stored is None or kind == "paired" or state else narrow_token_bytes(cache, stored)
+    size = token_bytes(cache) if stored is None or kind in _RUNNERS or state else narrow_token_bytes(cache, stored)
     if not size and not state:
         raise ConfigurationError(
             f"a model of type {model.config.model_type!r} keeps no cache of keys and values, which this backend steps by",

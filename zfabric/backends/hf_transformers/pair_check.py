@@ -14,6 +14,7 @@ from zfabric.backends.hf_transformers.encoder_decoder import EncoderDecoderRunne
 from zfabric.backends.hf_transformers.kv_cache import EncoderDecoderKVCache
 from zfabric.backends.hf_transformers.self_check import compare, difference, named, tolerance, two_texts
 from zfabric.backends.hf_transformers.sequence import Answer
+from zfabric.backends.hf_transformers.speech import FEATURES, SpeechRunner
 from zfabric.wire.payloads import GenerateRequest
 
 #: Where parts of the longer answer end; the shorter one has its first token in the first part.
@@ -36,36 +37,48 @@ def check_pairs(model: EncoderDecoderRunner, raw: Any, tokenizer: Any, name: str
         ConfigurationError: Rows of a batch differ from the texts alone, or the model cannot run one.
     """
     texts = two_texts(tokenizer)
-    sources, written = texts, [text[::-1] for text in texts]
+    answers, written = [_asked(model, text) for text in texts], [text[::-1] for text in texts]
     with named(name), torch.inference_mode():
-        expected = [_alone(raw, *pair) for pair in zip(sources, written, strict=True)]
-        late = _alone(raw, sources[0], written[0][:_LATE])
+        expected = [_alone(raw, *pair) for pair in zip(answers, written, strict=True)]
+        late = _alone(raw, answers[0], written[0][:_LATE])
         expected = [*expected, expected[0], *[expected[1]] * _MATES, late]
         if not model.apart:
-            found = _together(model, sources, written)
+            found = _together(model, answers, written)
             model.apart = any(
                 not difference(right, got) <= tolerance(raw) for right, got in zip(expected, found, strict=True)
             )
         if model.apart:
-            found = _together(model, sources, written)
+            found = _together(model, answers, written)
     compare(expected, found, raw, name)
 
 
-def _alone(raw: Any, source: Sequence[int], written: Sequence[int]) -> torch.Tensor:
-    """The model's own logits after a text's answer so far."""
-    ids, answer = (torch.tensor([tokens], dtype=torch.long, device=raw.device) for tokens in (source, written))
-    last: torch.Tensor = raw(input_ids=ids, decoder_input_ids=answer).logits[0, -1]
+def _asked(model: EncoderDecoderRunner, text: list[int]) -> Answer:
+    """A request with a text; a model that hears is given a noise that depends on it."""
+    answer = Answer(GenerateRequest())
+    if isinstance(model, SpeechRunner):
+        noise = torch.Generator().manual_seed(len(text))
+        answer.media = {FEATURES: torch.randn(model.silence().shape, generator=noise)}
+    else:
+        answer.source = text
+    return answer
+
+
+def _alone(raw: Any, asked: Answer, written: Sequence[int]) -> torch.Tensor:
+    """The model's own logits after a request's answer so far."""
+    answer = torch.tensor([written], dtype=torch.long, device=raw.device)
+    if asked.media is not None:
+        read = {FEATURES: asked.media[FEATURES].to(device=raw.device, dtype=raw.dtype)}
+    else:
+        read = {"input_ids": torch.tensor([asked.source], dtype=torch.long, device=raw.device)}
+    last: torch.Tensor = raw(**read, decoder_input_ids=answer).logits[0, -1]
     return last
 
 
-def _together(model: EncoderDecoderRunner, sources: list[list[int]], texts: list[list[int]]) -> list[torch.Tensor]:
+def _together(model: EncoderDecoderRunner, answers: list[Answer], texts: list[list[int]]) -> list[torch.Tensor]:
     """Logits after both, by the engine's own pass; after the shorter one again, once the longer one has left; and after some of
     the longer one and the begin of the shorter one, which has joined them, so that its padding holds nothing."""
     width = max(len(text) for text in texts)
     rows = [[0] * (width - len(text)) + text for text in texts]
-    answers = [Answer(GenerateRequest()) for _ in texts]
-    for answer, source in zip(answers, sources, strict=True):
-        answer.source = source
     cache = model.start(answers)
     for begin, end in _PARTS:
         lengths = [len(text) - (width - end) for text in texts]

@@ -52,6 +52,14 @@ _SWITCH_INTERVAL_S: Final = 0.0005
 _WATCH_INTERVAL_S: Final = 1.0
 
 
+#: Keys of `extra` that models of a kind do not know; what is said of decoders holds for all others.
+_OTHERS_EXTRA: Final = {
+    "causal": {"forced_bos_token_id", "language", "task"},
+    "paired": {"language", "task"},
+    "speech": {"forced_bos_token_id"},
+}
+
+
 class ModelWorker(StepwiseModelWorker):
     """Serves one model: text from causal language models, vectors from encoders and from those as well, classes, scores and
     rewards from models with a head that judges texts."""
@@ -66,8 +74,10 @@ class ModelWorker(StepwiseModelWorker):
     )  # fmt: skip
     extra = {
         name: COMMON[name]
-        for name in ("allowed_token_ids", "cache_salt", "detokenize", "forced_bos_token_id", "include_stop")
-    }
+        for name in (
+            "allowed_token_ids", "cache_salt", "detokenize", "forced_bos_token_id", "include_stop", "language", "task",
+        )
+    }  # fmt: skip
     Options = TransformersOptions
 
     def __init__(self, options: TransformersOptions) -> None:
@@ -127,8 +137,8 @@ class ModelWorker(StepwiseModelWorker):
         loaded = self._assembled.loaded
         classifier = self._assembled.classifier
         divided = self._assembled.ranks is not None
-        if divided:
-            # The other ranks are told of passes over pages alone.
+        if divided or not loaded.embeds:
+            # Other ranks are told of passes over pages alone; what hears makes no vectors of texts.
             capabilities = []
         elif classifier is None:
             capabilities = ["embed", "embed_tokens"] + ["score"] * loaded.compares
@@ -136,8 +146,8 @@ class ModelWorker(StepwiseModelWorker):
             capabilities = ["classify"] + ["score", "reward"] * classifier.compares
         capabilities += ["count_tokens", "tokenize", "detokenize"]
         if loaded.generates:
-            capabilities += ["generate", "resume"] + ["chat"] * (loaded.tokenizer.chat_template is not None)
-            capabilities += ["multimodal"] * (loaded.kind == "vision")
+            capabilities += ["generate", "resume"] + ["chat"] * _chats(loaded)
+            capabilities += ["multimodal"] * (loaded.kind in ("vision", "speech"))
         first, *aliases = self._names
         not_done = self._assembled.defaults.not_done
         model = ModelInfo(
@@ -146,6 +156,7 @@ class ModelWorker(StepwiseModelWorker):
             context_length=loaded.context_length,
             capabilities=capabilities,
             parameters=self._honoured(loaded),
+            extra=sorted(self.extra.keys() - _OTHERS_EXTRA.get(loaded.kind, _OTHERS_EXTRA["causal"])),
             dimensions=loaded.pooler.dimensions if classifier is None else 0,
             slots=self.slots,
             defaults=dict(self._assembled.defaults.parameters),
@@ -184,7 +195,7 @@ class ModelWorker(StepwiseModelWorker):
         guided = {*structured_outputs.GUIDED, "response_format", "tool_choice"}
         missing = set() if structured_outputs.guidable(loaded.tokenizer) else guided
         missing |= self._assembled.answer_format.missing
-        if loaded.kind == "paired":
+        if loaded.kind in ("paired", "speech"):
             # The encoder reads the prompt; nothing predicts it.
             missing.add("prompt_logprobs")
         if self._assembled.ranks is not None:
@@ -376,6 +387,11 @@ def _speculation_told(options: TransformersOptions) -> dict[str, Detail]:
     """Who guesses."""
     told: dict[str, Detail] = {} if options.speculation is None else {"speculation": options.speculation}
     return told if options.assistant is None else {**told, "assistant": options.assistant}
+
+
+def _chats(loaded: Loaded) -> bool:
+    """Whether messages can be given to it; a sound comes in one."""
+    return loaded.kind == "speech" or loaded.tokenizer.chat_template is not None
 
 
 def _told(loaded: Loaded) -> dict[str, Detail]:

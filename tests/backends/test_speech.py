@@ -1,0 +1,193 @@
+"""Speech written down: a tiny Whisper in a running batch, as `generate` does it."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from tests.backends.speaking import RATE, save_whisper, transcribed, voice, wav
+from tests.backends.tiny import Answers, ask
+from zfabric.backends.front.sounds import resampled, samples_of
+from zfabric.backends.hf_transformers.options import TransformersOptions
+from zfabric.backends.hf_transformers.worker import ModelWorker
+from zfabric.errors import ParameterRangeError, RequestError
+from zfabric.wire.payloads import GenerateRequest
+
+Served = tuple[ModelWorker, Answers]
+
+
+@pytest.fixture(scope="session")
+def tiny_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_whisper(tmp_path_factory.mktemp("tiny-whisper"))
+
+
+@pytest_asyncio.fixture
+async def served(tiny_whisper: Path) -> AsyncIterator[Served]:
+    worker = ModelWorker(TransformersOptions(model=str(tiny_whisper), dtype="float32", device="cpu"))
+    worker.steps = answers = Answers()
+    await worker.load()
+    yield worker, answers
+    await worker.close()
+
+
+def said(name: str, data: Any, *texts: str, extra: dict[str, Any] | None = None, **sampling: Any) -> GenerateRequest:
+    request = ask(name, **{"temperature": 0, **sampling})
+    parts: list[dict[str, Any]] = [{"type": "audio", "audio": data}, *({"type": "text", "text": one} for one in texts)]
+    request.prompt, request.messages, request.extra = None, [{"role": "user", "content": parts}], extra or {}
+    return request
+
+
+def as_heard(samples: np.ndarray) -> np.ndarray:
+    """What 16 bits leave of samples."""
+    return samples_of(wav(samples), RATE, 2)
+
+
+async def test_voices_in_a_batch_are_written_down_as_alone(served: Served, tiny_whisper: Path) -> None:
+    worker, answers = served
+    english = {"language": "en"}
+    voices = {f"{seed}": voice(seed, 0.5 + seed / 4) for seed in range(5)}
+    for name, samples in voices.items():
+        # As long as the model says that its answers may be, beside what they begin with.
+        worker.begin(said(name, wav(samples), extra=english, unset=["max_new_tokens"]))
+        await answers.until(name, tokens=2)
+    worker.begin(said("twice", wav(voices["0"]), extra=english, n=2, max_new_tokens=7))
+    worker.begin(said("beams", wav(voices["1"]), extra=english, use_beam_search=True, best_of=3, max_new_tokens=9))
+    await answers.until(*voices, "twice", "beams")
+    assert not answers.errors
+    assert answers.largest_step > 1
+    wanted = {name: transcribed(tiny_whisper, as_heard(samples), language="en") for name, samples in voices.items()}
+    ends = {name: [token for token in answers.tokens(name) if token != 1] for name in voices}
+    assert ends == {name: [token for token in tokens if token != 1] for name, tokens in wanted.items()}
+    assert len({tuple(tokens) for tokens in wanted.values()}) == len(wanted)
+    assert answers.tokens("twice", 0) == answers.tokens("twice", 1) == answers.tokens("0")[:7]
+    beams = transcribed(tiny_whisper, as_heard(voices["1"]), language="en", num_beams=3, max_new_tokens=9)
+    assert answers.tokens("beams") == beams
+    usage = answers.last("0").usage
+    assert usage is not None
+    assert usage.prompt_tokens == 100
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"language": "de"},
+        {"language": "German"},
+        {"language": "<|fr|>", "task": "translate"},
+        {"task": "translate"},
+    ],
+)
+async def test_it_is_told_language_and_task_as_generate_is(
+    served: Served, tiny_whisper: Path, options: dict[str, Any]
+) -> None:
+    worker, answers = served
+    # One whose language is found out as another one than the first.
+    samples = voice(3)
+    worker.begin(said("a", wav(samples), extra=options, max_new_tokens=12))
+    worker.begin(said("b", wav(samples), "As was said before", extra=options, max_new_tokens=12))
+    await answers.until("a", "b")
+    assert not answers.errors
+    alone = as_heard(samples)
+    assert answers.tokens("a") == transcribed(tiny_whisper, alone, max_new_tokens=12, **options)
+    prompted = transcribed(tiny_whisper, alone, "As was said before", max_new_tokens=12, **options)
+    assert answers.tokens("b") == prompted != answers.tokens("a")
+
+
+async def test_a_continuation_says_the_rest(served: Served) -> None:
+    worker, answers = served
+    worker.begin(said("whole", wav(voice(1)), temperature=1, seed=3, max_new_tokens=12, ignore_eos=True))
+    await answers.until("whole")
+    tokens = answers.tokens("whole")
+    rest = said("rest", wav(voice(1)), temperature=1, seed=3, max_new_tokens=12, ignore_eos=True)
+    rest.resume_token_ids = tokens[:5]
+    worker.begin(rest)
+    await answers.until("rest")
+    assert answers.tokens("rest") == tokens[5:]
+
+
+async def test_what_cannot_be_heard_is_refused_by_value(served: Served) -> None:
+    worker, answers = served
+    (info,) = worker._models()
+    assert {"generate", "chat", "multimodal"} <= set(info.capabilities)
+    assert not {"embed", "score"} & set(info.capabilities)
+    assert {"language", "task"} <= set(info.extra or ())
+    assert info.context_length == 64
+    two = said("two", wav(voice(1)))
+    assert two.messages is not None
+    two.messages[0]["content"] *= 2
+    requests = {
+        "long": said("long", wav(voice(1, 2.5))),
+        "klingon": said("klingon", wav(voice(1)), extra={"language": "klingon"}),
+        "mp3": said("mp3", b"ID3\x03 no WAV"),
+        "address": said("address", "http://127.0.0.1/a.wav"),
+        "empty": said("empty", wav(np.zeros(0))),
+        "text": ask("text"),
+        "two": two,
+    }
+    for request in requests.values():
+        worker.begin(request)
+    await answers.until(*requests)
+    assert set(answers.errors) == set(requests)
+    assert all(isinstance(error, RequestError) for error in answers.errors.values())
+    assert "2.50 s, this model hears 2 s" in str(answers.errors["long"])
+    assert isinstance(answers.errors["klingon"], ParameterRangeError)
+    assert "de, en, fr" in str(answers.errors["klingon"])
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_whole_numbers_of_any_width_are_read(width: int, channels: int) -> None:
+    samples = voice(1, 0.25)
+    found = samples_of(wav(samples, width=width, channels=channels), RATE, 1)
+    assert np.abs(found - samples).max() < 1.5 * 2.0 ** (1 - 8 * width) + 1e-6
+
+
+@pytest.mark.parametrize("extensible", [False, True])
+@pytest.mark.parametrize("size", [4, 8])
+def test_floating_samples_are_read(size: int, extensible: bool) -> None:
+    samples = voice(1, 0.25)
+    kind = 0xFFFE if extensible else 3
+    head = struct.pack("<HHIIHH", kind, 1, RATE, RATE * size, size, 8 * size)
+    if extensible:
+        head += struct.pack("<HHIH", 22, 8 * size, 4, 3) + bytes(14)
+    body = samples.astype(f"<f{size}").tobytes()
+    # A chunk of an odd size stands between, and is filled up.
+    chunks = [(b"fmt ", head), (b"LIST", b"abc"), (b"data", body)]
+    inner = b"".join(name + struct.pack("<I", len(data)) + data + bytes(len(data) % 2) for name, data in chunks)
+    data = b"RIFF" + struct.pack("<I", 4 + len(inner)) + b"WAVE" + inner
+    np.testing.assert_allclose(samples_of(data, RATE, 1), samples, atol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000, 192_000])
+def test_any_rate_becomes_the_models(rate: int) -> None:
+    # All tones are below half of the lowest rate, so nothing may be lost but at the ends.
+    found = resampled(voice(1, 0.5, rate), rate, RATE)
+    wanted = voice(1, 0.5, RATE)
+    assert abs(len(found) - len(wanted)) <= 1
+    count = min(len(found), len(wanted)) - 200
+    assert np.abs(found[200:count] - wanted[200:count]).max() < 2e-3
+
+
+def test_what_a_lower_rate_has_not_is_left_out() -> None:
+    high = np.sin(2 * np.pi * 12_000 * np.arange(24_000) / 48_000)
+    assert np.abs(resampled(high, 48_000, RATE)[200:-200]).max() < 2e-3
+
+
+@pytest.mark.parametrize("cut", [0, 4, 12, 20, 40])
+def test_broken_files_are_refused(cut: int) -> None:
+    with pytest.raises(RequestError, match="sound"):
+        samples_of(wav(voice(1, 0.1))[:cut], RATE, 1)
+
+
+@pytest.mark.parametrize("field", [(22, "<H", 0), (22, "<H", 999), (24, "<I", 3), (24, "<I", 2**31), (34, "<H", 7)])
+def test_heads_that_say_the_impossible_are_refused(field: tuple[int, str, int]) -> None:
+    data = bytearray(wav(voice(1, 0.1)))
+    struct.pack_into(field[1], data, field[0], field[2])
+    with pytest.raises(RequestError, match="sound"):
+        samples_of(bytes(data), RATE, 1)
