@@ -27,6 +27,7 @@ from zfabric.gateway import (
     responses,
     tokens,
     tokenwise,
+    transcriptions,
 )
 from zfabric.gateway.call import Call, Endpoint
 from zfabric.gateway.config import GatewayConfig
@@ -53,6 +54,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     *responses.ENDPOINTS,
     *tokenwise.ENDPOINTS,
     *tokens.ENDPOINTS,
+    *transcriptions.ENDPOINTS,
 )
 
 #: Names of requests that are taken from callers: they end up in logs and headers.

@@ -54,12 +54,17 @@ class Wording(Protocol):
         ...
 
 
-async def answer(call: Call, asks: Sequence[Ask], wording: Wording, *, stream: bool) -> None:
+async def answer(
+    call: Call, asks: Sequence[Ask], wording: Wording, *, stream: bool, kind: bytes = b"application/json"
+) -> None:
     """Answer an HTTP request.
 
     A stream's status is held back until the first delta, so that an error has a status of its own; a long prefill ends that
     after KEEP_ALIVE_MS, with a comment. A caller who goes away cancels all requests in their engines at once; so does the
     cancellation of this call.
+
+    Args:
+        kind: The type of what `wording.whole` makes.
 
     Raises:
         FabricError: What ended a request before anything was said to the caller.
@@ -77,7 +82,7 @@ async def answer(call: Call, asks: Sequence[Ask], wording: Wording, *, stream: b
         if answers.error is not None and not call.response.started:
             raise answers.error
         if not stream and answers.error is None:
-            await call.response.whole(200, wording.whole(answers.completions()))
+            await call.response.whole(200, wording.whole(answers.completions()), kind=kind)
         await call.response.flushed()
     finally:
         call.figures.streams -= stream
