@@ -28,6 +28,8 @@ SHORT: list[tuple[str, Kind, Verdict]] = [
     ("roberta", "encoder", "same"),
     ("yoso", "encoder", "refused"),
     ("t5", "paired", "same"),
+    ("mbart", "paired", "same"),
+    ("nllb-moe", "paired", "refused"),
 ]
 
 

@@ -105,7 +105,7 @@ def by_transformers(kind: Kind, directory: Path) -> list[Any]:
                 answers.append((hidden / hidden.norm()).numpy())
                 continue
             output = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False, eos_token_id=None, pad_token_id=2)
-        skip = 1 if kind == "paired" else inputs["input_ids"].shape[1]
+        skip = 1 if getattr(model.config, "is_encoder_decoder", False) else inputs["input_ids"].shape[1]
         answers.append(output[0, skip:].tolist())
     return answers
 
