@@ -129,6 +129,11 @@ class Loaded:
         return self.kind != "speech"
 
     @property
+    def chats(self) -> bool:
+        """Whether messages can be given to it; a sound comes in one."""
+        return self.kind == "speech" or self.tokenizer.chat_template is not None
+
+    @property
     def compares(self) -> bool:
         """Whether the angle of two of its vectors says how well texts fit: they were made for that."""
         return self.kind == "encoder" or self.sentences.steps is not None

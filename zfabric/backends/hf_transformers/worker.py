@@ -146,7 +146,7 @@ class ModelWorker(StepwiseModelWorker):
             capabilities = ["classify"] + ["score", "reward"] * classifier.compares
         capabilities += ["count_tokens", "tokenize", "detokenize"]
         if loaded.generates:
-            capabilities += ["generate", "resume"] + ["chat"] * _chats(loaded)
+            capabilities += ["generate", "resume"] + ["chat"] * loaded.chats
             capabilities += ["multimodal"] * (loaded.kind in ("vision", "speech"))
         first, *aliases = self._names
         not_done = self._assembled.defaults.not_done
@@ -387,11 +387,6 @@ def _speculation_told(options: TransformersOptions) -> dict[str, Detail]:
     """Who guesses."""
     told: dict[str, Detail] = {} if options.speculation is None else {"speculation": options.speculation}
     return told if options.assistant is None else {**told, "assistant": options.assistant}
-
-
-def _chats(loaded: Loaded) -> bool:
-    """Whether messages can be given to it; a sound comes in one."""
-    return loaded.kind == "speech" or loaded.tokenizer.chat_template is not None
 
 
 def _told(loaded: Loaded) -> dict[str, Detail]:
