@@ -3,6 +3,8 @@
 - ``throughput``: tokens per second of so many answers at once, of transformers' own ``generate`` one by one, of its own
   continuous batching, and with ``--vllm`` of vLLM.
 - ``results``: tokens per second and time to the first token by streams, of the worker alone and through the fabric.
+- ``steps``: a step by streams, against the memory's bandwidth, and the host's share of it, see
+  `bench.engines.transformers_bound`.
 - ``gaps``: time between two tokens of running streams, undisturbed, and while prompts of 2,000 tokens arrive.
 - ``answers``: how late the event loop's timers are while the model computes (a beat is such a timer), and how long a
   status report, a cancel and the handing over of a step take on it.
@@ -39,7 +41,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from bench.engines import answers as answers_of
-from bench.engines import transformers_fabric
+from bench.engines import transformers_bound, transformers_fabric
 from bench.engines.answers import in_turn, summary, told
 from bench.engines.runs import Run, results
 from bench.engines.transformers_peers import continuous, one_by_one, vllm
@@ -59,6 +61,7 @@ LONG_TOKENS = 2_000
 LONG_PROMPTS = 2
 #: Of the worker's cache on a device: enough for all of it, and something is left for the others.
 DEVICE_TOKENS = 131_072
+DEVICE_STREAMS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,14 +298,21 @@ async def measure(name: str, directory: Path, given: argparse.Namespace) -> dict
     options = TransformersOptions(
         model=str(directory), dtype=given.dtype, device=given.device, context_length=4_096, compile=given.compile,
         kv_tokens_max=None if given.device == "cpu" else DEVICE_TOKENS,
+        max_batch_size=None if given.device == "cpu" else DEVICE_STREAMS,
     )  # fmt: skip
     worker = ModelWorker(options)
     worker.steps = answers = Timed()
     await worker.load()
     rates = await throughput(name, directory, worker, answers, given, size)
+    say(f"{name}, steps against the memory's bandwidth")
+    assert worker._assembled is not None
+    steps = await asyncio.to_thread(
+        transformers_bound.measure, worker._assembled.engine, worker._assembled.loaded.model, size.answer
+    )
     say(f"{name}, gaps and answers")
     found: dict[str, Any] = {
         "throughput": rates,
+        "steps": steps,
         "gaps_ms": await gaps(worker, answers, size.gap),
         "answers_ms": await loop_answers(worker, answers, size.answer),
     }

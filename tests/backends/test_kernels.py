@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -18,6 +18,8 @@ from zfabric.backends.hf_transformers.attention import attend
 from zfabric.backends.hf_transformers.lora import Lora
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.packing import PackedLinear, pack
+from zfabric.backends.hf_transformers.paged_core import PagedCore
+from zfabric.backends.hf_transformers.step_graphs import plain
 from zfabric.backends.hf_transformers.worker import ModelWorker
 
 __all__ = ["adapters"]  # a fixture
@@ -162,12 +164,28 @@ def test_an_adapter_fits_a_packed_layer(tmp_path: Path, tiny_llama: Path, monkey
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch needs a C++ compiler for this")
-async def test_compiled_steps_say_the_same(tiny_llama: Path, adapters: dict[str, Path]) -> None:
+def test_packed_weights_can_be_compiled() -> None:
+    torch.manual_seed(0)
+    layer = PackedLinear(torch.nn.Linear(64, 32))
+    with torch.inference_mode():
+        compiled = torch.compile(layer, dynamic=True, fullgraph=True)
+        given = torch.randn(1, 3, 64)
+        torch.testing.assert_close(compiled(given), layer(given))
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch needs a C++ compiler for this")
+@pytest.mark.parametrize("kv_cache", ["padded", "paged"])
+async def test_compiled_steps_say_the_same(
+    tiny_llama: Path, adapters: dict[str, Path], kv_cache: Literal["padded", "paged"]
+) -> None:
     """Rows join and leave, are padded and not, and the cache grows: nothing is compiled anew after the start."""
     flags = tuple(f"{name}={path}" for name, path in adapters.items())
-    options = TransformersOptions(model=str(tiny_llama), dtype="float32", device="cpu", compile=True, lora=flags)
+    options = TransformersOptions(
+        model=str(tiny_llama), dtype="float32", device="cpu", compile=True, lora=flags, kv_cache=kv_cache
+    )
     worker = ModelWorker(options)
     worker.steps = answers = Answers()
+    torch._dynamo.utils.counters.clear()
     await worker.load()
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert graphs > 0
@@ -175,6 +193,16 @@ async def test_compiled_steps_say_the_same(tiny_llama: Path, adapters: dict[str,
         worker.begin(ask(prompt, prompt, temperature=0, max_new_tokens=150 + 20 * number, ignore_eos=True))
     await answers.until(*PROMPTS)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    if kv_cache == "paged":
+        assert worker._assembled is not None
+        core = worker._assembled.engine._core
+        assert isinstance(core, PagedCore)
+        # What a device records is what is compiled.
+        worker._assembled.engine.run_job(lambda: core._runner.record(4, 512, plain)).result()
+        worker.begin(ask("recorded", PROMPTS[0], temperature=0, max_new_tokens=40, ignore_eos=True))
+        await answers.until("recorded")
+        assert answers.tokens("recorded") == reference(tiny_llama, PROMPTS[0], 40)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
     worker.begin(to("red", "changed"))
     worker.begin(to("", "base"))
     await answers.until("changed", "base")

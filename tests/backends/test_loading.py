@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.backends.test_architectures import save
 from tests.backends.tiny import Answers, ask, byte_tokenizer, reference
-from zfabric.backends.hf_transformers import model_loader
+from zfabric.backends.hf_transformers import cache_room, model_loader
 from zfabric.backends.hf_transformers.context_length import context_length
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
@@ -210,7 +210,7 @@ def test_a_cache_is_measured_by_what_the_model_writes(
         TransformersOptions(model=str(save(tmp_path, family, extra)), dtype="float32", device="cpu")
     )
     layers, wide = 2, 4
-    assert loaded.kv_tokens_max == model_loader._CPU_CACHE_BYTES // (layers * wide * size)
+    assert loaded.kv_tokens_max == cache_room._CPU_CACHE_BYTES // (layers * wide * size)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ async def test_a_cache_smaller_than_the_context_bounds_it(tiny_llama: Path) -> N
     ("device", "tokens", "rows"), [("cpu", 10**6, 32), ("cuda", 10**6, 256), ("cuda", 8_192, 8), ("cuda", 100, 4)]
 )
 def test_a_batch_is_as_large_as_the_cache_allows(device: str, tokens: int, rows: int) -> None:
-    assert model_loader._batch_size(device, tokens) == rows
+    assert cache_room.batch_size(device, tokens) == rows
 
 
 async def test_the_slots_are_those_of_the_batch(tiny_llama: Path) -> None:

@@ -22,6 +22,15 @@ from zfabric.errors import ConfigurationError
 from zfabric.wire.payloads import GenerateRequest
 
 __all__ = ["adapters"]  # a fixture
+#: Models whose scores are changed before they become weights.
+SINKS = {
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "num_local_experts": 16,
+    "num_experts_per_tok": 2,
+    "sliding_window": 12,
+}
+CAPPED = {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 12, "attn_logit_softcapping": 2.0}
 HISTORY = "The quick brown fox jumps over the lazy dog, and then it sleeps until the evening comes."
 
 
@@ -264,7 +273,8 @@ async def test_what_no_layer_looks_back_at_is_given_back(family: str, tmp_path: 
         ("Qwen3MoeConfig", FAMILIES["Qwen3MoeConfig"], True),
         ("GPTNeoConfig", {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}, False),
         ("BloomConfig", FAMILIES["BloomConfig"], False),
-        ("GptOssConfig", {"num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 4}, False),
+        ("GptOssConfig", SINKS, True),
+        ("Gemma2Config", CAPPED, True),
     ],
 )
 async def test_a_model_says_which_cache_it_has(

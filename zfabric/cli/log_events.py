@@ -117,6 +117,9 @@ _WORKER: Final[dict[str, LogEvent]] = {
                              "serves by vLLM's public API: slower, and with the same answers."),
     "cache_events_lost": LogEvent("warning", "worker", "What the engine publishes of its cache cannot be read, by `error`; the "
                                   "controller is told of it no more, and goes by its own dispatches."),
+    "step_graphs_refused": LogEvent(
+        "warning", "worker", "Steps of the model could not be recorded as graphs, for an `error`; they are launched from Python."
+    ),
     "engine_restarted": LogEvent("warning", "worker", "A turn of the engine broke; what it had goes on elsewhere, or here."),
     "weights_updated": LogEvent("info", "worker", "Other weights have taken the place of the model's, by `weight_version`."),
     "engine_died": LogEvent("error", "worker", "The engine is gone, and the process ends for a supervisor to start it anew."),

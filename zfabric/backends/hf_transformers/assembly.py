@@ -14,16 +14,18 @@ from zfabric.backends.front.embed_inputs import EmbedInputs, with_special_tokens
 from zfabric.backends.front.generation_config import GenerationDefaults
 from zfabric.backends.front.parsing import AnswerFormat, template_text
 from zfabric.backends.front.prompts import PromptTokens
+from zfabric.backends.hf_transformers.cache_room import runner_of
 from zfabric.backends.hf_transformers.classifying import Classifier
 from zfabric.backends.hf_transformers.embed_queue import EmbedQueue
 from zfabric.backends.hf_transformers.embedding import Embedder
 from zfabric.backends.hf_transformers.encoder_decoder import EncoderDecoderRunner
 from zfabric.backends.hf_transformers.engine import Engine
 from zfabric.backends.hf_transformers.engine_core import Step
+from zfabric.backends.hf_transformers.failures import give_memory_back
 from zfabric.backends.hf_transformers.hearing import Hearing
 from zfabric.backends.hf_transformers.input_processor import InputProcessor
 from zfabric.backends.hf_transformers.lora import Adapter, Lora
-from zfabric.backends.hf_transformers.model_loader import Loaded, load, runner_of
+from zfabric.backends.hf_transformers.model_loader import Loaded, load
 from zfabric.backends.hf_transformers.model_runner import ModelRunner
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.paged_cache import block_tokens
@@ -37,6 +39,7 @@ from zfabric.backends.hf_transformers.speculation_setup import Assistant, load_a
 from zfabric.backends.hf_transformers.speech import SpeechRunner
 from zfabric.backends.hf_transformers.state_cache import keeps_states
 from zfabric.backends.hf_transformers.state_check import check_states
+from zfabric.backends.hf_transformers.step_graphs import capture_of
 from zfabric.backends.hf_transformers.tensor_parallel import LeadingRunner, Ranks
 from zfabric.backends.hf_transformers.token_budget import TokenBudget
 from zfabric.errors import ConfigurationError, FabricError
@@ -57,6 +60,7 @@ class Assembled:
         answer_format: How the model writes reasoning and calls.
         ranks: The others that the model is divided over.
         padded: Why rows of the cache are padded and not paged; None if they are paged, or if there is no cache.
+        graphs: Sizes of steps that are recorded, or why none could be; None where none are to be.
     """
 
     loaded: Loaded
@@ -70,6 +74,7 @@ class Assembled:
     defaults: GenerationDefaults
     answer_format: AnswerFormat
     padded: str | None
+    graphs: int | str | None
     ranks: Ranks | None
 
 
@@ -148,25 +153,15 @@ def _assemble(options: TransformersOptions, names: tuple[str, ...], told: Told, 
         running=lambda: engine.running,
     )
     engine.start()
-    # What is made at first use is there before the worker says that it is ready.
-    for warm_up in [model.warm_up] * loaded.generates + ([] if paged is None else [paged.probe]):
-        engine.run_job(warm_up).result()
+    graphs = None
+    if loaded.generates:
+        graphs = engine.run_job(lambda: _warm_up(model, paged, loaded, options, ranks)).result()
     if classifier is None and ranks is None and loaded.embeds:
         queue.submit(embedder.pieces(EmbedRequest(inputs=["warm-up"]))).result()
     return Assembled(
-        loaded,
-        engine,
-        embedder,
-        classifier,
-        queue,
-        prompts,
-        model.lora,
-        adapters,
-        defaults,
-        answer_format,
-        padded,
+        loaded, engine, embedder, classifier, queue, prompts, model.lora, adapters, defaults, answer_format, padded, graphs,
         ranks,
-    )
+    )  # fmt: skip
 
 
 def _loaded(options: TransformersOptions) -> tuple[Assistant | None, Loaded]:
@@ -218,6 +213,34 @@ def _paged(loaded: Loaded, model: ModelRunner, options: TransformersOptions, ran
     if ranks is not None:
         return LeadingRunner(model, blocks, size, options.narrow, ranks)
     return PagedRunner(model, blocks, size, options.narrow)
+
+
+def _warm_up(
+    model: ModelRunner,
+    paged: PagedRunner | None,
+    loaded: Loaded,
+    options: TransformersOptions,
+    ranks: Ranks | None,
+) -> int | str | None:
+    """Have what is made at first use there before the worker says that it is ready. Returns `Assembled.graphs`."""
+    model.paged = paged is not None
+    model.warm_up()
+    if paged is None:
+        return None
+    paged.warm_up()
+    capture = capture_of(paged.model.device)
+    # Ranks compute what they are told of each pass.
+    if capture is None or options.enforce_eager or ranks is not None:
+        return None
+    try:
+        paged.record(loaded.batch_size_max, loaded.context_length, capture)
+    except Exception as error:  # noqa: BLE001 — whatever a model or a device refuses, steps are computed as ever
+        give_memory_back()
+        return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    assert paged.graphs is not None
+    if loaded.room.memory is not None:
+        loaded.room.memory.graphs = paged.graphs.bytes
+    return len(paged.graphs.sizes)
 
 
 def _input_processor(

@@ -7,20 +7,37 @@ good as several queries of one head, since all of them see the same columns.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from zfabric.backends.hf_transformers.compiled_attention import attend_over_pages
 from zfabric.backends.hf_transformers.paged_cache import current
+from zfabric.backends.hf_transformers.scored_attention import scored_attention, scoring_of
 
 _attention = torch.nn.functional.scaled_dot_product_attention
 
 
-def install() -> None:
-    """Have all models of this process that use "sdpa" use this."""
+#: What models use this by whose own code would compute scores with sinks step by step.
+SCORED: Final = "zfabric"
+
+
+def install(model: Any = None) -> None:
+    """Have all models of this process that use "sdpa" use this.
+
+    Args:
+        model: Is to use it as well, if its attention has sinks, for which transformers has no other way.
+    """
     AttentionInterface.register("sdpa", attend)
+    AttentionInterface.register(SCORED, attend)
+    AttentionMaskInterface.register(SCORED, sdpa_mask)
+    if model is None or model.config._attn_implementation != "eager" or not model._supports_attention_backend:
+        return
+    if any(name.endswith(".sinks") for name, _ in model.named_parameters()):
+        model.set_attn_implementation(SCORED)
 
 
 def attend(
@@ -44,9 +61,17 @@ def attend(
     Returns:
         (rows, columns, heads, size), and no weights.
     """
-    paged = current()
+    paged, scoring = current(), scoring_of(others)
     if paged is not None:
-        return paged.attend(module, query, scaling, {"position_bias": position_bias, **others}), None
+        layer = paged.layer_of(module, {"position_bias": position_bias, **others})
+        window = others.get("sliding_window")
+        if torch.compiler.is_compiling():
+            return attend_over_pages(query, key, value, layer, scaling, window, scoring), None
+        return paged.attend(query, layer, scaling, window, scoring), None
+    if scoring is not None:
+        told = others.get("is_causal")
+        causal = bool(getattr(module, "is_causal", True) if told is None else told)
+        return scored_attention(query, key, value, attention_mask, scaling, scoring, causal=causal), None
     rows, heads, columns, size = query.shape
     shared = heads // key.shape[1]
     padded = attention_mask is not None and attention_mask.shape[1] == 1 and position_bias is None and not dropout

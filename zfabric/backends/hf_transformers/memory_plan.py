@@ -28,9 +28,12 @@ class MemoryPlan:
 
     Attributes:
         bytes: Of its cache.
+        graphs: Of its recorded steps, as measured when they were recorded. They are of the part that `SHARE` leaves, and taken
+            at once, so whoever looks later does not find them free, and they are promised to nobody.
     """
 
     bytes: int
+    graphs: int = 0
     _file: Any = None
 
     def release(self) -> None:
@@ -80,7 +83,7 @@ def plan(
                     device=device,
                 )
             size = max(size, 1)
-        return MemoryPlan(size, _name_it(place, model, size))
+        return MemoryPlan(size, _file=_name_it(place, model, size))
 
 
 def _place(directory: Path | None, device: str) -> Path:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 from transformers import (
@@ -25,32 +24,17 @@ from transformers import (
 from zfabric.backends.front import sentence_files
 from zfabric.backends.front.sentence_files import SentenceFiles
 from zfabric.backends.hf_transformers import attention, quantization
-from zfabric.backends.hf_transformers.context_length import context_length, places, token_bytes
-from zfabric.backends.hf_transformers.encoder_decoder import EncoderDecoderRunner
+from zfabric.backends.hf_transformers.cache_room import READERS, RUNNERS, Room, batch_size, room_of
+from zfabric.backends.hf_transformers.context_length import context_length, places
 from zfabric.backends.hf_transformers.failures import out_of_memory
 from zfabric.backends.hf_transformers.heads import Head
 from zfabric.backends.hf_transformers.kinds import Kind, is_half, kind_of
-from zfabric.backends.hf_transformers.memory_plan import MemoryPlan, plan
-from zfabric.backends.hf_transformers.model_runner import ModelRunner
-from zfabric.backends.hf_transformers.narrow_pool import token_bytes as narrow_token_bytes
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.packing import pack
 from zfabric.backends.hf_transformers.pooling import Pooler, make_pooler
-from zfabric.backends.hf_transformers.self_check import named
-from zfabric.backends.hf_transformers.speech import SpeechRunner
-from zfabric.backends.hf_transformers.state_cache import state_bytes
 from zfabric.backends.hf_transformers.tensor_parallel import check_model
 from zfabric.errors import ConfigurationError
 
-#: A CPU's cache: a gigabyte holds far more than a CPU can usefully step.
-_CPU_CACHE_BYTES: Final = 1024**3
-#: Prompt and answer of a usual request.
-_USUAL_TOKENS: Final = 1_024
-#: A device reads its weights once for all rows, and computes so many rows in that time; a CPU only few.
-_BATCH_MAX: Final = {"cpu": 32, "mps": 32}
-_BATCH_MAX_OTHER: Final = 256
-#: So many short ones fit nearly any cache; what does not fit waits.
-_BATCH_MIN: Final = 4
 _FACTORIES: Final[dict[Kind, Any]] = {
     "causal": AutoModelForCausalLM,
     "paired": AutoModelForSeq2SeqLM,
@@ -61,34 +45,8 @@ _FACTORIES: Final[dict[Kind, Any]] = {
 }
 #: What makes arguments of the model of things that are no text.
 _PROCESSORS: Final[dict[Kind, Any]] = {"vision": AutoProcessor, "speech": AutoFeatureExtractor}
-#: How models of a kind are run, where that is not as decoders are.
-_RUNNERS: Final[dict[Kind, type[ModelRunner]]] = {"paired": EncoderDecoderRunner, "speech": SpeechRunner}
-#: Kinds that make no text.
-_READERS: Final = ("encoder", "classifier")
-
 
 _UNKNOWN: Final = SentenceFiles()
-
-
-class Room(NamedTuple):
-    """What a model's cache may take.
-
-    Attributes:
-        tokens: In cells, each of which is the keys and values of a token.
-        memory: What was planned for it; None where nothing is.
-        row_cells: Cells that each row takes, however short its text: those of its states.
-        grows: Whether it takes another one with each token.
-    """
-
-    tokens: int
-    memory: MemoryPlan | None = None
-    row_cells: int = 0
-    grows: bool = True
-
-    @property
-    def usual_row(self) -> int:
-        """Cells of a row of usual length."""
-        return self.row_cells + _USUAL_TOKENS * self.grows
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +79,7 @@ class Loaded:
     @property
     def generates(self) -> bool:
         """Whether it makes text."""
-        return self.kind not in _READERS
+        return self.kind not in READERS
 
     @property
     def embeds(self) -> bool:
@@ -143,14 +101,9 @@ class Loaded:
         """The part that makes vectors."""
         if self.head is not None:
             return self.head.reader
-        if self.kind in _RUNNERS:
+        if self.kind in RUNNERS:
             return self.model.get_encoder()
         return self.model if self.kind == "encoder" else getattr(self.model, "model", self.model.base_model)
-
-
-def runner_of(kind: Kind) -> type[ModelRunner]:
-    """How models of a kind are run."""
-    return _RUNNERS.get(kind, ModelRunner)
 
 
 def load(options: TransformersOptions, *, token_bytes_beside: int = 0) -> Loaded:
@@ -199,7 +152,7 @@ def load(options: TransformersOptions, *, token_bytes_beside: int = 0) -> Loaded
     _prepare_tokenizer(tokenizer, options)
     _check_positions(config, model, options.model)
     model = _settled(model, device, options)
-    room = _room(model, kind, options, token_bytes_beside)
+    room = room_of(model, kind, options, token_bytes_beside)
     length = options.context_length or _length(config, model, tokenizer, kind, files)
     return Loaded(
         model=model,
@@ -207,9 +160,9 @@ def load(options: TransformersOptions, *, token_bytes_beside: int = 0) -> Loaded
         processor=processor,
         kind=kind,
         # What the cache cannot hold cannot be served: the smaller of the two is what clients are told.
-        context_length=length if kind in _READERS or not room.grows else min(length, room.tokens - room.row_cells),
+        context_length=length if kind in READERS or not room.grows else min(length, room.tokens - room.row_cells),
         room=room,
-        batch_size_max=options.max_batch_size or _batch_size(model.device.type, room.tokens, room.usual_row),
+        batch_size_max=options.max_batch_size or batch_size(model.device.type, room.tokens, room.usual_row),
         pooler=pooler.to(model.device),
         sentences=files,
         device=str(model.device),
@@ -226,7 +179,7 @@ def _settled(model: Any, device: str, options: TransformersOptions) -> Any:
     if options.device_map is None and not divided and getattr(model, "hf_quantizer", None) is None:
         model = model.to(device)
     model.eval()
-    attention.install()
+    attention.install(model if options.attention is None else None)
     if options.pack_weights and not divided:
         pack(model)
     return model
@@ -314,7 +267,7 @@ def _length(config: Any, model: Any, tokenizer: Any, kind: Kind, files: Sentence
         return places(model.get_decoder()) or length
     if kind != "vision":
         length = min(length, places(model) or length)
-    if kind not in _READERS:
+    if kind not in READERS:
         return length
     return min(files.length or length, length, int(tokenizer.model_max_length))
 
@@ -354,55 +307,3 @@ def _placement(options: TransformersOptions, device: str, config: Any) -> dict[s
     )
     # What is asked for says where weights go; what quantizes them may say of which type the others are.
     return {**quantized, **arguments, **{name: value for name, value in quantized.items() if name != "device_map"}}
-
-
-def _batch_size(device_type: str, kv_tokens_max: int, row: int = _USUAL_TOKENS) -> int:
-    """Sequences that the cache holds at so many cells each, as far as more of them still make more tokens."""
-    return max(_BATCH_MIN, min(_BATCH_MAX.get(device_type, _BATCH_MAX_OTHER), kv_tokens_max // row))
-
-
-def _room(model: Any, kind: Kind, options: TransformersOptions, token_bytes_beside: int = 0) -> Room:
-    """What the device has left, by what the model writes for one token, and for one row.
-
-    Raises:
-        ConfigurationError: The model keeps nothing, or cannot be run; or no row would have room.
-    """
-    if kind in _READERS:
-        # It has none, and its requests are bounded by their number alone.
-        return Room(options.kv_tokens_max or _BATCH_MAX_OTHER * _USUAL_TOKENS)
-    runner = runner_of(kind)(model)
-    if model.device.type != "cuda" and options.kv_tokens_max is not None and not runner.states:
-        return Room(options.kv_tokens_max)
-    with named(options.model) if runner.states else nullcontext():
-        cache = runner.probe()
-    state, stored = state_bytes(cache), options.narrow
-    size = token_bytes(cache) if stored is None or kind in _RUNNERS or state else narrow_token_bytes(cache, stored)
-    if not size and not state:
-        raise ConfigurationError(
-            f"a model of type {model.config.model_type!r} keeps no cache of keys and values, which this backend steps by",
-            architecture=type(model).__name__,
-        )
-    grows = size > 0
-    # A state that nothing grows beside is counted as a text of usual length.
-    size = size or -(-state // _USUAL_TOKENS)
-    size += token_bytes_beside
-    row_cells = -(-state // size)
-    if model.device.type != "cuda":
-        room = Room(options.kv_tokens_max or max(1, _CPU_CACHE_BYTES // size), None, row_cells, grows)
-    else:
-        memory = plan(
-            str(torch.cuda.get_device_properties(model.device).uuid),
-            options.model,
-            lambda: int(torch.cuda.mem_get_info(model.device)[0]),
-            least=_USUAL_TOKENS * size,
-            wanted=None if options.kv_tokens_max is None else options.kv_tokens_max * size,
-        )
-        room = Room(max(1, memory.bytes // size), memory, row_cells, grows)
-    # What is to be paged, as an assistant is, is refused for its states themselves.
-    if room.tokens < row_cells + grows and options.kv_cache != "paged":
-        raise ConfigurationError(
-            f"kv_tokens_max is {room.tokens}, and the state of one row of {options.model!r} takes as much as {row_cells} "
-            f"tokens",
-            model=options.model,
-        )
-    return room

@@ -48,6 +48,8 @@ class ModelRunner:
         self._model = model
         self.ropes = ropes or None
         self._compiled: Any = torch.compile(model, dynamic=True) if compiled else None
+        #: Whether its steps are over pages; only those, or only padded ones, are compiled.
+        self.paged = False
         self.device = model.device
         self.lora = Lora(model)
         self._accepted = frozenset(inspect.signature(model.forward).parameters)
@@ -117,7 +119,7 @@ class ModelRunner:
             arguments["logits_to_keep"] = 1
         adapters = [answer.adapter for answer in answers]
         run = self._model
-        if self._compiled is not None and columns == 1 and width > 2 and not any(adapters):
+        if self._compiles_padded and columns == 1 and width > 2 and not any(adapters):
             # Nothing may move within a compiled step. For lengths of 0 and 1, and for a cache that is full to the last
             # column, another one would be made.
             cache.reserve(width + 1)
@@ -155,24 +157,48 @@ class ModelRunner:
         last = [] if wanted is None else list(wanted) or [0]
         sent = self._send([*tokens, *places, *passed.slots(), *last])
         count = len(tokens)
+        kept = sent[3 * count :] if last else None
+        with self.lora.rows(adapters), cache.during(passed, sent[2 * count : 3 * count]):
+            compiled = kept is None and passed.singles == count and not adapters
+            ids = sent[:count] if drawn is None else drawn
+            logits = self.line(ids, sent[count : 2 * count], cache, kept, compiled=compiled)
+        logits = (logits if kept is None else logits[: len(wanted or ())]).float()
+        return logits.cpu() if logits.device.type == "mps" else logits
+
+    def line(
+        self,
+        ids: torch.Tensor,
+        places: torch.Tensor,
+        cache: PagedCache,
+        kept: torch.Tensor | None = None,
+        *,
+        compiled: bool = False,
+    ) -> torch.Tensor:
+        """Compute tokens in one line, within `PagedCache.during`.
+
+        Args:
+            ids: (tokens,).
+            places: Of each in its row, (tokens,).
+            kept: Tokens whose logits are wanted; None for all.
+            compiled: By compiled code, if there is any.
+
+        Returns:
+            Logits in the model's type, (wanted, vocabulary).
+        """
         arguments: dict[str, Any] = {
-            "input_ids": (sent[:count] if drawn is None else drawn).unsqueeze(0),
-            "position_ids": sent[count : 2 * count].unsqueeze(0),
+            "input_ids": ids.unsqueeze(0),
+            "position_ids": places.unsqueeze(0),
             "attention_mask": self._no_mask,
             "past_key_values": cache,
             "use_cache": True,
         }
-        kept = sent[3 * count :] if last else None
         if kept is not None and self._keeps:
             arguments["logits_to_keep"] = kept
-        with self.lora.rows(adapters), cache.during(passed, sent[2 * count : 3 * count]):
-            logits = self._model(**arguments).logits[0]
-        if kept is not None:
-            logits = (logits if self._keeps else logits[kept])[: len(wanted or ())]
-        if logits.shape[1] > self.vocabulary_size:
-            logits = logits[:, : self.vocabulary_size]
-        logits = logits.float()
-        return logits.cpu() if logits.device.type == "mps" else logits
+        run = self._compiled if compiled and self.compiles_paged else self._model
+        logits: torch.Tensor = run(**arguments).logits[0]
+        if kept is not None and not self._keeps:
+            logits = logits[kept]
+        return logits[:, : self.vocabulary_size] if logits.shape[1] > self.vocabulary_size else logits
 
     @property
     def switch(self) -> int | None:
@@ -198,9 +224,18 @@ class ModelRunner:
     def warm_up(self) -> None:
         """Have what is made at first use there before the first request."""
         self.probe()
-        if self._compiled is not None:
+        if self._compiles_padded:
             with torch.inference_mode():
                 self._warm_up_compiled()
+
+    @property
+    def compiles_paged(self) -> bool:
+        """Whether steps over pages are compiled."""
+        return self._compiled is not None and self.paged
+
+    @property
+    def _compiles_padded(self) -> bool:
+        return self._compiled is not None and not self.paged
 
     def _warm_up_compiled(self) -> None:
         """Compile what steps are made of: one row and several, padded and not, each with numbers that differ."""

@@ -66,7 +66,10 @@ class TransformersOptions:
         pooling: How embeddings are made; by default as the model's own files say, else the mean.
         stall_ms: A turn of the engine that takes longer has hung: its requests go elsewhere, and the worker ends.
         pack_weights: On a CPU, keep large weights in the order of its matrix kernels: several streams are faster by far.
-        compile: Have torch compile the steps of a causal language model. Takes minutes at the start, and a C++ compiler on a CPU.
+        enforce_eager: Launch each kernel of a step from Python. By default steps over pages are recorded as graphs when the
+            worker starts, one for each of some tens of sizes, and played, if the device is CUDA.
+        compile: Have torch compile the steps of a causal language model, over pages as well. Takes minutes at the start, and a
+            C++ compiler on a CPU.
         threads: CPU threads of torch.
         seed: Seed for requests that bring none; random by default.
     """
@@ -110,6 +113,7 @@ class TransformersOptions:
     pooling: Literal["mean", "cls", "last"] | None = None
     stall_ms: int = _STALL_MS
     pack_weights: bool = True
+    enforce_eager: bool = False
     compile: bool = False
     threads: int | None = None
     seed: int | None = None

@@ -6,7 +6,9 @@ longer than the product itself, so a batch would hardly be faster than its rows 
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -14,6 +16,11 @@ import torch
 _WEIGHTS_MIN: Final = 1 << 18
 #: Layers whose weight is read past the layer itself: state-space models multiply by that of their time steps.
 _READ_BY_OTHERS: Final = frozenset({"dt_proj"})
+#: Layers by number: torch's compiler takes weights in such an order for constants alone, so it is not shown them.
+_LAYERS: Final[WeakValueDictionary[int, PackedLinear]] = WeakValueDictionary()
+_numbers: Final = count()
+_LIBRARY: Final = torch.library.Library("zfabric", "FRAGMENT")
+_LIBRARY.define("packed_linear(Tensor given, int layer) -> Tensor")
 
 
 class PackedLinear(torch.nn.Module):
@@ -29,10 +36,27 @@ class PackedLinear(torch.nn.Module):
         self.weight = torch.nn.Parameter(packed(plain.weight.detach()), requires_grad=False)
         self.bias = plain.bias
         self._product = torch.ops.mkldnn._linear_pointwise.default
+        self._number = next(_numbers)
+        _LAYERS[self._number] = self
 
     def forward(self, given: torch.Tensor) -> Any:
         """`given @ weight.T + bias`."""
+        if torch.compiler.is_compiling():
+            return torch.ops.zfabric.packed_linear(given, self._number)
         return self._product(given, self.weight, self.bias, "none", [], "")
+
+
+def _product(given: torch.Tensor, layer: int) -> torch.Tensor:
+    found: torch.Tensor = _LAYERS[layer](given)
+    return found
+
+
+def _shape(given: torch.Tensor, layer: int) -> torch.Tensor:
+    return given.new_empty((*given.shape[:-1], _LAYERS[layer].out_features))
+
+
+_LIBRARY.impl("packed_linear", _product, "CompositeExplicitAutograd")
+torch.library.register_fake("zfabric::packed_linear", _shape, lib=_LIBRARY)
 
 
 def pack(model: torch.nn.Module) -> int:

@@ -14,6 +14,7 @@ from typing import Final
 import torch
 
 from zfabric.backends.hf_transformers.paged_pass import PagedPass, Plan, Stretches
+from zfabric.backends.hf_transformers.scored_attention import Scoring, scored_attention
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -41,6 +42,8 @@ class Pool:
         self.keys, self.values = keys, values
         self.heads, self.size, self.value_size = keys.shape[1], keys.shape[2], values.shape[2]
         self.token_bytes = self.heads * (self.size + self.value_size) * keys.element_size()
+        #: Whether what is done to scores keeps kernels from it.
+        self.scored = False
         #: As attention has them, (1, heads, places, size).
         self.lined_keys, self.lined_values = (one.transpose(0, 1).unsqueeze(0) for one in (keys, values))
         #: (blocks, places, heads, size).
@@ -77,7 +80,12 @@ class Pool:
 
 
 def attend(
-    passed: PagedPass, query: torch.Tensor, pool: Pool, scaling: float | None, window: int | None
+    passed: PagedPass,
+    query: torch.Tensor,
+    pool: Pool,
+    scaling: float | None,
+    window: int | None,
+    scoring: Scoring | None = None,
 ) -> torch.Tensor:
     """Causal attention of each row's tokens to its own.
 
@@ -85,6 +93,7 @@ def attend(
         query: (1, heads, tokens, size).
         pool: Where keys and values lie.
         window: Tokens that each sees, itself included; None for all before it.
+        scoring: What is done to the scores, if anything is.
 
     Returns:
         (1, tokens, heads, size of the values).
@@ -92,8 +101,11 @@ def attend(
     # Of all tokens: (1, tokens, heads, size).
     tokens = query.transpose(1, 2)
     plan = passed.plan(window, pool.token_bytes, query)
-    if _by_tables(query, pool):
-        return _varlen(passed, plan, tokens[0], pool, scaling, window).unsqueeze(0)
+    if scoring is not None:
+        return _scored(plan, tokens[0], pool, scaling, scoring).unsqueeze(0)
+    if by_tables(query, pool):
+        longest = max(passed.lengths)
+        return varlen(tokens[0], pool, plan.tensors, max(passed.counts), longest, scaling, window).unsqueeze(0)
     count = tokens.shape[1]
     # Heads that share keys are, for one token, as good as several queries of one head.
     grouped = tokens.reshape(count, pool.heads, -1, pool.size)
@@ -109,6 +121,22 @@ def attend(
     for begin, end, its, mask in plan.parts:
         output[begin:end] = _part(query[:, :, begin:end], its, pool, mask, scaling)
     return output.unsqueeze(0)
+
+
+def _scored(plan: Plan, tokens: torch.Tensor, pool: Pool, scaling: float | None, scoring: Scoring) -> torch.Tensor:
+    """(tokens, heads, size)."""
+    output = tokens.new_empty((*tokens.shape[:2], pool.value_size))
+    if plan.gathered:
+        index, added = plan.index
+        keys, values = pool.side_by_side(index, len(plan.gathered))
+        queries = tokens[plan.rows].unsqueeze(2)
+        output[plan.rows] = scored_attention(queries, keys, values, added, scaling, scoring)[:, 0]
+    alone = [(row, row + 1, its, None) for row, its in plan.in_place]
+    for begin, end, its, mask in [*alone, *plan.parts]:
+        keys, values = pool.gather(its)
+        queries = tokens[begin:end].transpose(0, 1).unsqueeze(0)
+        output[begin:end] = scored_attention(queries, keys, values, mask, scaling, scoring)[0]
+    return output
 
 
 def _side_by_side(plan: Plan, tokens: torch.Tensor, pool: Pool, scaling: float | None) -> torch.Tensor:
@@ -142,7 +170,7 @@ def _part(
     return found[0].transpose(0, 1)
 
 
-def _by_tables(query: torch.Tensor, pool: Pool) -> bool:
+def by_tables(query: torch.Tensor, pool: Pool) -> bool:
     """Whether the kernel for block tables takes it."""
     if not _TABLES or query.device.type != "cuda" or query.dtype not in (torch.float16, torch.bfloat16):
         return False
@@ -152,10 +180,27 @@ def _by_tables(query: torch.Tensor, pool: Pool) -> bool:
     return size == pool.size == pool.value_size and size <= _HEAD_SIZE_MAX and size % 8 == 0
 
 
-def _varlen(
-    passed: PagedPass, plan: Plan, tokens: torch.Tensor, pool: Pool, scaling: float | None, window: int | None
+def varlen(
+    tokens: torch.Tensor,
+    pool: Pool,
+    tables: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    most: int,
+    longest: int,
+    scaling: float | None,
+    window: int | None,
 ) -> torch.Tensor:
-    ends, lengths, tables = plan.tensors
+    """Attention by the kernel for block tables.
+
+    Args:
+        tokens: (tokens, heads, size).
+        tables: Ends of the rows' tokens, their lengths, their tables; int32.
+        most: Tokens that any row has here, or more.
+        longest: Tokens of the longest row, or more.
+
+    Returns:
+        (tokens, heads, size).
+    """
+    ends, lengths, blocks = tables
     keys, values = pool.blocks
     found: torch.Tensor = varlen_attn(
         tokens.contiguous(),
@@ -163,12 +208,12 @@ def _varlen(
         values,
         ends,
         None,
-        max(passed.counts),
-        max(passed.lengths),
+        most,
+        longest,
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=tokens.shape[1] != pool.heads,
         seqused_k=lengths,
-        block_table=tables,
+        block_table=blocks,
     )
     return found

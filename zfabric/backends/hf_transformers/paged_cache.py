@@ -15,15 +15,17 @@ from transformers.cache_utils import Cache
 from zfabric.backends.hf_transformers.kv_cache import KVCacheLayer
 from zfabric.backends.hf_transformers.narrow_pool import NarrowPool
 from zfabric.backends.hf_transformers.options import Narrow
-from zfabric.backends.hf_transformers.paged_attention import Pool, attend
+from zfabric.backends.hf_transformers.paged_attention import Pool, attend, by_tables
 from zfabric.backends.hf_transformers.paged_pass import PagedPass
+from zfabric.backends.hf_transformers.scored_attention import Scoring
+from zfabric.backends.hf_transformers.static_pass import StaticPass
 
 #: Small, so that little is lost at a row's end and beginnings are shared to the token but few. The kernel of a CUDA device
 #: that reads block tables wants multiples of 256.
 _BLOCK_TOKENS: Final = {"cuda": 256}
 _BLOCK_TOKENS_OTHER: Final = 16
 #: Arguments of attention that change its answer and are not followed over pages.
-_NOT_FOLLOWED: Final = ("position_bias", "softcap", "s_aux", "sinks", "attention_bias", "head_mask")
+_NOT_FOLLOWED: Final = ("position_bias", "attention_bias", "head_mask")
 
 _running = threading.local()
 
@@ -49,7 +51,7 @@ class PagedCache(Cache):
 
     Attributes:
         windows: Of each layer, as it asked for it: tokens that one sees, None for all before it.
-        passed: The pass under way.
+        passed: The pass under way, unless it is a step over static buffers.
     """
 
     def __init__(self, blocks: int, tokens: int, narrow: Narrow | None = None) -> None:
@@ -60,22 +62,27 @@ class PagedCache(Cache):
         self.windows: dict[int, int | None] = {}
         self._pools: dict[int, Pool] = {}
         self.passed: PagedPass | None = None
+        self._static: StaticPass | None = None
         self._slots: Any = None
         self._layer: int | None = None
 
     @contextmanager
-    def during(self, passed: PagedPass, slots: torch.Tensor) -> Iterator[None]:
+    def during(self, passed: PagedPass | StaticPass, slots: torch.Tensor) -> Iterator[None]:
         """For one pass of this thread.
 
         Args:
             slots: Where its tokens go.
         """
-        self.passed, self._slots, self._layer = passed, slots, None
+        if isinstance(passed, StaticPass):
+            self._static = passed
+        else:
+            self.passed = passed
+        self._slots, self._layer = slots, None
         _running.cache = self
         try:
             yield
         finally:
-            _running.cache = self.passed = self._slots = None
+            _running.cache = self.passed = self._static = self._slots = None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Nothing: each token's place is told to the model."""
@@ -83,21 +90,27 @@ class PagedCache(Cache):
 
     def update(self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Write the pass's tokens, (1, heads, tokens, size), to where they belong."""
-        pool = self._pools.get(layer_idx)
-        if pool is None:
-            pool = self._pools[layer_idx] = self._pool(key_states, value_states)
-        pool.write(self._slots, key_states, value_states)
+        # Compiled code does not see where that is: attention writes them there, see `compiled_attention`.
+        if not torch.compiler.is_compiling():
+            self.write(key_states, value_states, layer_idx)
         self._layer = layer_idx
         return key_states, value_states
 
-    def attend(self, module: Any, query: torch.Tensor, scaling: float | None, others: dict[str, Any]) -> torch.Tensor:
-        """Attention of the layer that was written to last, (1, tokens, heads, size).
+    def write(self, key_states: torch.Tensor, value_states: torch.Tensor, layer: int) -> None:
+        """Write the pass's tokens of a layer, (1, heads, tokens, size), to where they belong."""
+        pool = self._pools.get(layer)
+        if pool is None:
+            pool = self._pools[layer] = self._pool(key_states, value_states)
+        pool.write(self._slots, key_states, value_states)
+
+    def layer_of(self, module: Any, others: dict[str, Any]) -> int:
+        """The layer that was written to last, whose attention is asked for.
 
         Raises:
             NotImplementedError: It is of a kind that is not computed over pages.
         """
         layer, self._layer = self._layer, None
-        if layer is None or self.passed is None:
+        if layer is None:
             raise NotImplementedError("attention to what is not in the cache")
         for name in _NOT_FOLLOWED:
             if others.get(name) is not None:
@@ -105,15 +118,40 @@ class PagedCache(Cache):
         causal = others.get("is_causal")
         if not (getattr(module, "is_causal", True) if causal is None else causal):
             raise NotImplementedError("attention to later tokens")
-        window = others.get("sliding_window")
+        return layer
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        layer: int,
+        scaling: float | None,
+        window: int | None,
+        scoring: Scoring | None = None,
+    ) -> torch.Tensor:
+        """Attention of a layer, (1, tokens, heads, size)."""
+        passed = self.passed or self._static
+        assert passed is not None
         self.windows[layer] = window
-        return attend(self.passed, query, self._pools[layer], scaling, window)
+        pool = self._pools[layer]
+        pool.scored = scoring is not None
+        if isinstance(passed, StaticPass):
+            return passed.attend(query, pool, scaling, window, scoring)
+        return attend(passed, query, pool, scaling, window, scoring)
 
     @property
     def window(self) -> int | None:
         """Tokens that no layer looks back farther than, the newest included; None if one looks at all of them."""
         windows = self.windows.values()
         return None if not windows or None in windows else max(filter(None, windows))
+
+    @property
+    def token_bytes(self) -> int:
+        """Of a token's keys and values, in all layers that were written to."""
+        return sum(pool.token_bytes for pool in self._pools.values())
+
+    def by_tables(self) -> bool:
+        """Whether a kernel that reads block tables takes all layers that were written to."""
+        return all(not pool.scored and by_tables(pool.keys, pool) for pool in self._pools.values())
 
     def copy(self, source: int, target: int) -> None:
         """What one block holds, to another."""

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import torch
 
+from zfabric.backends.hf_transformers.attention import SCORED
 from zfabric.backends.hf_transformers.block_pool import table_of
 from zfabric.backends.hf_transformers.failures import out_of_memory
 from zfabric.backends.hf_transformers.model_loader import Loaded
@@ -23,9 +24,9 @@ from zfabric.errors import ConfigurationError
 from zfabric.wire.payloads import GenerateRequest
 
 #: Settings that may keep a token from seeing all before it, if they are not as small as to show in the answers; windows that
-#: slide are looked at layer by layer.
+#: slide are looked at layer by layer, and experts are no bound.
 _BOUNDED: Final = re.compile(r"window|chunk|local|sparse|block_size|index_topk|stride")
-_WINDOW: Final = re.compile(r"_?(use_)?sliding_window.*|max_window_layers")
+_OTHERS: Final = re.compile(r"_?(use_)?sliding_window.*|max_window_layers|num_local_experts")
 #: Layers whose attention is followed over pages.
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _BLOCK_TOKENS: Final = 4
@@ -64,13 +65,11 @@ def _unfit(loaded: Loaded, model: ModelRunner, options: TransformersOptions) -> 
         return f"its kind is {loaded.kind}"
     if model.states:
         return "its layers keep a state of each row"
-    if options.compile:
-        return "steps are compiled"
     if options.device_map is not None:
         return "it is spread over devices"
     if model.ropes is not None:
         return "its positions' frequencies change with a text's length"
-    if config._attn_implementation != "sdpa":
+    if config._attn_implementation not in ("sdpa", SCORED):
         return f"its attention is {config._attn_implementation}"
     if not model.takes_positions:
         return "it takes no positions"
@@ -80,7 +79,7 @@ def _unfit(loaded: Loaded, model: ModelRunner, options: TransformersOptions) -> 
     bounded = sorted(
         name
         for name, value in config.to_dict().items()
-        if value and _BOUNDED.search(name) and not _WINDOW.fullmatch(name) and not _tried(value)
+        if value and _BOUNDED.search(name) and not _OTHERS.fullmatch(name) and not _tried(value)
     )
     return f"its attention may be bounded by {', '.join(bounded)}" if bounded else None
 

@@ -14,6 +14,7 @@ from zfabric.backends.hf_transformers.options import Narrow
 from zfabric.backends.hf_transformers.paged_cache import PagedCache
 from zfabric.backends.hf_transformers.paged_pass import PagedPass, StepTables
 from zfabric.backends.hf_transformers.sequence import Answer
+from zfabric.backends.hf_transformers.step_graphs import Capture, StepGraphs
 from zfabric.wire.payloads import GenerateRequest
 
 _NOBODY = Answer(GenerateRequest())
@@ -50,6 +51,8 @@ class PagedRunner:
         self.model = model
         self.blocks, self.tokens = blocks, tokens
         self.cache = PagedCache(blocks, tokens, narrow)
+        #: Steps that are recorded, if any are.
+        self.graphs: StepGraphs | None = None
         self._step = StepTables()
 
     def forward(self, parts: Sequence[Part], drawn: torch.Tensor | None = None) -> torch.Tensor:
@@ -62,12 +65,16 @@ class PagedRunner:
         Returns:
             Float32 logits, (wanted, vocabulary), in the order of the parts and their tokens.
         """
+        if self.graphs is not None and all(map(_stepped, parts)):
+            tables = [part.table.blocks for part in parts]
+            tokens = [part.tokens[0] for part in parts]
+            logits = self.graphs.forward(tokens, [part.length for part in parts], tables, drawn)
+            if logits is not None:
+                return logits
         counts = [len(part.tokens) for part in parts]
         lengths = [part.length for part in parts]
-        tables = [part.table for part in parts]
-        passed = PagedPass(
-            counts, lengths, [one.blocks for one in tables], self.tokens, [one.runs for one in tables], self._step
-        )
+        blocks, runs = [part.table.blocks for part in parts], [part.table.runs for part in parts]
+        passed = PagedPass(counts, lengths, blocks, self.tokens, runs, self._step)
         tokens = [token for part in parts for token in part.tokens]
         if passed.singles == len(parts):
             places = [length - 1 for length in lengths]
@@ -85,6 +92,26 @@ class PagedRunner:
         with torch.inference_mode():
             for count, length in ((8, 8), (1, 9)):
                 self.forward([Part(_NOBODY, [0] * count, length, table_of([self.cache.scratch]), "last")])
+
+    def warm_up(self) -> None:
+        """Have what is made at first use there before the first request: compiled steps of one row, and of any number."""
+        self.probe()
+        if self.model.compiles_paged:
+            with torch.inference_mode():
+                for rows in (1, 2, 3):
+                    self.forward([Part(_NOBODY, [0], 9, table_of([self.cache.scratch]), "last")] * rows)
+
+    def record(self, rows_max: int, length_max: int, capture: Capture) -> None:
+        """Record steps of up to so many rows, of so many tokens each. Errors as of `StepGraphs.record`."""
+        with torch.inference_mode():
+            graphs = StepGraphs(self.model, self.cache, rows_max=rows_max, length_max=length_max, capture=capture)
+            graphs.record()
+        self.graphs = graphs
+
+
+def _stepped(part: Part) -> bool:
+    """Whether it is as each part of a step that is recorded: of one token, whose logits are wanted, and of no adapter."""
+    return len(part.tokens) == 1 and part.logits != "none" and part.answer.adapter is None
 
 
 def _wanted(parts: Sequence[Part], tokens: int) -> list[int] | None:

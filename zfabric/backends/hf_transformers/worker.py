@@ -14,10 +14,11 @@ from zfabric.backends.front.adapter_directory import AdapterDirectory
 from zfabric.backends.front.adapters import adapter_details
 from zfabric.backends.front.bounds import known_tokens
 from zfabric.backends.front.cached import CacheTranslator
-from zfabric.backends.front.embed_inputs import cosines, told_prompts
+from zfabric.backends.front.embed_inputs import cosines
 from zfabric.backends.front.weight_files import WeightsDirectory
+from zfabric.backends.hf_transformers.model_details import cache_told, speculation_told, vectors_told
 from zfabric.backends.hf_transformers.options import TransformersOptions
-from zfabric.errors import Detail, EngineStalledError, FabricError, UnsupportedOperationError
+from zfabric.errors import EngineStalledError, FabricError, UnsupportedOperationError
 from zfabric.wire.chat import OPTIONS
 from zfabric.wire.extra import COMMON
 from zfabric.wire.messages import ModelInfo
@@ -96,6 +97,8 @@ class ModelWorker(StepwiseModelWorker):
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._assembled = await asyncio.to_thread(self._assemble)
         self.slots = self._assembled.loaded.batch_size_max
+        if isinstance(self._assembled.graphs, str):
+            self.steps.log("step_graphs_refused", error=self._assembled.graphs)
         self._operations = Operations(
             self._assembled, self._names[0], self._announce, self._offered, self._weights_dir, self._other_weights
         )
@@ -167,11 +170,11 @@ class ModelWorker(StepwiseModelWorker):
                 "device": loaded.device,
                 "dtype": loaded.dtype,
                 "kv_tokens_max": loaded.kv_tokens_max,
-                **_speculation_told(self.options),
+                **speculation_told(self.options),
                 **loaded.quantized,
                 **({"tensor_parallel": self.options.tensor_parallel} if divided else {}),
-                **(_cache_told(self._assembled.padded, self.options) if loaded.generates else {}),
-                **_told(loaded),
+                **(cache_told(self._assembled, self.options) if loaded.generates else {}),
+                **vectors_told(loaded),
                 **(self._assembled.answer_format.details if loaded.generates else {}),
                 **({"weight_version": version} if (version := self._assembled.engine.weight_version) else {}),
                 **({"generation_config_not_done": ", ".join(not_done)} if not_done else {}),
@@ -373,25 +376,3 @@ class ModelWorker(StepwiseModelWorker):
 
     def _died(self, error: FabricError) -> None:
         self.steps.engine_died(error)
-
-
-def _cache_told(padded: str | None, options: TransformersOptions) -> dict[str, Detail]:
-    """Of which kind a model's cache is."""
-    if padded is not None:
-        return {"kv_cache": "padded", "kv_cache_padded_because": padded}
-    stored = options.narrow
-    return {"kv_cache": "paged", **({} if stored is None else {"kv_cache_dtype": stored})}
-
-
-def _speculation_told(options: TransformersOptions) -> dict[str, Detail]:
-    """Who guesses."""
-    told: dict[str, Detail] = {} if options.speculation is None else {"speculation": options.speculation}
-    return told if options.assistant is None else {**told, "assistant": options.assistant}
-
-
-def _told(loaded: Loaded) -> dict[str, Detail]:
-    """What a model's details say of how it makes vectors, or of its classes."""
-    if loaded.head is not None:
-        return {"classes": len(loaded.head.labels)}
-    sentences = loaded.sentences
-    return {"pooling": ", ".join(loaded.pooler.modes), **told_prompts(sentences.prompts, sentences.prompt_name)}
