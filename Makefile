@@ -6,6 +6,8 @@ DEVICE ?= cuda
 SEEDS ?= 10000
 INPUTS ?= 5000000
 MESSAGES ?= 100000
+# Processes that run tests; one runs all tests of a file.
+JOBS ?= 2
 VENV_PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
@@ -18,11 +20,11 @@ demo:  ## controller, two workers, several chats at once (BACKEND=echo needs no 
 	@$(PYTHON) tools/bootstrap.py $(if $(filter echo,$(BACKEND)),core,demo)
 	@$(VENV_PYTHON) examples/demo.py --backend $(BACKEND)
 
-test:  ## install what the tests need and run all of them
+test:  ## install what the tests need and run all of them, in JOBS=2 processes
 	@$(PYTHON) tools/bootstrap.py test
 	@# The type checker has one of two processors while the tests with vLLM's former release have the other.
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint test-vllm-previous
-	@$(VENV_PYTHON) -m pytest
+	@$(VENV_PYTHON) -m pytest --numprocesses=$(JOBS)
 
 test-vllm-previous:  ## the tests of the vLLM worker again, with the release before the latest; ALL=1 for real models too
 	@$(PYTHON) tools/bootstrap.py previous

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
+#: Files that share engines, which take their time to start.
+_TOGETHER: Final = "tests/backends/vllm_engine/"
 #: Where the test before was.
 _directory: Path | None = None
 
@@ -37,3 +40,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of several processes, one runs all tests of a file, or of files that share what takes its time to start."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _TOGETHER if nodeid.startswith(_TOGETHER) else nodeid.partition("::")[0]
+
+    return ByFile(config, log)

@@ -201,7 +201,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("name", "options"), WRONG, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("name", "options"), WRONG, ids=[f"{name}-{number}" for number, (name, _) in enumerate(WRONG)])
 def test_a_wrong_value_is_an_error_that_names_its_parameter(name: str, options: dict[str, Any]) -> None:
     given_values = dict(options)
     prompt = given_values.pop("prompt", None if {"messages", "prompt_token_ids"} & set(options) else "p")
