@@ -69,7 +69,7 @@ async def test_each_family_says_in_a_batch_what_it_says_alone(family: str, tmp_p
     ("family", "extra", "reason"),
     [
         ("RwkvConfig", {}, "type 'rwkv', whose state"),
-        ("BartConfig", {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1}, "type 'bart'.*mt5, t5"),
+        ("RecurrentGemmaConfig", {}, "type 'recurrent_gemma', whose state"),
     ],
 )
 async def test_families_that_cannot_be_batched_so_are_refused(

@@ -29,6 +29,8 @@ from zfabric.wire.answers import Outcome
 
 #: Paths that take a body, in the order in which an input's first byte chooses among them.
 PATHS: Final = tuple(sorted(endpoint.path for endpoint in ENDPOINTS if endpoint.method == "POST"))
+#: What stands between the fields of a form.
+BOUNDARY: Final = b"between"
 _ENDPOINT: Final = "ipc:///nowhere/at-all"
 
 
@@ -72,7 +74,8 @@ def gateway(data: bytes) -> None:
     async def send(message: dict[str, Any]) -> None:
         said.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": path, "headers": []}
+    form = [(b"content-type", b"multipart/form-data; boundary=" + BOUNDARY)] if "/audio/" in path else []
+    scope = {"type": "http", "method": "POST", "path": path, "headers": form}
     loop.run_until_complete(application(scope, receive, send))
     if failures:
         raise AssertionError(f"{path} made the gateway fail") from failures.pop()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from tests.broker import Bench, FakeClient, FakeWorker
-from tests.fuzz.edges import CALLS, PATHS
+from tests.fuzz.edges import BOUNDARY, CALLS, PATHS
 from tests.fuzz.script import Step, written
 from tests.recorded import FILE
 from tests.unit.test_zmtp import DEALER_READY, GREETING
@@ -162,6 +162,19 @@ def bodies() -> Iterator[bytes]:
         for end, some in _BODIES.items():
             if path.endswith(end):
                 yield from (bytes([place]) + json.dumps(body).encode() for body in some)
+        if "/audio/" in path:
+            yield bytes([place]) + _form(
+                model=b"m", file=b"RIFF\x24\0\0\0WAVEfmt ", response_format=b"text", temperature=b"0.5"
+            )
+
+
+def _form(**fields: bytes) -> bytes:
+    """A body of multipart/form-data."""
+    parts = [
+        b'--%s\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n' % (BOUNDARY, name.encode(), value)
+        for name, value in fields.items()
+    ]
+    return b"".join(parts) + b"--%s--\r\n" % BOUNDARY
 
 
 def answers() -> Iterator[bytes]:
