@@ -140,7 +140,7 @@ async def test_images_keep_their_places_in_a_batch(
     model: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     tiny_qwen: Path = request.getfixturevalue(model)
-    monkeypatch.setattr(model_loader, "AutoProcessor", Processor)
+    monkeypatch.setitem(model_loader._PROCESSORS, "vision", Processor)
     worker = ModelWorker(TransformersOptions(model=str(tiny_qwen), dtype="float32", device="cpu", **options))
     worker.steps = answers = Answers()
     await worker.load()
