@@ -24,6 +24,7 @@ SHORT: list[tuple[str, Kind, Verdict]] = [
     ("nemotron_h", "causal", "same"),
     ("zamba2", "causal", "same"),
     ("minimax", "causal", "refused"),
+    ("cpmant", "causal", "refused"),
     ("recurrent_gemma", "causal", "refused"),
     ("roberta", "encoder", "same"),
     ("yoso", "encoder", "refused"),

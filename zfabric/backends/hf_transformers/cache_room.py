@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -77,7 +76,7 @@ def room_of(model: Any, kind: Kind, options: TransformersOptions, token_bytes_be
     runner = runner_of(kind)(model)
     if model.device.type != "cuda" and options.kv_tokens_max is not None and not runner.states:
         return Room(options.kv_tokens_max)
-    with named(options.model) if runner.states else nullcontext():
+    with named(options.model):
         cache = runner.probe()
     state, stored = state_bytes(cache), options.narrow
     size = token_bytes(cache) if stored is None or kind in RUNNERS or state else narrow_token_bytes(cache, stored)
