@@ -27,14 +27,7 @@ _LATE: Final = 2
 def check_pairs(model: EncoderDecoderRunner, raw: Any, tokenizer: Any, name: str) -> None:
     """Ask it. An encoder that reads texts otherwise together than alone is had read them one by one from then on.
 
-    Args:
-        model: As the engine runs it.
-        raw: The same model of transformers.
-        tokenizer: Makes the texts' tokens.
-        name: For messages.
-
-    Raises:
-        ConfigurationError: Rows of a batch differ from the texts alone, or the model cannot run one.
+    Arguments and errors as of `self_check.check_rows`.
     """
     texts = two_texts(tokenizer)
     answers, written = [_asked(model, text) for text in texts], [text[::-1] for text in texts]

@@ -45,14 +45,7 @@ class Found(NamedTuple):
 def check_states(model: ModelRunner, raw: Any, tokenizer: Any, name: str) -> None:
     """Ask a decoder, and tell its runner what it can do: `model.pads` and `model.parts` are set.
 
-    Args:
-        model: As the engine runs it.
-        raw: The same model of transformers.
-        tokenizer: Makes the texts' tokens.
-        name: For messages.
-
-    Raises:
-        ConfigurationError: Rows of a batch differ from the texts alone, or the model cannot run one.
+    Arguments and errors as of `self_check.check_rows`.
     """
     texts = two_texts(tokenizer)
     model.pads = model.parts = False
