@@ -20,10 +20,10 @@ from typing import Any, Final
 
 import torch
 
-from zfabric.backends.hf_transformers.engine import Engine
-from zfabric.backends.hf_transformers.paged_core import PagedCore
-from zfabric.backends.hf_transformers.paged_runner import PagedRunner
-from zfabric.backends.hf_transformers.sequence import Answer
+from zfabric.backends.hf_transformers.request.sequence import Answer
+from zfabric.backends.hf_transformers.runner.paged_runner import PagedRunner
+from zfabric.backends.hf_transformers.scheduling.engine import Engine
+from zfabric.backends.hf_transformers.scheduling.paged_core import PagedCore
 from zfabric.wire.payloads import GenerateRequest
 from zfabric.wire.sampling import SamplingParams
 

@@ -22,8 +22,8 @@ import torch
 
 from bench.engines.transformers import PROMPT_TOKENS, request
 from bench.engines.transformers_cache import KINDS, Kind, started, tell
-from zfabric.backends.hf_transformers.engine_core import EngineCore
-from zfabric.backends.hf_transformers.sequence import Answer
+from zfabric.backends.hf_transformers.request.sequence import Answer
+from zfabric.backends.hf_transformers.scheduling.engine_core import EngineCore
 from zfabric.backends.hf_transformers.worker import ModelWorker
 
 STREAMS: Final = (1, 8, 32)

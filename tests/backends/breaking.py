@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from zfabric.backends.hf_transformers.paged_cache import PagedCache
+from zfabric.backends.hf_transformers.cache.paged_cache import PagedCache
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.wire.payloads import OperateRequest
 

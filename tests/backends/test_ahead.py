@@ -16,9 +16,9 @@ from tests.backends.test_paged import HISTORY, watched
 from tests.backends.test_speculation import all_answered, logprobs, requests, told
 from tests.backends.test_weights import operate, steps
 from tests.backends.tiny import _loaded, byte_tokenizer, reference
-from zfabric.backends.hf_transformers import engine
-from zfabric.backends.hf_transformers.ahead_core import AheadCore
-from zfabric.backends.hf_transformers.paged_core import PagedCore
+from zfabric.backends.hf_transformers.scheduling import engine
+from zfabric.backends.hf_transformers.scheduling.ahead_core import AheadCore
+from zfabric.backends.hf_transformers.scheduling.paged_core import PagedCore
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import OutOfMemoryError
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from zfabric.backends.hf_transformers.block_pool import BlockPool, BlockTable
-from zfabric.backends.hf_transformers.free_blocks import FreeBlocks
+from zfabric.backends.hf_transformers.cache.block_pool import BlockPool, BlockTable
+from zfabric.backends.hf_transformers.cache.free_blocks import FreeBlocks
 
 SIZE, TOKENS = 12, 2
 

@@ -255,7 +255,7 @@ async def test_a_long_prompt_at_the_head_of_the_line_keeps_nobody_out_who_fits(t
 
 
 async def test_whoever_is_overtaken_comes_to_his_turn(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zfabric.backends.hf_transformers.engine_core._OVERTAKEN_MAX", 4)
+    monkeypatch.setattr("zfabric.backends.hf_transformers.scheduling.engine_core._OVERTAKEN_MAX", 4)
     options = TransformersOptions(model=str(tiny_llama), dtype="float32", device="cpu", kv_tokens_max=300)
     worker = ModelWorker(options)
     worker.steps = answers = Answers()

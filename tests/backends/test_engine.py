@@ -14,9 +14,9 @@ import pytest_asyncio
 import torch
 
 from tests.backends.tiny import Answers, ask, reference
-from zfabric.backends.hf_transformers.kv_cache import KVCacheLayer
+from zfabric.backends.hf_transformers.cache.kv_cache import KVCacheLayer
+from zfabric.backends.hf_transformers.cache.paged_cache import current
 from zfabric.backends.hf_transformers.options import TransformersOptions
-from zfabric.backends.hf_transformers.paged_cache import current
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import (
     BackendError,

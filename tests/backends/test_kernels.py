@@ -13,13 +13,13 @@ from transformers.integrations import sdpa_attention
 
 from tests.backends.test_lora import adapters, save_adapter, to
 from tests.backends.tiny import Answers, ask, reference
-from zfabric.backends.hf_transformers import attention
-from zfabric.backends.hf_transformers.attention import attend
-from zfabric.backends.hf_transformers.lora import Lora
+from zfabric.backends.hf_transformers.cache import attention
+from zfabric.backends.hf_transformers.cache.attention import attend
 from zfabric.backends.hf_transformers.options import TransformersOptions
-from zfabric.backends.hf_transformers.packing import PackedLinear, pack
-from zfabric.backends.hf_transformers.paged_core import PagedCore
-from zfabric.backends.hf_transformers.step_graphs import plain
+from zfabric.backends.hf_transformers.parameters.lora import Lora
+from zfabric.backends.hf_transformers.parameters.packing import PackedLinear, pack
+from zfabric.backends.hf_transformers.runner.step_graphs import plain
+from zfabric.backends.hf_transformers.scheduling.paged_core import PagedCore
 from zfabric.backends.hf_transformers.worker import ModelWorker
 
 __all__ = ["adapters"]  # a fixture
@@ -149,7 +149,7 @@ async def test_the_real_model_is_packed_and_says_the_same(smollm2: Path) -> None
 def test_an_adapter_fits_a_packed_layer(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It changes what the layer makes as it changes that of a plain one."""
     adapter = save_adapter(tmp_path / "red", tiny_llama, 1)
-    monkeypatch.setattr("zfabric.backends.hf_transformers.packing._WEIGHTS_MIN", 1)
+    monkeypatch.setattr("zfabric.backends.hf_transformers.parameters.packing._WEIGHTS_MIN", 1)
     outputs = []
     for packed in (False, True):
         model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.backends.test_architectures import save
 from tests.backends.tiny import Answers, ask, byte_tokenizer, reference
-from zfabric.backends.hf_transformers import cache_room, model_loader
-from zfabric.backends.hf_transformers.context_length import context_length
+from zfabric.backends.hf_transformers.loading import cache_room, model_loader
+from zfabric.backends.hf_transformers.loading.context_length import context_length
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ConfigurationError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from zfabric.backends.hf_transformers.memory_plan import SHARE, plan
+from zfabric.backends.hf_transformers.loading.memory_plan import SHARE, plan
 from zfabric.errors import ConfigurationError
 
 GIB = 2**30
@@ -16,7 +16,7 @@ GIB = 2**30
 OTHER = """
 import sys
 from pathlib import Path
-from zfabric.backends.hf_transformers.memory_plan import plan
+from zfabric.backends.hf_transformers.loading.memory_plan import plan
 made = plan("gpu", "other", lambda: 100 * 2**30, least=1, directory=Path(sys.argv[1]))
 print(made.bytes, flush=True)
 sys.stdin.read()

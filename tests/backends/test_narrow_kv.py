@@ -17,12 +17,12 @@ from tests.backends.test_engine import PROMPTS, Start, greedy, starting
 from tests.backends.test_paged import cached
 from tests.backends.test_paged_attention import BLOCK, alone, scattered
 from tests.backends.tiny import Answers, ask
-from zfabric.backends.hf_transformers import paged_pass
-from zfabric.backends.hf_transformers.narrow_pool import NarrowPool
+from zfabric.backends.hf_transformers.cache import paged_pass
+from zfabric.backends.hf_transformers.cache.narrow_pool import NarrowPool
+from zfabric.backends.hf_transformers.cache.paged_attention import Pool, attend
+from zfabric.backends.hf_transformers.cache.paged_cache import PagedCache
+from zfabric.backends.hf_transformers.cache.paged_pass import PagedPass
 from zfabric.backends.hf_transformers.options import Narrow, TransformersOptions
-from zfabric.backends.hf_transformers.paged_attention import Pool, attend
-from zfabric.backends.hf_transformers.paged_cache import PagedCache
-from zfabric.backends.hf_transformers.paged_pass import PagedPass
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ConfigurationError
 

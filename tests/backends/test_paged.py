@@ -15,8 +15,8 @@ from tests.backends.test_architectures import FAMILIES, SIZES, save
 from tests.backends.test_engine import Start, causal_model, greedy, hold, prepared, starting
 from tests.backends.test_lora import adapters
 from tests.backends.tiny import Answers, ask, byte_tokenizer, reference
+from zfabric.backends.hf_transformers.cache.paged_cache import current
 from zfabric.backends.hf_transformers.options import TransformersOptions
-from zfabric.backends.hf_transformers.paged_cache import current
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ConfigurationError
 from zfabric.wire.payloads import GenerateRequest

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from zfabric.backends.hf_transformers import paged_pass
-from zfabric.backends.hf_transformers.paged_attention import Pool, attend
-from zfabric.backends.hf_transformers.paged_cache import PagedCache
-from zfabric.backends.hf_transformers.paged_pass import PagedPass, StepTables
+from zfabric.backends.hf_transformers.cache import paged_pass
+from zfabric.backends.hf_transformers.cache.paged_attention import Pool, attend
+from zfabric.backends.hf_transformers.cache.paged_cache import PagedCache
+from zfabric.backends.hf_transformers.cache.paged_pass import PagedPass, StepTables
 
 BLOCK = 4
 

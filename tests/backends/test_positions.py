@@ -21,7 +21,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from tests.backends.pictures import ask, chat, png, text
 from tests.backends.tiny import Answers, byte_tokenizer
-from zfabric.backends.hf_transformers import model_loader
+from zfabric.backends.hf_transformers.loading import model_loader
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 

@@ -18,9 +18,10 @@ from tests.backends.test_engine import Start, causal_model, starting
 from tests.backends.test_lora import PROMPT, expected, save_adapter, to
 from tests.backends.test_weights import operate
 from tests.backends.tiny import Answers, ask, save_llama
-from zfabric.backends.hf_transformers import model_loader, quantization
+from zfabric.backends.hf_transformers.loading import model_loader
 from zfabric.backends.hf_transformers.options import TransformersOptions
-from zfabric.backends.hf_transformers.packing import pack
+from zfabric.backends.hf_transformers.parameters import quantization
+from zfabric.backends.hf_transformers.parameters.packing import pack
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ConfigurationError, UnsupportedOperationError
 

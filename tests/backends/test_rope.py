@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.backends.test_embedding import vectors
 from tests.backends.tiny import Answers, ask, byte_tokenizer
 from zfabric.backends.hf_transformers.options import TransformersOptions
-from zfabric.backends.hf_transformers.rope import Ropes
+from zfabric.backends.hf_transformers.runner.rope import Ropes
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ConfigurationError
 

@@ -22,12 +22,12 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from zfabric.backends.hf_transformers.logits_processors import process_logits
-from zfabric.backends.hf_transformers.random_numbers import seed_state, uniform
-from zfabric.backends.hf_transformers.row import Row
-from zfabric.backends.hf_transformers.sampler import sample
-from zfabric.backends.hf_transformers.sampling_metadata import Warpers
-from zfabric.backends.hf_transformers.warping import keep_typical, pick, truncate
+from zfabric.backends.hf_transformers.request.row import Row
+from zfabric.backends.hf_transformers.sampling.logits_processors import process_logits
+from zfabric.backends.hf_transformers.sampling.random_numbers import seed_state, uniform
+from zfabric.backends.hf_transformers.sampling.sampler import sample
+from zfabric.backends.hf_transformers.sampling.sampling_metadata import Warpers
+from zfabric.backends.hf_transformers.sampling.warping import keep_typical, pick, truncate
 from zfabric.wire.sampling import SamplingParams
 
 SIZE = 50

@@ -22,14 +22,14 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from zfabric.backends.hf_transformers import guide_masks
-from zfabric.backends.hf_transformers.guide_masks import GuideMasks
-from zfabric.backends.hf_transformers.logits_processors import NOTHING, process_logits
-from zfabric.backends.hf_transformers.row import Row
-from zfabric.backends.hf_transformers.sampler import Draws, Sampler, draw
-from zfabric.backends.hf_transformers.sequence import Sequence
-from zfabric.backends.hf_transformers.structured_outputs import Guide, StructuredOutputs
-from zfabric.backends.hf_transformers.token_histories import Penalties, TokenHistories
+from zfabric.backends.hf_transformers.request.row import Row
+from zfabric.backends.hf_transformers.request.sequence import Sequence
+from zfabric.backends.hf_transformers.request.structured_outputs import Guide, StructuredOutputs
+from zfabric.backends.hf_transformers.sampling import guide_masks
+from zfabric.backends.hf_transformers.sampling.guide_masks import GuideMasks
+from zfabric.backends.hf_transformers.sampling.logits_processors import NOTHING, process_logits
+from zfabric.backends.hf_transformers.sampling.sampler import Draws, Sampler, draw
+from zfabric.backends.hf_transformers.sampling.token_histories import Penalties, TokenHistories
 from zfabric.wire.payloads import GenerateRequest
 from zfabric.wire.sampling import SamplingParams
 

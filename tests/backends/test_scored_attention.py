@@ -16,8 +16,8 @@ from tests.backends.test_architectures import PROMPTS, SIZES, save
 from tests.backends.test_engine import Start, greedy, starting
 from tests.backends.test_paged import CAPPED, HISTORY, SINKS
 from tests.backends.test_step_graphs import compared, runner_of
-from zfabric.backends.hf_transformers.scored_attention import Scoring, scored_attention, scoring_of
-from zfabric.backends.hf_transformers.step_graphs import StepGraphs, plain
+from zfabric.backends.hf_transformers.cache.scored_attention import Scoring, scored_attention, scoring_of
+from zfabric.backends.hf_transformers.runner.step_graphs import StepGraphs, plain
 
 KINDS = [("GptOssConfig", SINKS), ("Gemma2Config", CAPPED)]
 TEXTS = [*PROMPTS, HISTORY]

@@ -20,7 +20,7 @@ from tests.backends.test_embedding import vectors
 from tests.backends.tiny import Answers, byte_tokenizer, unigram_tokenizer
 from zfabric.backends.front.sentence_files import SentenceFiles, Step
 from zfabric.backends.hf_transformers.options import TransformersOptions
-from zfabric.backends.hf_transformers.pooling import make_pooler
+from zfabric.backends.hf_transformers.pooling.poolers import make_pooler
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ConfigurationError, ParameterRangeError, RequestError, UnsupportedOperationError
 from zfabric.wire.messages import ModelInfo

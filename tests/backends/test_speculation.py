@@ -25,12 +25,12 @@ from tests.backends.test_weights import operate, steps
 from tests.backends.tiny import Answers, ask, byte_tokenizer, reference, save_llama
 from tests.fabric import fabric
 from zfabric import AsyncClient
-from zfabric.backends.hf_transformers.ngram_proposer import NgramIndex, NgramProposer
+from zfabric.backends.hf_transformers.cache.paged_cache import current
 from zfabric.backends.hf_transformers.options import TransformersOptions
-from zfabric.backends.hf_transformers.paged_cache import current
-from zfabric.backends.hf_transformers.sequence import Sequence
-from zfabric.backends.hf_transformers.speculation import DraftLength, right
-from zfabric.backends.hf_transformers.speculation_setup import speculation_of
+from zfabric.backends.hf_transformers.request.sequence import Sequence
+from zfabric.backends.hf_transformers.setup.speculation_setup import speculation_of
+from zfabric.backends.hf_transformers.speculative.ngram_proposer import NgramIndex, NgramProposer
+from zfabric.backends.hf_transformers.speculative.speculation import DraftLength, right
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ConfigurationError
 from zfabric.wire.payloads import GenerateRequest
@@ -208,7 +208,7 @@ async def test_a_text_that_repeats_itself_takes_fewer_passes(start: Start, strea
 
 
 async def test_what_is_guessed_for_many_is_bounded_in_all(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zfabric.backends.hf_transformers.speculation._PASS_TOKENS_MAX", {"cpu": 10})
+    monkeypatch.setattr("zfabric.backends.hf_transformers.speculative.speculation._PASS_TOKENS_MAX", {"cpu": 10})
     worker, answers = await start(speculation="ngram")
     passes = watched(worker)
     gate = hold(worker)

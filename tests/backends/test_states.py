@@ -24,10 +24,10 @@ from tests.backends.test_lora import linear_layers, save_adapter
 from tests.backends.test_weights import operate
 from tests.backends.tiny import ask, byte_tokenizer, reference
 from tests.sweep.subject import save
-from zfabric.backends.hf_transformers import state_check
-from zfabric.backends.hf_transformers.model_runner import ModelRunner
-from zfabric.backends.hf_transformers.packing import pack
-from zfabric.backends.hf_transformers.state_cache import StateLayer
+from zfabric.backends.hf_transformers.cache.state_cache import StateLayer
+from zfabric.backends.hf_transformers.checks import state_check
+from zfabric.backends.hf_transformers.parameters.packing import pack
+from zfabric.backends.hf_transformers.runner.model_runner import ModelRunner
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ConfigurationError, OutOfMemoryError
 from zfabric.wire.tasks import EmbedRequest
@@ -231,7 +231,7 @@ async def test_a_model_whose_rows_are_not_their_own_is_refused_by_name(
             mixed = recurrent_states + recurrent_states.mean(dim=0, keepdim=True) * (recurrent_states.shape[0] > 1)
             return super().update_recurrent_state(mixed, state_idx, **kwargs)
 
-    monkeypatch.setattr("zfabric.backends.hf_transformers.state_cache.StateLayer", Mixing)
+    monkeypatch.setattr("zfabric.backends.hf_transformers.cache.state_cache.StateLayer", Mixing)
     with pytest.raises(ConfigurationError, match="answers otherwise in a batch than alone"):
         await start(model=str(tiny["qwen3_next"]))
 
@@ -241,7 +241,7 @@ async def test_a_model_whose_rows_are_not_their_own_is_refused_by_name(
         def merge(self, other: Any) -> None:
             return
 
-    monkeypatch.setattr("zfabric.backends.hf_transformers.state_cache.StateLayer", Shared)
+    monkeypatch.setattr("zfabric.backends.hf_transformers.cache.state_cache.StateLayer", Shared)
     with pytest.raises(ConfigurationError, match="cannot be split into rows"):
         await start(model=str(tiny["qwen3_next"]))
 

@@ -18,15 +18,15 @@ from tests.backends.test_engine import Start, greedy, starting
 from tests.backends.test_lora import adapters
 from tests.backends.test_paged import HISTORY
 from tests.backends.tiny import ask, reference
-from zfabric.backends.hf_transformers import assembly
-from zfabric.backends.hf_transformers.attention import install
-from zfabric.backends.hf_transformers.block_pool import BlockTable, table_of
-from zfabric.backends.hf_transformers.capture_check import CaptureCheck
-from zfabric.backends.hf_transformers.model_runner import ModelRunner
-from zfabric.backends.hf_transformers.paged_core import PagedCore
-from zfabric.backends.hf_transformers.paged_runner import PagedRunner, Part
-from zfabric.backends.hf_transformers.sequence import Answer
-from zfabric.backends.hf_transformers.step_graphs import StepGraphs, capture_of, plain, row_sizes, widths
+from zfabric.backends.hf_transformers.cache.attention import install
+from zfabric.backends.hf_transformers.cache.block_pool import BlockTable, table_of
+from zfabric.backends.hf_transformers.request.sequence import Answer
+from zfabric.backends.hf_transformers.runner.capture_check import CaptureCheck
+from zfabric.backends.hf_transformers.runner.model_runner import ModelRunner
+from zfabric.backends.hf_transformers.runner.paged_runner import PagedRunner, Part
+from zfabric.backends.hf_transformers.runner.step_graphs import StepGraphs, capture_of, plain, row_sizes, widths
+from zfabric.backends.hf_transformers.scheduling.paged_core import PagedCore
+from zfabric.backends.hf_transformers.setup import assembly
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.wire.payloads import GenerateRequest
 

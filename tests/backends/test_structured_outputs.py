@@ -12,8 +12,8 @@ import pytest
 
 from tests.backends.test_engine import Served
 from tests.backends.tiny import Answers, ask
-from zfabric.backends.hf_transformers import structured_outputs
 from zfabric.backends.hf_transformers.options import TransformersOptions
+from zfabric.backends.hf_transformers.request import structured_outputs
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import BackendError, FabricError, ParameterRangeError, RequestError, UnsupportedParameterError
 from zfabric.wire.payloads import GenerateRequest

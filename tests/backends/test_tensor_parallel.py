@@ -17,9 +17,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.backends.test_architectures import FAMILIES, SIZES, save
 from tests.backends.test_engine import PROMPTS, greedy
 from tests.backends.tiny import Answers, ask, reference, save_llama
-from zfabric.backends.hf_transformers import assembly, engine, tensor_parallel
 from zfabric.backends.hf_transformers.options import TransformersOptions
-from zfabric.backends.hf_transformers.tensor_parallel import Ranks, check, check_model
+from zfabric.backends.hf_transformers.runner import tensor_parallel
+from zfabric.backends.hf_transformers.runner.tensor_parallel import Ranks, check, check_model
+from zfabric.backends.hf_transformers.scheduling import engine
+from zfabric.backends.hf_transformers.setup import assembly
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import BackendError, ConfigurationError, UnsupportedOperationError
 from zfabric.wire.payloads import OperateRequest
@@ -40,7 +42,7 @@ def even_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def lonely() -> Iterator[subprocess.Popen[bytes]]:
     """A rank that nobody leads, started while others do."""
-    command = [sys.executable, "-m", "zfabric.backends.hf_transformers.rank"]
+    command = [sys.executable, "-m", "zfabric.backends.hf_transformers.setup.rank"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         yield process
         process.kill()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zfabric.backends.hf_transformers.token_budget import TokenBudget
+from zfabric.backends.hf_transformers.request.token_budget import TokenBudget
 
 
 def settled(budget: TokenBudget, fixed_s: float, token_s: float) -> float:

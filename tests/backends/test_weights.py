@@ -25,8 +25,8 @@ from tests.backends.tiny import Answers, ask, byte_tokenizer, reference
 from tests.backends.told import Told
 from tests.fabric import fabric
 from zfabric import AsyncClient
-from zfabric.backends.hf_transformers import packing, weights
 from zfabric.backends.hf_transformers.options import TransformersOptions
+from zfabric.backends.hf_transformers.parameters import packing, weights
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import RequestError, UnsupportedOperationError
 from zfabric.wire.messages import ModelInfo

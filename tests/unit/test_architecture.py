@@ -64,6 +64,20 @@ ALLOWED: dict[str, set[str]] = {
     },
     "__init__": {"backends", "client", "worker", "transport", "wire", "errors", "version"},
 }
+#: The rooms of the transformers backend, from the lowest: each imports itself and those before it.
+TRANSFORMERS_ROOMS = (
+    "parameters",
+    "request",
+    "sampling",
+    "cache",
+    "runner",
+    "pooling",
+    "loading",
+    "checks",
+    "speculative",
+    "scheduling",
+    "setup",
+)
 #: Modules of the standard library and others that a part must not touch.
 FORBIDDEN: dict[str, set[str]] = {
     "wire": {"asyncio", "zmq", "time", "os", "random"},
@@ -124,6 +138,21 @@ def test_imports_point_down(path: Path) -> None:
         target = rest.partition(".")[0]
         if target and target != part:
             assert target in ALLOWED[part], f"{part} must not import zfabric.{rest}"
+
+
+@pytest.mark.parametrize("room", TRANSFORMERS_ROOMS)
+def test_the_rooms_of_the_transformers_backend_import_what_is_below_them(room: str) -> None:
+    package = PACKAGE / "backends" / "hf_transformers"
+    below = {"options", "failures", *TRANSFORMERS_ROOMS[: TRANSFORMERS_ROOMS.index(room) + 1]}
+    for path in (package / room).glob("*.py"):
+        for name in imports_of(path):
+            _, ours, rest = name.partition("zfabric.backends.hf_transformers.")
+            assert not ours or rest.partition(".")[0] in below, f"{path.name} of {room} must not import {name}"
+
+
+def test_each_room_of_the_transformers_backend_has_its_place() -> None:
+    package = PACKAGE / "backends" / "hf_transformers"
+    assert {path.parent.name for path in package.glob("*/__init__.py")} == set(TRANSFORMERS_ROOMS)
 
 
 def test_the_gateway_has_of_the_core_only_how_durations_are_counted() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
-from zfabric.errors import BackendError, FabricError, OutOfMemoryError, RequestError
+from zfabric.errors import BackendError, ConfigurationError, FabricError, OutOfMemoryError, RequestError
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -34,3 +37,17 @@ def give_memory_back() -> None:
     """Have torch return what it keeps for later to the device."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Whatever a model that is not made for this raises, is why it is refused."""
+    try:
+        yield
+    except FabricError:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise ConfigurationError(f"{name!r} cannot be run in a batch: {reason}", model=name) from error

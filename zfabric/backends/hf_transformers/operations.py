@@ -11,10 +11,10 @@ from zfabric.backends.front.adapter_directory import AdapterDirectory
 from zfabric.backends.front.adapters import AdapterCalls
 from zfabric.backends.front.operator_calls import no_such_call
 from zfabric.backends.front.weight_files import WeightsDirectory
-from zfabric.backends.hf_transformers.assembly import Assembled
-from zfabric.backends.hf_transformers.lora import Adapter
+from zfabric.backends.hf_transformers.parameters.lora import Adapter
+from zfabric.backends.hf_transformers.parameters.weights import Weights
+from zfabric.backends.hf_transformers.setup.assembly import Assembled
 from zfabric.backends.hf_transformers.weight_calls import WeightCalls
-from zfabric.backends.hf_transformers.weights import Weights
 from zfabric.errors import ConfigurationError, RequestError, UnsupportedOperationError
 from zfabric.wire.payloads import OperateRequest
 

@@ -11,9 +11,9 @@ from typing import Any, Final, cast
 from zfabric.backends.front.operator_calls import arguments_of
 from zfabric.backends.front.weight_files import ONE_FILE, WeightFiles, WeightsDirectory
 from zfabric.backends.front.weight_transfer import WeightTransfer
-from zfabric.backends.hf_transformers.engine import Engine
-from zfabric.backends.hf_transformers.weight_switch import MODES, SwitchMode
-from zfabric.backends.hf_transformers.weights import NewWeights, Weights
+from zfabric.backends.hf_transformers.parameters.weights import NewWeights, Weights
+from zfabric.backends.hf_transformers.scheduling.engine import Engine
+from zfabric.backends.hf_transformers.scheduling.weight_switch import MODES, SwitchMode
 from zfabric.errors import RequestError
 from zfabric.limits import FRAME_BYTES_GOAL, NAME_LENGTH_MAX
 from zfabric.wire.payloads import OperateRequest

@@ -16,8 +16,8 @@ from zfabric.backends.front.bounds import known_tokens
 from zfabric.backends.front.cached import CacheTranslator
 from zfabric.backends.front.embed_inputs import cosines
 from zfabric.backends.front.weight_files import WeightsDirectory
-from zfabric.backends.hf_transformers.model_details import cache_told, speculation_told, vectors_told
 from zfabric.backends.hf_transformers.options import TransformersOptions
+from zfabric.backends.hf_transformers.setup.model_details import cache_told, speculation_told, vectors_told
 from zfabric.errors import EngineStalledError, FabricError, UnsupportedOperationError
 from zfabric.wire.chat import OPTIONS
 from zfabric.wire.extra import COMMON
@@ -37,13 +37,13 @@ from zfabric.wire.tasks import (
 from zfabric.worker.base import EngineLoad, StepwiseModelWorker
 
 if TYPE_CHECKING:
-    from zfabric.backends.hf_transformers.assembly import Assembled
-    from zfabric.backends.hf_transformers.classifying import Classifier
-    from zfabric.backends.hf_transformers.embedding import Embedder, Pieces
-    from zfabric.backends.hf_transformers.engine import Engine
-    from zfabric.backends.hf_transformers.model_loader import Loaded
+    from zfabric.backends.hf_transformers.loading.model_loader import Loaded
     from zfabric.backends.hf_transformers.operations import Operations
-    from zfabric.backends.hf_transformers.sequence import Answer
+    from zfabric.backends.hf_transformers.pooling.classifying import Classifier
+    from zfabric.backends.hf_transformers.pooling.embedding import Embedder, Pieces
+    from zfabric.backends.hf_transformers.request.sequence import Answer
+    from zfabric.backends.hf_transformers.scheduling.engine import Engine
+    from zfabric.backends.hf_transformers.setup.assembly import Assembled
 
 T = TypeVar("T")
 
@@ -190,7 +190,7 @@ class ModelWorker(StepwiseModelWorker):
 
     def _honoured(self, loaded: Loaded) -> list[str]:
         """Parameters that this model can honour; a request with another is refused by name."""
-        from zfabric.backends.hf_transformers import structured_outputs
+        from zfabric.backends.hf_transformers.request import structured_outputs
 
         if not loaded.generates:
             return []
@@ -208,7 +208,7 @@ class ModelWorker(StepwiseModelWorker):
 
     def _assemble(self) -> Assembled:
         """Everything slow, on a thread: imports, weights, and a first pass through the model."""
-        from zfabric.backends.hf_transformers.assembly import assemble
+        from zfabric.backends.hf_transformers.setup.assembly import assemble
 
         return assemble(
             self.options,

@@ -1,0 +1,1 @@
+"""A model from its files, and the memory it may take."""

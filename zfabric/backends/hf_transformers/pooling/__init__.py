@@ -1,0 +1,1 @@
+"""Vectors, scores and labels instead of text."""

@@ -1,0 +1,296 @@
+"""The forward pass: what a batch asks of a model, in the words that the model's class takes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final
+
+import torch
+
+from zfabric.backends.hf_transformers.cache.kv_cache import KVCache
+from zfabric.backends.hf_transformers.cache.paged_cache import PagedCache
+from zfabric.backends.hf_transformers.cache.paged_pass import PagedPass
+from zfabric.backends.hf_transformers.cache.state_cache import StateCache, keeps_states
+from zfabric.backends.hf_transformers.parameters.lora import Adapter, Lora
+from zfabric.backends.hf_transformers.request.sequence import Answer
+from zfabric.backends.hf_transformers.runner.rope import Ropes
+from zfabric.wire.payloads import GenerateRequest
+
+_AS_IT_IS: Final = nullcontext()
+#: Media that have one entry per token of the prompt.
+_PER_TOKEN = "token_type_ids"
+
+
+#: Whose rows a warm-up computes.
+_NOBODY: Final = [Answer(GenerateRequest()) for _ in range(4)]
+
+
+class ModelRunner:
+    """The forward pass of a decoder.
+
+    Args:
+        model: Of transformers, in evaluation mode.
+        ropes: Positions of it whose frequencies depend on a text's length.
+        compiled: Steps of the batch are compiled by torch. Prompts are not: their shapes are too many, and their passes
+            too long for it to matter.
+
+    Attributes:
+        states: Whether layers keep a state of each row, beside keys and values of each token or instead of them.
+        parts: Whether a prompt can be computed in parts, each from where the one before it has ended.
+        pads: Whether prompts of different lengths can be computed together.
+        row_cells: Cells of the cache that each row takes, however short.
+        grows: Whether it takes another one with each token.
+    """
+
+    def __init__(self, model: Any, ropes: Ropes | None = None, *, compiled: bool = False) -> None:
+        self._model = model
+        self.ropes = ropes or None
+        self._compiled: Any = torch.compile(model, dynamic=True) if compiled else None
+        #: Whether its steps are over pages; only those, or only padded ones, are compiled.
+        self.paged = False
+        self.device = model.device
+        self.lora = Lora(model)
+        self._accepted = frozenset(inspect.signature(model.forward).parameters)
+        self.states = keeps_states(model.config)
+        # What a model with states can do is asked of it when it is loaded; every other one can do both.
+        self.parts = self.pads = not self.states
+        self.row_cells, self.grows = 0, True
+        #: What it calls its cache.
+        self.cache_name = "past_key_values" if "past_key_values" in self._accepted else "cache_params"
+        #: Places images in the dimensions of a model that has several.
+        self._rope_index: Any = getattr(getattr(model, "model", None), "get_rope_index", None)
+        # One of four dimensions is taken as it is, so none is made; attention over pages makes its own.
+        self._no_mask = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=model.device)
+        #: Whether it is told each token's place.
+        self.takes_positions = "position_ids" in self._accepted
+        #: Whether it can be told whose logits are wanted.
+        self._keeps = "logits_to_keep" in self._accepted
+        known = model.get_input_embeddings()
+        drawn = model.get_output_embeddings() or known
+        #: Tokens that can be both read and drawn; some models have more of the one than of the other.
+        self.vocabulary_size = min(int(known.weight.shape[0]), int(drawn.weight.shape[0]))
+
+    def start(self, answers: Sequence[Answer]) -> Any:
+        """An empty cache for one row of each."""
+        return StateCache(self._model.config) if self.states else KVCache()
+
+    def cells(self, columns: int) -> int:
+        """Cells of the cache that a row of so many columns takes."""
+        return self.row_cells + columns * self.grows
+
+    def __call__(
+        self,
+        rows: Sequence[Sequence[int]],
+        lengths: Sequence[int],
+        cache: Any,
+        *,
+        answers: Sequence[Answer] = (),
+        wholes: Sequence[int] | None = None,
+        all_logits: bool = False,
+    ) -> torch.Tensor:
+        """Append columns to a left-padded cache.
+
+        Args:
+            rows: Tokens to append, as many in each row; the first ones may be padding.
+            lengths: Columns in use of each row afterwards; those to the left of them are padding.
+            answers: What each row belongs to; empty if to none. Media are those of the first, and all in the first part.
+            wholes: While prompts are computed, the columns in use of each row when its own is whole.
+
+        Returns:
+            Float32 logits of the last column, (rows, vocabulary), or of all, (rows, columns, vocabulary).
+        """
+        columns = len(rows[0])
+        width = cache.get_seq_length() + columns
+        mask, first = self._mask(lengths, width)
+        if self.states and not cache.grows and columns < width:
+            # Only attention looks at columns before these, and of these none is padding.
+            mask = None
+        arguments = self._arguments(rows, mask, cache)
+        media = answers[0].media if answers and columns == width else None
+        if media is not None:
+            arguments |= self._sent(media, columns)
+        if media is not None and self._rope_index is not None:
+            arguments["position_ids"] = self._seen_positions(answers[0], arguments)
+        elif self.takes_positions:
+            arguments["position_ids"] = self._positions(answers, width - columns, width, first)
+        if self._keeps and not all_logits:
+            arguments["logits_to_keep"] = 1
+        adapters = [answer.adapter for answer in answers]
+        run = self._model
+        if self._compiles_padded and columns == 1 and width > 2 and not any(adapters):
+            # Nothing may move within a compiled step. For lengths of 0 and 1, and for a cache that is full to the last
+            # column, another one would be made.
+            cache.reserve(width + 1)
+            run = self._compiled
+        with self.lora.rows(adapters), self._turning(columns, lengths, answers, wholes):
+            logits = run(**arguments).logits
+        if self.states:
+            cache.passed = width
+        logits = (logits if all_logits else logits[:, -1])[..., : self.vocabulary_size].float()
+        # Drawing needs float64, which MPS does not have.
+        return logits.cpu() if logits.device.type == "mps" else logits
+
+    def packed(
+        self,
+        tokens: Sequence[int],
+        places: Sequence[int],
+        adapters: Sequence[Adapter | None],
+        wanted: Sequence[int] | None,
+        cache: PagedCache,
+        passed: PagedPass,
+        drawn: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Compute tokens of several rows in one line, whose keys and values lie in blocks.
+
+        Args:
+            places: Of each token in its row.
+            adapters: Of each token; empty for none at all.
+            wanted: Tokens whose logits are; None for all.
+            drawn: The tokens, where they are on the device already.
+
+        Returns:
+            Float32 logits, (wanted, vocabulary).
+        """
+        # One at least is kept: a pass may end in the middle of every prompt. All in one copy to the device.
+        last = [] if wanted is None else list(wanted) or [0]
+        sent = self._send([*tokens, *places, *passed.slots(), *last])
+        count = len(tokens)
+        kept = sent[3 * count :] if last else None
+        with self.lora.rows(adapters), cache.during(passed, sent[2 * count : 3 * count]):
+            compiled = kept is None and passed.singles == count and not adapters
+            ids = sent[:count] if drawn is None else drawn
+            logits = self.line(ids, sent[count : 2 * count], cache, kept, compiled=compiled)
+        logits = (logits if kept is None else logits[: len(wanted or ())]).float()
+        return logits.cpu() if logits.device.type == "mps" else logits
+
+    def line(
+        self,
+        ids: torch.Tensor,
+        places: torch.Tensor,
+        cache: PagedCache,
+        kept: torch.Tensor | None = None,
+        *,
+        compiled: bool = False,
+    ) -> torch.Tensor:
+        """Compute tokens in one line, within `PagedCache.during`.
+
+        Args:
+            ids: (tokens,).
+            places: Of each in its row, (tokens,).
+            kept: Tokens whose logits are wanted; None for all.
+            compiled: By compiled code, if there is any.
+
+        Returns:
+            Logits in the model's type, (wanted, vocabulary).
+        """
+        arguments: dict[str, Any] = {
+            "input_ids": ids.unsqueeze(0),
+            "position_ids": places.unsqueeze(0),
+            "attention_mask": self._no_mask,
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+        if kept is not None and self._keeps:
+            arguments["logits_to_keep"] = kept
+        run = self._compiled if compiled and self.compiles_paged else self._model
+        logits: torch.Tensor = run(**arguments).logits[0]
+        if kept is not None and not self._keeps:
+            logits = logits[kept]
+        return logits[:, : self.vocabulary_size] if logits.shape[1] > self.vocabulary_size else logits
+
+    @property
+    def switch(self) -> int | None:
+        """A row that grows to so many columns has to be computed anew; None if none ever has."""
+        return None if self.ropes is None else self.ropes.switch
+
+    def _turning(
+        self, columns: int, lengths: Sequence[int], answers: Sequence[Answer], wholes: Sequence[int] | None
+    ) -> AbstractContextManager[None]:
+        if self.ropes is None:
+            return _AS_IT_IS
+        prompts = [len(answer.prompt) for answer in answers] or list(lengths)
+        return self.ropes.columns(self.ropes.lengths(columns, lengths, prompts, wholes))
+
+    def probe(self) -> Any:
+        """A prompt and a step: what the model makes of any, if it is whole. Returns the cache that it has filled."""
+        with torch.inference_mode():
+            cache = self._warm_cache()
+            self([[0] * 8], [8], cache)
+            self([[0]], [9], cache)
+        return cache
+
+    def warm_up(self) -> None:
+        """Have what is made at first use there before the first request."""
+        self.probe()
+        if self._compiles_padded:
+            with torch.inference_mode():
+                self._warm_up_compiled()
+
+    @property
+    def compiles_paged(self) -> bool:
+        """Whether steps over pages are compiled."""
+        return self._compiled is not None and self.paged
+
+    @property
+    def _compiles_padded(self) -> bool:
+        return self._compiled is not None and not self.paged
+
+    def _warm_up_compiled(self) -> None:
+        """Compile what steps are made of: one row and several, padded and not, each with numbers that differ."""
+        for sizes in ((8,), (8, 8), (8, 8, 8), (8, 7), (8, 6, 7), (8, 5, 6, 7)):
+            cache = KVCache()
+            self([[0] * 8] * len(sizes), sizes, cache, answers=_NOBODY[: len(sizes)])
+            for step in range(1, 4):
+                lengths = [size + step for size in sizes]
+                self([[0]] * len(sizes), lengths, cache, answers=_NOBODY[: len(sizes)])
+
+    def _warm_cache(self) -> Any:
+        return self.start(_NOBODY[:1])
+
+    def _arguments(self, rows: Sequence[Sequence[int]], mask: torch.Tensor | None, cache: Any) -> dict[str, Any]:
+        arguments = {"input_ids": self._send(rows), self.cache_name: cache, "use_cache": True}
+        # Without padding there is no mask, which takes the quicker attention kernels.
+        return arguments if mask is None else {**arguments, "attention_mask": mask}
+
+    def _positions(self, answers: Sequence[Answer], begin: int, end: int, first: torch.Tensor | None) -> torch.Tensor:
+        """Of the columns, (rows, columns): from the first in use, and by as much less as images take less than columns."""
+        places = torch.arange(begin, end, device=self.device).unsqueeze(0)
+        if first is not None:
+            places = (places - first).clamp_(min=0)
+        if any(answer.shift for answer in answers):
+            places = places + self._send([answer.shift for answer in answers]).unsqueeze(1)
+        return places.expand(max(1, len(answers)), -1)
+
+    def _seen_positions(self, answer: Answer, arguments: dict[str, Any]) -> torch.Tensor:
+        """Of a prompt with images that have a height and a width, (3, 1, columns); `answer.shift` is set for what follows."""
+        names = inspect.signature(self._rope_index).parameters.keys() & arguments.keys()
+        chosen = {name: arguments[name] for name in names if name != "attention_mask"}
+        positions, shift = self._rope_index(**chosen)
+        answer.shift = int(shift.item())
+        return positions
+
+    def _mask(self, lengths: Sequence[int], width: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Which columns are in use, and the first of each row; None if there is no padding."""
+        if min(lengths) == width:
+            return None, None
+        first = self._send([width - length for length in lengths]).unsqueeze(1)
+        return (torch.arange(width, device=self.device).unsqueeze(0) >= first).long(), first
+
+    def _sent(self, media: dict[str, Any], columns: int) -> dict[str, Any]:
+        """Media on the device, in the model's own type; what has an entry per token has one for each column."""
+        sent: dict[str, Any] = {}
+        for name in media.keys() & self._accepted:
+            value = media[name]
+            tensor = value.to(self._model.dtype) if torch.is_floating_point(value) else value
+            if name.endswith(_PER_TOKEN):
+                tensor = torch.nn.functional.pad(tensor, (0, columns - tensor.shape[1]))
+            sent[name] = tensor.to(self.device)
+        return sent
+
+    def _send(self, values: Any) -> torch.Tensor:
+        tensor = torch.tensor(values, dtype=torch.long)
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)

@@ -1,0 +1,125 @@
+"""The forward pass over pages: the tokens of all rows in one line, prompts and steps together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+
+from zfabric.backends.hf_transformers.cache.block_pool import BlockTable, table_of
+from zfabric.backends.hf_transformers.cache.paged_cache import PagedCache
+from zfabric.backends.hf_transformers.cache.paged_pass import PagedPass, StepTables
+from zfabric.backends.hf_transformers.options import Narrow
+from zfabric.backends.hf_transformers.parameters.lora import Adapter
+from zfabric.backends.hf_transformers.request.sequence import Answer
+from zfabric.backends.hf_transformers.runner.model_runner import ModelRunner
+from zfabric.backends.hf_transformers.runner.step_graphs import Capture, StepGraphs
+from zfabric.wire.payloads import GenerateRequest
+
+_NOBODY = Answer(GenerateRequest())
+
+
+class Part(NamedTuple):
+    """What a pass computes of one row.
+
+    Attributes:
+        tokens: Those that are computed.
+        length: Tokens of the row afterwards.
+        table: Where they lie.
+        logits: After which of the tokens they are wanted.
+    """
+
+    answer: Answer
+    tokens: Sequence[int]
+    length: int
+    table: BlockTable
+    logits: Literal["none", "last", "all"]
+
+
+class PagedRunner:
+    """A decoder over a pool of blocks.
+
+    Args:
+        model: Its forward pass.
+        blocks: Of the pool.
+        tokens: That each has room for.
+        narrow: See `PagedCache`.
+    """
+
+    def __init__(self, model: ModelRunner, blocks: int, tokens: int, narrow: Narrow | None = None) -> None:
+        self.model = model
+        self.blocks, self.tokens = blocks, tokens
+        self.cache = PagedCache(blocks, tokens, narrow)
+        #: Steps that are recorded, if any are.
+        self.graphs: StepGraphs | None = None
+        self._step = StepTables()
+
+    def forward(self, parts: Sequence[Part], drawn: torch.Tensor | None = None) -> torch.Tensor:
+        """Compute, and write keys and values to the pool.
+
+        Args:
+            parts: Those of one token first.
+            drawn: Tokens on the device, (tokens,), that are computed instead of those of the parts.
+
+        Returns:
+            Float32 logits, (wanted, vocabulary), in the order of the parts and their tokens.
+        """
+        if self.graphs is not None and all(map(_stepped, parts)):
+            tables = [part.table.blocks for part in parts]
+            tokens = [part.tokens[0] for part in parts]
+            logits = self.graphs.forward(tokens, [part.length for part in parts], tables, drawn)
+            if logits is not None:
+                return logits
+        counts = [len(part.tokens) for part in parts]
+        lengths = [part.length for part in parts]
+        blocks, runs = [part.table.blocks for part in parts], [part.table.runs for part in parts]
+        passed = PagedPass(counts, lengths, blocks, self.tokens, runs, self._step)
+        tokens = [token for part in parts for token in part.tokens]
+        if passed.singles == len(parts):
+            places = [length - 1 for length in lengths]
+        else:
+            places = [
+                place for length, count in zip(lengths, counts, strict=True) for place in range(length - count, length)
+            ]
+        adapters: list[Adapter | None] = []
+        if any(part.answer.adapter is not None for part in parts):
+            adapters = [part.answer.adapter for part, count in zip(parts, counts, strict=True) for _ in range(count)]
+        return self.model.packed(tokens, places, adapters, _wanted(parts, len(tokens)), self.cache, passed, drawn)
+
+    def probe(self) -> None:
+        """A prompt and a step, in the block that is nobody's: what the model makes of any, if it is whole."""
+        with torch.inference_mode():
+            for count, length in ((8, 8), (1, 9)):
+                self.forward([Part(_NOBODY, [0] * count, length, table_of([self.cache.scratch]), "last")])
+
+    def warm_up(self) -> None:
+        """Have what is made at first use there before the first request: compiled steps of one row, and of any number."""
+        self.probe()
+        if self.model.compiles_paged:
+            with torch.inference_mode():
+                for rows in (1, 2, 3):
+                    self.forward([Part(_NOBODY, [0], 9, table_of([self.cache.scratch]), "last")] * rows)
+
+    def record(self, rows_max: int, length_max: int, capture: Capture) -> None:
+        """Record steps of up to so many rows, of so many tokens each. Errors as of `StepGraphs.record`."""
+        with torch.inference_mode():
+            graphs = StepGraphs(self.model, self.cache, rows_max=rows_max, length_max=length_max, capture=capture)
+            graphs.record()
+        self.graphs = graphs
+
+
+def _stepped(part: Part) -> bool:
+    """Whether it is as each part of a step that is recorded: of one token, whose logits are wanted, and of no adapter."""
+    return len(part.tokens) == 1 and part.logits != "none" and part.answer.adapter is None
+
+
+def _wanted(parts: Sequence[Part], tokens: int) -> list[int] | None:
+    """Which tokens' logits are; None for those of all."""
+    wanted: list[int] = []
+    end = 0
+    for part in parts:
+        begin, end = end, end + len(part.tokens)
+        if part.logits != "none":
+            wanted += range(begin if part.logits == "all" else end - 1, end)
+    return None if len(wanted) == tokens else wanted

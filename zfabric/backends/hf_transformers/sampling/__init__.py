@@ -1,0 +1,1 @@
+"""From the logits of a step to tokens, computed where the logits are."""

@@ -1,0 +1,1 @@
+"""Which rows a step computes, in what order, and what becomes of them."""

@@ -1,0 +1,38 @@
+"""What the details of a model tell of how it is run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zfabric.backends.front.embed_inputs import told_prompts
+from zfabric.backends.hf_transformers.options import TransformersOptions
+from zfabric.errors import Detail
+
+if TYPE_CHECKING:
+    from zfabric.backends.hf_transformers.loading.model_loader import Loaded
+    from zfabric.backends.hf_transformers.setup.assembly import Assembled
+
+
+def cache_told(assembled: Assembled, options: TransformersOptions) -> dict[str, Detail]:
+    """Of which kind a model's cache is, and how many sizes of steps are recorded."""
+    if assembled.padded is not None:
+        return {"kv_cache": "padded", "kv_cache_padded_because": assembled.padded}
+    stored, graphs = options.narrow, assembled.graphs
+    told: dict[str, Detail] = (
+        {"kv_cache": "paged"} if stored is None else {"kv_cache": "paged", "kv_cache_dtype": stored}
+    )
+    return {**told, "step_graphs": graphs} if isinstance(graphs, int) else told
+
+
+def speculation_told(options: TransformersOptions) -> dict[str, Detail]:
+    """Who guesses."""
+    told: dict[str, Detail] = {} if options.speculation is None else {"speculation": options.speculation}
+    return told if options.assistant is None else {**told, "assistant": options.assistant}
+
+
+def vectors_told(loaded: Loaded) -> dict[str, Detail]:
+    """What a model's details say of how it makes vectors, or of its classes."""
+    if loaded.head is not None:
+        return {"classes": len(loaded.head.labels)}
+    sentences = loaded.sentences
+    return {"pooling": ", ".join(loaded.pooler.modes), **told_prompts(sentences.prompts, sentences.prompt_name)}
