@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from zfabric.backends.hf_transformers.cache.block_pool import BlockPool, BlockTable
+from zfabric.backends.hf_transformers.cache.block_pool import BlockPool
+from zfabric.backends.hf_transformers.cache.block_table import BlockTables
 from zfabric.backends.hf_transformers.cache.free_blocks import FreeBlocks
+from zfabric.backends.hf_transformers.cache.kv_layout import KVLayout, layout_of
 
 SIZE, TOKENS = 12, 2
+#: Tokens of a row that a pass computes at most, and one that is known late.
+AHEAD = 4
 
 
 @given(st.lists(st.tuples(st.sampled_from(["take", "next", "give"]), st.integers(0, 15)), max_size=80))
@@ -43,66 +47,86 @@ def test_rows_that_grow_beside_one_another_stay_whole() -> None:
 class Rows(RuleBasedStateMachine):
     """Rows that come, grow, fork and go. Each knows its text; a block's writer notes what it wrote."""
 
+    layout = KVLayout()
+
     def __init__(self) -> None:
         super().__init__()
-        self.pool = BlockPool(SIZE, TOKENS)
-        self.rows: list[tuple[BlockTable, int, list[int]]] = []
-        #: What was written to each place of each block: the whole text up to there, and its root.
-        self.written: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = {}
+        self.pool = BlockPool(SIZE * len(self.layout.windows), TOKENS, self.layout)
+        self.rows: list[tuple[BlockTables, int, list[int]]] = []
+        #: What was written to each place of each block: the table, the whole text up to there, and its root.
+        self.written: dict[tuple[int, int], tuple[int, int, tuple[int, ...]]] = {}
         #: What roots are called in these books; other ones after each renewal.
         self.first_root = 0
 
-    def write(self, table: BlockTable, root: int, text: list[int], begin: int) -> None:
-        for place in range(begin, len(text)):
-            block = table.blocks[place // TOKENS]
-            others = [one for one, _, _ in self.rows if one is not table and block in one.blocks[one.given_back :]]
-            assert not others, "a block that another row reads is written to"
-            self.written[block, place % TOKENS] = (root, tuple(text[: place + 1]))
-        self.pool.learn(table, text)
+    def reads(self, tables: BlockTables, root: int, text: list[int], begin: int, end: int) -> None:
+        """What the tokens from `begin` on look at, once they are written, is the row's own text."""
+        for index, (table, window) in enumerate(zip(tables.each, self.layout.windows, strict=True)):
+            for place in range(0 if window is None else max(0, begin + 1 - window), end):
+                assert place // TOKENS >= table.given_back
+                held = self.written[table.blocks[place // TOKENS], place % TOKENS]
+                assert held == (index, root, tuple(text[: place + 1]))
 
-    @rule(root=st.integers(0, 1), text=st.lists(st.integers(0, 1), min_size=1, max_size=10))
-    def come(self, root: int, text: list[int]) -> None:
+    def write(self, tables: BlockTables, root: int, text: list[int], begin: int) -> None:
+        for index, table in enumerate(tables.each):
+            for place in range(begin, len(text)):
+                block = table.blocks[place // TOKENS]
+                others = [its for row, _, _ in self.rows if row is not tables for its in row.each]
+                assert not any(block in one.blocks[one.given_back :] for one in others), "another row reads it"
+                self.written[block, place % TOKENS] = (index, root, tuple(text[: place + 1]))
+        self.reads(tables, root, text, begin, len(text))
+        self.pool.learn(tables, text)
+
+    @rule(root=st.integers(0, 1), text=st.lists(st.integers(0, 1), min_size=1, max_size=14), part=st.integers(1, AHEAD))
+    def come(self, root: int, text: list[int], part: int) -> None:
+        """A prompt, computed in parts."""
         shared = self.pool.find(text, root)
-        assert len(shared) * TOKENS < len(text)
-        table = self.pool.open(root, shared)
-        if not self.pool.grow(table, self.pool.blocks_for(len(text))):
-            self.pool.close(table)
+        done = shared.whole * TOKENS
+        assert done < len(text)
+        count = self.pool.blocks_for(len(text))
+        needed, before = self.pool.idle(shared) + self.pool.needed(shared, count), self.pool.available
+        tables = self.pool.open(root, shared)
+        fits = self.pool.grow(tables, count)
+        assert fits == (needed <= before)
+        if not fits:
+            self.pool.close(tables)
             return
+        assert self.pool.available == before - needed
         root += self.first_root
-        for place in range(len(shared) * TOKENS):
-            assert self.written[table.blocks[place // TOKENS], place % TOKENS] == (root, tuple(text[: place + 1]))
-        self.rows.append((table, root, list(text)))
-        self.write(table, root, text, len(shared) * TOKENS)
+        self.reads(tables, root, text, done, done)
+        self.rows.append((tables, root, text[:done]))
+        while done < len(text):
+            if not self.pool.grow(tables, count):
+                return
+            its = self.rows[-1][2]
+            its += text[done : done + part]
+            self.write(tables, root, its, done)
+            done = len(its)
+            self.pool.give_back(tables, done)
 
     @precondition(lambda self: self.rows)
-    @rule(data=st.data(), token=st.integers(0, 1))
-    def step(self, data: st.DataObject, token: int) -> None:
-        table, root, text = data.draw(st.sampled_from(self.rows))
-        if self.pool.grow(table, self.pool.blocks_for(len(text) + 1)):
+    @rule(data=st.data(), token=st.integers(0, 1), late=st.integers(0, 1))
+    def step(self, data: st.DataObject, token: int, late: int) -> None:
+        """A token more. What was drawn before it may be known one step late."""
+        tables, root, text = data.draw(st.sampled_from(self.rows))
+        if self.pool.grow(tables, self.pool.blocks_for(len(text) + 1)):
             text.append(token)
-            self.write(table, root, text, len(text) - 1)
+            self.write(tables, root, text, len(text) - 1)
+            self.pool.give_back(tables, len(text) - late)
 
     @precondition(lambda self: self.rows)
     @rule(data=st.data())
     def fork(self, data: st.DataObject) -> None:
-        table, root, text = data.draw(st.sampled_from(self.rows))
+        tables, root, text = data.draw(st.sampled_from(self.rows))
         whole = len(text) // TOKENS
-        other = self.pool.fork(table, whole)
+        others = self.pool.fork(tables, whole)
         if len(text) % TOKENS:
-            if not self.pool.grow(other, whole + 1):
-                self.pool.close(other)
+            if not self.pool.grow(others, whole + 1):
+                self.pool.close(others)
                 return
-            for place in range(len(text) % TOKENS):
-                self.written[other.blocks[whole], place] = self.written[table.blocks[whole], place]
-        self.rows.append((other, root, list(text)))
-
-    @precondition(lambda self: self.rows)
-    @rule(data=st.data(), window=st.integers(1, 6))
-    def slide(self, data: st.DataObject, window: int) -> None:
-        table, _, text = data.draw(st.sampled_from(self.rows))
-        before, count = table.given_back, max(0, len(text) - window) // TOKENS
-        self.pool.give_back(table, count)
-        assert table.given_back == max(before, count)
+            for table, other in zip(tables.each, others.each, strict=True):
+                for place in range(len(text) % TOKENS):
+                    self.written[other.blocks[whole], place] = self.written[table.blocks[whole], place]
+        self.rows.append((others, root, list(text)))
 
     @precondition(lambda self: self.rows)
     @rule(data=st.data())
@@ -118,29 +142,61 @@ class Rows(RuleBasedStateMachine):
     @rule()
     def renew(self) -> None:
         """Rows go on, and nobody who comes finds what was written before, nor what these rows write then."""
-        self.pool.renew([table for table, _, _ in self.rows])
+        self.pool.renew([tables for tables, _, _ in self.rows])
         self.first_root += 2
-        for table, root, text in self.rows:
-            for place in range(len(text)):
-                where, before = (table.blocks[place // TOKENS], place % TOKENS), tuple(text[: place + 1])
-                if self.written[where] == (root, before):
-                    self.written[where] = (-1, before)
-        self.rows = [(table, -1, text) for table, _, text in self.rows]
+        for tables, root, text in self.rows:
+            for index, table in enumerate(tables.each):
+                for place in range(len(text)):
+                    where, held = (
+                        (table.blocks[place // TOKENS], place % TOKENS),
+                        (index, root, tuple(text[: place + 1])),
+                    )
+                    if self.written.get(where) == held:
+                        self.written[where] = (index, -1, held[2])
+        self.rows = [(tables, -1, text) for tables, _, text in self.rows]
 
     @invariant()
     def every_row_reads_its_own_text(self) -> None:
-        for table, root, text in self.rows:
-            for place in range(table.given_back * TOKENS, len(text)):
-                held = self.written[table.blocks[place // TOKENS], place % TOKENS]
-                assert held == (root, tuple(text[: place + 1]))
+        for tables, root, text in self.rows:
+            self.reads(tables, root, text, len(text), len(text))
+
+    @invariant()
+    def windows_bound_what_a_row_has(self) -> None:
+        for tables, _, text in self.rows:
+            for table, window in zip(tables.each, self.layout.windows, strict=True):
+                if window is not None:
+                    assert len(table.blocks) - table.given_back <= -(-(window + AHEAD) // TOKENS) + 1
+                    assert len(table.blocks) >= self.pool.blocks_for(len(text))
 
     @invariant()
     def what_is_not_in_use_is_available(self) -> None:
-        used = {block for table, _, _ in self.rows for block in table.blocks[table.given_back :]}
-        assert self.pool.available == SIZE - len(used)
+        used = {
+            block for tables, _, _ in self.rows for table in tables.each for block in table.blocks[table.given_back :]
+        }
+        assert self.pool.available == self.pool.size - len(used)
 
 
-TestRows = Rows.TestCase
+class Windows(Rows):
+    """All layers have one."""
+
+    layout = KVLayout((3,), ahead=AHEAD)
+
+
+class Both(Rows):
+    """Layers with and without one."""
+
+    layout = KVLayout((None, 3, 3), 1, 3, ahead=AHEAD)
+
+
+class Several(Rows):
+    """Windows of several lengths."""
+
+    layout = KVLayout((None, 1, 5), 1, 3, ahead=AHEAD)
+
+
+TestRows, TestWindows, TestBoth, TestSeveral = Rows.TestCase, Windows.TestCase, Both.TestCase, Several.TestCase
+for case in (TestRows, TestWindows, TestBoth, TestSeveral):
+    case.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
 def test_what_was_used_the_longest_ago_goes_first_and_ends_before_beginnings() -> None:
@@ -153,8 +209,55 @@ def test_what_was_used_the_longest_ago_goes_first_and_ends_before_beginnings() -
     assert pool.available == 6
     table = pool.open(0)
     assert pool.grow(table, 3)
-    assert len(pool.find([1, 1, 1, 1, 0], 0)) == 1
-    assert len(pool.find([2, 2, 2, 2, 0], 0)) == 2
-    assert not pool.find([2, 2, 2, 2, 0], 1)
+    assert pool.find([1, 1, 1, 1, 0], 0).whole == 1
+    assert pool.find([2, 2, 2, 2, 0], 0).whole == 2
+    assert not pool.find([2, 2, 2, 2, 0], 1).whole
     assert not pool.grow(table, 7)
     assert len(table.blocks) == 3
+
+
+def test_a_beginning_is_shared_as_far_as_its_windows_reach() -> None:
+    pool = BlockPool(40, TOKENS, KVLayout((None, 4), 1, 2, ahead=8))
+    text = list(range(16))
+    first = pool.open(0)
+    for end in (8, 16):
+        assert pool.grow(first, 8)
+        pool.learn(first, text[:end])
+        pool.give_back(first, end)
+    # Of a window of four tokens, the next one included, two blocks are left; those before them are known, and nobody's.
+    assert (len(first.blocks), first.each[1].given_back) == (8, 6)
+    assert pool.find([*text, 0], 0).whole == 8
+    assert pool.find([*text[:11], 99, 99], 0).whole == 5
+    # All that is free, and the six that were given back.
+    others = pool.open(1)
+    assert pool.grow(others, 23)
+    assert pool.find([*text, 0], 0).whole == 8
+    assert [len(its) for its in pool.find([*text, 0], 0).each] == [8, 2]
+    # Where those behind the window are gone, a text that leaves this one earlier shares none of it.
+    assert pool.find([*text[:11], 99, 99], 0).whole == 0
+
+
+def test_layers_share_blocks_by_what_they_look_at() -> None:
+    def layout(full: int, sliding: int, window: int = 512, length: int = 8_192, *, alike: bool = True) -> KVLayout:
+        every = (full + sliding) // full if full else 1
+        windows = {layer: None if full and layer % every == every - 1 else window for layer in range(full + sliding)}
+        return layout_of(windows, length, ahead=128, alike=alike)
+
+    gemma2, gemma3, cohere2 = layout(13, 13), layout(4, 20), layout(8, 24)
+    assert (gemma2.windows, gemma2.slots) == ((None, 512), 13)
+    assert (gemma3.windows, gemma3.slots) == ((None, *[512] * 5), 4)
+    assert (cohere2.windows, cohere2.slots) == ((None, *[512] * 3), 8)
+    # No two layers have the same place.
+    assert len(set(gemma3.places.values())) == 24
+    # A cache of the same size holds more of a long text, and as much of short ones.
+    blocks = gemma3.blocks(8_192, 16)
+    assert gemma3.cells(blocks, 16) == 8_192
+    assert gemma3.longest(100_000, blocks, 16) > 5 * 8_192
+    assert gemma3.longest(1_000, blocks, 16) == 1_000
+    assert blocks // gemma3.taken(8_192, 16) == 4
+    assert blocks // gemma3.taken(512, 16) == 8_192 // 512
+    for one in (layout(8, 8, length=512), KVLayout()):
+        assert one.windows == (None,)
+    assert layout(0, 12).windows == (512,)
+    assert layout(4, 20, alike=False).kept_because == "keys and values of its layers differ in shape"
+    assert layout(1, 30).kept_because == "its groups of layers need 31 tables, more than 8"

@@ -126,7 +126,7 @@ def test_a_pool_takes_half_the_memory() -> None:
     states, sizes = torch.ones(1, 2, 8, 64, dtype=torch.bfloat16), {}
     for kind in (None, *KINDS):
         cache = PagedCache(30, BLOCK, kind)
-        with cache.during(PagedPass([8], [8], [[0, 4]], BLOCK), torch.arange(8)):
+        with cache.during([PagedPass([8], [8], [[0, 4]], BLOCK)], [torch.arange(8)]):
             cache.update(states, states, 0)
         sizes[kind] = held(cache)
     assert sizes["fp8"] * 2 == sizes[None]

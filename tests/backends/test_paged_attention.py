@@ -98,7 +98,7 @@ def test_a_pool_takes_memory_as_its_blocks_are_written_to() -> None:
     cache = PagedCache(2**16, BLOCK)
     states = torch.ones(1, 2, 2 * BLOCK, 1_024)
     before = resident()
-    with cache.during(PagedPass([2 * BLOCK], [2 * BLOCK], [[0, 40_000]], BLOCK), torch.arange(2 * BLOCK)):
+    with cache.during([PagedPass([2 * BLOCK], [2 * BLOCK], [[0, 40_000]], BLOCK)], [torch.arange(2 * BLOCK)]):
         cache.update(states, states, 0)
     assert resident() - before < 2**16 * BLOCK * states.shape[1] * states.shape[3] * 4 // 8
 

@@ -19,7 +19,7 @@ from tests.backends.test_lora import adapters
 from tests.backends.test_paged import HISTORY
 from tests.backends.tiny import ask, reference
 from zfabric.backends.hf_transformers.cache.attention import install
-from zfabric.backends.hf_transformers.cache.block_pool import BlockTable, table_of
+from zfabric.backends.hf_transformers.cache.block_table import BlockTables, table_of
 from zfabric.backends.hf_transformers.request.sequence import Answer
 from zfabric.backends.hf_transformers.runner.capture_check import CaptureCheck
 from zfabric.backends.hf_transformers.runner.model_runner import ModelRunner
@@ -70,7 +70,7 @@ def played_by(worker: ModelWorker) -> list[int]:
     return rows
 
 
-def step_of(tables: list[BlockTable], lengths: list[int], chance: random.Random) -> list[Part]:
+def step_of(tables: list[BlockTables], lengths: list[int], chance: random.Random) -> list[Part]:
     return [
         Part(NOBODY, [chance.randrange(3, 200)], length, its, "last")
         for its, length in zip(tables, lengths, strict=True)
@@ -108,7 +108,7 @@ def compared(directory: Path, device: str, dtype: torch.dtype) -> None:
             for row in order:
                 lengths[row] = min(lengths[row] + 1, 6 * block)
                 while len(tables[row].blocks) * block < lengths[row]:
-                    tables[row].append(free.pop(chance.randrange(len(free))))
+                    tables[row].each[0].append(free.pop(chance.randrange(len(free))))
             parts = step_of([tables[row] for row in order], [lengths[row] for row in order], chance)
             runner.graphs = None
             expected = runner.forward(parts)

@@ -1,8 +1,10 @@
 """Who has which blocks of the cache, and what whole blocks hold: a prompt that begins as another did shares its blocks.
 
 A whole block is known by the tokens in it and by the block before it, so the same tokens after another beginning are another
-block. Blocks that no row has any more stay known until their place is wanted; what was used the longest ago goes first, and
-the end of a text before its beginning.
+block. Where layers with a window have tables of their own, their blocks are known by the first table's that holds the same
+part of the text, and a beginning is shared as far as the blocks of the windows before its end are there. Blocks that no row has
+any more stay known until their place is wanted; what was used the longest ago goes first, and the end of a text before its
+beginning.
 """
 
 from __future__ import annotations
@@ -10,50 +12,33 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
 from itertools import count
-from typing import Final
+from typing import Final, NamedTuple
 
+from zfabric.backends.hf_transformers.cache.block_table import BlockTable, BlockTables
 from zfabric.backends.hf_transformers.cache.free_blocks import FreeBlocks, runs_of
+from zfabric.backends.hf_transformers.cache.kv_layout import ONE_TABLE, KVLayout
 
 #: What the first block of a text follows: adapter and salt, so that only texts of the same share blocks.
 Root = Hashable
-#: Of a table whose blocks become known to nobody.
+#: Of tables whose blocks become known to nobody.
 _NEVER: Final = sys.maxsize
-_Key = tuple[Hashable, tuple[int, ...]]
+#: Of a block of the first table: what it follows, and its tokens. Of another: the number of the first one's, and which table.
+_Key = tuple[Hashable, tuple[int, ...] | int]
 
 
-@dataclass(slots=True, eq=False)
-class BlockTable:
-    """The blocks of one row.
+class Shared(NamedTuple):
+    """Known blocks that a text begins with.
 
     Attributes:
-        blocks: In the order of the row's tokens.
-        runs: Stretches of them that lie side by side, as begins and ends.
-        after: What the next whole block follows: the number of the last one that is known, or the root.
-        known: How many of them are whole and known.
-        given_back: How many of the first ones the row has no more; their numbers stay, and may be another's.
+        whole: Of the first table.
+        after: What the next block follows.
+        each: Of each table. Beside a first one, others have only those that their windows reach, the last of so many.
     """
 
+    whole: int
     after: Hashable
-    blocks: list[int] = field(default_factory=list)
-    known: int = 0
-    runs: list[list[int]] = field(default_factory=list)
-    given_back: int = 0
-
-    def append(self, block: int) -> None:
-        """One more."""
-        self.blocks.append(block)
-        runs = self.runs
-        if runs and runs[-1][1] == block:
-            runs[-1][1] = block + 1
-        else:
-            runs.append([block, block + 1])
-
-
-def table_of(blocks: Sequence[int], after: Hashable = None, known: int = 0) -> BlockTable:
-    """A table that begins with these."""
-    return BlockTable(after, list(blocks), known, runs_of(blocks))
+    each: tuple[list[int], ...]
 
 
 class BlockPool:
@@ -62,17 +47,28 @@ class BlockPool:
     Args:
         size: How many there are.
         tokens: That each has room for.
+        layout: Which tables a row has.
 
     Attributes:
-        on_stored: Told of each block that becomes known: its number, what it follows, and its tokens.
-        on_removed: Told of each that is forgotten.
+        on_stored: Told of each block of first tables that becomes known: its number, what it follows, and its tokens.
+        on_removed: Told of each of them that is forgotten.
     """
 
-    def __init__(self, size: int, tokens: int) -> None:
+    def __init__(self, size: int, tokens: int, layout: KVLayout = ONE_TABLE) -> None:
         self.on_stored: Callable[[int, Hashable, tuple[int, ...]], None] | None = None
         self.on_removed: Callable[[int], None] | None = None
         self.size: Final = size
         self.tokens: Final = tokens
+        self._windows: Final = layout.windows
+        #: Of a row.
+        self.tables: Final = len(layout.windows)
+        #: Tables of each window.
+        self._sliding: Final = {
+            window: [table for table, its in enumerate(layout.windows) if its == window]
+            for window in layout.windows
+            if window is not None
+        }
+        self._spans: Final = layout.spans(tokens)
         self._free = FreeBlocks(size)
         #: Rows that have each block in use.
         self._users: dict[int, int] = {}
@@ -80,6 +76,7 @@ class BlockPool:
         self._idle: OrderedDict[int, None] = OrderedDict()
         self._block_of: dict[_Key, int] = {}
         self._key_of: dict[int, _Key] = {}
+        #: Of known blocks of first tables.
         self._number_of: dict[int, int] = {}
         self._numbers = count()
 
@@ -88,11 +85,16 @@ class BlockPool:
         """Blocks that are free, or would be if what nobody has were forgotten. From any thread."""
         return len(self._free) + len(self._idle)
 
+    @property
+    def slides(self) -> bool:
+        """Whether rows give blocks back as they go on."""
+        return bool(self._sliding)
+
     def blocks_for(self, tokens: int) -> int:
-        """How many blocks so many tokens take."""
+        """How many blocks of a table so many tokens take."""
         return -(-tokens // self.tokens)
 
-    def find(self, tokens: Sequence[int], root: Root) -> list[int]:
+    def find(self, tokens: Sequence[int], root: Root) -> Shared:
         """The known blocks that a text begins with. At least one of its tokens is left out: it has to be computed."""
         after: Hashable = (root,)
         found: list[int] = []
@@ -102,64 +104,132 @@ class BlockPool:
                 break
             found.append(block)
             after = self._number_of[block]
-        return found
+        if self.tables == 1:
+            return Shared(len(found), after, (found,))
+        numbers = [self._number_of[block] for block in found]
+        whole = self._reached(numbers)
+        after = numbers[whole - 1] if whole else (root,)
+        others = (
+            [self._block_of[number, table] for number in numbers[first:whole]]
+            for table, first in enumerate(self._firsts(whole), 1)
+        )
+        return Shared(whole, after, (found[:whole], *others))
 
-    def idle(self, blocks: Sequence[int]) -> int:
-        """How many of these are available until somebody takes them."""
-        return sum(block in self._idle for block in blocks)
+    def _reached(self, numbers: Sequence[int]) -> int:
+        """How many of these blocks of a text can be shared: as many as their windows' blocks are there for."""
+        whole = place = len(numbers)
+        firsts = self._firsts(whole)
+        while place > min(firsts):
+            place -= 1
+            number = numbers[place]
+            missing = ((number, table) not in self._block_of for table in range(1, self.tables))
+            if any(place >= first and lacks for first, lacks in zip(firsts, missing, strict=True)):
+                whole, firsts = place, self._firsts(place)
+        return whole
 
-    def open(self, root: Root, shared: Sequence[int] = ()) -> BlockTable:
-        """A table that begins with known blocks."""
-        for block in shared:
-            self._use(block)
-        after: Hashable = self._number_of[shared[-1]] if shared else (root,)
-        return table_of(shared, after, len(shared))
+    def _firsts(self, count: int) -> list[int]:
+        """Of each table but the first, the first block that is needed to go on after so many."""
+        return [self._behind(table, count * self.tokens) for table in range(1, self.tables)]
 
-    def grow(self, table: BlockTable, count: int) -> bool:
-        """Give a table so many blocks in all; nothing is given if there are not enough."""
-        missing = count - len(table.blocks)
+    def _behind(self, table: int, tokens: int) -> int:
+        """Blocks of a table that the next token after so many, and all after it, do not look at."""
+        window = self._windows[table]
+        return 0 if window is None else max(0, tokens + 1 - window) // self.tokens
+
+    def idle(self, shared: Shared) -> int:
+        """How many of these are available until somebody takes them, and goes on after them."""
+        idle = 0
+        for table, blocks in enumerate(shared.each):
+            reached = shared.whole - self._behind(table, shared.whole * self.tokens)
+            idle += sum(block in self._idle for block in blocks[len(blocks) - reached :])
+        return idle
+
+    def needed(self, shared: Shared, count: int) -> int:
+        """Blocks that a row takes besides, which begins with these and has so many in its first table."""
+        done = shared.whole * self.tokens
+        return sum(self._most(table, self._behind(table, done), count) - shared.whole for table in range(self.tables))
+
+    def _most(self, table: int, given_back: int, count: int) -> int:
+        """The end of a table whose row has so many blocks in the first one."""
+        span = self._spans[table]
+        return count if span is None else min(count, given_back + span)
+
+    def open(self, root: Root, shared: Shared | None = None) -> BlockTables:
+        """Tables that begin with known blocks, for a row that goes on after them."""
+        if shared is None or not shared.whole:
+            return BlockTables([BlockTable() for _ in self._windows], (root,))
+        each = []
+        for blocks in shared.each:
+            for block in blocks:
+                self._use(block)
+            before = shared.whole - len(blocks)
+            # What lies behind a window is nobody's: any numbers do, and these are one run.
+            numbers = [*range(before), *blocks]
+            each.append(BlockTable(numbers, runs_of(numbers), before))
+        tables = BlockTables(each, shared.after, shared.whole)
+        self.give_back(tables, shared.whole * self.tokens)
+        return tables
+
+    def grow(self, tables: BlockTables, count: int) -> bool:
+        """Give a row so many blocks in its first table, and what it needs in the others; nothing is given if there are not
+        enough. A table with a window ends as far ahead of what was given back as its row may get in a pass."""
+        if self.tables == 1 and count <= len(tables.blocks):
+            return True
+        ends = [self._most(index, table.given_back, count) for index, table in enumerate(tables.each)]
+        missing = sum(max(0, end - len(table.blocks)) for end, table in zip(ends, tables.each, strict=True))
         if missing > self.available:
             return False
-        for _ in range(missing):
-            table.append(self._take(table.blocks[-1] if table.blocks else None))
+        if missing:
+            for end, table in zip(ends, tables.each, strict=True):
+                for _ in range(end - len(table.blocks)):
+                    table.append(self._take(table.blocks[-1] if table.blocks else None))
         return True
 
-    def fork(self, table: BlockTable, whole: int) -> BlockTable:
-        """Another table with the first so many blocks, which nobody writes to any more."""
-        for block in table.blocks[table.given_back : whole]:
-            self._users[block] += 1
-        other = table_of(table.blocks[:whole], table.after, table.known)
-        other.given_back = table.given_back
-        return other
+    def fork(self, tables: BlockTables, whole: int) -> BlockTables:
+        """Other tables with the first so many blocks, which nobody writes to any more."""
+        each = []
+        for table in tables.each:
+            for block in table.blocks[table.given_back : whole]:
+                self._users[block] += 1
+            each.append(BlockTable(table.blocks[:whole], runs_of(table.blocks[:whole]), table.given_back))
+        return BlockTables(each, tables.after, tables.known)
 
-    def learn(self, table: BlockTable, tokens: Sequence[int]) -> None:
-        """The blocks of a table that these tokens of its row fill, from the first on, are whole."""
-        while (table.known + 1) * self.tokens <= len(tokens):
-            start = table.known * self.tokens
-            key = (table.after, tuple(tokens[start : start + self.tokens]))
+    def learn(self, tables: BlockTables, tokens: Sequence[int]) -> None:
+        """The blocks of a row that these tokens of it fill, from the first on, are whole."""
+        while (tables.known + 1) * self.tokens <= len(tokens):
+            start = tables.known * self.tokens
+            key = (tables.after, tuple(tokens[start : start + self.tokens]))
             block = self._block_of.get(key)
             if block is None:
-                block = table.blocks[table.known]
+                block = tables.blocks[tables.known]
                 self._block_of[key], self._key_of[block] = block, key
                 self._number_of[block] = next(self._numbers)
                 if self.on_stored is not None:
                     self.on_stored(self._number_of[block], *key)
             # If another row was first, what follows is known by its block.
-            table.after = self._number_of[block]
-            table.known += 1
+            tables.after = number = self._number_of[block]
+            for index in range(1, self.tables):
+                beside = tables.each[index].blocks[tables.known]
+                if self._block_of.setdefault((number, index), beside) == beside:
+                    self._key_of[beside] = (number, index)
+            tables.known += 1
 
-    def give_back(self, table: BlockTable, count: int) -> None:
-        """A row reads its first so many blocks no more. Those that are not known yet stay until they are."""
-        count = min(count, table.known)
-        if count > table.given_back:
-            self._give(table.blocks[table.given_back : count])
-            table.given_back = count
+    def give_back(self, tables: BlockTables, tokens: int) -> None:
+        """A row has so many tokens, and goes on after them. Blocks that its windows do not reach any more are its no longer;
+        those that are not known yet stay until they are."""
+        for indexes in self._sliding.values():
+            count = min(self._behind(indexes[0], tokens), tables.known)
+            before = tables.each[indexes[0]].given_back
+            if count > before:
+                for index in indexes:
+                    self._give(tables.each[index].blocks[before:count])
+                    tables.each[index].given_back = count
 
-    def close(self, table: BlockTable) -> None:
+    def close(self, tables: BlockTables) -> None:
         """A row has gone."""
-        self._give(table.blocks[table.given_back :])
-        table.blocks.clear()
-        table.runs.clear()
+        for table in tables.each:
+            self._give(table.blocks[table.given_back :])
+            table.clear()
 
     def _give(self, blocks: Sequence[int]) -> None:
         for block in reversed(blocks):
@@ -177,18 +247,18 @@ class BlockPool:
         while self._idle:
             self._evict()
 
-    def renew(self, tables: Sequence[BlockTable]) -> None:
+    def renew(self, rows: Sequence[BlockTables]) -> None:
         """What blocks hold is of no use to anybody who comes: all is forgotten, and told to nobody.
 
         Args:
-            tables: Of the rows that there are. They go on, and what they come to hold becomes known to nobody either.
+            rows: Those that there are. They go on, and what they come to hold becomes known to nobody either.
         """
         for block in self._idle:
             self._free.give(block)
         for known in (self._idle, self._block_of, self._key_of, self._number_of):
             known.clear()
-        for table in tables:
-            table.known = _NEVER
+        for tables in rows:
+            tables.known = _NEVER
 
     def _use(self, block: int) -> None:
         self._idle.pop(block, None)
@@ -204,8 +274,18 @@ class BlockPool:
 
     def _evict(self) -> None:
         block, _ = self._idle.popitem(last=False)
+        self._free.give(block)
         del self._block_of[self._key_of.pop(block)]
-        number = self._number_of.pop(block)
+        number = self._number_of.pop(block, None)
+        if number is None:
+            return
         if self.on_removed is not None:
             self.on_removed(number)
-        self._free.give(block)
+        # Blocks of other tables are found by this one alone.
+        for table in range(1, self.tables):
+            beside = self._block_of.pop((number, table), None)
+            if beside is not None:
+                del self._key_of[beside]
+                if beside in self._idle:
+                    del self._idle[beside]
+                    self._free.give(beside)

@@ -42,8 +42,6 @@ class Pool:
         self.keys, self.values = keys, values
         self.heads, self.size, self.value_size = keys.shape[1], keys.shape[2], values.shape[2]
         self.token_bytes = self.heads * (self.size + self.value_size) * keys.element_size()
-        #: Whether what is done to scores keeps kernels from it.
-        self.scored = False
         #: As attention has them, (1, heads, places, size).
         self.lined_keys, self.lined_values = (one.transpose(0, 1).unsqueeze(0) for one in (keys, values))
         #: (blocks, places, heads, size).

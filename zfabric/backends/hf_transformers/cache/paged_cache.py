@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from zfabric.backends.hf_transformers.cache.kv_cache import KVCacheLayer
+from zfabric.backends.hf_transformers.cache.kv_layout import ONE_TABLE, KVLayout
 from zfabric.backends.hf_transformers.cache.narrow_pool import NarrowPool
 from zfabric.backends.hf_transformers.cache.paged_attention import Pool, attend, by_tables
 from zfabric.backends.hf_transformers.cache.paged_pass import PagedPass
@@ -41,48 +42,56 @@ def current() -> PagedCache | None:
 
 
 class PagedCache(Cache):
-    """Blocks of all layers, allocated when a layer is first written to, and never moved. On a CPU they take memory when they are
-    first written to themselves.
+    """Blocks of all layers, allocated when a layer of each slot is first written to, and never moved. On a CPU they take memory
+    when they are first written to themselves.
 
     Args:
         blocks: How many there are; one more is for passes that belong to nobody, `scratch`.
         tokens: That each has room for.
         narrow: Of which 8 bits keys and values are; None for those of the model's type.
+        layout: Which layers share blocks.
 
     Attributes:
         windows: Of each layer, as it asked for it: tokens that one sees, None for all before it.
-        passed: The pass under way, unless it is a step over static buffers.
     """
 
-    def __init__(self, blocks: int, tokens: int, narrow: Narrow | None = None) -> None:
+    def __init__(self, blocks: int, tokens: int, narrow: Narrow | None = None, layout: KVLayout = ONE_TABLE) -> None:
         super().__init__(layer_class_to_replicate=KVCacheLayer)
         self._narrow: Final = narrow
         self.scratch: Final = blocks
         self.tokens: Final = tokens
         self.windows: dict[int, int | None] = {}
+        self.layout: Final = layout
+        self._places = _Places(layout.places)
+        #: Of slots.
         self._pools: dict[int, Pool] = {}
-        self.passed: PagedPass | None = None
-        self._static: StaticPass | None = None
-        self._slots: Any = None
+        self._passes: Sequence[PagedPass | StaticPass] = ()
+        self._slots: Sequence[torch.Tensor] = ()
+        #: Whether what is done to scores keeps kernels from them.
+        self._scored = False
         self._layer: int | None = None
 
     @contextmanager
-    def during(self, passed: PagedPass | StaticPass, slots: torch.Tensor) -> Iterator[None]:
+    def during(self, passes: Sequence[PagedPass | StaticPass], slots: Sequence[torch.Tensor]) -> Iterator[None]:
         """For one pass of this thread.
 
         Args:
-            slots: Where its tokens go.
+            passes: By each table of its rows.
+            slots: Where its tokens go, by each table.
         """
-        if isinstance(passed, StaticPass):
-            self._static = passed
-        else:
-            self.passed = passed
-        self._slots, self._layer = slots, None
+        self._passes, self._slots, self._layer = passes, slots, None
         _running.cache = self
         try:
             yield
         finally:
-            _running.cache = self.passed = self._static = self._slots = None
+            _running.cache = None
+            self._passes = self._slots = ()
+
+    @property
+    def passed(self) -> PagedPass | None:
+        """The pass under way, by the first table, unless it is a step over static buffers."""
+        first = self._passes[0] if self._passes else None
+        return first if isinstance(first, PagedPass) else None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Nothing: each token's place is told to the model."""
@@ -98,10 +107,11 @@ class PagedCache(Cache):
 
     def write(self, key_states: torch.Tensor, value_states: torch.Tensor, layer: int) -> None:
         """Write the pass's tokens of a layer, (1, heads, tokens, size), to where they belong."""
-        pool = self._pools.get(layer)
+        table, slot = self._places[layer]
+        pool = self._pools.get(slot)
         if pool is None:
-            pool = self._pools[layer] = self._pool(key_states, value_states)
-        pool.write(self._slots, key_states, value_states)
+            pool = self._pools[slot] = self._pool(key_states, value_states)
+        pool.write(self._slots[table], key_states, value_states)
 
     def layer_of(self, module: Any, others: dict[str, Any]) -> int:
         """The layer that was written to last, whose attention is asked for.
@@ -129,29 +139,23 @@ class PagedCache(Cache):
         scoring: Scoring | None = None,
     ) -> torch.Tensor:
         """Attention of a layer, (1, tokens, heads, size)."""
-        passed = self.passed or self._static
-        assert passed is not None
         self.windows[layer] = window
-        pool = self._pools[layer]
-        pool.scored = scoring is not None
+        table, slot = self._places[layer]
+        passed, pool = self._passes[table], self._pools[slot]
+        if scoring is not None:
+            self._scored = True
         if isinstance(passed, StaticPass):
             return passed.attend(query, pool, scaling, window, scoring)
         return attend(passed, query, pool, scaling, window, scoring)
 
     @property
-    def window(self) -> int | None:
-        """Tokens that no layer looks back farther than, the newest included; None if one looks at all of them."""
-        windows = self.windows.values()
-        return None if not windows or None in windows else max(filter(None, windows))
-
-    @property
-    def token_bytes(self) -> int:
-        """Of a token's keys and values, in all layers that were written to."""
-        return sum(pool.token_bytes for pool in self._pools.values())
+    def alike(self) -> bool:
+        """Whether a token takes as much in all layers that were written to, each of which has a slot of its own."""
+        return len({(pool.heads, pool.size, pool.value_size, pool.keys.dtype) for pool in self._pools.values()}) == 1
 
     def by_tables(self) -> bool:
         """Whether a kernel that reads block tables takes all layers that were written to."""
-        return all(not pool.scored and by_tables(pool.keys, pool) for pool in self._pools.values())
+        return not self._scored and all(by_tables(pool.keys, pool) for pool in self._pools.values())
 
     def copy(self, source: int, target: int) -> None:
         """What one block holds, to another."""
@@ -170,6 +174,14 @@ class PagedCache(Cache):
             return NarrowPool(self._narrow, places, keys, values, self.tokens, allocate)
         stored, beside = (allocate((places, one.shape[1], one.shape[3]), one.dtype) for one in (keys, values))
         return Pool(stored, beside, self.tokens)
+
+
+class _Places(dict[int, tuple[int, int]]):
+    """Table and slot of each layer. One that is not named is in the first table, and has a slot of its own."""
+
+    def __missing__(self, layer: int) -> tuple[int, int]:
+        found = self[layer] = (0, layer)
+        return found
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

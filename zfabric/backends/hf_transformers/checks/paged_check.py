@@ -12,7 +12,8 @@ from typing import Any, Final
 import torch
 
 from zfabric.backends.hf_transformers.cache.attention import SCORED
-from zfabric.backends.hf_transformers.cache.block_pool import table_of
+from zfabric.backends.hf_transformers.cache.block_table import table_of
+from zfabric.backends.hf_transformers.cache.kv_layout import KVLayout, layout_of
 from zfabric.backends.hf_transformers.checks.self_check import alone, difference, tolerance, two_texts
 from zfabric.backends.hf_transformers.failures import out_of_memory
 from zfabric.backends.hf_transformers.loading.model_loader import Loaded
@@ -34,8 +35,8 @@ _BLOCK_TOKENS: Final = 4
 _PASSES: Final = (((0, 3), (0, 5)), ((3, 4), (5, 11)), ((4, 7), (11, 12)))
 
 
-def why_padded(loaded: Loaded, model: ModelRunner, options: TransformersOptions) -> str | None:
-    """Why rows of a model are padded and not paged; None if they are paged.
+def layout_or_reason(loaded: Loaded, model: ModelRunner, options: TransformersOptions) -> KVLayout | str:
+    """Which layers of a model share blocks, or why its rows are padded and not paged.
 
     Raises:
         ConfigurationError: They are to be paged, and cannot be.
@@ -47,15 +48,17 @@ def why_padded(loaded: Loaded, model: ModelRunner, options: TransformersOptions)
                 f"kv_cache_dtype {options.kv_cache_dtype!r} goes with a paged cache, not a padded one"
             )
         return "it is asked for"
-    reason = _unfit(loaded, model, options) or _unlike(loaded, model)
-    if reason is not None and narrow:
+    found = _unfit(loaded, model, options) or _tried_out(loaded, model, options)
+    if isinstance(found, KVLayout):
+        return found
+    if narrow:
         raise ConfigurationError(
-            f"{options.model!r} cannot have keys and values in {options.kv_cache_dtype!r}, which are for pages: {reason}",
+            f"{options.model!r} cannot have keys and values in {options.kv_cache_dtype!r}, which are for pages: {found}",
             model=options.model,
         )
-    if reason is not None and (options.kv_cache == "paged" or options.tensor_parallel > 1):
-        raise ConfigurationError(f"{options.model!r} cannot have a paged cache: {reason}", model=options.model)
-    return reason
+    if options.kv_cache == "paged" or options.tensor_parallel > 1:
+        raise ConfigurationError(f"{options.model!r} cannot have a paged cache: {found}", model=options.model)
+    return found
 
 
 def _unfit(loaded: Loaded, model: ModelRunner, options: TransformersOptions) -> str | None:
@@ -89,7 +92,7 @@ def _tried(value: Any) -> bool:
     return type(value) is int and value < _PASSES[-1][1][1]
 
 
-def _unlike(loaded: Loaded, model: ModelRunner) -> str | None:
+def _tried_out(loaded: Loaded, model: ModelRunner, options: TransformersOptions) -> KVLayout | str:
     """What the model itself says."""
     texts = two_texts(loaded.tokenizer)
     runner = PagedRunner(model, 8, _BLOCK_TOKENS)
@@ -104,7 +107,13 @@ def _unlike(loaded: Loaded, model: ModelRunner) -> str | None:
     distance = max(difference(right, got) for right, got in zip(expected, found, strict=True))
     if not distance <= tolerance(loaded.model):
         return f"it answers otherwise over pages than alone, by {distance:.2g} times the spread of its answers"
-    return _other_windows(loaded.model.config.get_text_config(), runner.cache.windows)
+    cache = runner.cache
+    other = _other_windows(loaded.model.config.get_text_config(), cache.windows)
+    if other is not None:
+        return other
+    # A part of a prompt, or the newest token and what may follow it; and one that is begun before that is known.
+    ahead = options.prefill_chunk_tokens + options.num_speculative_tokens + 2
+    return layout_of(cache.windows, loaded.length, ahead=ahead, alike=cache.alike)
 
 
 def _in_line(runner: PagedRunner, texts: list[list[int]]) -> list[torch.Tensor]:

@@ -21,7 +21,7 @@ from zfabric.errors import ConfigurationError
 #: A CPU's cache: a gigabyte holds far more than a CPU can usefully step.
 _CPU_CACHE_BYTES: Final = 1024**3
 #: Prompt and answer of a usual request.
-_USUAL_TOKENS: Final = 1_024
+USUAL_TOKENS: Final = 1_024
 #: A device reads its weights once for all rows, and computes so many rows in that time; a CPU only few.
 _BATCH_MAX: Final = {"cpu": 32, "mps": 32}
 _BATCH_MAX_OTHER: Final = 256
@@ -51,7 +51,7 @@ class Room(NamedTuple):
     @property
     def usual_row(self) -> int:
         """Cells of a row of usual length."""
-        return self.row_cells + _USUAL_TOKENS * self.grows
+        return self.row_cells + USUAL_TOKENS * self.grows
 
 
 def runner_of(kind: Kind) -> type[ModelRunner]:
@@ -59,7 +59,7 @@ def runner_of(kind: Kind) -> type[ModelRunner]:
     return RUNNERS.get(kind, ModelRunner)
 
 
-def batch_size(device_type: str, kv_tokens_max: int, row: int = _USUAL_TOKENS) -> int:
+def batch_size(device_type: str, kv_tokens_max: int, row: int = USUAL_TOKENS) -> int:
     """Sequences that the cache holds at so many cells each, as far as more of them still make more tokens."""
     return max(_BATCH_MIN, min(_BATCH_MAX.get(device_type, _BATCH_MAX_OTHER), kv_tokens_max // row))
 
@@ -72,7 +72,7 @@ def room_of(model: Any, kind: Kind, options: TransformersOptions, token_bytes_be
     """
     if kind in READERS:
         # It has none, and its requests are bounded by their number alone.
-        return Room(options.kv_tokens_max or _BATCH_MAX_OTHER * _USUAL_TOKENS)
+        return Room(options.kv_tokens_max or _BATCH_MAX_OTHER * USUAL_TOKENS)
     runner = runner_of(kind)(model)
     if model.device.type != "cuda" and options.kv_tokens_max is not None and not runner.states:
         return Room(options.kv_tokens_max)
@@ -87,7 +87,7 @@ def room_of(model: Any, kind: Kind, options: TransformersOptions, token_bytes_be
         )
     grows = size > 0
     # A state that nothing grows beside is counted as a text of usual length.
-    size = size or -(-state // _USUAL_TOKENS)
+    size = size or -(-state // USUAL_TOKENS)
     size += token_bytes_beside
     row_cells = -(-state // size)
     if model.device.type != "cuda":
@@ -97,7 +97,7 @@ def room_of(model: Any, kind: Kind, options: TransformersOptions, token_bytes_be
             str(torch.cuda.get_device_properties(model.device).uuid),
             options.model,
             lambda: int(torch.cuda.mem_get_info(model.device)[0]),
-            least=_USUAL_TOKENS * size,
+            least=USUAL_TOKENS * size,
             wanted=None if options.kv_tokens_max is None else options.kv_tokens_max * size,
         )
         room = Room(max(1, memory.bytes // size), memory, row_cells, grows)

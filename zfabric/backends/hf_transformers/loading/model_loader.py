@@ -55,6 +55,8 @@ class Loaded:
     """What was loaded.
 
     Attributes:
+        context_length: Tokens that a text may have here.
+        length: Tokens that the model reads, or may read, whatever the cache holds.
         room: What the cache may take.
     """
 
@@ -63,6 +65,7 @@ class Loaded:
     processor: Any
     kind: Kind
     context_length: int
+    length: int
     room: Room
     batch_size_max: int
     pooler: Pooler
@@ -162,6 +165,7 @@ def load(options: TransformersOptions, *, token_bytes_beside: int = 0) -> Loaded
         kind=kind,
         # What the cache cannot hold cannot be served: the smaller of the two is what clients are told.
         context_length=length if kind in READERS or not room.grows else min(length, room.tokens - room.row_cells),
+        length=length,
         room=room,
         batch_size_max=options.max_batch_size or batch_size(model.device.type, room.tokens, room.usual_row),
         pooler=pooler.to(model.device),

@@ -139,7 +139,7 @@ class ModelRunner:
         adapters: Sequence[Adapter | None],
         wanted: Sequence[int] | None,
         cache: PagedCache,
-        passed: PagedPass,
+        passes: Sequence[PagedPass],
         drawn: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Compute tokens of several rows in one line, whose keys and values lie in blocks.
@@ -147,6 +147,7 @@ class ModelRunner:
         Args:
             places: Of each token in its row.
             adapters: Of each token; empty for none at all.
+            passes: Where they lie, by each table of their rows.
             wanted: Tokens whose logits are; None for all.
             drawn: The tokens, where they are on the device already.
 
@@ -155,11 +156,13 @@ class ModelRunner:
         """
         # One at least is kept: a pass may end in the middle of every prompt. All in one copy to the device.
         last = [] if wanted is None else list(wanted) or [0]
-        sent = self._send([*tokens, *places, *passed.slots(), *last])
+        into = passes[0].slots() if len(passes) == 1 else [slot for passed in passes for slot in passed.slots()]
+        sent = self._send([*tokens, *places, *into, *last])
         count = len(tokens)
-        kept = sent[3 * count :] if last else None
-        with self.lora.rows(adapters), cache.during(passed, sent[2 * count : 3 * count]):
-            compiled = kept is None and passed.singles == count and not adapters
+        end = 2 * count + len(into)
+        kept = sent[end:] if last else None
+        with self.lora.rows(adapters), cache.during(passes, sent[2 * count : end].split(count)):
+            compiled = kept is None and passes[0].singles == count and not adapters
             ids = sent[:count] if drawn is None else drawn
             logits = self.line(ids, sent[count : 2 * count], cache, kept, compiled=compiled)
         logits = (logits if kept is None else logits[: len(wanted or ())]).float()

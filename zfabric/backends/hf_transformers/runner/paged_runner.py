@@ -7,7 +7,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from zfabric.backends.hf_transformers.cache.block_pool import BlockTable, table_of
+from zfabric.backends.hf_transformers.cache.block_table import BlockTables, table_of
+from zfabric.backends.hf_transformers.cache.kv_layout import ONE_TABLE, KVLayout
 from zfabric.backends.hf_transformers.cache.paged_cache import PagedCache
 from zfabric.backends.hf_transformers.cache.paged_pass import PagedPass, StepTables
 from zfabric.backends.hf_transformers.options import Narrow
@@ -26,14 +27,14 @@ class Part(NamedTuple):
     Attributes:
         tokens: Those that are computed.
         length: Tokens of the row afterwards.
-        table: Where they lie.
+        tables: Where they lie.
         logits: After which of the tokens they are wanted.
     """
 
     answer: Answer
     tokens: Sequence[int]
     length: int
-    table: BlockTable
+    tables: BlockTables
     logits: Literal["none", "last", "all"]
 
 
@@ -44,16 +45,25 @@ class PagedRunner:
         model: Its forward pass.
         blocks: Of the pool.
         tokens: That each has room for.
-        narrow: See `PagedCache`.
+        narrow, layout: See `PagedCache`.
     """
 
-    def __init__(self, model: ModelRunner, blocks: int, tokens: int, narrow: Narrow | None = None) -> None:
+    def __init__(
+        self,
+        model: ModelRunner,
+        blocks: int,
+        tokens: int,
+        narrow: Narrow | None = None,
+        layout: KVLayout = ONE_TABLE,
+    ) -> None:
         self.model = model
-        self.blocks, self.tokens = blocks, tokens
-        self.cache = PagedCache(blocks, tokens, narrow)
+        self.blocks, self.tokens, self.layout = blocks, tokens, layout
+        self.cache = PagedCache(blocks, tokens, narrow, layout)
         #: Steps that are recorded, if any are.
         self.graphs: StepGraphs | None = None
-        self._step = StepTables()
+        self._steps = [StepTables() for _ in layout.windows]
+        #: Of rows that are nobody's.
+        self._scratch = table_of(*[[blocks]] * len(layout.windows))
 
     def forward(self, parts: Sequence[Part], drawn: torch.Tensor | None = None) -> torch.Tensor:
         """Compute, and write keys and values to the pool.
@@ -66,17 +76,20 @@ class PagedRunner:
             Float32 logits, (wanted, vocabulary), in the order of the parts and their tokens.
         """
         if self.graphs is not None and all(map(_stepped, parts)):
-            tables = [part.table.blocks for part in parts]
+            tables = [[part.tables.each[index].blocks for part in parts] for index in range(len(self._steps))]
             tokens = [part.tokens[0] for part in parts]
             logits = self.graphs.forward(tokens, [part.length for part in parts], tables, drawn)
             if logits is not None:
                 return logits
         counts = [len(part.tokens) for part in parts]
         lengths = [part.length for part in parts]
-        blocks, runs = [part.table.blocks for part in parts], [part.table.runs for part in parts]
-        passed = PagedPass(counts, lengths, blocks, self.tokens, runs, self._step)
+        passes = []
+        for index, step in enumerate(self._steps):
+            its = [part.tables.each[index] for part in parts]
+            blocks, runs = [table.blocks for table in its], [table.runs for table in its]
+            passes.append(PagedPass(counts, lengths, blocks, self.tokens, runs, step))
         tokens = [token for part in parts for token in part.tokens]
-        if passed.singles == len(parts):
+        if passes[0].singles == len(parts):
             places = [length - 1 for length in lengths]
         else:
             places = [
@@ -85,13 +98,13 @@ class PagedRunner:
         adapters: list[Adapter | None] = []
         if any(part.answer.adapter is not None for part in parts):
             adapters = [part.answer.adapter for part, count in zip(parts, counts, strict=True) for _ in range(count)]
-        return self.model.packed(tokens, places, adapters, _wanted(parts, len(tokens)), self.cache, passed, drawn)
+        return self.model.packed(tokens, places, adapters, _wanted(parts, len(tokens)), self.cache, passes, drawn)
 
     def probe(self) -> None:
         """A prompt and a step, in the block that is nobody's: what the model makes of any, if it is whole."""
         with torch.inference_mode():
             for count, length in ((8, 8), (1, 9)):
-                self.forward([Part(_NOBODY, [0] * count, length, table_of([self.cache.scratch]), "last")])
+                self.forward([Part(_NOBODY, [0] * count, length, self._scratch, "last")])
 
     def warm_up(self) -> None:
         """Have what is made at first use there before the first request: compiled steps of one row, and of any number."""
@@ -99,7 +112,7 @@ class PagedRunner:
         if self.model.compiles_paged:
             with torch.inference_mode():
                 for rows in (1, 2, 3):
-                    self.forward([Part(_NOBODY, [0], 9, table_of([self.cache.scratch]), "last")] * rows)
+                    self.forward([Part(_NOBODY, [0], 9, self._scratch, "last")] * rows)
 
     def record(self, rows_max: int, length_max: int, capture: Capture) -> None:
         """Record steps of up to so many rows, of so many tokens each. Errors as of `StepGraphs.record`."""

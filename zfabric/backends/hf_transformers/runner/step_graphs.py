@@ -27,8 +27,8 @@ _ROWS_DOUBLED: Final = 8
 _WIDTHS: Final = (1, 4, 16)
 #: Passes before one is recorded: kernels are chosen, and their workspaces made, at first use.
 _WARM_UPS: Final = 2
-#: What is told of each row: token, place, slot and length.
-_FIELDS: Final = 4
+#: What is told of each row: token, place and length, and a slot in each of its tables.
+_FIELDS: Final = 3
 
 #: Records a function of no arguments; what it returns does the same again.
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
@@ -109,7 +109,8 @@ class StepGraphs:
         # Of gathered rows no more is copied than there could be without sharing.
         self._blocks_max = None if by_tables else cache.scratch
         device, width = model.device, self._widths[-1]
-        numbers = rows_max * (_FIELDS + width)
+        self._count = len(cache.layout.windows)
+        numbers = rows_max * (_FIELDS + self._count * (1 + width))
         self._host = torch.zeros(numbers, dtype=torch.int32, pin_memory=device.type == "cuda")
         self._sent = torch.zeros(numbers, dtype=torch.int32, device=device)
         self._ends = torch.arange(rows_max + 1, dtype=torch.int32, device=device)
@@ -117,7 +118,7 @@ class StepGraphs:
         self.buffer = torch.zeros((rows_max, model.vocabulary_size), dtype=torch.float32, device=device)
         self._copied = torch.cuda.Event() if device.type == "cuda" else None
         self._graphs: dict[tuple[int, int], Callable[[], None]] = {}
-        self._before = _Tables()
+        self._before = [_Tables() for _ in range(self._count)]
         self.bytes = 0
 
     @property
@@ -142,7 +143,7 @@ class StepGraphs:
         self,
         tokens: Sequence[int],
         lengths: Sequence[int],
-        tables: Sequence[Sequence[int]],
+        tables: Sequence[Sequence[Sequence[int]]],
         drawn: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
         """Compute a step, and write keys and values to the pool.
@@ -150,7 +151,7 @@ class StepGraphs:
         Args:
             tokens: The newest of each row.
             lengths: Of each row afterwards.
-            tables: Blocks of each.
+            tables: Blocks of each, by each table of a row.
             drawn: The tokens, where they are on the device already.
 
         Returns:
@@ -169,21 +170,22 @@ class StepGraphs:
         return self.buffer[: len(tokens)]
 
     def _recorded(self, rows: int, width: int) -> Callable[[], None]:
-        scratch = [self._cache.scratch]
-        self._send(rows, width, [0], [1], [scratch])
+        self._send(rows, width, [0], [1], [[[self._cache.scratch]]] * self._count)
         # What is compiled is of the same operations.
         checked(partial(self._run, rows, width, compiled=False), self._sent.device)
         return self._capture(partial(self._run, rows, width))
 
     def _run(self, rows: int, width: int, *, compiled: bool = True) -> None:
         """What is recorded: all that it reads lies in buffers, and so does what it makes."""
-        sent, end = self._sent, _FIELDS * rows
-        ids, places, slots = sent[: 3 * rows].to(torch.int64).view(3, rows)
-        tables = sent[end : end + rows * width].view(rows, width)
-        passed = StaticPass(
-            sent[3 * rows : end], tables, self._ends[: rows + 1], self._places[: width * self._cache.tokens]
-        )
-        with self._cache.during(passed, slots):
+        sent, count = self._sent, self._count
+        end = rows * (_FIELDS + count)
+        lengths = sent[2 * rows : 3 * rows]
+        ids, places = sent[: 2 * rows].to(torch.int64).view(2, rows)
+        slots = sent[3 * rows : end].to(torch.int64).view(count, rows)
+        tables = sent[end : end + count * rows * width].view(count, rows, width)
+        numbers = self._places[: width * self._cache.tokens]
+        passes = [StaticPass(lengths, its, self._ends[: rows + 1], numbers) for its in tables.unbind()]
+        with self._cache.during(passes, slots.unbind()):
             self.buffer[:rows].copy_(self._model.line(ids, places, self._cache, compiled=compiled))
 
     def _send(
@@ -192,23 +194,27 @@ class StepGraphs:
         width: int,
         tokens: Sequence[int],
         lengths: Sequence[int],
-        tables: Sequence[Sequence[int]],
+        tables: Sequence[Sequence[Sequence[int]]],
     ) -> None:
         """Have a step's numbers on the device; tables if they have changed."""
         if self._copied is not None:
             # What was copied last may still be on its way.
             self._copied.synchronize()
-        count, size, scratch, end = len(tokens), self._cache.tokens, self._cache.scratch, _FIELDS * rows
+        count, size, scratch = len(tokens), self._cache.tokens, self._cache.scratch
+        end = rows * (_FIELDS + self._count)
         numbers = self._host.numpy()
-        matrix = numbers[end : end + rows * width].reshape(rows, width)
-        if self._before.write(matrix, tables, scratch):
-            end += rows * width
-        fields = numbers[: _FIELDS * rows].reshape(_FIELDS, rows)
+        matrices = numbers[end : end + self._count * rows * width].reshape(self._count, rows, width)
+        fields = numbers[:end].reshape(_FIELDS + self._count, rows)
         after = np.array(lengths, dtype=np.int32)
         places = after - 1
-        slots = matrix[np.arange(count), places // size] * size + places % size
-        fields[:, :count] = (tokens, places, slots, after)
-        fields[:, count:] = [[0], [0], [scratch * size], [1]]
+        fields[:_FIELDS, :count] = (tokens, places, after)
+        fields[:_FIELDS, count:] = [[0], [0], [1]]
+        fields[_FIELDS:, count:] = scratch * size
+        changed = False
+        for slots, matrix, before, its in zip(fields[_FIELDS:], matrices, self._before, tables, strict=True):
+            changed |= before.write(matrix, its, scratch)
+            slots[:count] = matrix[np.arange(count), places // size] * size + places % size
+        end += matrices.size * changed
         self._sent[:end].copy_(self._host[:end], non_blocking=True)
         if self._copied is not None:
             self._copied.record()

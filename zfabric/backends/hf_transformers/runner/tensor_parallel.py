@@ -24,6 +24,7 @@ import msgspec
 import torch
 import torch.distributed as dist
 
+from zfabric.backends.hf_transformers.cache.kv_layout import KVLayout
 from zfabric.backends.hf_transformers.cache.paged_cache import PagedCache
 from zfabric.backends.hf_transformers.options import Narrow, TransformersOptions
 from zfabric.backends.hf_transformers.runner.model_runner import ModelRunner
@@ -195,8 +196,8 @@ class Ranks:
 class LeadingCache(PagedCache):
     """Blocks of rank 0, whose copies the other ranks make as well; arguments as of `PagedCache`."""
 
-    def __init__(self, blocks: int, tokens: int, narrow: Narrow | None, ranks: Ranks) -> None:
-        super().__init__(blocks, tokens, narrow)
+    def __init__(self, blocks: int, tokens: int, narrow: Narrow | None, layout: KVLayout, ranks: Ranks) -> None:
+        super().__init__(blocks, tokens, narrow, layout)
         self._ranks = ranks
 
     def copy(self, source: int, target: int) -> None:
@@ -208,15 +209,20 @@ class LeadingCache(PagedCache):
 class LeadingRunner(PagedRunner):
     """Rank 0 of a decoder over blocks; arguments as of `PagedRunner`."""
 
-    def __init__(self, model: ModelRunner, blocks: int, tokens: int, narrow: Narrow | None, ranks: Ranks) -> None:
-        super().__init__(model, blocks, tokens, narrow)
-        self.cache = LeadingCache(blocks, tokens, narrow, ranks)
+    def __init__(
+        self, model: ModelRunner, blocks: int, tokens: int, narrow: Narrow | None, layout: KVLayout, ranks: Ranks
+    ) -> None:
+        super().__init__(model, blocks, tokens, narrow, layout)
+        self.cache = LeadingCache(blocks, tokens, narrow, layout, ranks)
         self._ranks = ranks
-        ranks.send("pool", blocks, tokens, narrow)
+        ranks.send("pool", blocks, tokens, narrow, layout)
 
     def forward(self, parts: Sequence[Part], drawn: torch.Tensor | None = None) -> torch.Tensor:
         """See `PagedRunner`. Raises: BackendError: A rank is gone, or a pass broke before."""
-        rows = [(list(part.tokens), part.length, list(part.table.blocks), part.logits) for part in parts]
+        rows = [
+            (list(part.tokens), part.length, [table.blocks for table in part.tables.each], part.logits)
+            for part in parts
+        ]
         self._ranks.send("pass", rows, 0 if drawn is None else drawn.shape[0])
         try:
             if drawn is not None:

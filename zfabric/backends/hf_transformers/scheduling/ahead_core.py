@@ -86,7 +86,7 @@ class AheadCore(PagedCore):
             if len(row.sequence.output) + bool(begun) < row.sequence.limit:
                 going.append(row)
         for row in going:
-            if not self._pool.grow(row.table, self._pool.blocks_for(row.done + 1)):
+            if not self._pool.grow(row.tables, self._pool.blocks_for(row.done + 1)):
                 return []
         return going
 
@@ -110,7 +110,7 @@ class AheadCore(PagedCore):
         except Exception as error:  # noqa: BLE001 — judged as of any step
             self._catch_up()
             # Who has ended with the step before cannot fail any more.
-            steps: Steps = [(row, []) for row in rows if row.table.blocks]
+            steps: Steps = [(row, []) for row in rows if row.tables.blocks]
             if steps or not out_of_memory(error):
                 self._failed(steps, [], error)
             return
@@ -130,14 +130,15 @@ class AheadCore(PagedCore):
 
     def _read(self, step: _Begun) -> None:
         """Give the rows of a step their tokens. Who has left in the meantime has none."""
-        there = [(row, one) for row, one in zip(step.rows, step.draws.result(), strict=True) if row.table.blocks]
-        size, window = self._pool.tokens, self._runner.cache.window
+        there = [(row, one) for row, one in zip(step.rows, step.draws.result(), strict=True) if row.tables.blocks]
+        size = self._pool.tokens
         for row, _ in there:
             known = len(row.answer.prompt) + len(row.sequence.output)
             if not known % size:
-                self._pool.learn(row.table, row.sequence.tokens())
-            if window is not None:
-                self._pool.give_back(row.table, max(0, known + 1 - window) // size)
+                self._pool.learn(row.tables, row.sequence.tokens())
+            if self._pool.slides:
+                # The step that is begun already has one token more.
+                self._pool.give_back(row.tables, known)
         self._draw([row for row, _ in there], [one for _, one in there])
 
 

@@ -1,9 +1,10 @@
 """The core of models over pages: each turn is one pass, in which running rows are stepped and prompts are computed in parts.
 
-A row has a table of blocks, so joining and leaving moves nothing. Blocks of a prompt that are known are taken over; those
-that it needs besides are given when it is admitted, and one more whenever a row has filled its last. If there is none then, the
-youngest row gives its blocks back and waits at the head of the line; what is no longer known of it is computed again, and
-since a draw depends on seed and position alone, its text is the same.
+A row has tables of blocks, so joining and leaving moves nothing. Blocks of a prompt that are known are taken over; those
+that it needs besides are given when it is admitted, and one more in each table whenever a row has filled its last. Where layers
+have windows, a row gives back what lies behind them as it goes on, and its tables reach as far ahead as it may get in a
+pass. If there is no block for it then, the youngest row gives its blocks back and waits at the head of the line; what is no
+longer known of it is computed again, and since a draw depends on seed and position alone, its text is the same.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class PagedCore(EngineCore):
 
     @property
     def kv_tokens_free(self) -> int:
-        return min(self._kv_tokens_max, self._pool.available * self._pool.tokens)
+        return min(self._kv_tokens_max, self._runner.layout.cells(self._pool.available, self._pool.tokens))
 
     @property
     def gauges(self) -> dict[str, float]:
@@ -62,9 +63,10 @@ class PagedCore(EngineCore):
 
     def _compute(self) -> None:
         budget = self._share.tokens(running=any(row.begun for row in self._rows))
+        # Who is there goes before who comes: what a prompt has given back behind its windows it needs ahead.
+        self._make_room()
         if self._waiting:
             self._admit(budget)
-        self._make_room()
         stepped = [row for row in self._rows if row.begun]
         if len(stepped) == len(self._rows):
             self._pass(self._guessed(stepped), [])
@@ -106,7 +108,7 @@ class PagedCore(EngineCore):
         for row in reversed([row for row in self._rows if not (keep and row.begun)]):
             self._leave(row)
             self._waiting.appendleft([row.sequence, *row.others])
-        self._pool.renew([row.table for row in self._rows])
+        self._pool.renew([row.tables for row in self._rows])
         if self._told_cache is not None:
             self._told_cache.cleared()
 
@@ -120,7 +122,7 @@ class PagedCore(EngineCore):
         self._pool = self._empty_pool()
 
     def _empty_pool(self) -> BlockPool:
-        pool = BlockPool(self._runner.blocks, self._runner.tokens)
+        pool = BlockPool(self._runner.blocks, self._runner.tokens, self._runner.layout)
         if self._told_cache is not None:
             pool.on_stored = self._stored
             pool.on_removed = self._removed
@@ -181,34 +183,39 @@ class PagedCore(EngineCore):
         named = (adapter.number, adapter.name) if adapter else (0, "")
         root = (*named, answer.request.extra.get("cache_salt"))
         # Whoever is told of each token of the prompt needs each of them computed.
-        shared = [] if told else self._pool.find(tokens, root)
-        needed = self._pool.blocks_for(len(tokens) + 1)
-        free = self._pool.available - self._pool.idle(shared) - (needed - len(shared)) - len(self._rows)
-        # Each row may need another block soon, so there is one left for each; whoever is alone needs none.
+        shared = self._pool.find(() if told else tokens, root)
+        count, each = self._pool.blocks_for(len(tokens) + 1), self._pool.tables
+        taken = self._pool.idle(shared) + self._pool.needed(shared, count)
+        free = self._pool.available - taken - each * len(self._rows)
+        # Each row may need another block in each table soon, so there is one left for each; whoever is alone needs none.
         if free < 0 and self._rows:
             return None
-        table = self._pool.open(root, shared)
-        if not self._pool.grow(table, needed):
-            self._pool.close(table)
+        tables = self._pool.open(root, shared)
+        if not self._pool.grow(tables, count):
+            self._pool.close(tables)
             return None
-        done = len(shared) * self._pool.tokens
+        done = shared.whole * self._pool.tokens
         if told:
             answer.prompt_logprobs = []
         self._asked, self._found = self._asked + len(tokens), self._found + done
         if answer.cached_tokens is None:
             answer.cached_tokens = min(done, len(answer.prompt))
-        row = PagedRow(first, table, tokens, done, group[1 : min(len(group), places, 1 + max(0, free))])
+        others = group[1 : min(len(group), places, 1 + max(0, free // each))]
+        row = PagedRow(first, tables, tokens, done, others)
         self._rows.append(row)
         return row
 
     # ── a pass ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _make_room(self) -> None:
-        """A block for each row that has filled its last; while there is none, let the youngest row wait."""
+        """Blocks for each row that has filled its last, and for prompts what their next part needs; while there are none, let
+        the youngest row wait."""
         size = self._pool.tokens
-        full = [row for row in self._rows if row.begun and row.done == len(row.table.blocks) * size]
-        for row in full:
-            while row.table.blocks and not self._pool.grow(row.table, self._pool.blocks_for(row.done + 1)):
+        for row in list(self._rows):
+            tokens, short = len(row.tokens), self._pool.slides
+            if row.begun:
+                tokens, short = row.done, row.done == len(row.tables.blocks) * size
+            while short and row.tables.blocks and not self._pool.grow(row.tables, self._pool.blocks_for(tokens + 1)):
                 self._put_back(self._rows[-1])
 
     def _guessed(self, stepped: list[PagedRow]) -> Steps:
@@ -218,11 +225,12 @@ class PagedCore(EngineCore):
         steps = []
         for row, drafts in zip(stepped, self._speculation.drafts([row.sequence for row in stepped]), strict=True):
             needed = self._pool.blocks_for(row.done + 1 + len(drafts))
-            missing = needed - len(row.table.blocks)
+            missing = needed - len(row.tables.blocks)
+            left = self._pool.available - missing * self._pool.tables
             if missing > 0 and not (
-                self._pool.available - missing >= len(self._rows) and self._pool.grow(row.table, needed)
+                left >= len(self._rows) * self._pool.tables and self._pool.grow(row.tables, needed)
             ):
-                drafts = drafts[: len(row.table.blocks) * self._pool.tokens - row.done - 1]
+                drafts = drafts[: len(row.tables.blocks) * self._pool.tokens - row.done - 1]
             steps.append((row, drafts))
         return steps
 
@@ -233,7 +241,7 @@ class PagedCore(EngineCore):
 
     def _leave(self, row: PagedRow) -> None:
         self._rows.remove(row)
-        self._pool.close(row.table)
+        self._pool.close(row.tables)
         if self._speculation is not None:
             self._speculation.forget(row.sequence)
 
@@ -255,16 +263,14 @@ class PagedCore(EngineCore):
             row.answer.prompt_logprobs = [*(row.answer.prompt_logprobs or ()), *its]
         for row, count in prompts:
             row.done += count
-            self._pool.learn(row.table, row.tokens[: row.done])
+            self._pool.learn(row.tables, row.tokens[: row.done])
         right = accepted(line.drawings, drawn)
         for drawing, count in zip(line.drawings, right, strict=True):
             if drawing.row.begun:
                 self._stepped(drawing, count)
-        window = self._runner.cache.window
-        if window is not None:
+        if self._pool.slides:
             for row, _ in (*steps, *prompts):
-                # The next token is the first that its window begins for.
-                self._pool.give_back(row.table, max(0, row.done + 1 - window) // self._pool.tokens)
+                self._pool.give_back(row.tables, row.done)
         self._draw_all([drawing.row for drawing in line.drawings], drawn, right)
 
     def _stepped(self, drawing: Drawing, count: int) -> None:
@@ -277,7 +283,7 @@ class PagedCore(EngineCore):
         whole = row.done // size
         row.done += 1 + count
         if row.done // size > whole:
-            self._pool.learn(row.table, [*row.sequence.tokens(), *drafts[:count]][: row.done])
+            self._pool.learn(row.tables, [*row.sequence.tokens(), *drafts[:count]][: row.done])
 
     def _measured(self, steps: Steps, prompts: Work, seconds: float) -> None:
         if not prompts:
@@ -293,7 +299,7 @@ class PagedCore(EngineCore):
         self._draw(rows, [one for its, count in zip(drawn, right, strict=True) for one in (its[:1] if count else its)])
         while further:
             # What a row still had after its end is dropped; a table that is closed is empty.
-            further = [(row, its) for row, its in further if its and row.table.blocks]
+            further = [(row, its) for row, its in further if its and row.tables.blocks]
             self._draw([row for row, _ in further], [its[0] for _, its in further])
             further = [(row, its[1:]) for row, its in further]
 
@@ -318,15 +324,16 @@ class PagedCore(EngineCore):
     def _fork(self, row: PagedRow, sequence: Sequence) -> None:
         """A row for another choice: whole blocks are shared, and the one that is not is copied."""
         whole = row.done // self._pool.tokens
-        table = self._pool.fork(row.table, whole)
+        tables = self._pool.fork(row.tables, whole)
         if row.done % self._pool.tokens:
-            if not self._pool.grow(table, whole + 1):
-                self._pool.close(table)
+            if not self._pool.grow(tables, whole + 1):
+                self._pool.close(tables)
                 self.preemptions += 1
                 self._waiting.appendleft([sequence])
                 return
-            self._runner.cache.copy(row.table.blocks[whole], table.blocks[whole])
-        self._rows.append(PagedRow(sequence, table, [], row.done, begun=True))
+            for its, other in zip(row.tables.each, tables.each, strict=True):
+                self._runner.cache.copy(its.blocks[whole], other.blocks[whole])
+        self._rows.append(PagedRow(sequence, tables, [], row.done, begun=True))
 
     def _failed(self, steps: Steps, prompts: Work, error: Exception) -> None:
         """A pass cannot be computed. Nothing of it counts; prompts in it are tried again, each alone.

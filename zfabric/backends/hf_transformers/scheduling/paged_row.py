@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from zfabric.backends.hf_transformers.cache.block_pool import BlockTable
+from zfabric.backends.hf_transformers.cache.block_table import BlockTables
 from zfabric.backends.hf_transformers.request.sequence import Answer, Sequence
 from zfabric.backends.hf_transformers.runner.paged_runner import Part
 from zfabric.backends.hf_transformers.sampling.logprobs import Entries
@@ -30,7 +30,7 @@ class PagedRow:
     """
 
     sequence: Sequence
-    table: BlockTable
+    tables: BlockTables
     tokens: list[int]
     done: int
     others: list[Sequence] = field(default_factory=list)
@@ -56,13 +56,13 @@ class PagedRow:
         answer, end = self.sequence.answer, self.done + count
         tokens = self.tokens[self.done : end]
         if answer.prompt_logprobs is not None:
-            return Part(answer, tokens, end, self.table, "all")
-        return Part(answer, tokens, end, self.table, "last" if count == self.left else "none")
+            return Part(answer, tokens, end, self.tables, "all")
+        return Part(answer, tokens, end, self.tables, "last" if count == self.left else "none")
 
     def step(self, drafts: Many[int] = ()) -> Part:
         """The newest token of one that is stepped, and what may follow it."""
         tokens = [self.sequence.output[-1], *drafts]
-        return Part(self.sequence.answer, tokens, self.done + len(tokens), self.table, "all" if drafts else "last")
+        return Part(self.sequence.answer, tokens, self.done + len(tokens), self.tables, "all" if drafts else "last")
 
 
 #: A row that is not stepped yet, and how many of its tokens a pass computes.

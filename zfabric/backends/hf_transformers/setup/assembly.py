@@ -14,9 +14,9 @@ from zfabric.backends.front.embed_inputs import EmbedInputs, with_special_tokens
 from zfabric.backends.front.generation_config import GenerationDefaults
 from zfabric.backends.front.parsing import AnswerFormat, template_text
 from zfabric.backends.front.prompts import PromptTokens
-from zfabric.backends.hf_transformers.cache.paged_cache import block_tokens
+from zfabric.backends.hf_transformers.cache.kv_layout import KVLayout
 from zfabric.backends.hf_transformers.cache.state_cache import keeps_states
-from zfabric.backends.hf_transformers.checks.paged_check import why_padded
+from zfabric.backends.hf_transformers.checks.paged_check import layout_or_reason
 from zfabric.backends.hf_transformers.checks.pair_check import check_pairs
 from zfabric.backends.hf_transformers.checks.self_check import check_padding, check_rows, check_verdicts
 from zfabric.backends.hf_transformers.checks.state_check import check_states
@@ -36,11 +36,12 @@ from zfabric.backends.hf_transformers.runner.paged_runner import PagedRunner
 from zfabric.backends.hf_transformers.runner.rope import Ropes
 from zfabric.backends.hf_transformers.runner.speech import SpeechRunner
 from zfabric.backends.hf_transformers.runner.step_graphs import capture_of
-from zfabric.backends.hf_transformers.runner.tensor_parallel import LeadingRunner, Ranks
+from zfabric.backends.hf_transformers.runner.tensor_parallel import Ranks
 from zfabric.backends.hf_transformers.scheduling.engine import Engine
 from zfabric.backends.hf_transformers.scheduling.engine_core import Step
 from zfabric.backends.hf_transformers.scheduling.hearing import Hearing
 from zfabric.backends.hf_transformers.scheduling.input_processor import InputProcessor
+from zfabric.backends.hf_transformers.setup.paging import fitted, paged_runner
 from zfabric.backends.hf_transformers.setup.speculation_setup import Assistant, load_assistant, speculation_of
 from zfabric.errors import ConfigurationError, FabricError
 from zfabric.wire.sampling import UNSETTABLE
@@ -59,7 +60,7 @@ class Assembled:
         lora: Reads adapters, and has the model apply them.
         answer_format: How the model writes reasoning and calls.
         ranks: The others that the model is divided over.
-        padded: Why rows of the cache are padded and not paged; None if they are paged, or if there is no cache.
+        layout: Which layers share blocks of the cache; why its rows are padded and not paged; None if there is no cache.
         graphs: Sizes of steps that are recorded, or why none could be; None where none are to be.
     """
 
@@ -73,7 +74,7 @@ class Assembled:
     adapters: Adapters[Adapter]
     defaults: GenerationDefaults
     answer_format: AnswerFormat
-    padded: str | None
+    layout: KVLayout | str | None
     graphs: int | str | None
     ranks: Ranks | None
 
@@ -124,12 +125,15 @@ def _assemble(options: TransformersOptions, names: tuple[str, ...], told: Told, 
     model = _model(loaded, options)
     _check(loaded, model, options.model)
     adapters = _adapters(options, model, names)
+    layout = layout_or_reason(loaded, model, options) if loaded.generates else None
+    paged = None
+    if isinstance(layout, KVLayout):
+        loaded = fitted(loaded, layout, options)
+        paged = paged_runner(loaded, model, layout, options, ranks)
     prompts = PromptTokens(
         loaded.tokenizer, vocabulary_size=model.vocabulary_size, context_length=loaded.context_length
     )
     defaults = generation_defaults(loaded, options.generation_config)
-    padded = why_padded(loaded, model, options) if loaded.generates else None
-    paged = _paged(loaded, model, options, ranks) if loaded.generates and padded is None else None
     engine = Engine(
         model,
         _input_processor(loaded, options, model, prompts, adapters, defaults, answer_format),
@@ -139,7 +143,7 @@ def _assemble(options: TransformersOptions, names: tuple[str, ...], told: Told, 
         kv_tokens_max=loaded.kv_tokens_max,
         token_budget=TokenBudget(options.prefill_chunk_tokens, options.prefill_wait_ms / 1_000),
         **told._asdict(),
-        speculation=speculation_of(options, loaded, model, assistant, padded),
+        speculation=speculation_of(options, loaded, model, assistant, layout if isinstance(layout, str) else None),
     )
     embedder = _embedder(loaded, model, adapters)
     classifier = _classifier(loaded, prompts, adapters)
@@ -159,7 +163,7 @@ def _assemble(options: TransformersOptions, names: tuple[str, ...], told: Told, 
     if classifier is None and ranks is None and loaded.embeds:
         queue.submit(embedder.pieces(EmbedRequest(inputs=["warm-up"]))).result()
     return Assembled(
-        loaded, engine, embedder, classifier, queue, prompts, model.lora, adapters, defaults, answer_format, padded, graphs,
+        loaded, engine, embedder, classifier, queue, prompts, model.lora, adapters, defaults, answer_format, layout, graphs,
         ranks,
     )  # fmt: skip
 
@@ -204,15 +208,6 @@ def _check(loaded: Loaded, model: ModelRunner, name: str) -> None:
         check_rows(model, loaded.model, loaded.tokenizer, name)
     elif loaded.kind == "encoder":
         check_padding(loaded.encoder, loaded.tokenizer, name)
-
-
-def _paged(loaded: Loaded, model: ModelRunner, options: TransformersOptions, ranks: Ranks | None) -> PagedRunner:
-    """Blocks for as many tokens as the cache may hold."""
-    size = block_tokens(model.device)
-    blocks = -(-loaded.kv_tokens_max // size)
-    if ranks is not None:
-        return LeadingRunner(model, blocks, size, options.narrow, ranks)
-    return PagedRunner(model, blocks, size, options.narrow)
 
 
 def _warm_up(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zfabric.backends.front.embed_inputs import told_prompts
+from zfabric.backends.hf_transformers.cache.kv_layout import KVLayout
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.errors import Detail
 
@@ -15,12 +16,17 @@ if TYPE_CHECKING:
 
 def cache_told(assembled: Assembled, options: TransformersOptions) -> dict[str, Detail]:
     """Of which kind a model's cache is, and how many sizes of steps are recorded."""
-    if assembled.padded is not None:
-        return {"kv_cache": "padded", "kv_cache_padded_because": assembled.padded}
+    layout = assembled.layout
+    if not isinstance(layout, KVLayout):
+        return {"kv_cache": "padded", "kv_cache_padded_because": str(layout)}
     stored, graphs = options.narrow, assembled.graphs
     told: dict[str, Detail] = (
         {"kv_cache": "paged"} if stored is None else {"kv_cache": "paged", "kv_cache_dtype": stored}
     )
+    if len(layout.windows) > 1:
+        told |= {"kv_tables": len(layout.windows)}
+    if layout.kept_because is not None:
+        told |= {"kv_windows_kept_because": layout.kept_because}
     return {**told, "step_graphs": graphs} if isinstance(graphs, int) else told
 
 

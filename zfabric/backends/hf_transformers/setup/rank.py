@@ -13,8 +13,9 @@ import msgspec
 import torch
 import torch.distributed as dist
 
-from zfabric.backends.hf_transformers.cache.block_pool import table_of
-from zfabric.backends.hf_transformers.checks.paged_check import why_padded
+from zfabric.backends.hf_transformers.cache.block_table import table_of
+from zfabric.backends.hf_transformers.cache.kv_layout import KVLayout
+from zfabric.backends.hf_transformers.checks.paged_check import layout_or_reason
 from zfabric.backends.hf_transformers.checks.self_check import check_rows
 from zfabric.backends.hf_transformers.loading.model_loader import load
 from zfabric.backends.hf_transformers.options import TransformersOptions
@@ -41,8 +42,8 @@ def main() -> None:
     os.close(said)
     tensor_parallel.join(options, rank, store)
     model = _model(options)
-    _, blocks, tokens, narrow = messages.get()
-    runner = PagedRunner(model, blocks, tokens, narrow)
+    _, blocks, tokens, narrow, layout = messages.get()
+    runner = PagedRunner(model, blocks, tokens, narrow, layout_told(layout))
     model.warm_up()
     with torch.inference_mode():
         while True:
@@ -53,13 +54,18 @@ def main() -> None:
                 _pass(runner, *its)
 
 
+def layout_told(told: Any) -> KVLayout:
+    """Which layers share blocks, as it comes out of a pipe."""
+    return msgspec.convert(told, KVLayout)
+
+
 def _pass(runner: PagedRunner, rows: Any, drawn: int) -> None:
     """Compute what rank 0 computes; so many tokens of it are on its device alone."""
     tokens = None
     if drawn:
         tokens = torch.empty(drawn, dtype=torch.long, device=runner.model.device)
         dist.broadcast(tokens, 0)
-    runner.forward([Part(_NOBODY, row, end, table_of(table), logits) for row, end, table, logits in rows], tokens)
+    runner.forward([Part(_NOBODY, row, end, table_of(*tables), logits) for row, end, tables, logits in rows], tokens)
 
 
 def _model(options: TransformersOptions) -> ModelRunner:
@@ -67,7 +73,7 @@ def _model(options: TransformersOptions) -> ModelRunner:
     loaded = load(options)
     model = ModelRunner(loaded.model, Ropes(loaded.model))
     check_rows(model, loaded.model, loaded.tokenizer, options.model)
-    why_padded(loaded, model, options)
+    layout_or_reason(loaded, model, options)
     return model
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from zfabric.backends.hf_transformers.cache.paged_cache import block_tokens
-from zfabric.backends.hf_transformers.checks.paged_check import why_padded
+from zfabric.backends.hf_transformers.checks.paged_check import layout_or_reason
 from zfabric.backends.hf_transformers.loading.context_length import context_length, places, token_bytes
 from zfabric.backends.hf_transformers.loading.model_loader import Loaded, load
 from zfabric.backends.hf_transformers.options import TransformersOptions
@@ -61,7 +61,7 @@ def load_assistant(options: TransformersOptions) -> Assistant | None:
     if loaded.room.memory is not None:
         loaded.room.memory.release()
     model = ModelRunner(loaded.model, Ropes(loaded.model))
-    why_padded(loaded, model, its)
+    layout_or_reason(loaded, model, its)
     length = context_length(loaded.model.config.get_text_config())
     return Assistant(loaded, model, token_bytes(model.probe()), min(length, places(loaded.model) or length))
 

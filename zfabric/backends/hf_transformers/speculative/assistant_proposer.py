@@ -12,7 +12,8 @@ from typing import Final
 
 import torch
 
-from zfabric.backends.hf_transformers.cache.block_pool import BlockPool, BlockTable
+from zfabric.backends.hf_transformers.cache.block_pool import BlockPool
+from zfabric.backends.hf_transformers.cache.block_table import BlockTables
 from zfabric.backends.hf_transformers.request.sequence import Answer, Sequence
 from zfabric.backends.hf_transformers.runner.paged_runner import PagedRunner, Part
 from zfabric.backends.hf_transformers.sampling.logits_processors import OFF
@@ -31,12 +32,12 @@ class _Text:
     """What the assistant has of a row.
 
     Attributes:
-        table: Where; None if it is not to be read any more: there was no room for it, it is too long, or a token is unknown here.
+        tables: Where; None if it is not to be read any more: there was no room, it is too long, or a token is unknown here.
         done: Tokens of the row whose keys and values are there.
         fed: Drafts whose are there behind them.
     """
 
-    table: BlockTable | None
+    tables: BlockTables | None
     done: int
     fed: list[int] = field(default_factory=list)
 
@@ -88,8 +89,8 @@ class AssistantProposer(Proposer):
 
     def forget(self, sequence: Sequence) -> None:
         text = self._texts.pop(sequence, None)
-        if text is not None and text.table is not None:
-            self._pool.close(text.table)
+        if text is not None and text.tables is not None:
+            self._pool.close(text.tables)
 
     def clear(self) -> None:
         self._texts.clear()
@@ -135,9 +136,9 @@ class AssistantProposer(Proposer):
             tokens = sequence.tokens()
             root = (sequence.answer.request.extra.get("cache_salt"),)
             shared = self._pool.find(tokens, root)
-            text = _Text(self._pool.open(root, shared), len(shared) * self._pool.tokens)
+            text = _Text(self._pool.open(root, shared), shared.whole * self._pool.tokens)
             self._texts[sequence] = text
-        if text.table is None:
+        if text.tables is None:
             return None
         if text.fed:
             # One at least is left to be read, which the next token is drawn after.
@@ -151,24 +152,24 @@ class AssistantProposer(Proposer):
 
     def _have(self, sequence: Sequence, text: _Text, count: int) -> None:
         """So many tokens more are there, and of the row."""
-        assert text.table is not None
+        assert text.tables is not None
         whole = text.done // self._pool.tokens
         text.done += count
         if text.done // self._pool.tokens > whole:
-            self._pool.learn(text.table, sequence.tokens()[: text.done])
+            self._pool.learn(text.tables, sequence.tokens()[: text.done])
 
     def _grow(self, text: _Text, tokens: int) -> bool:
         """Have room for so many; a text that there is none for is given up."""
-        assert text.table is not None
-        grown = self._pool.grow(text.table, self._pool.blocks_for(tokens))
+        assert text.tables is not None
+        grown = self._pool.grow(text.tables, self._pool.blocks_for(tokens))
         if not grown:
             self._give_up(text)
         return grown
 
     def _give_up(self, text: _Text) -> None:
-        assert text.table is not None
-        self._pool.close(text.table)
-        text.table = None
+        assert text.tables is not None
+        self._pool.close(text.tables)
+        text.tables = None
 
     def _read(self, rows: list[_Asked]) -> None:
         """Parts of long texts, after which nothing is drawn."""
@@ -179,9 +180,9 @@ class AssistantProposer(Proposer):
 
     def _part(self, row: _Asked, tokens: list[int], logits: str) -> Part:
         text = row.text
-        assert text.table is not None
+        assert text.tables is not None
         end = text.done + len(text.fed) + len(tokens)
-        return Part(_NOBODY, tokens, end, text.table, "last" if logits == "last" else "none")
+        return Part(_NOBODY, tokens, end, text.tables, "last" if logits == "last" else "none")
 
     # ── guessing ────────────────────────────────────────────────────────────────────────────────────────────────────
 
