@@ -100,6 +100,17 @@ def test_a_form_holds_bytes_as_they_are() -> None:
     assert fields_of(FORM, body) == [("file", value), ("model", b"m")]
 
 
+def test_a_form_has_bounds() -> None:
+    def form(*fields: bytes) -> bytes:
+        return b"".join(b"--xyz\r\n" + field + b"\r\n\r\nv\r\n" for field in fields) + b"--xyz--\r\n"
+
+    head = b'Content-Disposition: form-data; name="a"'
+    assert fields_of(FORM, form(*[head] * 64)) == [("a", b"v")] * 64
+    for fields in ([head] * 65, [head + b"\r\nX: y" * 8], [head + b"; x=" + b"y" * 1_024]):
+        with pytest.raises(RequestError, match="form"):
+            fields_of(FORM, form(*fields))
+
+
 @pytest.mark.parametrize("body", [b"", b"--xyz", b"--abc--", b"--xyz\r\nX: y\r\n\r\nz\r\n--xyz--", b"--xyz\r\n" * 70])
 def test_what_is_no_form_is_refused(body: bytes) -> None:
     with pytest.raises(RequestError, match="form"):
