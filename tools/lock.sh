@@ -36,7 +36,7 @@ compile demo "${project[@]}" --extra transformers --constraint requirements/torc
 # What tests and benchmarks on a host with a GPU need: see tools/gpu.py.
 compile gpu pyproject.toml --extra cli --extra transformers --extra quantized --extra gpu --constraint requirements/torch.txt
 # With all that vLLM needs but itself, which requirements/vllm*.txt hold: see tools/bootstrap.py.
-compile test "${project[@]}" --extra hf-api --extra ray --extra transformers --extra quantized --extra bench --extra test "${torch[@]}" requirements/vllm.in
+compile test "${project[@]}" --extra audio --extra hf-api --extra ray --extra transformers --extra quantized --extra bench --extra test "${torch[@]}" requirements/vllm.in
 # Of its own: what load tools and clients want of other packages is not what engines want.
 compile clients pyproject.toml --extra clients "${torch[@]}"
-compile previous "${project[@]}" --extra ray --extra transformers --extra test "${torch[@]}" requirements/vllm-previous.in
+compile previous "${project[@]}" --extra audio --extra ray --extra transformers --extra test "${torch[@]}" requirements/vllm-previous.in

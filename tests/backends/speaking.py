@@ -1,10 +1,8 @@
-"""A tiny Whisper of random weights, and sounds for it."""
+"""A tiny Whisper of random weights."""
 
 from __future__ import annotations
 
 import functools
-import io
-import wave
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,8 @@ from transformers import (
 )
 
 from tests.backends.tiny import byte_tokenizer
+from tests.voices import RATE
 
-RATE = 16_000
 SECONDS = 2
 LANGUAGES = {"<|en|>": 260, "<|de|>": 261, "<|fr|>": 262}
 TASKS = {"translate": 263, "transcribe": 264}
@@ -57,30 +55,6 @@ def save_whisper(directory: Path) -> Path:
     WhisperFeatureExtractor(feature_size=8, chunk_length=SECONDS).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
-
-
-def voice(seed: int, seconds: float = 1.0, rate: int = RATE) -> np.ndarray:
-    """Something that changes all the time, between -1 and 1, of tones that any rate here has."""
-    random = np.random.default_rng(seed)
-    times = np.arange(int(seconds * rate)) / rate
-    tones = [np.sin(2 * np.pi * random.uniform(100, 3_000) * times + random.uniform(0, 6)) for _ in range(5)]
-    return np.asarray(sum(tones) / 5 * (0.5 + 0.5 * np.sin(7 * times + seed)), dtype=np.float64)
-
-
-def wav(samples: np.ndarray, rate: int = RATE, width: int = 2, channels: int = 1) -> bytes:
-    """A WAV of whole numbers, each channel the same."""
-    file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setnchannels(channels)
-        writer.setsampwidth(width)
-        writer.setframerate(rate)
-        top = 2 ** (8 * width - 1) - 1
-        whole = np.round(np.repeat(samples, channels) * top).astype("<i8")
-        if width == 1:
-            writer.writeframes((whole + 128).astype(np.uint8).tobytes())
-        else:
-            writer.writeframes(whole.view(np.uint8).reshape(-1, 8)[:, :width].tobytes())
-    return file.getvalue()
 
 
 @functools.cache

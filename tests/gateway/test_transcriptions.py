@@ -11,14 +11,15 @@ import openai
 import pytest
 from transformers import AutoTokenizer
 
-from tests.backends.speaking import RATE, save_whisper, transcribed, voice, wav
+from tests.backends.speaking import save_whisper, transcribed
 from tests.gateway.conftest import gateway
+from tests.voices import RATE, voice, wav
 from zfabric.backends.echo import EchoWorker
-from zfabric.backends.front.sounds import samples_of
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import RequestError
 from zfabric.gateway.multipart import fields_of
+from zfabric.sounds import samples_of
 
 FORM = b"multipart/form-data; boundary=xyz"
 
@@ -58,7 +59,7 @@ async def test_openais_client_has_sounds_written_down_and_translated(tmp_path: P
         message = {"role": "user", "content": [{"type": "audio", "audio": data}]}
         own = await served.fabric.chat("whisper", [message], extra={"language": "de"}, temperature=0)
         assert own.text.lstrip() == plain.text
-        with pytest.raises(openai.BadRequestError, match=r"2\.50 s, this model hears 2 s"):
+        with pytest.raises(openai.BadRequestError, match=r"2\.50 s, at most 2 s are heard"):
             await audio.transcriptions.create(model="whisper", file=("a.wav", wav(voice(3, 2.5))))
         with pytest.raises(openai.BadRequestError, match="klingon"):
             await audio.transcriptions.create(**sound, language="klingon")

@@ -13,10 +13,11 @@ import torch
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from zfabric.backends.front.chat import parts_of
-from zfabric.backends.front.sounds import samples_of, sounds_of
+from zfabric.backends.front.sounds import sounds_of
 from zfabric.backends.hf_transformers.request.sequence import Answer
 from zfabric.backends.hf_transformers.runner.speech import FEATURES, HEARD, SpeechRunner
 from zfabric.errors import ParameterRangeError, RequestError, UnsupportedParameterError
+from zfabric.sounds import samples_of
 
 #: Keys of a request's `extra`.
 LANGUAGE: Final = "language"
@@ -66,6 +67,7 @@ class Hearing:
 
         Raises:
             RequestError: There is not one sound, it cannot be read or is too long, or a text is none that can stand before it.
+            UnsupportedOperationError: It is no WAV, and the extra "audio" is not installed.
             UnsupportedParameterError: Another language than English is named, or a task, and the model knows no other.
             ParameterRangeError: It knows others.
         """
