@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import openai
 import pytest
 from transformers import AutoTokenizer
@@ -19,7 +21,9 @@ from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import RequestError
 from zfabric.gateway.multipart import fields_of
-from zfabric.sounds import samples_of
+from zfabric.gateway.transcriptions import AudioWording, audio_request
+from zfabric.sounds import pieces_of, samples_of
+from zfabric.wire.payloads import Delta
 
 FORM = b"multipart/form-data; boundary=xyz"
 
@@ -30,10 +34,13 @@ async def test_openais_client_has_sounds_written_down_and_translated(tmp_path: P
     data = wav(voice(3))
     heard = samples_of(data, RATE, 2)
 
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+
+    def raw(samples: np.ndarray, **asked: Any) -> str:
+        return str(tokenizer.decode(transcribed(directory, samples, **asked), skip_special_tokens=True))
+
     def expected(**asked: Any) -> str:
-        tokens = transcribed(directory, heard, **asked)
-        text: str = AutoTokenizer.from_pretrained(directory).decode(tokens, skip_special_tokens=True)
-        return text.lstrip()
+        return raw(heard, **asked).lstrip()
 
     async with gateway(ModelWorker(options)) as served:
         sound: Any = {"model": "whisper", "file": ("a.wav", data)}
@@ -59,10 +66,36 @@ async def test_openais_client_has_sounds_written_down_and_translated(tmp_path: P
         message = {"role": "user", "content": [{"type": "audio", "audio": data}]}
         own = await served.fabric.chat("whisper", [message], extra={"language": "de"}, temperature=0)
         assert own.text.lstrip() == plain.text
-        with pytest.raises(openai.BadRequestError, match=r"2\.50 s, at most 2 s are heard"):
-            await audio.transcriptions.create(model="whisper", file=("a.wav", wav(voice(3, 2.5))))
+        long = wav(voice(4, 7.0, 8_000), 8_000)
+        parts = [samples_of(piece.data, RATE, 2) for piece in pieces_of(long, 2)]
+        assert len(parts) > 3
+        texts = [raw(part, language="de", task="transcribe") for part in parts]
+        assert len(set(texts)) > 2
+        spoken: Any = {"model": "whisper", "file": ("a.wav", long), "language": "de"}
+        whole = await audio.transcriptions.create(**spoken)
+        assert whole.text == "".join(texts).lstrip()
+        assert whole.usage.type == "tokens"
+        assert whole.usage.input_tokens == 100 * len(parts)
+        events = [event async for event in await audio.transcriptions.create(**spoken, stream=True)]
+        assert events[-1].text == whole.text
+        assert "".join(event.delta for event in events if event.type == "transcript.text.delta") == whole.text
+        with pytest.raises(openai.BadRequestError, match="cannot be read"):
+            await audio.transcriptions.create(model="whisper", file=("a.mp3", b"ID3 and no more"))
         with pytest.raises(openai.BadRequestError, match="klingon"):
             await audio.transcriptions.create(**sound, language="klingon")
+
+
+def test_pieces_are_told_in_their_order() -> None:
+    wording = AudioWording(audio_request([("file", b""), ("model", b"m")], "transcribe"))
+    told = [
+        wording.delta(position, Delta(text=text, finish_reason="stop" if last else None))
+        for position, text, last in (
+            (1, " c", False), (0, " a", False), (2, " e", True), (1, "d", True), (0, " b", False), (0, "", True), (3, " f", True),
+        )
+    ]  # fmt: skip
+    assert [json.loads(event.partition(b"data: ")[2])["delta"] if event else "" for event in told] == [
+        "", "a", "", "", " b", " cd e", " f",
+    ]  # fmt: skip
 
 
 async def test_what_is_not_served_is_refused_by_name() -> None:

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from tests.voices import RATE, voice, wav
-from zfabric.errors import RequestError, UnsupportedOperationError
-from zfabric.sounds import samples_of
+from zfabric.errors import RequestError, TooLargeError, UnsupportedOperationError
+from zfabric.limits import SOUND_BYTES_MAX
+from zfabric.sounds import Piece, pieces_of, samples_of
+from zfabric.sounds.pieces import cuts
 from zfabric.sounds.resampling import resampled
 
 
@@ -142,3 +144,46 @@ def test_what_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(samples_of(wav(voice(1)), RATE, 2)) == RATE
     with pytest.raises(UnsupportedOperationError, match=r"zfabric\[audio\]"):
         samples_of(b"ID3", RATE, 2)
+
+
+def test_a_long_sound_is_cut_where_it_is_quiet() -> None:
+    sound = np.random.default_rng(0).uniform(-0.9, 0.9, 7 * RATE)
+    quiet = [1.95, 3.8, 5.7]
+    for seconds in quiet:
+        sound[int((seconds - 0.06) * RATE) : int((seconds + 0.06) * RATE)] *= 0.01
+    data = wav(sound)
+    pieces = pieces_of(data, 2)
+    assert [piece.start for piece in pieces] == pytest.approx([0, *quiet], abs=0.02)
+    assert all(0 < piece.seconds <= 2 for piece in pieces)
+    parts = [samples_of(piece.data, RATE, 2) for piece in pieces]
+    assert [len(part) / RATE for part in parts] == [piece.seconds for piece in pieces]
+    # Nothing is lost, and nothing is there twice.
+    np.testing.assert_array_equal(np.concatenate(parts), samples_of(data, RATE, 7))
+
+
+def test_a_sound_without_pauses_is_cut_all_the_same() -> None:
+    for sound in (np.zeros(10 * RATE), np.ones(10 * RATE), voice(1, 10)):
+        places = cuts(sound.astype(np.float32), RATE, 2)
+        lengths = np.diff([0, *places, len(sound)])
+        assert (lengths <= 2 * RATE).all()
+        assert (lengths[:-1] >= 1.8 * RATE).all()
+    # Where all is as quiet, the pieces are as long as may be.
+    assert cuts(np.zeros(5 * RATE, dtype=np.float32), RATE, 2)[0] > 1.94 * RATE
+    assert cuts(np.zeros(2 * RATE, dtype=np.float32), RATE, 2) == []
+    assert all(np.diff([0, *cuts(np.ones(99, dtype=np.float32), RATE, 0.001), 99]) <= 16)
+
+
+def test_one_piece_is_sent_as_what_anybody_reads() -> None:
+    data = wav(voice(1, 1.0, 8_000), 8_000)
+    assert pieces_of(data, 2) == [Piece(0.0, 1.0, data)]
+    (piece,) = pieces_of(coded(voice(1), RATE, "flac", "flac"), 2)
+    np.testing.assert_allclose(samples_of(piece.data, RATE, 2), voice(1), atol=1e-4)
+
+
+def test_sounds_have_bounds() -> None:
+    with pytest.raises(TooLargeError, match=str(SOUND_BYTES_MAX)):
+        pieces_of(bytes(SOUND_BYTES_MAX + 1), 2)
+    with pytest.raises(RequestError, match="at most 3 s"):
+        pieces_of(wav(voice(1, 4.0)), 2, seconds_max=3)
+    with pytest.raises(RequestError, match="more than 3 s"):
+        pieces_of(coded(voice(1, 4.0), RATE, "flac", "flac"), 2, seconds_max=3)

@@ -13,6 +13,7 @@ from zfabric.client.reader import AnswerReader, AnswerStream
 from zfabric.errors import BackendError, ClosedError, FabricError
 from zfabric.limits import MODELS_KNOWN_MS, READY_TIMEOUT_MS
 from zfabric.wire.payloads import Delta
+from zfabric.wire.status import ModelStatus
 
 
 class Sink(Protocol):
@@ -39,9 +40,9 @@ class FabricClient:
         self._sinks: dict[AnswerStream, Sink] = {}
         self._reader: AnswerReader | None = None
         self._task: asyncio.Task[None] | None = None
-        #: Contexts of models by all of their names, until when they hold, and who asks for them anew.
-        self._contexts: dict[str, int] = {}
-        self._contexts_until_s = 0.0
+        #: Models by all of their names, until when they hold, and who asks for them anew.
+        self._models: dict[str, ModelStatus] = {}
+        self._models_until_s = 0.0
         self._asking = asyncio.Lock()
 
     def open(self) -> None:
@@ -65,20 +66,20 @@ class FabricClient:
         self._sinks[stream] = sink
         return stream
 
-    async def context_length(self, model: str) -> int:
-        """Tokens of prompt and answer together, as of MODELS_KNOWN_MS ago at most; 0 where that is not known."""
-        if time.monotonic() >= self._contexts_until_s:
+    async def model(self, name: str) -> ModelStatus | None:
+        """A model as of MODELS_KNOWN_MS ago at most; None where it is not known."""
+        if time.monotonic() >= self._models_until_s:
             async with self._asking:
-                if time.monotonic() >= self._contexts_until_s:
-                    await self._ask_contexts()
-        return self._contexts.get(model, 0)
+                if time.monotonic() >= self._models_until_s:
+                    await self._ask_models()
+        return self._models.get(name)
 
-    async def _ask_contexts(self) -> None:
+    async def _ask_models(self) -> None:
         # What is wrong is told to the caller by its request itself.
         with contextlib.suppress(FabricError):
             found = await self.client.models(timeout=READY_TIMEOUT_MS / 1_000)
-            self._contexts = {name: one.context_length for one in found for name in (one.name, *one.aliases)}
-        self._contexts_until_s = time.monotonic() + MODELS_KNOWN_MS / 1_000
+            self._models = {name: one for one in found for name in (one.name, *one.aliases)}
+        self._models_until_s = time.monotonic() + MODELS_KNOWN_MS / 1_000
 
     async def _read(self, reader: AnswerReader) -> None:
         while True:

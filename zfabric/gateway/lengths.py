@@ -28,7 +28,8 @@ async def check_lengths(call: Call, asks: list[Ask]) -> None:
         length = ask.options.get("max_tokens")
         if not isinstance(length, int) or length <= 0 or ask.options.get("truncate_prompt"):
             continue
-        context = await call.fabric.context_length(ask.model)
+        model = await call.fabric.model(ask.model)
+        context = 0 if model is None else model.context_length
         if not context or length + len(call.body) + TEMPLATE_TOKENS <= context:
             continue
         tokens = 1

@@ -11,6 +11,7 @@ from typing import Final
 # One namespace, in several files for the sake of their length.
 from zfabric.limits.cells import *  # noqa: F403
 from zfabric.limits.dispatch import *  # noqa: F403
+from zfabric.limits.sounds import *  # noqa: F403
 
 # ── Time ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 #: One beat a second is noise on any link, and three lost ones still mean a detection within seconds.

@@ -21,6 +21,11 @@ def sounds_of(messages: Sequence[Message]) -> list[bytes]:
     return [_bytes(part) for part in parts if isinstance(part, dict) and part.get("type") in SOUNDS]
 
 
+def seconds_heard(extractor: Any) -> float:
+    """The longest sound that a model hears at once, by its feature extractor of transformers."""
+    return float(extractor.n_samples / extractor.sampling_rate)
+
+
 def _bytes(part: dict[str, Any]) -> bytes:
     """Of {"type": "audio", "audio": …}, {"type": "audio_url", "audio_url": {"url": …}} or OpenAI's
     {"type": "input_audio", "input_audio": {"data": …, "format": …}}, whose data are base64 without a head."""

@@ -17,7 +17,12 @@ from zfabric.backends.front.cached import CacheTranslator
 from zfabric.backends.front.embed_inputs import cosines
 from zfabric.backends.front.weight_files import WeightsDirectory
 from zfabric.backends.hf_transformers.options import TransformersOptions
-from zfabric.backends.hf_transformers.setup.model_details import cache_told, speculation_told, vectors_told
+from zfabric.backends.hf_transformers.setup.model_details import (
+    cache_told,
+    hearing_told,
+    speculation_told,
+    vectors_told,
+)
 from zfabric.errors import EngineStalledError, FabricError, UnsupportedOperationError
 from zfabric.wire.chat import OPTIONS
 from zfabric.wire.extra import COMMON
@@ -175,6 +180,7 @@ class ModelWorker(StepwiseModelWorker):
                 **({"tensor_parallel": self.options.tensor_parallel} if divided else {}),
                 **(cache_told(self._assembled, self.options) if loaded.generates else {}),
                 **vectors_told(loaded),
+                **hearing_told(loaded),
                 **(self._assembled.answer_format.details if loaded.generates else {}),
                 **({"weight_version": version} if (version := self._assembled.engine.weight_version) else {}),
                 **({"generation_config_not_done": ", ".join(not_done)} if not_done else {}),

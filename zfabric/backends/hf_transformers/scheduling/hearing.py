@@ -13,7 +13,7 @@ import torch
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from zfabric.backends.front.chat import parts_of
-from zfabric.backends.front.sounds import sounds_of
+from zfabric.backends.front.sounds import seconds_heard, sounds_of
 from zfabric.backends.hf_transformers.request.sequence import Answer
 from zfabric.backends.hf_transformers.runner.speech import FEATURES, HEARD, SpeechRunner
 from zfabric.errors import ParameterRangeError, RequestError, UnsupportedParameterError
@@ -78,7 +78,7 @@ class Hearing:
                 f"this model writes down what is said: it takes one sound in one message, there are {len(sounds)}"
             )
         rate = int(self._extractor.sampling_rate)
-        samples = samples_of(sounds[0], rate, self._extractor.n_samples / rate)
+        samples = samples_of(sounds[0], rate, seconds_heard(self._extractor))
         features = self._extractor(samples, sampling_rate=rate, return_tensors="pt")[FEATURES]
         answer.media = {FEATURES: features}
         language, task = request.extra.get(LANGUAGE, self._language), request.extra.get(TASK, self._task)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zfabric.backends.front.embed_inputs import told_prompts
+from zfabric.backends.front.sounds import seconds_heard
 from zfabric.backends.hf_transformers.cache.kv_layout import KVLayout
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.errors import Detail
+from zfabric.sounds import HEARS_SECONDS
 
 if TYPE_CHECKING:
     from zfabric.backends.hf_transformers.loading.model_loader import Loaded
@@ -34,6 +36,11 @@ def speculation_told(options: TransformersOptions) -> dict[str, Detail]:
     """Who guesses."""
     told: dict[str, Detail] = {} if options.speculation is None else {"speculation": options.speculation}
     return told if options.assistant is None else {**told, "assistant": options.assistant}
+
+
+def hearing_told(loaded: Loaded) -> dict[str, Detail]:
+    """How long a sound may be, for those who cut longer ones."""
+    return {HEARS_SECONDS: seconds_heard(loaded.processor)} if loaded.kind == "speech" else {}
 
 
 def vectors_told(loaded: Loaded) -> dict[str, Detail]:
