@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -264,3 +265,29 @@ async def test_weights_are_quantized_as_they_are_loaded(smollm2: Path, name: Any
     await answers.until("a")
     await worker.close()
     assert "Paris" in answers.text("a")
+
+
+def test_what_torchao_says_to_nobody_is_left_out(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torchao
+    from torch.utils import _pytree
+    from torchao.quantization.quantize_.common import KernelPreference
+
+    load, use = "Failed to load %s: %s", "%s is an Enum subclass and is now natively supported"
+    # What is left out is what these releases say.
+    assert 'logger.warning(f"Failed to load {' in Path(torchao.__file__).read_text()
+    assert "is an Enum subclass and is now natively supported" in Path(_pytree.__file__).read_text()
+
+    def seen(logger: str, message: str, *its: Any) -> bool:
+        caplog.clear()
+        logging.getLogger(logger).warning(message, *its)
+        return bool(caplog.records)
+
+    assert not seen(_pytree.log.name, use, KernelPreference)
+    assert seen(_pytree.log.name, use, logging.Logger)
+    assert seen(_pytree.log.name, "%s is no Enum", KernelPreference)
+    assert seen(torchao.logger.name, "Skipping import of cpp extensions")
+    for gpu in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        assert seen(torchao.logger.name, load, "_C_mxfp8.so", "no CUDA") is gpu

@@ -14,3 +14,10 @@
 - `request`: what is asked and how far its answer is.
 - `parameters`: what a model computes with: weights as they are stored, packed, quantized, adapted and replaced.
 """
+
+from __future__ import annotations
+
+from zfabric.backends.hf_transformers.foreign_logs import hush
+
+# Before anything here imports transformers, in whichever process.
+hush()
