@@ -327,6 +327,8 @@ class ModelWorker(StepwiseModelWorker):
         if self._assembled is None:
             return EngineLoad()
         engine = self._assembled.engine
+        # Whoever plans memory of the same device is told here, since this is looked at every beat.
+        self._assembled.loaded.room.took(engine.kv_tokens_held)
         # In tokens: what blocks are depends on the kind of cache.
         return EngineLoad(
             waiting=engine.waiting,

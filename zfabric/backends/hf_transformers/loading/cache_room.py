@@ -53,6 +53,11 @@ class Room(NamedTuple):
         """Cells of a row of usual length."""
         return self.row_cells + USUAL_TOKENS * self.grows
 
+    def took(self, cells: int) -> None:
+        """So many cells have memory: see `MemoryPlan.took`."""
+        if self.memory is not None:
+            self.memory.took(self.memory.bytes * cells // self.tokens)
+
 
 def runner_of(kind: Kind) -> type[ModelRunner]:
     """How models of a kind are run."""

@@ -1,8 +1,9 @@
 """How much of a device's memory each model here means to take: planned when it is loaded, and named in one place.
 
 A cache of keys and values grows as requests come, so what a device says is free when a second model is loaded has been promised
-to the first one already. Models of this host's workers therefore leave word of what they plan, each in a file that it holds a
-lock on: the lock goes with the process, however that ends.
+to the first one already. Models of this host's workers therefore leave word of what they plan, and of what they have taken of it,
+which the device does not call free any more, each in a file that it holds a lock on: the lock goes with the process, however that
+ends.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from zfabric.errors import ConfigurationError
 
@@ -35,6 +36,15 @@ class MemoryPlan:
     bytes: int
     graphs: int = 0
     _file: Any = None
+    _taken: int = 0
+
+    def took(self, size: int) -> None:
+        """So many bytes of it are allocated, or were: what is given back stays with the process, and is free for nobody else."""
+        size = min(size, self.bytes)
+        if self._file is not None and size > self._taken:
+            self._taken = size
+            # In one piece, over what stood there: others may read at any time.
+            os.pwrite(self._file.fileno(), _figures(self.bytes, size), 0)
 
     def release(self) -> None:
         """The model is gone. Safe to call twice."""
@@ -72,10 +82,10 @@ def plan(
         others = _others(place)
         size = wanted
         if size is None:
-            left = free_bytes() - sum(others.values())
+            left = free_bytes() - sum(one.bytes - one.taken for one in others.values())
             size = int(left * SHARE)
             if others and size < least:
-                told = ", ".join(f"{name} ({planned / 2**30:.2f} GiB)" for name, planned in sorted(others.items()))
+                told = ", ".join(f"{name} ({one})" for name, one in sorted(others.items()))
                 raise ConfigurationError(
                     f"model {model!r}: device {device} has {max(left, 0) / 2**30:.2f} GiB free beside what is planned for "
                     f"{told}; give those models and this one a --kv-tokens-max each",
@@ -106,23 +116,38 @@ def _place(directory: Path | None, device: str) -> Path:
 def _name_it(place: Path, model: str, size: int) -> Any:
     """Leave word of a plan, for as long as the file that is returned is open."""
     file = tempfile.NamedTemporaryFile("w+", suffix=".plan", dir=place, delete=False, encoding="utf-8")  # noqa: SIM115
-    file.write(f"{size} {model}")
+    file.write(f"{_figures(size, 0).decode()}{model}")
     file.flush()
     _lock(file, wait=False)
     return file
 
 
-def _others(place: Path) -> dict[str, int]:
+def _figures(planned: int, taken: int) -> bytes:
+    """What a file begins with: as wide, whatever they are."""
+    return f"{planned:020d} {taken:020d} ".encode()
+
+
+class _Other(NamedTuple):
+    """What another model plans, and has of it."""
+
+    bytes: int
+    taken: int
+
+    def __str__(self) -> str:
+        return f"{self.bytes / 2**30:.2f} GiB, {self.taken / 2**30:.2f} GiB of it taken"
+
+
+def _others(place: Path) -> dict[str, _Other]:
     """What is planned by all that live; what the dead have left is removed. Each has a name of its own."""
-    found: dict[str, int] = {}
+    found: dict[str, _Other] = {}
     for path in sorted(place.glob("*.plan")):
         with contextlib.suppress(OSError, ValueError), path.open("r+", encoding="utf-8") as file:
             if _lock(file, wait=False):
                 path.unlink()
                 continue
-            size, _, model = file.read().partition(" ")
+            size, taken, model = file.read().split(" ", 2)
             name = model if model not in found else f"{model} {path.stem}"
-            found[name] = int(size)
+            found[name] = _Other(int(size), int(taken))
     return found
 
 

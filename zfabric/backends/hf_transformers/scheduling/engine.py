@@ -213,6 +213,11 @@ class Engine:
         """Cells of the cache that are not in use."""
         return self._core.kv_tokens_free
 
+    @property
+    def kv_tokens_held(self) -> int:
+        """Cells of the cache that have memory."""
+        return self._core.kv_tokens_held
+
     # ── the input processor's thread ──────────────────────────────────────────────────────────────────────────────────
 
     def _prepare(self, answer: Answer) -> None:

@@ -88,6 +88,11 @@ class EngineCore(ABC):
     def kv_tokens_free(self) -> int:
         """Tokens that the cache has room for beside those in use. From any thread."""
 
+    @property
+    @abstractmethod
+    def kv_tokens_held(self) -> int:
+        """Tokens that the cache has memory for, in use or not. From any thread."""
+
     @abstractmethod
     def _compute(self) -> None:
         """Some prompt tokens, and one step of the batch."""

@@ -39,8 +39,12 @@ class PaddedCore(EngineCore):
 
     @property
     def kv_tokens_free(self) -> int:
+        return max(0, self._kv_limit - self.kv_tokens_held)
+
+    @property
+    def kv_tokens_held(self) -> int:
         prefill = self._prefill
-        return max(0, self._kv_limit - self._batch.cells() - (0 if prefill is None else prefill.done))
+        return self._batch.cells() + (0 if prefill is None else prefill.done)
 
     @property
     def _kv_limit(self) -> int:

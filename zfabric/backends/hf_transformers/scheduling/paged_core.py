@@ -57,6 +57,11 @@ class PagedCore(EngineCore):
         return min(self._kv_tokens_max, self._runner.layout.cells(self._pool.available, self._pool.tokens))
 
     @property
+    def kv_tokens_held(self) -> int:
+        # Pages are there from the first pass on, which is before the first request.
+        return self._kv_tokens_max
+
+    @property
     def gauges(self) -> dict[str, float]:
         guessed = {} if self._speculation is None else self._speculation.gauges
         return {"prefix_cache_queries": self._asked, "prefix_cache_hits": self._found, **guessed}
