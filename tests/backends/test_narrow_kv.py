@@ -185,6 +185,19 @@ async def test_the_type_is_told_and_counted(tiny_llama: Path) -> None:
         assert info.details["kv_tokens_max"] == 2**30 // (2 * 2 * 2 * size)
 
 
+async def test_a_search_keeps_the_models_type_and_counts_by_it(start: Start, tiny_llama: Path) -> None:
+    """Two layers with two heads of keys and of values, each of 16 numbers of 4 bytes, where pages have 16 and a scale of 2."""
+    worker, answers = await start(kv_cache_dtype="int8", kv_tokens_max=400)
+    prompt = len(AutoTokenizer.from_pretrained(tiny_llama)("Hello")["input_ids"])
+    room = 400 * 18 // 64
+    searched: dict[str, Any] = {"use_beam_search": True, "best_of": 2, "ignore_eos": True}
+    worker.begin(ask("fits", "Hello", max_new_tokens=room // 2 - prompt, **searched))
+    worker.begin(ask("large", "Hello", max_new_tokens=room // 2 - prompt + 1, **searched))
+    await answers.until("fits", "large")
+    assert len(answers.tokens("fits")) == room // 2 - prompt
+    assert f"has room for {room}" in str(answers.errors["large"])
+
+
 async def test_padded_rows_have_none(start: Start, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="kv_cache_dtype 'fp8' goes with a paged cache, not a padded one"):
         await start(kv_cache="padded", kv_cache_dtype="fp8")

@@ -188,6 +188,18 @@ async def test_every_answer_is_what_it_is_without(
         assert accepted == drafted if options is by_itself else 0 < accepted < drafted * 0.8
 
 
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+async def test_guesses_over_narrow_keys_and_values_change_nothing(start: Start, kind: str) -> None:
+    asked = [one for one in requests("\0") if one.request_id in ("greedy", "logprobs", "draws", "three", "resumed")]
+    _, plain = await all_answered(start, asked, kv_cache_dtype=kind)
+    worker, answers = await all_answered(start, asked, kv_cache_dtype=kind, speculation="ngram", prompt_lookup_min=1)
+    for one in asked:
+        assert told(answers, one.request_id) == told(plain, one.request_id)
+        assert logprobs(answers, one.request_id) == logprobs(plain, one.request_id)
+    drafted, accepted = counted(worker)
+    assert 0 < accepted < drafted
+
+
 @pytest.mark.parametrize("streams", [1, 3])
 async def test_a_text_that_repeats_itself_takes_fewer_passes(start: Start, streams: int) -> None:
     worker, answers = await start(speculation="ngram", num_speculative_tokens=6)

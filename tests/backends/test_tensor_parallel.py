@@ -113,6 +113,26 @@ async def test_two_processes_say_what_one_says(served: tuple[ModelWorker, Answer
         led(worker).send("copy", 0, 1)
 
 
+async def test_two_processes_guess_over_narrow_keys_as_one_does_not(even_llama: Path) -> None:
+    found = []
+    narrow = {"kv_cache_dtype": "int8"}
+    for options in (
+        narrow | {"tensor_parallel": 1},
+        narrow | {"speculation": "ngram", "prompt_lookup_min": 1},
+    ):
+        worker = ModelWorker(divided(even_llama, **options))
+        worker.steps = answers = Answers()
+        await worker.load()
+        for number in range(3):
+            worker.begin(greedy(f"{number}", "abcabcab" * 3 + str(number), 40))
+        await answers.until("0", "1", "2")
+        found.append([answers.tokens(f"{number}") for number in range(3)])
+        gauges = worker.load_report().gauges
+        await worker.close()
+    assert found[0] == found[1]
+    assert 0 < gauges["accepted_draft_tokens"] <= gauges["draft_tokens"]
+
+
 def test_a_rank_ends_with_the_pipe_of_its_worker(lonely: subprocess.Popen[bytes], even_llama: Path) -> None:
     """However that is closed, and although the rank waits for others, which do not come."""
     assert lonely.stdin is not None

@@ -41,12 +41,14 @@ class Room(NamedTuple):
         memory: What was planned for it; None where nothing is.
         row_cells: Cells that each row takes, however short its text: those of its states.
         grows: Whether it takes another one with each token.
+        search_tokens: Cells of the model's own type that take as much memory: a beam search has such; None where all are of that.
     """
 
     tokens: int
     memory: MemoryPlan | None = None
     row_cells: int = 0
     grows: bool = True
+    search_tokens: int | None = None
 
     @property
     def usual_row(self) -> int:
@@ -79,12 +81,16 @@ def room_of(model: Any, kind: Kind, options: TransformersOptions, token_bytes_be
         # It has none, and its requests are bounded by their number alone.
         return Room(options.kv_tokens_max or _BATCH_MAX_OTHER * USUAL_TOKENS)
     runner = runner_of(kind)(model)
-    if model.device.type != "cuda" and options.kv_tokens_max is not None and not runner.states:
+    stored = options.narrow
+    if model.device.type != "cuda" and options.kv_tokens_max is not None and not runner.states and stored is None:
         return Room(options.kv_tokens_max)
     with named(options.model):
         cache = runner.probe()
-    state, stored = state_bytes(cache), options.narrow
-    size = token_bytes(cache) if stored is None or kind in RUNNERS or state else narrow_token_bytes(cache, stored)
+    state = state_bytes(cache)
+    size = wide = token_bytes(cache)
+    if stored is not None and kind not in RUNNERS and not state:
+        size = narrow_token_bytes(cache, stored)
+    narrowed = size / wide if size < wide else None
     if not size and not state:
         raise ConfigurationError(
             f"a model of type {model.config.model_type!r} keeps no cache of keys and values, which this backend steps by",
@@ -106,6 +112,8 @@ def room_of(model: Any, kind: Kind, options: TransformersOptions, token_bytes_be
             wanted=None if options.kv_tokens_max is None else options.kv_tokens_max * size,
         )
         room = Room(max(1, memory.bytes // size), memory, row_cells, grows)
+    if narrowed is not None:
+        room = room._replace(search_tokens=int(room.tokens * narrowed))
     # What is to be paged, as an assistant is, is refused for its states themselves.
     if room.tokens < row_cells + grows and options.kv_cache != "paged":
         raise ConfigurationError(

@@ -169,7 +169,7 @@ class BeamSearchQueue:
 
     Args:
         model: The forward pass.
-        cells_max: Of the whole cache.
+        cells_max: As many of the model's own type as the whole cache has memory for.
     """
 
     def __init__(self, model: ModelRunner, cells_max: int) -> None:
@@ -194,7 +194,9 @@ class BeamSearchQueue:
         """
         search = BeamSearch(self._model, choices)
         if search.cells > self._cells_max:
-            message = f"this beam search may need {search.cells} cells of the cache, which has {self._cells_max}"
+            message = (
+                f"this beam search may need {search.cells} cells of the cache, which has room for {self._cells_max}"
+            )
             raise RequestError(message, cells=search.cells, kv_tokens_max=self._cells_max)
         self._line.append(search)
 

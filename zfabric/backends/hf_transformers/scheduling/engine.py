@@ -55,6 +55,7 @@ class Engine:
         paged: The same over pages; None where rows are padded.
         speculation: Guesses what rows over pages go on with; None for nothing.
         kv_tokens_max: Tokens of the cache; padding counts.
+        search_tokens_max: Of a beam search's own; None for as many.
         token_budget: How much of a prompt is computed between two steps.
         on_step: Called on the engine's thread with all deltas of a step.
         on_failure: Called on any thread for a request that failed alone, or was lost in a turn that broke.
@@ -71,6 +72,7 @@ class Engine:
         paged: PagedRunner | None,
         batch_size_max: int,
         kv_tokens_max: int,
+        search_tokens_max: int | None = None,
         token_budget: TokenBudget,
         on_step: Callable[[Step], None],
         on_failure: Callable[[Answer, FabricError], None],
@@ -86,8 +88,8 @@ class Engine:
             kind = AheadCore if paged.model.device.type in _AHEAD else PagedCore
             make = partial(kind, paged, speculation=speculation)
         self._core: EngineCore = make(
-            tokenizer, batch_size_max=batch_size_max, kv_tokens_max=kv_tokens_max, token_budget=token_budget,
-            on_end=self._forget, on_failure=on_failure,
+            tokenizer, batch_size_max=batch_size_max, kv_tokens_max=kv_tokens_max,
+            search_tokens_max=search_tokens_max, token_budget=token_budget, on_end=self._forget, on_failure=on_failure,
         )  # fmt: skip
         self._changed = threading.Condition()
         self._answers: dict[str, Answer] = {}

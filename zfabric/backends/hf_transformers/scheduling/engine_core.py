@@ -39,6 +39,7 @@ class EngineCore(ABC):
         tokenizer: For the texts of log-probabilities.
         batch_size_max: Sequences in the batch.
         kv_tokens_max: Tokens of the cache.
+        search_tokens_max: Of a beam search's own; None for as many.
         token_budget: How much of a prompt is computed between two steps.
         on_end: Called for each request that has ended, well or not.
         on_failure: Called for a request that failed alone.
@@ -51,6 +52,7 @@ class EngineCore(ABC):
         *,
         batch_size_max: int,
         kv_tokens_max: int,
+        search_tokens_max: int | None = None,
         token_budget: TokenBudget,
         on_end: Callable[[Answer], None],
         on_failure: Callable[[Answer, FabricError], None],
@@ -62,7 +64,7 @@ class EngineCore(ABC):
         self._token_budget = token_budget
         self._on_end, self._on_failure = on_end, on_failure
         self._waiting: deque[list[Sequence]] = deque()
-        self._searches = BeamSearchQueue(model, kv_tokens_max)
+        self._searches = BeamSearchQueue(model, kv_tokens_max if search_tokens_max is None else search_tokens_max)
         self._step: Step = []
         self._stale = False
         #: What has not begun and may not, until `release`; None while all may.
