@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import wave
+from typing import Any
 
+import av
 import numpy as np
 
 RATE = 16_000
@@ -31,4 +33,20 @@ def wav(samples: np.ndarray, rate: int = RATE, width: int = 2, channels: int = 1
             writer.writeframes((whole + 128).astype(np.uint8).tobytes())
         else:
             writer.writeframes(whole.view(np.uint8).reshape(-1, 8)[:, :width].tobytes())
+    return file.getvalue()
+
+
+def coded(samples: np.ndarray, rate: int, container: str, codec: str, channels: int = 1) -> bytes:
+    """A file of another format; all channels but the first are silent."""
+    file = io.BytesIO()
+    layout = "mono" if channels == 1 else "stereo"
+    with av.open(file, "w", format=container) as made:
+        stream: Any = made.add_stream(codec, rate=rate)
+        stream.layout, stream.bit_rate = layout, 192_000
+        every = np.zeros((channels, len(samples)), dtype=np.float32)
+        every[0] = samples
+        frame = av.AudioFrame.from_ndarray(every, format="fltp", layout=layout)
+        frame.sample_rate = rate
+        for one in (frame, None):
+            made.mux(stream.encode(one))
     return file.getvalue()

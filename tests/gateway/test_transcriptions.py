@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from transformers import AutoTokenizer
 
 from tests.backends.speaking import save_whisper, transcribed
 from tests.gateway.conftest import gateway
-from tests.voices import RATE, voice, wav
+from tests.voices import RATE, coded, voice, wav
 from zfabric.backends.echo import EchoWorker
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
@@ -28,7 +29,9 @@ from zfabric.wire.payloads import Delta
 FORM = b"multipart/form-data; boundary=xyz"
 
 
-async def test_openais_client_has_sounds_written_down_and_translated(tmp_path: Path) -> None:
+async def test_openais_client_has_sounds_written_down_and_translated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     directory = save_whisper(tmp_path)
     options = TransformersOptions(model=str(directory), model_names=("whisper",), dtype="float32", device="cpu")
     data = wav(voice(3))
@@ -79,6 +82,20 @@ async def test_openais_client_has_sounds_written_down_and_translated(tmp_path: P
         events = [event async for event in await audio.transcriptions.create(**spoken, stream=True)]
         assert events[-1].text == whole.text
         assert "".join(event.delta for event in events if event.type == "transcript.text.delta") == whole.text
+        # Another format is heard as what it decodes to; the worker itself reads it as well.
+        mp3 = coded(voice(3), RATE, "mp3", "libmp3lame")
+        other = await audio.transcriptions.create(model="whisper", file=("a.mp3", mp3), language="de")
+        (piece,) = pieces_of(mp3, 2)
+        assert other.text == raw(samples_of(piece.data, RATE, 2), language="de", task="transcribe").lstrip()
+        message = {"role": "user", "content": [{"type": "audio", "audio": mp3}]}
+        assert (await served.fabric.chat("whisper", [message], extra={"language": "de"}, temperature=0)).text
+        with pytest.raises(openai.BadRequestError, match="at most 1800 s"):
+            await audio.transcriptions.create(model="whisper", file=("a.wav", wav(np.zeros(1_801 * 1_000), 1_000)))
+        monkeypatch.setitem(sys.modules, "av", None)
+        with pytest.raises(openai.BadRequestError, match=r"zfabric\[audio\]") as missing:
+            await audio.transcriptions.create(model="whisper", file=("a.mp3", mp3))
+        assert missing.value.code == "unsupported_operation"
+        monkeypatch.undo()
         with pytest.raises(openai.BadRequestError, match="cannot be read"):
             await audio.transcriptions.create(model="whisper", file=("a.mp3", b"ID3 and no more"))
         with pytest.raises(openai.BadRequestError, match="klingon"):

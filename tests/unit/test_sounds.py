@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from tests.voices import RATE, voice, wav
+from tests.voices import RATE, coded, voice, wav
 from zfabric.errors import RequestError, TooLargeError, UnsupportedOperationError
 from zfabric.limits import SOUND_BYTES_MAX
 from zfabric.sounds import Piece, pieces_of, samples_of
@@ -70,22 +70,6 @@ def test_heads_that_say_the_impossible_are_refused(field: tuple[int, str, int]) 
     struct.pack_into(field[1], data, field[0], field[2])
     with pytest.raises(RequestError, match="sound"):
         samples_of(bytes(data), RATE, 1)
-
-
-def coded(samples: np.ndarray, rate: int, container: str, codec: str, channels: int = 1) -> bytes:
-    """A file of another format; all channels but the first are silent."""
-    file = io.BytesIO()
-    layout = "mono" if channels == 1 else "stereo"
-    with av.open(file, "w", format=container) as made:
-        stream: Any = made.add_stream(codec, rate=rate)
-        stream.layout, stream.bit_rate = layout, 192_000
-        every = np.zeros((channels, len(samples)), dtype=np.float32)
-        every[0] = samples
-        frame = av.AudioFrame.from_ndarray(every, format="fltp", layout=layout)
-        frame.sample_rate = rate
-        for one in (frame, None):
-            made.mux(stream.encode(one))
-    return file.getvalue()
 
 
 FORMATS = [
