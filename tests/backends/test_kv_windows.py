@@ -19,6 +19,7 @@ from tests.backends.test_engine import Start, greedy, hold, prepared, starting
 from tests.backends.test_paged import CAPPED, HISTORY, SINKS, cached, watched
 from tests.backends.test_step_graphs import played_by
 from tests.backends.tiny import ask, byte_tokenizer
+from zfabric.backends.hf_transformers.cache import kv_layout
 from zfabric.backends.hf_transformers.cache.attention import install
 from zfabric.backends.hf_transformers.cache.block_table import table_of
 from zfabric.backends.hf_transformers.cache.kv_layout import ONE_TABLE, layout_of
@@ -257,6 +258,20 @@ async def test_the_longest_text_fits_alone(gemma: Path, start: Start) -> None:
     assert answers.tokens("long") == alone(gemma, HISTORY * 2, length - 2 * len(HISTORY))
     assert worker.load_report().gauges["preemptions"] == 0
     assert worker._models()[0].details["kv_tokens_max"] == 128
+
+
+async def test_a_model_that_would_have_too_many_tables_says_so(
+    gemma: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv_layout, "_TABLES_MAX", 3)
+    worker, answers = await start(model=str(gemma), kv_tokens_max=256)
+    assert answers.logged == ["kv_windows_kept"]
+    details = worker._models()[0].details
+    assert details["kv_windows_kept_because"] == "its groups of layers need 4 tables, more than 3"
+    assert "kv_tables" not in details
+    worker.begin(greedy("text", HISTORY, 8))
+    await answers.until("text")
+    assert answers.tokens("text") == alone(gemma, HISTORY, 8)
 
 
 class _Pipe:

@@ -16,6 +16,7 @@ from zfabric.backends.front.bounds import known_tokens
 from zfabric.backends.front.cached import CacheTranslator
 from zfabric.backends.front.embed_inputs import cosines
 from zfabric.backends.front.weight_files import WeightsDirectory
+from zfabric.backends.hf_transformers.cache.kv_layout import KVLayout
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.setup.model_details import (
     cache_told,
@@ -104,6 +105,9 @@ class ModelWorker(StepwiseModelWorker):
         self.slots = self._assembled.loaded.batch_size_max
         if isinstance(self._assembled.graphs, str):
             self.steps.log("step_graphs_refused", error=self._assembled.graphs)
+        layout = self._assembled.layout
+        if isinstance(layout, KVLayout) and layout.kept_because is not None:
+            self.steps.log("kv_windows_kept", because=layout.kept_because)
         self._operations = Operations(
             self._assembled, self._names[0], self._announce, self._offered, self._weights_dir, self._other_weights
         )
