@@ -46,6 +46,7 @@ class PagedPass:
         block_tokens: Tokens that a block has room for.
         runs: Stretches of each row's blocks, where they are known.
         step: Makes the tables of a step one tensor; one of its own by default.
+        masks: What was made of lengths and windows alone, by passes of the same rows over other tables.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class PagedPass:
         block_tokens: int,
         runs: Sequence[Sequence[Sequence[int]]] | None = None,
         step: StepTables | None = None,
+        masks: dict[Any, torch.Tensor] | None = None,
     ) -> None:
         self.counts, self.lengths, self._tables = counts, lengths, tables
         self._step = step or StepTables()
@@ -63,6 +65,7 @@ class PagedPass:
         self._runs = [runs_of(table) for table in tables] if runs is None else runs
         self.singles = sum(count == 1 for count in counts)
         self._plans: dict[Any, Plan] = {}
+        self.masks = {} if masks is None else masks
 
     def slots(self) -> list[int]:
         """Where in the pool the tokens go."""
@@ -181,11 +184,14 @@ class Plan:
             return index, _hidden(passed.lengths[: passed.singles], width * size, self._dtype, self._device)
         lows = [passed.low(row, self._window) for row in rows]
         blocks = _matrix([passed.blocks(row, low) for row, low in zip(rows, lows, strict=True)])
-        ends = [passed.lengths[row] - low // size * size for row, low in zip(rows, lows, strict=True)]
-        added = _hidden(ends, blocks.shape[1] * size, self._dtype, self._device)
-        if self._window is not None:
-            before = np.arange(added.shape[3]) < np.array([[low % size] for low in lows])
-            added[:, 0, 0].masked_fill_(torch.from_numpy(before).to(self._device), float("-inf"))
+        key = ("step", self._window, *rows)
+        added = passed.masks.get(key)
+        if added is None:
+            ends = [passed.lengths[row] - low // size * size for row, low in zip(rows, lows, strict=True)]
+            added = passed.masks[key] = _hidden(ends, blocks.shape[1] * size, self._dtype, self._device)
+            if self._window is not None:
+                before = np.arange(added.shape[3]) < np.array([[low % size] for low in lows])
+                added[:, 0, 0].masked_fill_(torch.from_numpy(before).to(self._device), float("-inf"))
         return torch.from_numpy(blocks).flatten().to(self._device), added
 
     @cached_property
@@ -194,18 +200,27 @@ class Plan:
         passed, made = self._passed, []
         begin = passed.singles
         for row in range(passed.singles, len(passed.counts)):
-            count, length = passed.counts[row], passed.lengths[row]
-            low = passed.low(row, self._window)
-            mask = None
-            if count < length or self._window is not None:
-                queries = torch.arange(length - count, length, device=self._device).unsqueeze(1)
-                keys = torch.arange(low, length, device=self._device).unsqueeze(0)
-                mask = keys <= queries
-                if self._window is not None:
-                    mask &= queries - keys < self._window
-            made.append((begin, begin + count, passed.stretches(row, low, self._device), mask))
+            count, low = passed.counts[row], passed.low(row, self._window)
+            made.append((begin, begin + count, passed.stretches(row, low, self._device), self._seen(row, low)))
             begin += count
         return made
+
+    def _seen(self, row: int, low: int) -> torch.Tensor | None:
+        """Which tokens from `low` on each computed one of a row sees; None if these are all tokens of its text."""
+        passed, window = self._passed, self._window
+        count, length = passed.counts[row], passed.lengths[row]
+        if count == length and window is None:
+            return None
+        key = ("part", window, row)
+        mask = passed.masks.get(key)
+        if mask is None:
+            queries = torch.arange(length - count, length, device=self._device).unsqueeze(1)
+            keys = torch.arange(low, length, device=self._device).unsqueeze(0)
+            mask = keys <= queries
+            if window is not None:
+                mask &= queries - keys < window
+            passed.masks[key] = mask
+        return mask
 
     @cached_property
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -83,11 +83,12 @@ class PagedRunner:
                 return logits
         counts = [len(part.tokens) for part in parts]
         lengths = [part.length for part in parts]
-        passes = []
+        passes: list[PagedPass] = []
+        masks: dict[Any, torch.Tensor] = {}
         for index, step in enumerate(self._steps):
             its = [part.tables.each[index] for part in parts]
             blocks, runs = [table.blocks for table in its], [table.runs for table in its]
-            passes.append(PagedPass(counts, lengths, blocks, self.tokens, runs, step))
+            passes.append(PagedPass(counts, lengths, blocks, self.tokens, runs, step, masks))
         tokens = [token for part in parts for token in part.tokens]
         if passes[0].singles == len(parts):
             places = [length - 1 for length in lengths]
