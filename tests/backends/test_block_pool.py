@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -16,16 +18,20 @@ SIZE, TOKENS = 12, 2
 AHEAD = 4
 
 
-@given(st.lists(st.tuples(st.sampled_from(["take", "next", "give"]), st.integers(0, 15)), max_size=80))
-def test_free_blocks_are_those_that_nobody_has(calls: list[tuple[str, int]]) -> None:
+@given(
+    st.lists(st.tuples(st.sampled_from(["take", "next", "give"]), st.integers(0, 15), st.integers(1, 6)), max_size=80)
+)
+def test_free_blocks_are_those_that_nobody_has(calls: list[tuple[str, int, int]]) -> None:
     blocks, free = FreeBlocks(16), set(range(16))
-    for call, number in calls:
+    for call, number, count in calls:
+        wanted = range(number, min(16, number + count))
         if call == "next":
-            assert blocks.take_next(number) == (number in free)
-            free.discard(number)
-        elif call == "give" and number not in free:
-            blocks.give(number)
-            free.add(number)
+            expected = len([*itertools.takewhile(free.__contains__, wanted)])
+            assert blocks.take_next(number, count) == expected
+            free -= {*wanted[:expected]}
+        elif call == "give" and not free.intersection(wanted):
+            blocks.give(wanted.start, wanted.stop)
+            free.update(wanted)
         elif call == "take" and free:
             taken = blocks.take()
             assert taken in free

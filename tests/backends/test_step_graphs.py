@@ -108,7 +108,8 @@ def compared(directory: Path, device: str, dtype: torch.dtype) -> None:
             for row in order:
                 lengths[row] = min(lengths[row] + 1, 6 * block)
                 while len(tables[row].blocks) * block < lengths[row]:
-                    tables[row].each[0].append(free.pop(chance.randrange(len(free))))
+                    found = free.pop(chance.randrange(len(free)))
+                    tables[row].each[0].extend(found, found + 1)
             parts = step_of([tables[row] for row in order], [lengths[row] for row in order], chance)
             runner.graphs = None
             expected = runner.forward(parts)

@@ -70,8 +70,8 @@ class BlockPool:
         }
         self._spans: Final = layout.spans(tokens)
         self._free = FreeBlocks(size)
-        #: Rows that have each block in use.
-        self._users: dict[int, int] = {}
+        #: How many rows have each block in use.
+        self._users = [0] * size
         #: Known blocks that no row has, those used the longest ago first.
         self._idle: OrderedDict[int, None] = OrderedDict()
         self._block_of: dict[_Key, int] = {}
@@ -179,11 +179,23 @@ class BlockPool:
         missing = sum(max(0, end - len(table.blocks)) for end, table in zip(ends, tables.each, strict=True))
         if missing > self.available:
             return False
+        while len(self._free) < missing:
+            self._evict()
         if missing:
             for end, table in zip(ends, tables.each, strict=True):
-                for _ in range(end - len(table.blocks)):
-                    table.append(self._take(table.blocks[-1] if table.blocks else None))
+                self._extend(table, end - len(table.blocks))
         return True
+
+    def _extend(self, table: BlockTable, missing: int) -> None:
+        """Give a table so many free blocks more, in as few runs as there can be."""
+        while missing > 0:
+            begin = table.blocks[-1] + 1 if table.blocks else 0
+            taken = self._free.take_next(begin, missing) if table.blocks else 0
+            if not taken:
+                begin, taken = self._free.take(), 1
+            table.extend(begin, begin + taken)
+            self._users[begin : begin + taken] = [1] * taken
+            missing -= taken
 
     def fork(self, tables: BlockTables, whole: int) -> BlockTables:
         """Other tables with the first so many blocks, which nobody writes to any more."""
@@ -232,15 +244,17 @@ class BlockPool:
             table.clear()
 
     def _give(self, blocks: Sequence[int]) -> None:
+        users, known, idle = self._users, self._key_of, self._idle
+        freed: list[int] = []
         for block in reversed(blocks):
-            self._users[block] -= 1
-            if self._users[block]:
-                continue
-            del self._users[block]
-            if block in self._key_of:
-                self._idle[block] = None
-            else:
-                self._free.give(block)
+            left = users[block] = users[block] - 1
+            if not left:
+                if block in known:
+                    idle[block] = None
+                else:
+                    freed.append(block)
+        for begin, end in runs_of(freed[::-1]):
+            self._free.give(begin, end)
 
     def forget(self) -> None:
         """Forget what blocks hold that nobody has."""
@@ -254,7 +268,7 @@ class BlockPool:
             rows: Those that there are. They go on, and what they come to hold becomes known to nobody either.
         """
         for block in self._idle:
-            self._free.give(block)
+            self._free.give(block, block + 1)
         for known in (self._idle, self._block_of, self._key_of, self._number_of):
             known.clear()
         for tables in rows:
@@ -262,19 +276,11 @@ class BlockPool:
 
     def _use(self, block: int) -> None:
         self._idle.pop(block, None)
-        self._users[block] = self._users.get(block, 0) + 1
-
-    def _take(self, last: int | None) -> int:
-        if not len(self._free):
-            self._evict()
-        grown = last is not None and self._free.take_next(last + 1)
-        block = last + 1 if grown and last is not None else self._free.take()
-        self._users[block] = 1
-        return block
+        self._users[block] += 1
 
     def _evict(self) -> None:
         block, _ = self._idle.popitem(last=False)
-        self._free.give(block)
+        self._free.give(block, block + 1)
         del self._block_of[self._key_of.pop(block)]
         number = self._number_of.pop(block, None)
         if number is None:
@@ -288,4 +294,4 @@ class BlockPool:
                 del self._key_of[beside]
                 if beside in self._idle:
                     del self._idle[beside]
-                    self._free.give(beside)
+                    self._free.give(beside, beside + 1)

@@ -22,14 +22,14 @@ class BlockTable:
     runs: list[list[int]] = field(default_factory=list)
     given_back: int = 0
 
-    def append(self, block: int) -> None:
-        """One more."""
-        self.blocks.append(block)
+    def extend(self, begin: int, end: int) -> None:
+        """More, which lie side by side."""
+        self.blocks.extend(range(begin, end))
         runs = self.runs
-        if runs and runs[-1][1] == block:
-            runs[-1][1] = block + 1
+        if runs and runs[-1][1] == begin:
+            runs[-1][1] = end
         else:
-            runs.append([block, block + 1])
+            runs.append([begin, end])
 
     def clear(self) -> None:
         """None at all."""

@@ -1,7 +1,7 @@
 """Which blocks of the cache are free: in runs, so that what a row reads lies in few pieces.
 
 On a CPU attention reads a run of blocks in place, by one call. A run therefore begins in the middle of the longest free one,
-where its neighbours and itself have the most room to grow, and grows block by block as long as the next one is free.
+where its neighbours and itself have the most room to grow, and grows as long as the next block is free.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ class FreeBlocks:
     def __len__(self) -> int:
         return self._count
 
-    def take_next(self, block: int) -> bool:
-        """Take this one. False if it is not free."""
+    def take_next(self, block: int, count: int) -> int:
+        """Take this one and those after it: so many, or as many as are free on end. Returns how many that are."""
         place = bisect_right(self._begins, block) - 1
-        if place < 0 or block >= self._ends[self._begins[place]]:
-            return False
-        self._cut(place, block)
-        return True
+        count = min(count, self._ends[self._begins[place]] - block) if place >= 0 else 0
+        if count <= 0:
+            return 0
+        self._cut(place, block, block + count)
+        return count
 
     def take(self) -> int:
         """Take one, for a run that begins.
@@ -41,18 +42,19 @@ class FreeBlocks:
         """
         if not self._begins:
             raise IndexError("no block is free")
-        place = max(range(len(self._begins)), key=lambda one: self._ends[self._begins[one]] - self._begins[one])
+        lengths = [self._ends[begin] - begin for begin in self._begins]
+        place = lengths.index(max(lengths))
         begin = self._begins[place]
-        end = self._ends[begin]
+        end = begin + lengths[place]
         # The first run of all has no neighbour before it.
         block = begin if begin == 0 else (begin + end) // 2
-        self._cut(place, block)
+        self._cut(place, block, block + 1)
         return block
 
-    def give(self, block: int) -> None:
-        """It is free again."""
-        begin, end = block, block + 1
-        place = bisect_left(self._begins, block)
+    def give(self, begin: int, end: int) -> None:
+        """These are free again."""
+        self._count += end - begin
+        place = bisect_left(self._begins, begin)
         if place < len(self._begins) and self._begins[place] == end:
             end = self._ends.pop(self._begins.pop(place))
         if place and self._ends[self._begins[place - 1]] == begin:
@@ -60,19 +62,18 @@ class FreeBlocks:
         else:
             insort(self._begins, begin)
         self._ends[begin] = end
-        self._count += 1
 
-    def _cut(self, place: int, block: int) -> None:
+    def _cut(self, place: int, first: int, after: int) -> None:
         begin = self._begins[place]
         end = self._ends.pop(begin)
-        if begin < block:
-            self._ends[begin] = block
+        if begin < first:
+            self._ends[begin] = first
         else:
             del self._begins[place]
-        if block + 1 < end:
-            insort(self._begins, block + 1)
-            self._ends[block + 1] = end
-        self._count -= 1
+        if after < end:
+            insort(self._begins, after)
+            self._ends[after] = end
+        self._count -= after - first
 
 
 def runs_of(blocks: Sequence[int]) -> list[list[int]]:

@@ -174,7 +174,7 @@ class PagedCore(EngineCore):
 
     def _places(self) -> int:
         """Sequences that may still join."""
-        return self._batch_size_max - len(self._sequences())
+        return self._batch_size_max - sum(1 + len(row.others) for row in self._rows)
 
     def _admitted(self, group: list[Sequence]) -> PagedRow | None:
         """A row for a request's choices, or for as many of them as there is room for; None if there is none."""
