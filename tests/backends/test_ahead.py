@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tests.backends.test_engine import Start, causal_model, greedy, hold, prepar
 from tests.backends.test_paged import HISTORY, watched
 from tests.backends.test_speculation import all_answered, logprobs, requests, told
 from tests.backends.test_weights import operate, steps
-from tests.backends.tiny import _loaded, byte_tokenizer, reference
+from tests.backends.tiny import Answers, _loaded, byte_tokenizer, reference
 from zfabric.backends.hf_transformers.scheduling import engine
 from zfabric.backends.hf_transformers.scheduling.ahead_core import AheadCore
 from zfabric.backends.hf_transformers.scheduling.paged_core import PagedCore
@@ -43,8 +44,8 @@ async def test_every_answer_is_what_it_is_when_each_step_waits(
     start: Start, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop = byte_tokenizer().decode(reference(tiny_llama, HISTORY, 60)[21:24])
-    # Rows whose draws depend on their history hold all others back.
-    asked = [one for one in requests(stop) if one.request_id not in ("penalised", "guided")]
+    # A row that the host has to move by each token holds all others back.
+    asked = [one for one in requests(stop) if one.request_id != "guided"]
     monkeypatch.setattr(engine, "AheadCore", PagedCore)
     _, plain = await all_answered(start, requests(stop), kv_tokens_max=2_048)
     monkeypatch.undo()
@@ -178,6 +179,54 @@ async def test_a_step_that_cannot_be_begun_costs_what_it_does_else(
     await answers.until("next")
     assert answers.tokens("next") == reference(tiny_llama, HISTORY, 10)
     assert worker.load_report().gauges["engine_restarts"] == (kind is None)
+
+
+@pytest.mark.parametrize("failing", [None, "forward", "sample_async"])
+async def test_penalties_count_what_the_host_has_not_read(
+    start: Start, failing: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after a step that could not be begun, before it drew or after: what that had counted is counted anew."""
+    names = ("first", "second", "third")
+    penalties = {"repetition_penalty": 1.3, "presence_penalty": 0.4, "frequency_penalty": 0.3}
+
+    async def answered(worker: ModelWorker, answers: Answers) -> None:
+        gate = hold(worker)
+        for number, name in enumerate(names):
+            worker.begin(greedy(name, name, 40 + number, **penalties))
+        await prepared(worker)
+        gate.set()
+        await answers.until(*names)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "AheadCore", PagedCore)
+        worker, plain = await start()
+        await answered(worker, plain)
+    worker, answers = await start()
+    if failing is not None:
+        fail_once(worker, failing, 12)
+    await answered(worker, answers)
+    assert set(answers.errors) == ({"third"} if failing else set())
+    for name in names:
+        expected = plain.tokens(name)
+        assert len(set(expected)) > 10
+        assert answers.tokens(name) == (expected[:11] if name in answers.errors else expected)
+    assert ahead(worker) >= 38
+
+
+def fail_once(worker: ModelWorker, name: str, number: int) -> None:
+    """Have a step fail for want of memory, when it has computed what is named and the pass is that number."""
+    assert worker._assembled is not None
+    core: Any = worker._assembled.engine._core
+    owner = core._runner if name == "forward" else core._sampler
+    work, calls = getattr(owner, name), itertools.count(1)
+
+    def failing(*given: Any) -> Any:
+        made = work(*given)
+        if next(calls) == number:
+            raise torch.OutOfMemoryError
+        return made
+
+    setattr(owner, name, failing)
 
 
 @pytest.mark.gpu

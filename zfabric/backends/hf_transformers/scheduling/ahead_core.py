@@ -2,8 +2,9 @@
 
 A step needs the tokens that the one before drew, and these are on the device already. So the next step is begun before the host
 has read them: while the device computes it, the host makes texts and deltas of what was drawn before. A row that ends is found
-out one step late, and what was computed of it beyond is dropped. Whatever needs the host in between, such as a prompt, drafts,
-or a row whose draws depend on its history, has steps as ever, once what was begun is read.
+out one step late, and what was computed of it beyond is dropped. Penalties go on with what was drawn where it was drawn. Whatever
+needs the host in between, such as a prompt, drafts, or a guide that the last token moves, has steps as ever, once what was begun
+is read.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class AheadCore(PagedCore):
         begun = set() if self._begun is None else set(map(id, self._begun.rows))
         going = []
         for row in self._rows:
-            if not (row.begun and row.sequence.row.independent and (not begun or id(row) in begun)):
+            if not (row.begun and not row.sequence.row.host_bound and (not begun or id(row) in begun)):
                 return []
             if len(row.sequence.output) + bool(begun) < row.sequence.limit:
                 going.append(row)
