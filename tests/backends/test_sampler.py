@@ -27,7 +27,7 @@ from zfabric.backends.hf_transformers.sampling.logits_processors import process_
 from zfabric.backends.hf_transformers.sampling.random_numbers import seed_state, uniform
 from zfabric.backends.hf_transformers.sampling.sampler import sample
 from zfabric.backends.hf_transformers.sampling.sampling_metadata import Warpers
-from zfabric.backends.hf_transformers.sampling.warping import keep_typical, pick, truncate
+from zfabric.backends.hf_transformers.sampling.warping import keep_typical, pick, pick_bounded, truncate
 from zfabric.wire.sampling import SamplingParams
 
 SIZE = 50
@@ -199,7 +199,28 @@ def test_few_candidates_draw_what_the_whole_vocabulary_draws(
     params = SamplingParams(top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p)
     numbers = torch.rand(3, generator=generator, dtype=torch.float64)
     warpers = Warpers.of([params] * 3, CPU)
-    assert pick(logits, warpers, numbers, 256).tolist() == pick(logits, warpers, numbers, LARGE).tolist()
+    expected = pick(logits, warpers, numbers, LARGE).tolist()
+    assert pick(logits, warpers, numbers, 256).tolist() == expected
+    assert (warpers.most is None) == (top_k < 0)
+    if warpers.most is not None:
+        assert pick_bounded(logits, warpers, numbers, warpers.most).tolist() == expected
+
+
+@settings(deadline=None, max_examples=60)
+@given(SEEDS, st.lists(st.integers(1, 40), min_size=3, max_size=3), st.sampled_from([1.0, 0.6]), st.integers(1, 60))
+def test_bounded_candidates_draw_what_the_whole_vocabulary_draws(
+    seed: int, bounds: list[int], top_p: float, left: int
+) -> None:
+    """Each row with another bound, few values in all, zeros of both signs among them, and all but some tokens banned."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randint(-2, 3, (3, SIZE), generator=generator) * 0.5
+    logits = torch.where(torch.rand((3, SIZE), generator=generator) < 0.5, logits, -logits)
+    logits[:, torch.randperm(SIZE, generator=generator)[left:]] = float("-inf")
+    params = [SamplingParams(top_k=bound, top_p=top_p, min_p=0.05 * place) for place, bound in enumerate(bounds)]
+    numbers = torch.rand(3, generator=generator, dtype=torch.float64)
+    warpers = Warpers.of(params, CPU)
+    assert warpers.most == max(bounds)
+    assert pick_bounded(logits, warpers, numbers, max(bounds)).tolist() == pick(logits, warpers, numbers, SIZE).tolist()
 
 
 @settings(deadline=None)

@@ -29,7 +29,9 @@ from zfabric.backends.hf_transformers.sampling import guide_masks
 from zfabric.backends.hf_transformers.sampling.guide_masks import GuideMasks
 from zfabric.backends.hf_transformers.sampling.logits_processors import NOTHING, process_logits
 from zfabric.backends.hf_transformers.sampling.sampler import Draws, Sampler, draw
+from zfabric.backends.hf_transformers.sampling.sampling_metadata import Warpers
 from zfabric.backends.hf_transformers.sampling.token_histories import Penalties, TokenHistories
+from zfabric.backends.hf_transformers.sampling.warping import pick, pick_bounded
 from zfabric.wire.payloads import GenerateRequest
 from zfabric.wire.sampling import SamplingParams
 
@@ -315,6 +317,15 @@ def test_a_step_of_rows_that_stay_sends_nothing_and_waits_for_one_copy(tokenizer
         if step not in (1, 4):
             # After these, tokens that may not begin an answer may come, and tokens that end one.
             assert found == {"tolist": 1}, step
+
+
+def test_a_bounded_pick_waits_for_nothing() -> None:
+    params = [SamplingParams(top_k=bound, top_p=0.9, min_p=0.01, typical_p=0.9) for bound in (5, 20)]
+    warpers, logits, numbers = Warpers.of(params, CPU), logits_of(0, 2), torch.rand(2, dtype=torch.float64)
+    with Traffic() as seen, Operators() as within:
+        drawn = pick_bounded(logits, warpers, numbers, 20)
+    assert not seen.seen + within.seen
+    assert drawn.tolist() == pick(logits, warpers, numbers, SIZE).tolist()
 
 
 def test_guides_cost_one_copy_more(tokenizer: Any) -> None:

@@ -26,6 +26,7 @@ class Warpers:
 
     Attributes:
         params: As the host knows them.
+        most: No row has more candidates than so many; None if one may have any number.
         top_k: int64 (rows, 1), more than any vocabulary has where a row has none.
         limited: bool (rows, 1), where a row has a top-k.
         top_p, min_p: float32 (rows, 1).
@@ -34,6 +35,7 @@ class Warpers:
     """
 
     params: Sequence[SamplingParams]
+    most: int | None
     top_k: torch.Tensor | None
     limited: torch.Tensor | None
     top_p: torch.Tensor | None
@@ -57,7 +59,8 @@ class Warpers:
         if places:
             typical_p = column_on(device, [params[index].typical_p for index in places])
         typical = tensor_on(device, places) if 0 < len(places) < len(params) else None
-        return cls(params, top_k, limited, top_p, min_p, typical, typical_p)
+        most = max(p.top_k for p in params) if all(p.top_k > 0 for p in params) else None
+        return cls(params, most, top_k, limited, top_p, min_p, typical, typical_p)
 
 
 class SamplingMetadata:

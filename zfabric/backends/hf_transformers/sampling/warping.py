@@ -11,6 +11,8 @@ from zfabric.backends.hf_transformers.sampling.sampling_metadata import Warpers
 
 #: On a CPU, ordering a whole vocabulary costs more than a small model's step. So many of the likeliest nearly always do.
 _CANDIDATES: Final = 256
+#: Of a top-k that a device is not to order the vocabulary for.
+_BOUND_MAX: Final = 1_024
 
 
 def inverse(scores: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
@@ -34,14 +36,17 @@ def pick(scores: torch.Tensor, warpers: Warpers, numbers: torch.Tensor, width: i
     Args:
         scores: (rows, vocabulary), after temperature.
         width: Order so many candidates first, and all of a row only if these cannot be enough; by default few on a CPU.
-            To know it the host waits, so on a device all are ordered.
+            To know it the host waits, so on a device all are ordered, unless each row has a top-k that is small.
 
     Returns:
         int64 (rows,).
     """
     size = scores.shape[1]
     if width is None:
-        width = _CANDIDATES if scores.device.type == "cpu" and size > 4 * _CANDIDATES else size
+        on_cpu = scores.device.type == "cpu"
+        if not on_cpu and warpers.most is not None and warpers.most <= min(_BOUND_MAX, size):
+            return pick_bounded(scores, warpers, numbers, warpers.most)
+        width = _CANDIDATES if on_cpu and size > 4 * _CANDIDATES else size
     values, tokens = _ordered(scores, width)
     kept = truncate(values, scores, warpers)
     picked = tokens.gather(1, inverse(keep_typical(kept, warpers), numbers).unsqueeze(1)).squeeze(1)
@@ -55,6 +60,22 @@ def pick(scores: torch.Tensor, warpers: Warpers, numbers: torch.Tensor, width: i
             some = Warpers.of([warpers.params[index] for index in again], scores.device)
             picked[again] = pick(scores[again], some, numbers[again], size)
     return picked
+
+
+def pick_bounded(scores: torch.Tensor, warpers: Warpers, numbers: torch.Tensor, most: int) -> torch.Tensor:
+    """The same of rows that have no more candidates than so many, without waiting for the device.
+
+    Which of equal tokens `topk` finds is open, but not which values. So the draw is among values, and its token is found among
+    all that have its value: the lower ones come first, as in an order of the whole vocabulary. On a CPU that takes up to twice
+    the time of `pick`, which can look at the values.
+    """
+    values = scores.topk(most, dim=-1).values
+    kept = keep_typical(truncate(values, scores, warpers), warpers)
+    place = inverse(kept, numbers).unsqueeze(1)
+    value = values.gather(1, place)
+    place -= (values > value).sum(dim=-1, keepdim=True)
+    alike = (scores == value).cumsum(dim=-1)
+    return torch.searchsorted(alike, place + 1).squeeze(1).clamp_(max=scores.shape[1] - 1)
 
 
 def _ordered(scores: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,7 +117,7 @@ def _total(kept: torch.Tensor, scores: torch.Tensor, warpers: Warpers) -> torch.
     if warpers.limited is None:
         return scores.logsumexp(dim=-1, keepdim=True)
     left = kept.logsumexp(dim=-1, keepdim=True)
-    if all(p.top_k > 0 for p in warpers.params):
+    if warpers.most is not None:
         return left
     return torch.where(warpers.limited, left, scores.logsumexp(dim=-1, keepdim=True))
 
