@@ -81,7 +81,7 @@ def test_warpers_keep_what_those_of_transformers_keep(
     expected = theirs(torch.zeros((1, 1), dtype=torch.long), logits.clone())
     params = SamplingParams(top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p)
     values, tokens = logits.sort(dim=-1, descending=True, stable=True)
-    warpers = Warpers.of([params], CPU)
+    warpers = Warpers.made([params], CPU)
     kept = keep_typical(truncate(values, logits, warpers), warpers)
     mine = torch.empty_like(logits).scatter_(1, tokens, kept)
     assert torch.equal(mine.isinf(), expected.isinf())
@@ -198,7 +198,7 @@ def test_few_candidates_draw_what_the_whole_vocabulary_draws(
     logits = (torch.randn((3, LARGE), generator=generator) * spread * 8).round() / 8
     params = SamplingParams(top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p)
     numbers = torch.rand(3, generator=generator, dtype=torch.float64)
-    warpers = Warpers.of([params] * 3, CPU)
+    warpers = Warpers.made([params] * 3, CPU)
     expected = pick(logits, warpers, numbers, LARGE).tolist()
     assert pick(logits, warpers, numbers, 256).tolist() == expected
     assert (warpers.most is None) == (top_k < 0)
@@ -218,7 +218,7 @@ def test_bounded_candidates_draw_what_the_whole_vocabulary_draws(
     logits[:, torch.randperm(SIZE, generator=generator)[left:]] = float("-inf")
     params = [SamplingParams(top_k=bound, top_p=top_p, min_p=0.05 * place) for place, bound in enumerate(bounds)]
     numbers = torch.rand(3, generator=generator, dtype=torch.float64)
-    warpers = Warpers.of(params, CPU)
+    warpers = Warpers.made(params, CPU)
     assert warpers.most == max(bounds)
     assert pick_bounded(logits, warpers, numbers, max(bounds)).tolist() == pick(logits, warpers, numbers, SIZE).tolist()
 

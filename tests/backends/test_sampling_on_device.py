@@ -10,6 +10,8 @@ from typing import Any, cast
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
@@ -28,9 +30,10 @@ from zfabric.backends.hf_transformers.request.structured_outputs import Guide, S
 from zfabric.backends.hf_transformers.sampling import guide_masks
 from zfabric.backends.hf_transformers.sampling.guide_masks import GuideMasks
 from zfabric.backends.hf_transformers.sampling.logits_processors import NOTHING, process_logits
+from zfabric.backends.hf_transformers.sampling.penalties import Penalties
 from zfabric.backends.hf_transformers.sampling.sampler import Draws, Sampler, draw
-from zfabric.backends.hf_transformers.sampling.sampling_metadata import Warpers
-from zfabric.backends.hf_transformers.sampling.token_histories import Penalties, TokenHistories
+from zfabric.backends.hf_transformers.sampling.sampling_metadata import SamplingMetadata, Warpers
+from zfabric.backends.hf_transformers.sampling.token_histories import TokenHistories
 from zfabric.backends.hf_transformers.sampling.warping import pick, pick_bounded
 from zfabric.wire.payloads import GenerateRequest
 from zfabric.wire.sampling import SamplingParams
@@ -113,6 +116,70 @@ def test_a_batch_that_rows_join_and_leave_draws_what_each_draws_alone(seed: int)
                 one.output.append(token)
 
 
+EVENTS = st.one_of(
+    st.tuples(st.just("join"), st.integers(0, len(MIX) - 1), st.integers(0, 3)),
+    st.tuples(st.sampled_from(["leave", "wait", "return", "swap", "lose"]), st.integers(0, 11), st.just(0)),
+)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.lists(st.tuples(st.lists(EVENTS, max_size=4), st.integers(1, 20)), min_size=2, max_size=8), st.integers(0, 2**40)
+)
+def test_a_batch_that_changes_is_as_one_that_is_made_anew(
+    turns: list[tuple[list[tuple[str, int, int]], int]], seed: int
+) -> None:
+    """Rows join with tokens or without, leave, wait and return, change places, or lose a step."""
+    draws = Draws()
+    batch: list[tuple[int, Row]] = []
+    waiting: list[tuple[int, Row]] = []
+    # Numbers are computed for 16 steps at once, so what changes is followed by steps in which nothing does.
+    for step, events in enumerate(its for changes, more in turns for its in (changes, *[[]] * (more - 1))):
+        lost = False
+        for count, (event, number, length) in enumerate(events):
+            if event == "join" and len(batch) < 12:
+                prompt: list[int] | None = [] if number % 3 == 0 and length == 0 else None
+                joins = row(number, seed + 97 * step + count, prompt, [5] * length)
+                batch.append((number, joins))
+            elif event == "return" and waiting:
+                batch.append(waiting.pop(number % len(waiting)))
+            elif event in ("leave", "wait") and batch:
+                goes = batch.pop(number % len(batch))
+                waiting += [goes] if event == "wait" else []
+            elif event == "swap" and batch:
+                batch.insert(0, batch.pop(number % len(batch)))
+            lost = lost or event == "lose"
+        if not batch:
+            continue
+        rows = [one for _, one in batch]
+        anew = [row(number, one.seed, one.prompt, list(one.output)) for number, one in batch]
+        logits = logits_of(seed % 1_000 + step, len(rows))
+        mine, other = draws.metadata(rows, logits), Draws().metadata(anew, logits)
+        assert_same(mine, other)
+        ours, theirs = logits.clone(), logits.clone()
+        drawn = draw(ours, mine).tolist()
+        assert drawn == draw(theirs, other).tolist()
+        assert torch.equal(ours, theirs)
+        if not lost:
+            for one, token in zip(rows, drawn, strict=True):
+                one.output.append(token)
+
+
+def assert_same(mine: SamplingMetadata, other: SamplingMetadata) -> None:
+    """All that draws come of, bit by bit."""
+    assert (mine.greedy, mine.told_places) == (other.greedy, other.told_places)
+    names = ["drawn", "temperature", "warped", "unwarped", *(["numbers"] if not mine.greedy else [])]
+    pairs = [(getattr(mine, name), getattr(other, name)) for name in names]
+    if mine.warpers is not None and other.warpers is not None:
+        names = ["top_k", "limited", "top_p", "min_p", "typical", "typical_p"]
+        pairs += [(getattr(mine.warpers, name), getattr(other.warpers, name)) for name in names]
+    else:
+        assert mine.warpers is other.warpers is None
+    for one, another in pairs:
+        assert (one is None) == (another is None)
+        assert one is None or torch.equal(one, another)
+
+
 def test_draws_go_on_before_the_host_knows_the_last_ones() -> None:
     """One step late: penalties count what was drawn on the device."""
     numbers = [number for number in range(len(MIX)) if "bad_words" not in MIX[number]]
@@ -138,7 +205,7 @@ def test_draws_go_on_before_the_host_knows_the_last_ones() -> None:
 def test_a_prompt_without_tokens_and_tokens_beyond_the_vocabulary() -> None:
     for prompt in ([], [SIZE + 3, 5, SIZE]):
         draws, one = Draws(), row(MIX.index(PENALTIES), 5, prompt)
-        for step in range(5):
+        for step in range(40):
             logits = logits_of(step, 1)
             (token,) = draw(logits.clone(), draws.metadata([one], logits)).tolist()
             assert token == alone(one, logits[0], MIX.index(PENALTIES))
@@ -321,7 +388,7 @@ def test_a_step_of_rows_that_stay_sends_nothing_and_waits_for_one_copy(tokenizer
 
 def test_a_bounded_pick_waits_for_nothing() -> None:
     params = [SamplingParams(top_k=bound, top_p=0.9, min_p=0.01, typical_p=0.9) for bound in (5, 20)]
-    warpers, logits, numbers = Warpers.of(params, CPU), logits_of(0, 2), torch.rand(2, dtype=torch.float64)
+    warpers, logits, numbers = Warpers.made(params, CPU), logits_of(0, 2), torch.rand(2, dtype=torch.float64)
     with Traffic() as seen, Operators() as within:
         drawn = pick_bounded(logits, warpers, numbers, 20)
     assert not seen.seen + within.seen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from zfabric.backends.hf_transformers.request.structured_outputs import Guide
 from zfabric.wire.sampling import SamplingParams
@@ -42,13 +43,19 @@ class Row:
         allowed: The only tokens that may be drawn; empty for all of them.
         forced: At these places of the answer, one of these tokens comes whatever the model says.
         alternatives: How many are told beside each drawn token; None if not even its own log-probability is.
+        greedy: Whether the likeliest token is taken.
+        banned: Tokens that may come nowhere.
+        phased: Whether tokens are banned at some places of the answer alone.
+        worded: Whether tokens are banned after others alone.
         plain: Whether its logits are drawn from as they are.
         independent: Whether its draws depend on logits, seed and position alone, not on which tokens the answer has.
         host_bound: Whether the host has to know its newest token before the next can be drawn.
         penalized: Whether tokens that it has count for less, or more.
         counts_tokens: Whether it matters how often its answer has them.
         warps: Whether not all tokens are candidates.
-        history: Where its tokens are kept on the device.
+        line: What it asks for, as numbers in a row; empty until somebody wants it so.
+        tensors: Tokens that it names, where they are on the device, by what it names them for.
+        history: Where its own tokens are kept there.
     """
 
     params: SamplingParams
@@ -62,12 +69,18 @@ class Row:
     allowed: tuple[int, ...] = ()
     forced: Mapping[int, frozenset[int]] = field(default_factory=dict)
     alternatives: int | None = field(init=False)
+    greedy: bool = field(init=False)
+    banned: frozenset[int] = field(init=False)
+    phased: bool = field(init=False)
+    worded: bool = field(init=False)
     plain: bool = field(init=False)
     independent: bool = field(init=False)
     host_bound: bool = field(init=False)
     penalized: bool = field(init=False)
     counts_tokens: bool = field(init=False)
     warps: bool = field(init=False)
+    line: bytes = field(init=False, default=b"")
+    tensors: dict[Any, Any] = field(init=False, default_factory=dict)
     history: History | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -75,8 +88,12 @@ class Row:
         self.alternatives = p.logprobs
         self.counts_tokens = bool(p.presence_penalty or p.frequency_penalty)
         self.penalized = self.counts_tokens or p.repetition_penalty != 1.0
-        self.host_bound = self.guide is not None or any(len(word) > 1 for word in self.bad_words)
+        self.greedy = p.greedy
+        self.banned = self.suppressed[0].union(word[0] for word in self.bad_words if len(word) == 1)
+        self.phased = bool(p.min_new_tokens or self.suppressed[1])
+        self.worded = any(len(word) > 1 for word in self.bad_words)
+        self.host_bound = self.guide is not None or self.worded
         self.independent = not (self.penalized or self.host_bound)
-        banned = any(self.suppressed) or bool(self.allowed or self.bad_words or p.min_new_tokens)
+        banned = bool(self.banned or self.phased or self.worded or self.allowed)
         self.plain = not (self.penalized or p.logit_bias or banned or self.guide is not None or self.forced)
         self.warps = p.top_k > 0 or p.top_p < 1 or p.min_p > 0 or p.typical_p < 1

@@ -15,6 +15,13 @@ def tensor_on(device: torch.device, numbers: Sequence[Any], dtype: torch.dtype =
     return torch.tensor(numbers, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
 
 
-def column_on(device: torch.device, numbers: Sequence[float]) -> torch.Tensor:
-    """A float32 tensor (rows, 1) of these; see `tensor_on`."""
-    return tensor_on(device, numbers, torch.float32).unsqueeze(1)
+def array_on(device: torch.device, numbers: Any) -> torch.Tensor:
+    """A tensor of a numpy array; see `tensor_on`."""
+    tensor = torch.from_numpy(numbers)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def tensors_on(device: torch.device, lists: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """A tensor of each of these, all in one copy; see `tensor_on`."""
+    sent = tensor_on(device, [number for its in lists for number in its])
+    return list(sent.split([len(its) for its in lists]))

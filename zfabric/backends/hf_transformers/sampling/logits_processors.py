@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import torch
 
 from zfabric.backends.hf_transformers.request.row import Row
-from zfabric.backends.hf_transformers.sampling.device_tensors import tensor_on
+from zfabric.backends.hf_transformers.sampling.device_tensors import tensor_on, tensors_on
 from zfabric.backends.hf_transformers.sampling.guide_masks import GuideMasks
-from zfabric.backends.hf_transformers.sampling.token_histories import Penalties, TokenHistories
+from zfabric.backends.hf_transformers.sampling.penalties import Penalties
+from zfabric.backends.hf_transformers.sampling.row_lines import tokens_of, values_of
+from zfabric.backends.hf_transformers.sampling.token_histories import TokenHistories
 
 OFF: Final = float("-inf")
 #: Drawn where all tokens are banned.
@@ -38,21 +40,22 @@ class LogitsProcessors:
         self._off = torch.full((), OFF, device=device)
         self._penalized = [index for index, row in enumerate(rows) if row.penalized]
         self._penalties: Penalties | None = None
-        self._phased = [index for index, row in enumerate(rows) if row.params.min_new_tokens or row.suppressed[1]]
+        self._banned = [index for index, row in enumerate(rows) if row.banned]
+        self._phased = [index for index, row in enumerate(rows) if row.phased]
         self._phases: list[tuple[bool, bool]] = []
         self._bans: Entries | None = None
         self._pinned = [index for index, row in enumerate(rows) if row.forced]
         self._pins: list[tuple[int, frozenset[int]]] = []
         self._forced: Entries | None = None
-        self._worded = [index for index, row in enumerate(rows) if any(len(word) > 1 for word in row.bad_words)]
-        biases = [row.params.logit_bias or {} for row in rows]
-        self._biased = _entries(device, biases)
+        self._worded = [index for index, row in enumerate(rows) if row.worded]
+        biased = [(index, row) for index, row in enumerate(rows) if row.params.logit_bias]
+        self._biased = self._named(biased, "biased", _biased)
         if self._biased is not None:
-            values = [bias for its in biases for bias in its.values()]
-            self._biases = tensor_on(device, values, torch.float32)
-        self._allowed = _entries(device, [row.allowed for row in rows])
+            self._biases = torch.cat([values_of(row, device, "biases", _biases) for _, row in biased])
+        allowed = [(index, row) for index, row in enumerate(rows) if row.allowed]
+        self._allowed = self._named(allowed, "allowed", _allowed)
         if self._allowed is not None:
-            self._restricted = tensor_on(device, [index for index, row in enumerate(rows) if row.allowed])
+            self._restricted = tensor_on(device, [index for index, _ in allowed])
         guided = {index: row.guide for index, row in enumerate(rows) if row.guide is not None}
         self._guides = GuideMasks([*guided.values()], [*guided], len(rows), device) if guided else None
         self._ban(positions)
@@ -112,31 +115,40 @@ class LogitsProcessors:
     def _ban(self, positions: Sequence[int]) -> None:
         """The bans that hold whatever the answer has, or for its first tokens."""
         self._phases = self._phases_at(positions)
-        banned = [row.suppressed[0].union(word[0] for word in row.bad_words if len(word) == 1) for row in self._rows]
+        its = [(index, self._tokens(index, "banned", _banned)) for index in self._banned]
         for index, (short, begins) in zip(self._phased, self._phases, strict=True):
-            row = self._rows[index]
-            banned[index] |= (row.end_tokens if short else frozenset()) | (row.suppressed[1] if begins else frozenset())
-        self._bans = _entries(self._device, [sorted(tokens) for tokens in banned])
+            if short:
+                its.append((index, self._tokens(index, "ends", _ends)))
+            if begins:
+                its.append((index, self._tokens(index, "suppressed first", _suppressed_first)))
+        self._bans = _entries(self._device, its)
 
     def _force(self, positions: Sequence[int]) -> None:
         """Tokens that come at these positions whatever the model says."""
         pins = [(index, its) for index in self._pinned if (its := self._rows[index].forced.get(positions[index]))]
         if pins != self._pins:
             self._pins = pins
-            found = dict(pins)
-            self._forced = _entries(self._device, [sorted(found.get(index, ())) for index in range(len(self._rows))])
+            self._forced = _entries(self._device, [(index, tensor_on(self._device, [*its])) for index, its in pins])
+
+    def _tokens(self, index: int, use: str, named: Callable[[Row], Iterable[int]]) -> torch.Tensor:
+        return tokens_of(self._rows[index], self._device, use, named)
+
+    def _named(
+        self, rows: Sequence[tuple[int, Row]], use: str, named: Callable[[Row], Iterable[int]]
+    ) -> Entries | None:
+        """The entries of tokens that these name, each row at its place."""
+        return _entries(self._device, [(index, self._tokens(index, use, named)) for index, _ in rows])
 
     def _ban_words(self, scores: torch.Tensor) -> None:
         """The last tokens of words of which a row has all others."""
-        banned: list[list[int]] = [[] for _ in self._rows]
+        pairs: list[tuple[int, int]] = []
         for index in self._worded:
             row = self._rows[index]
             for *start, last in row.bad_words:
                 if start and row.output[-len(start) :] == start:
-                    banned[index].append(last)
-        entries = _entries(self._device, banned)
-        if entries is not None:
-            scores.index_put_(entries, self._off)
+                    pairs.append((index, last))
+        if pairs:
+            scores.index_put_(tensor_on(self._device, pairs).unbind(1), self._off)
 
 
 def process_logits(scores: torch.Tensor, rows: Sequence[Row]) -> None:
@@ -150,10 +162,34 @@ def process_logits(scores: torch.Tensor, rows: Sequence[Row]) -> None:
         LogitsProcessors(rows, [len(row.output) for row in rows], histories).apply(scores)
 
 
-def _entries(device: torch.device, tokens: Sequence[Iterable[int]]) -> Entries | None:
-    """The entries of each row's tokens; None if no row has any."""
-    pairs = [(index, token) for index, its in enumerate(tokens) for token in its]
-    if not pairs:
+def _entries(device: torch.device, tokens: Sequence[tuple[int, torch.Tensor]]) -> Entries | None:
+    """The entries of rows' tokens, each with its place; None if there are none."""
+    counts = [its.numel() for _, its in tokens]
+    if not any(counts):
         return None
-    rows, columns = tensor_on(device, pairs).unbind(1)
-    return rows, columns
+    rows, repeats = tensors_on(device, [[index for index, _ in tokens], counts])
+    return rows.repeat_interleave(repeats, output_size=sum(counts)), torch.cat([its for _, its in tokens])
+
+
+def _biased(row: Row) -> Iterable[int]:
+    return row.params.logit_bias or ()
+
+
+def _biases(row: Row) -> Iterable[float]:
+    return (row.params.logit_bias or {}).values()
+
+
+def _allowed(row: Row) -> Iterable[int]:
+    return row.allowed
+
+
+def _banned(row: Row) -> Iterable[int]:
+    return row.banned
+
+
+def _ends(row: Row) -> Iterable[int]:
+    return row.end_tokens
+
+
+def _suppressed_first(row: Row) -> Iterable[int]:
+    return row.suppressed[1]

@@ -6,8 +6,11 @@ implementation) as operations on int64 tensors, whose products and sums wrap as 
 
 from __future__ import annotations
 
-from typing import Final
+import functools
+from collections.abc import Sequence
+from typing import Any, Final
 
+import numpy as np
 import torch
 
 _SIGN: Final = 1 << 63
@@ -32,14 +35,28 @@ def uniform(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     Returns:
         A float64 tensor of their common shape.
     """
-    state = states + (positions + 1) * _GOLDEN
+    return _mixed(states + (positions + 1) * _GOLDEN).to(torch.float64) * 2.0**-_NUMBER_BITS
+
+
+def uniform_on_host(states: Sequence[int], positions: Sequence[int], steps: int) -> Any:
+    """The same numbers of so many draws from these positions on, as a numpy array (steps, states)."""
+    begins = np.array(states, dtype=np.int64) + (np.array(positions, dtype=np.int64) + 1) * _GOLDEN
+    return _mixed(begins + _ahead(steps)) * 2.0**-_NUMBER_BITS
+
+
+@functools.cache
+def _ahead(steps: int) -> Any:
+    return np.arange(steps, dtype=np.int64)[:, None] * _GOLDEN
+
+
+def _mixed(state: Any) -> Any:
+    """The uppermost bits of a number for each state, of tensors and arrays of int64 alike."""
     state = (state ^ _shifted(state, 30)) * _FIRST
     state = (state ^ _shifted(state, 27)) * _SECOND
-    state = _shifted(state ^ _shifted(state, 31), _BITS - _NUMBER_BITS)
-    return state.to(torch.float64) * 2.0**-_NUMBER_BITS
+    return _shifted(state ^ _shifted(state, 31), _BITS - _NUMBER_BITS)
 
 
-def _shifted(state: torch.Tensor, bits: int) -> torch.Tensor:
+def _shifted(state: Any, bits: int) -> Any:
     """To the right, as an unsigned number is."""
     return (state >> bits) & ((1 << (_BITS - bits)) - 1)
 

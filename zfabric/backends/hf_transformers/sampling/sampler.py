@@ -90,7 +90,7 @@ def _readable(tokens: torch.Tensor, metadata: SamplingMetadata) -> torch.Tensor:
 
 
 class Draws:
-    """Keeps from step to step what does not change: the parameters of a batch's rows, and the histories of all."""
+    """Keeps from step to step what does not change: parameters of rows, their histories, and numbers for some draws."""
 
     def __init__(self) -> None:
         self._metadata: SamplingMetadata | None = None
@@ -113,7 +113,7 @@ class Draws:
         else:
             if self._histories is None:
                 self._histories = TokenHistories(logits.shape[1], logits.device)
-            metadata = SamplingMetadata([*rows], positions, self._histories)
+            metadata = SamplingMetadata([*rows], positions, self._histories, metadata)
         self._metadata = metadata
         return metadata
 

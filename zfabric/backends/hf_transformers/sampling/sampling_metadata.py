@@ -8,16 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from zfabric.backends.hf_transformers.request.row import Row
-from zfabric.backends.hf_transformers.sampling.device_tensors import column_on, tensor_on
+from zfabric.backends.hf_transformers.sampling.device_tensors import tensor_on, tensors_on
+from zfabric.backends.hf_transformers.sampling.drawn_numbers import DrawnNumbers
 from zfabric.backends.hf_transformers.sampling.logits_processors import LogitsProcessors
-from zfabric.backends.hf_transformers.sampling.random_numbers import seed_state, uniform
+from zfabric.backends.hf_transformers.sampling.row_lines import NO_TOP_K, Lines, lines_of, lines_on
 from zfabric.backends.hf_transformers.sampling.token_histories import TokenHistories
 from zfabric.wire.sampling import SamplingParams
-
-#: Steps whose numbers are computed at once: it takes hardly longer than those of one step, and the others then take nothing.
-_NUMBERS_AHEAD = 16
-#: A top-p that cuts nothing off, whatever the rounding.
-_ALL: float = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +40,31 @@ class Warpers:
     typical_p: torch.Tensor | None
 
     @classmethod
-    def of(cls, params: Sequence[SamplingParams], device: torch.device) -> Warpers:
-        """Those of these rows."""
+    def of(cls, params: Sequence[SamplingParams], lines: Lines, typical: torch.Tensor | None = None) -> Warpers:
+        """Those of rows with these parameters.
+
+        Args:
+            lines: The same on the device.
+            typical: Which of them have a typical-p, if some have and others have not.
+        """
         top_k = limited = top_p = min_p = typical_p = None
         if any(p.top_k > 0 for p in params):
-            none = torch.iinfo(torch.long).max
-            top_k = tensor_on(device, [p.top_k if p.top_k > 0 else none for p in params]).unsqueeze(1)
-            limited = top_k < none
+            top_k = lines.top_k
+            limited = top_k < NO_TOP_K
         if any(p.top_p < 1 for p in params):
-            top_p = column_on(device, [p.top_p if p.top_p < 1 else _ALL for p in params])
+            top_p = lines.top_p
         if any(p.min_p > 0 for p in params):
-            min_p = column_on(device, [p.min_p for p in params])
-        places = [index for index, p in enumerate(params) if p.typical_p < 1]
-        if places:
-            typical_p = column_on(device, [params[index].typical_p for index in places])
-        typical = tensor_on(device, places) if 0 < len(places) < len(params) else None
+            min_p = lines.min_p
+        if any(p.typical_p < 1 for p in params):
+            typical_p = lines.typical_p if typical is None else lines.typical_p.index_select(0, typical)
         most = max(p.top_k for p in params) if all(p.top_k > 0 for p in params) else None
         return cls(params, most, top_k, limited, top_p, min_p, typical, typical_p)
+
+    @classmethod
+    def made(cls, params: Sequence[SamplingParams], device: torch.device) -> Warpers:
+        """The same of rows that nothing is kept of."""
+        typical = some(typical_places(params), len(params))
+        return cls.of(params, lines_of(device, params), None if typical is None else tensor_on(device, typical))
 
 
 class SamplingMetadata:
@@ -70,6 +74,7 @@ class SamplingMetadata:
         rows: In the order of the logits; one may come several times.
         positions: Of the tokens that are drawn next.
         histories: Of the logits' device and vocabulary.
+        former: That of the step before, of other rows.
 
     Attributes:
         processors: What changes the logits; None if nothing does.
@@ -78,39 +83,61 @@ class SamplingMetadata:
         alternatives: How many each row wants to be told.
         greedy: Whether no row is drawn.
         drawn: Rows that are drawn, int64; None for all.
-        numbers: What they are drawn by at the next step, float64 (drawn,).
         temperature: Of drawn rows, float32 (drawn, 1); None if all are 1.
         warped, unwarped: Which of the drawn rows have warpers and which have not, int64; None for all or none.
         warpers: Of the warped rows; None if there are none.
     """
 
-    def __init__(self, rows: list[Row], positions: list[int], histories: TokenHistories) -> None:
-        device = histories.device
-        self._rows, self._positions = rows, positions
+    def __init__(
+        self, rows: list[Row], positions: list[int], histories: TokenHistories, former: SamplingMetadata | None = None
+    ) -> None:
+        self._rows = rows
         self.processors: LogitsProcessors | None = None
         if not all(row.plain for row in rows):
             self.processors = LogitsProcessors(rows, positions, histories)
         self.alternatives = [row.alternatives for row in rows]
         self.told_places = [index for index, count in enumerate(self.alternatives) if count is not None]
-        self.told = _some(device, self.told_places, len(rows))
-        self._drawn_places = [index for index, row in enumerate(rows) if not row.params.greedy]
+        self._drawn_places = [index for index, row in enumerate(rows) if not row.greedy]
         self.greedy = not self._drawn_places
-        self.drawn = _some(device, self._drawn_places, len(rows))
-        self.temperature: torch.Tensor | None = None
+        self.told = self.drawn = self.warped = self.unwarped = self.temperature = None
         self.warpers: Warpers | None = None
+        self._numbers: DrawnNumbers | None = None
         if self.greedy:
+            told = some(self.told_places, len(rows))
+            self.told = None if told is None else tensor_on(histories.device, told)
             return
-        drawn = [rows[index] for index in self._drawn_places]
-        if any(row.params.temperature != 1 for row in drawn):
-            self.temperature = column_on(device, [row.params.temperature for row in drawn])
-        self._states = tensor_on(device, [seed_state(row.seed) for row in drawn])
-        self._begin = tensor_on(device, [positions[index] for index in self._drawn_places])
-        self._compute_numbers()
+        self._draw([rows[index] for index in self._drawn_places], positions, histories.device, former)
+
+    def _draw(
+        self, drawn: list[Row], positions: list[int], device: torch.device, former: SamplingMetadata | None
+    ) -> None:
+        """What is drawn by: a copy to the device for what the rows ask for, and one more if they are not all of one kind."""
+        positions = self._of_drawn(positions)
         warped = [index for index, row in enumerate(drawn) if row.warps]
-        self.warped = _some(device, warped, len(drawn))
-        self.unwarped = _some(device, [index for index, row in enumerate(drawn) if not row.warps], len(drawn))
+        params = [drawn[index].params for index in warped]
+        chosen = [
+            some(self.told_places, len(self._rows)), some(self._drawn_places, len(self._rows)),
+            some(warped, len(drawn)), some([index for index, row in enumerate(drawn) if not row.warps], len(drawn)),
+            some(typical_places(params), len(params)),
+        ]  # fmt: skip
+        indexes = iter(tensors_on(device, present) if (present := [its for its in chosen if its is not None]) else ())
+        self.told, self.drawn, self.warped, self.unwarped, typical = (
+            None if its is None else next(indexes) for its in chosen
+        )
+        lines = lines_on(device, drawn, positions)
+        before = None if former is None else former._numbers
+        self._numbers = DrawnNumbers(drawn, positions, lines.states, lines.own(0), before)
+        if any(row.params.temperature != 1 for row in drawn):
+            self.temperature = lines.temperature
         if warped:
-            self.warpers = Warpers.of([drawn[index].params for index in warped], device)
+            of_warped = lines if self.warped is None else lines.select(self.warped)
+            self.warpers = Warpers.of(params, of_warped, typical)
+
+    @property
+    def numbers(self) -> torch.Tensor:
+        """What rows are drawn by at the next step, float64 (drawn,)."""
+        assert self._numbers is not None, "a row is drawn"
+        return self._numbers.next
 
     def of(self, rows: list[Row]) -> bool:
         """Whether these are its rows."""
@@ -120,26 +147,20 @@ class SamplingMetadata:
         """Be as the next draws need it, of the same rows."""
         if self.processors is not None:
             self.processors.move(positions)
-        if self.greedy:
-            return
-        step = positions[0] - self._positions[0]
-        if [position - step for position in positions] != self._positions:
-            self._begin = tensor_on(self._begin.device, [positions[index] for index in self._drawn_places])
-        elif 0 <= step < _NUMBERS_AHEAD:
-            self.numbers = self._numbers[step]
-            return
-        else:
-            self._begin = self._begin + step
-        self._positions = positions
-        self._compute_numbers()
+        if self._numbers is not None:
+            self._numbers.move(self._of_drawn(positions))
 
-    def _compute_numbers(self) -> None:
-        """Those of the next draws, float64 (drawn,), and of some that follow on them."""
-        ahead = torch.arange(_NUMBERS_AHEAD, device=self._begin.device).unsqueeze(1)
-        self._numbers = uniform(self._states, self._begin + ahead)
-        self.numbers = self._numbers[0]
+    def _of_drawn(self, positions: list[int]) -> list[int]:
+        if len(self._drawn_places) == len(positions):
+            return positions
+        return [positions[index] for index in self._drawn_places]
 
 
-def _some(device: torch.device, places: list[int], rows: int) -> torch.Tensor | None:
+def typical_places(params: Sequence[SamplingParams]) -> list[int]:
+    """Which of these have a typical-p."""
+    return [index for index, p in enumerate(params) if p.typical_p < 1]
+
+
+def some(places: list[int], rows: int) -> list[int] | None:
     """These as an index; None if they are all or none."""
-    return tensor_on(device, places) if 0 < len(places) < rows else None
+    return places if 0 < len(places) < rows else None

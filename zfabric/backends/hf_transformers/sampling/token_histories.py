@@ -1,4 +1,4 @@
-"""Penalties on tokens that a text has, over histories that are kept on the device and go on with what is drawn there."""
+"""Which tokens texts have, kept on the device, where they go on with what is drawn there."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Final
 import torch
 
 from zfabric.backends.hf_transformers.request.row import History, Row
-from zfabric.backends.hf_transformers.sampling.device_tensors import column_on, tensor_on
+from zfabric.backends.hf_transformers.sampling.device_tensors import tensor_on
 
 #: Columns that a history has room for when it is made, beyond what it begins with.
 _HEADROOM: Final = 64
 _SLOTS: Final = 4
 #: Position of a history that is being written. If that fails, for want of memory say, it is made anew.
-_UNKNOWN: Final = -1
+UNKNOWN: Final = -1
 
 
 class TokenHistories:
@@ -39,9 +39,7 @@ class TokenHistories:
     def has(self, row: Row, position: int) -> bool:
         """Whether a row's history is here, with so many tokens of its answer."""
         history = row.history
-        return (
-            history is not None and history.free is self._free and history.position == position and history.length > 0
-        )
+        return history is not None and history.free is self._free and history.position == position
 
     def enter(self, rows: Sequence[Row]) -> None:
         """Make histories of what the host knows of these."""
@@ -52,7 +50,7 @@ class TokenHistories:
             # What counts the answer alone needs one other token, to fill its columns.
             before = dict.fromkeys(row.prompt) if row.params.repetition_penalty != 1.0 else row.prompt[:1]
             tokens = [token for token in (*before, *row.output) if token < self.vocabulary_size]
-            row.history.position = _UNKNOWN
+            row.history.position = UNKNOWN
             known.append(tokens)
         width = max(map(len, known))
         self.widen(width)
@@ -96,76 +94,3 @@ class TokenHistories:
             places = tensor_on(self.device, pairs)
             once = torch.ones(len(pairs), dtype=torch.int32, device=self.device)
             self.counts.index_put_((places[:, 0], places[:, 1]), once, accumulate=True)
-
-
-class Penalties:
-    """Repetition, presence and frequency penalties of the rows of a batch that have them.
-
-    Args:
-        places: Which rows of the logits these are.
-        positions: Tokens of their answers that are drawn, be they on the host or not.
-    """
-
-    def __init__(
-        self, rows: Sequence[Row], places: Sequence[int], positions: Sequence[int], histories: TokenHistories
-    ) -> None:
-        self._rows, self._histories = rows, histories
-        stale = [row for row, position in zip(rows, positions, strict=True) if not histories.has(row, position)]
-        if stale:
-            histories.enter(stale)
-        self._known = [row.history for row in rows if row.history is not None]
-        assert [history.position for history in self._known] == list(positions), "a history ends where its draw begins"
-        device = histories.device
-        self._places = tensor_on(device, places)
-        self._slots = tensor_on(device, [history.slot for history in self._known])
-        self._lengths = tensor_on(device, [history.length for history in self._known])
-        params = [row.params for row in rows]
-        self._repetition: torch.Tensor | None = None
-        if any(p.repetition_penalty != 1.0 for p in params):
-            pairs = zip(params, self._known, strict=True)
-            self._repetition = column_on(device, [p.repetition_penalty if h.length else 1.0 for p, h in pairs])
-        self._counts = any(row.counts_tokens for row in rows)
-        if self._counts:
-            self._presence = column_on(device, [p.presence_penalty for p in params])
-            self._frequency = column_on(device, [p.frequency_penalty for p in params])
-
-    def holds(self, positions: Sequence[int]) -> bool:
-        """Whether its histories are those of rows that have so many tokens."""
-        return all(map(self._histories.has, self._rows, positions))
-
-    def apply(self, scores: torch.Tensor) -> None:
-        """Penalize tokens, in place; a token that came several times is computed as often, to the same value."""
-        width = max(history.length for history in self._known)
-        tokens = self._histories.tokens[:, :width].index_select(0, self._slots)
-        places = self._places.unsqueeze(1)
-        values = scores[places, tokens]
-        if self._repetition is not None:
-            values = torch.where(values < 0, values * self._repetition, values / self._repetition)
-        if self._counts:
-            assert self._histories.counts is not None
-            counts = self._histories.counts[self._slots.unsqueeze(1), tokens]
-            values = values - ((counts > 0) * self._presence + counts * self._frequency)
-        scores[places, tokens] = values
-
-    def follow(self, drawn: torch.Tensor) -> None:
-        """Enter what was drawn.
-
-        Args:
-            drawn: int64, a token for each row of the logits.
-        """
-        positions = [history.position for history in self._known]
-        for history in self._known:
-            history.position = _UNKNOWN
-        self._write(drawn.index_select(0, self._places))
-        for history, position in zip(self._known, positions, strict=True):
-            history.length += 1
-            history.position = position + 1
-
-    def _write(self, tokens: torch.Tensor) -> None:
-        histories = self._histories
-        histories.widen(1 + max(history.length for history in self._known))
-        histories.tokens[self._slots, self._lengths] = tokens
-        if self._counts:
-            assert histories.counts is not None
-            histories.counts[self._slots, tokens] += 1
-        self._lengths += 1

@@ -57,7 +57,7 @@ def pick(scores: torch.Tensor, warpers: Warpers, numbers: torch.Tensor, width: i
         unsettled = (values.gather(1, counts - 1).squeeze(1) <= values[:, -1]).tolist()
         again = [index for index, p in enumerate(warpers.params) if unsettled[index] or p.top_k > width]
         if again:
-            some = Warpers.of([warpers.params[index] for index in again], scores.device)
+            some = Warpers.made([warpers.params[index] for index in again], scores.device)
             picked[again] = pick(scores[again], some, numbers[again], size)
     return picked
 
