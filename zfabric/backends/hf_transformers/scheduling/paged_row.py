@@ -97,14 +97,20 @@ class Line:
     """
 
     def __init__(self, steps: Steps, prompts: Work) -> None:
+        self.drawings: list[Drawing] = []
+        self.told: list[tuple[PagedRow, Part, int]] = []
+        #: Whether it is as most are: one token of each row, and one draw.
+        self._plain = not prompts and not any(drafts for _, drafts in steps)
+        if self._plain:
+            self.parts = [row.step() for row, _ in steps]
+            self.drawings = [Drawing(row, drafts, line) for line, (row, drafts) in enumerate(steps)]
+            return
         works: list[tuple[Part, PagedRow, Many[int], bool]] = [
             (row.step(drafts), row, drafts, True) for row, drafts in steps
         ]
         works += [(row.part(count), row, (), count == row.left) for row, count in prompts]
         works.sort(key=lambda work: len(work[0].tokens) > 1)
         self.parts = [part for part, *_ in works]
-        self.drawings: list[Drawing] = []
-        self.told: list[tuple[PagedRow, Part, int]] = []
         line = 0
         for part, row, drafts, complete in works:
             lines = {"none": 0, "last": 1, "all": len(part.tokens)}[part.logits]
@@ -128,6 +134,8 @@ class Line:
         """Of each drawing: a token for each choice, or for each place after its newest token and its drafts."""
         if not self.drawings:
             return []
+        if self._plain:
+            return [[one] for one in sampler.sample([row.sequence for row, _, _ in self.drawings], logits)]
         sequences: list[Sequence] = []
         lines: list[int] = []
         ahead: list[int] = []
