@@ -13,13 +13,14 @@ import pytest
 import pytest_asyncio
 import torch
 from msgspec import structs
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from tests.backends.test_architectures import FAMILIES, save
 from tests.backends.test_engine import hold, prepared
 from tests.backends.tiny import Answers, ask
+from tests.sweep.subject import save as save_of_kind
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ConfigurationError, FabricError, RequestError, UnknownModelError, UnsupportedOperationError
@@ -80,8 +81,6 @@ def merged(base: Path, adapter: Path | None, layers: Sequence[str] = LAYERS) -> 
     """The model with an adapter added to its weights, as the paper says: W + B A × alpha / r."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     if adapter is not None:
-        from safetensors.torch import load_file
-
         tensors = load_file(adapter / "adapter_model.safetensors")
         config = json.loads((adapter / "adapter_config.json").read_text())
         for layer in layers:
@@ -307,3 +306,26 @@ async def test_every_linear_layer_of_every_family_adapts(family: str, tmp_path: 
         tokens = expected(directory, chosen, 13, layers)
         assert [answers.tokens(f"{model} {number}") for number in range(2)] == [tokens[:12], tokens]
     assert answers.tokens("base 0") != answers.tokens("red 0")
+
+
+async def test_a_layer_that_the_model_reads_past_is_refused_unless_nothing_changes(tmp_path: Path) -> None:
+    base = tmp_path / "mamba"
+    base.mkdir()
+    torch.manual_seed(0)
+    save_of_kind("mamba", "causal", base)
+    layers = ["backbone.layers.0.mixer.dt_proj", "backbone.layers.0.mixer.x_proj"]
+    past = save_adapter(tmp_path / "past", base, seed=1, layers=layers)
+    beside = save_adapter(tmp_path / "beside", base, seed=1, layers=layers)
+    tensors = load_file(beside / "adapter_model.safetensors")
+    tensors[f"base_model.model.{layers[0]}.lora_B.weight"].zero_()
+    save_file(tensors, beside / "adapter_model.safetensors")
+    worker = ModelWorker(TransformersOptions(model=str(base), dtype="float32", device="cpu", lora=(f"one={beside}",)))
+    worker.steps = answers = Adapting()
+    await worker.load()
+    with pytest.raises(RequestError, match=r"'backbone.layers.0.mixer.dt_proj', which the model never calls"):
+        await worker.operate(call("load_adapter", name="two", path=str(past)))
+    worker.begin(to("one", "a"))
+    await answers.until("a")
+    await worker.close()
+    assert answers.tokens("a") == expected(base, beside, 20, layers)
+    assert answers.tokens("a") != expected(base, None, 20)

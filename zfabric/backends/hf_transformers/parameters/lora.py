@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -75,9 +76,28 @@ class Lora:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._hooked: set[str] = set()
+        #: Layers that the model does not call, though it runs what they belong to: it reads their weights past them, or not at
+        #: all, and nothing can be added to what they make.
+        self._passed_over: frozenset[str] = frozenset()
         #: Of the pass under way: adapters, and the rows that want each; None for all rows.
         self._active: list[tuple[Adapter, torch.Tensor | None]] = []
         self._rows = 0
+
+    @contextmanager
+    def observed(self) -> Iterator[None]:
+        """During a pass of the whole model, which shows what layers it calls."""
+        called: set[str] = set()
+        modules = dict(self._model.named_modules())
+        hooks = [module.register_forward_hook(partial(_note, called, name)) for name, module in modules.items()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        # Experts that no token was sent to are not called either, nor is what they belong to.
+        self._passed_over = frozenset(
+            name for name in modules if name not in called and name.rpartition(".")[0] in called
+        )
 
     def read(self, name: str, directory: Path, *, pinned: bool = False) -> Adapter:
         """Read an adapter that PEFT saved. On any thread.
@@ -103,7 +123,13 @@ class Lora:
             if key.endswith(_DOWN):
                 layer = key.removeprefix(_PREFIX).removesuffix(_DOWN)
                 up = tensors.get(key.removesuffix(_DOWN) + _UP)
-                layers[layer] = self._fitted(directory, layer, known.get(layer), tensors[key], up, settings)
+                matrices = self._fitted(directory, layer, known.get(layer), tensors[key], up, settings)
+                if layer not in self._passed_over:
+                    layers[layer] = matrices
+                elif matrices[1].any():
+                    raise ConfigurationError(
+                        f"adapter {directory} changes {layer!r}, which the model never calls, so that it would change nothing"
+                    )
         if not layers:
             raise ConfigurationError(f"adapter {directory} changes no layer")
         return Adapter(name, str(directory), layers, pinned)
@@ -185,6 +211,10 @@ class Lora:
         # Layers may be spread over devices.
         index = index.to(x.device)
         return output.index_add(0, index, (x[index].to(down.dtype) @ down @ up).to(output.dtype))
+
+
+def _note(called: set[str], name: str, *_: Any) -> None:
+    called.add(name)
 
 
 def _settings(directory: Path) -> Any:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from zfabric.backends.front import generation_config
 from zfabric.backends.front.adapters import Adapters
 from zfabric.backends.front.bounds import longest_token
@@ -124,6 +126,8 @@ def _assemble(options: TransformersOptions, names: tuple[str, ...], told: Told, 
     answer_format = AnswerFormat(template, tools=options.tool_parser, reasoning=options.reasoning_parser)
     model = _model(loaded, options)
     _check(loaded, model, options.model)
+    if ranks is None:
+        _observe(loaded, model)
     adapters = _adapters(options, model, names)
     layout = layout_or_reason(loaded, model, options) if loaded.generates else None
     paged = None
@@ -209,6 +213,15 @@ def _check(loaded: Loaded, model: ModelRunner, name: str) -> None:
         check_rows(model, loaded.model, loaded.tokenizer, name)
     elif loaded.kind == "encoder":
         check_padding(loaded.encoder, loaded.tokenizer, name)
+
+
+def _observe(loaded: Loaded, model: ModelRunner) -> None:
+    """Have adapters know which layers the model calls."""
+    with model.lora.observed(), torch.inference_mode():
+        if isinstance(model, EncoderDecoderRunner):
+            model.probe()
+        elif loaded.kind != "classifier":
+            loaded.model(input_ids=torch.zeros((1, 8), dtype=torch.long, device=loaded.model.device))
 
 
 def _warm_up(
