@@ -34,6 +34,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "mpt": {"attn_config": {"attn_pdrop": 0}},
     "mamba2": {"num_heads": 8, "head_dim": 16, "hidden_size": 64, "expand": 2},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    # The halves of its heads are a multiple of 64 together.
+    "xlstm": {"hidden_size": 128, "embedding_dim": 128, "num_blocks": 4, "autocast_kernel_dtype": "float32"},
     "xlnet": {"d_head": 16},
     "reformer": {"is_decoder": True, "axial_pos_shape": [16, 32], "axial_pos_embds_dim": [32, 32]},
     "xmod": {"default_language": "en_XX"},
@@ -41,7 +43,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "phi4_multimodal": {"original_max_position_embeddings": 512},
     "t5": {"decoder_start_token_id": 2, "initializer_factor": 20.0},
     **{name: {"initializer_factor": 20.0} for name in ("longt5", "mt5", "umt5")},
-    **{name: {"init_std": 1.0} for name in ("bart", "blenderbot-small", "led", "marian", "mvp", "plbart")},
+    # With greater weights they say the same whatever they have said.
+    **{name: {"init_std": 0.1} for name in ("bart", "blenderbot-small", "fsmt", "led", "marian", "mvp", "plbart")},
 }
 #: Encoders that transformers turns into decoders where it is asked to.
 for _name in (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from tests.sweep.subject import Finding
+from tests.sweep.subject import FLAT, Finding
 
 _HEADINGS = {
     "causal": "Decoders (`AutoModelForCausalLM`)",
@@ -43,6 +43,12 @@ def page(findings: Sequence[Finding]) -> str:
             parts += [f"{len(rows)} {meaning}:", ""]
             if verdict in ("same", "not made"):
                 parts += [", ".join(f"`{row.architecture}`" for row in rows) + ".", ""]
+                flat = [f"`{row.architecture}`" for row in rows if row.reason == FLAT]
+                parts += (
+                    [f"Of these so few different tokens came that it says little: {', '.join(flat)}.", ""]
+                    if flat
+                    else []
+                )
             else:
                 parts += ["| architecture | why |", "|---|---|"]
                 parts += [f"| `{row.architecture}` | {row.reason.replace('|', '/')} |" for row in rows] + [""]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import re
 import tempfile
 from pathlib import Path
@@ -33,6 +34,10 @@ FACTORIES: dict[Kind, str] = {
 _NO_PROCESSOR = re.compile(r"(image|video) processor|PixtralProcessor")
 PROMPTS = ["Hello", "The quick brown fox jumps over the lazy dog", "a", "Once upon"]
 TOKENS = 16
+#: A model whose answers have fewer different tokens says little by them, so others are drawn, up to so many.
+SEVERAL = 4
+_SEEDS = 4
+FLAT = "but its answers have few different tokens"
 
 
 class Finding(NamedTuple):
@@ -46,14 +51,17 @@ class Finding(NamedTuple):
 
 def examine(architecture: str, kind: Kind) -> Finding:
     """Make the model, serve it, and compare."""
-    torch.manual_seed(0)
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         try:
-            save(architecture, kind, directory)
-            expected = by_transformers(kind, directory)
+            for seed in range(_SEEDS):
+                torch.manual_seed(seed)
+                save(architecture, kind, directory)
+                expected = by_transformers(kind, directory)
+                if kind == "encoder" or varied(expected):
+                    break
         except Exception as error:  # noqa: BLE001 — whatever stops a tiny model from being made
             return Finding(architecture, kind, "not made", _brief(error))
         try:
@@ -99,12 +107,17 @@ def by_transformers(kind: Kind, directory: Path) -> list[Any]:
     answers: list[Any] = []
     for prompt in PROMPTS:
         inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        # Another copy for each: a model that keeps a state in its modules does not forget the prompt before.
+        alone = copy.deepcopy(model)
         with torch.inference_mode():
             if kind == "encoder":
-                hidden = model(**inputs).last_hidden_state[0].mean(dim=0)
+                hidden = alone(**inputs).last_hidden_state[0].mean(dim=0)
                 answers.append((hidden / hidden.norm()).numpy())
                 continue
-            output = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False, eos_token_id=None, pad_token_id=2)
+            # One beam, whatever a model would take: a batch searches only where a request asks for it.
+            output = alone.generate(
+                **inputs, max_new_tokens=TOKENS, do_sample=False, num_beams=1, eos_token_id=None, pad_token_id=2
+            )
         skip = 1 if getattr(model.config, "is_encoder_decoder", False) else inputs["input_ids"].shape[1]
         answers.append(output[0, skip:].tolist())
     return answers
@@ -142,8 +155,12 @@ def _compare(architecture: str, kind: Kind, expected: list[Any], found: list[Any
                 (n for n, (a, b) in enumerate(zip(wanted, got, strict=False)) if a != b), min(len(wanted), len(got))
             )
             return Finding(architecture, kind, "wrong", f"{prompt!r}: token {place} of {len(wanted)} differs")
-    flat = kind != "encoder" and all(len(set(tokens)) < 3 for tokens in expected)
-    return Finding(architecture, kind, "same", "but each answer repeats one token" if flat else "")
+    return Finding(architecture, kind, "same", "" if kind == "encoder" or varied(expected) else FLAT)
+
+
+def varied(answers: list[list[int]]) -> bool:
+    """Whether half of the answers have several different tokens at least."""
+    return 2 * sum(len(set(tokens)) >= SEVERAL for tokens in answers) >= len(answers)
 
 
 def _brief(error: BaseException) -> str:
