@@ -57,6 +57,8 @@ def attend(
         query: (rows, heads, columns, size).
         key, value: (rows, heads of the cache, columns of the cache, size).
         attention_mask: (rows, 1, columns, columns of the cache).
+        others: With "indices", the keys that sparse attention has chosen for each column, (rows, columns, keys); models leave the
+            others out themselves where they know the interface by its name.
 
     Returns:
         (rows, columns, heads, size), and no weights.
@@ -68,6 +70,9 @@ def attend(
         if torch.compiler.is_compiling():
             return attend_over_pages(query, key, value, layer, scaling, window, scoring), None
         return paged.attend(query, layer, scaling, window, scoring), None
+    chosen = others.get("indices")
+    if chosen is not None and attention_mask is not None:
+        attention_mask = attention_mask & _among(chosen, key.shape[2])
     if scoring is not None:
         told = others.get("is_causal")
         causal = bool(getattr(module, "is_causal", True) if told is None else told)
@@ -88,3 +93,9 @@ def attend(
         module, query, key, value, attention_mask, dropout, scaling, position_bias=position_bias, **others
     )
     return found
+
+
+def _among(chosen: torch.Tensor, columns: int) -> torch.Tensor:
+    """Which columns of the cache are among those chosen, (rows, 1, columns, columns of the cache)."""
+    found = torch.zeros((*chosen.shape[:2], columns), dtype=torch.bool, device=chosen.device)
+    return found.scatter_(-1, chosen.long(), True).unsqueeze(1)

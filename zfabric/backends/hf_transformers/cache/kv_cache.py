@@ -19,9 +19,13 @@ class KVCacheLayer(DynamicLayer):
     """Keys and values of one layer, (rows, heads, columns, size). The newest column is the last.
 
     What is in use is a number, and no view that is kept: a compiled step could not take two tensors over one memory.
+
+    Attributes:
+        index: By what a layer of sparse attention chooses keys, as keys without values; None in other layers.
     """
 
     def __init__(self) -> None:
+        self.index: KVCacheLayer | None = None
         self._keys: Any = None
         self._values: Any = None
         self._columns = 0
@@ -64,10 +68,19 @@ class KVCacheLayer(DynamicLayer):
         self._columns = columns
         return self._keys[:, :, :columns], self._values[:, :, :columns]
 
+    def update_indexer(self, indexer_key_states: Any) -> Any:
+        """Append columns, (rows, columns, size), of what keys are chosen by. Returns all."""
+        if self.index is None:
+            self.index = KVCacheLayer()
+        added = indexer_key_states.unsqueeze(1)
+        return self.index.update(added, added[..., :0])[0].squeeze(1)
+
     def reserve(self, columns: int) -> None:
         """Have room for so many columns."""
         if columns > self._keys.shape[2]:
             self._grow(self._keys, self._values, columns)
+        if self.index is not None:
+            self.index.reserve(columns)
 
     def _grow(self, keys: Any, values: Any, columns: int) -> None:
         """Move to a larger place, of as many rows as these have, and their type."""
@@ -82,6 +95,8 @@ class KVCacheLayer(DynamicLayer):
     def crop_to(self, columns: int) -> None:
         """Forget what was appended after so many columns."""
         self._columns = min(self._columns, columns)
+        if self.index is not None:
+            self.index.crop_to(columns)
 
     def select(self, rows: list[int], skip: int) -> None:
         """Go on with these rows, in this order, and without the first `skip` columns. A row may come twice."""
@@ -91,11 +106,23 @@ class KVCacheLayer(DynamicLayer):
             [(self.keys[:, :, skip:].index_select(0, chosen), self.values[:, :, skip:].index_select(0, chosen))],
             columns,
         )
+        if self.index is not None:
+            self.index.select(rows, skip)
 
     def merge(self, other: KVCacheLayer) -> None:
-        """Add the rows of another layer below these. The shorter ones are padded with zeros on the left."""
-        columns = max(self.get_seq_length(), other.get_seq_length())
-        self._replace([(self.keys, self.values), (other.keys, other.values)], columns)
+        """Add the rows of another layer below these, or nothing if the memory does not suffice. The shorter ones are padded with
+        zeros on the left."""
+        rows, present = self.keys.shape[0], self.get_seq_length()
+        self._replace([(self.keys, self.values), (other.keys, other.values)], max(present, other.get_seq_length()))
+        if self.index is None or other.index is None:
+            return
+        try:
+            self.index.merge(other.index)
+        except RuntimeError:
+            index, self.index = self.index, None
+            self.undo_merge(rows, present)
+            self.index = index
+            raise
 
     def undo_merge(self, rows: int, columns: int) -> None:
         """Go back to the first rows and the last columns. Allocates nothing."""
@@ -103,6 +130,8 @@ class KVCacheLayer(DynamicLayer):
         self._keys = self._keys[:rows, :, skip:]
         self._values = self._values[:rows, :, skip:]
         self._columns = columns
+        if self.index is not None:
+            self.index.undo_merge(rows, columns)
 
     def _replace(self, parts: list[tuple[Any, Any]], columns: int) -> None:
         rows = sum(keys.shape[0] for keys, _ in parts)
@@ -125,7 +154,8 @@ class KVCache(Cache):
     rewinds = True
 
     def __init__(self) -> None:
-        super().__init__(layer_class_to_replicate=KVCacheLayer)
+        # By its name: a model's own kind of cache may stand between.
+        Cache.__init__(self, layer_class_to_replicate=KVCacheLayer)
 
     @property
     def rows(self) -> int:

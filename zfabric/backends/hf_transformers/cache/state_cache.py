@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import torch
-from transformers.cache_utils import LinearAttentionLayer, get_layer_types_and_kwargs
+from transformers.cache_utils import DynamicCache, LinearAttentionLayer, get_layer_types_and_kwargs
 
 from zfabric.backends.hf_transformers.cache.kv_cache import KVCache, KVCacheLayer
 
@@ -19,12 +19,6 @@ from zfabric.backends.hf_transformers.cache.kv_cache import KVCache, KVCacheLaye
 STATES: Final = frozenset({"linear_attention", "conv", "moe", "mlp"})
 #: Kinds with a state, and keys and values beside it.
 BOTH: Final = frozenset({"hybrid", "hybrid_sliding"})
-
-
-def keeps_states(config: Any) -> bool:
-    """Whether layers of a model keep a state, by its configuration."""
-    kinds = set(getattr(config.get_text_config(decoder=True), "layer_types", None) or ())
-    return bool(kinds & (STATES | BOTH))
 
 
 class StateLayer(LinearAttentionLayer):
@@ -114,11 +108,31 @@ class StateCache(KVCache):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        kinds, arguments = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
         self.layer_class_to_replicate = None
-        self.layers = [_layer(kind, its.get("number_of_states", 1)) for kind, its in zip(kinds, arguments, strict=True)]
+        self.layers = self._layers_of(config.get_text_config(decoder=True))
         self.grows = any(isinstance(layer, KVCacheLayer) for layer in self.layers)
         self.passed = 0
+
+    @staticmethod
+    def of_its_own(config: Any) -> Any:
+        """The cache that a model has by itself; None where it makes one."""
+        return DynamicCache(config=config)
+
+    def given(self, model: Any, name: str) -> dict[str, Any]:
+        """Arguments of the next pass.
+
+        Args:
+            model: That reads the states.
+            name: What it calls its cache.
+        """
+        return {name: self}
+
+    def taken(self, model: Any, made: Any) -> None:
+        """What a pass has made comes here, if it was not written here."""
+
+    def _layers_of(self, config: Any) -> list[Any]:
+        kinds, arguments = get_layer_types_and_kwargs(config)
+        return [_layer(kind, its.get("number_of_states", 1)) for kind, its in zip(kinds, arguments, strict=True)]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns so far."""

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
-from transformers import DynamicCache
 
 from zfabric.backends.hf_transformers.checks.self_check import check_distance, difference, tolerance, two_texts
 from zfabric.backends.hf_transformers.failures import named, out_of_memory
@@ -64,13 +63,16 @@ def check_states(model: ModelRunner, raw: Any, tokenizer: Any, name: str) -> Non
 def _alone(model: ModelRunner, raw: Any, text: Sequence[int], steps: int) -> torch.Tensor:
     """The model's own logits after a text of which it has stepped the last tokens, with its own cache: some models say
     something else of a text that they read in one pass."""
-    cache = DynamicCache(config=raw.config)
+    assert model.state_cache is not None
+    cache = model.state_cache.of_its_own(raw.config)
     ends = [*range(len(text) - steps, len(text) + 1)]
     for begin, end in zip([0, *ends], ends, strict=False):
         places = {"position_ids": torch.arange(begin, end, device=raw.device).unsqueeze(0)}
         ids = torch.tensor([text[begin:end]], dtype=torch.long, device=raw.device)
         given = {model.cache_name: cache, "use_cache": True, **(places if model.takes_positions else {})}
-        last: torch.Tensor = raw(input_ids=ids, **given).logits[0, -1]
+        made = raw(input_ids=ids, **given)
+        cache = getattr(made, model.cache_name, None) or cache
+    last: torch.Tensor = made.logits[0, -1]
     return last[: model.vocabulary_size]
 
 

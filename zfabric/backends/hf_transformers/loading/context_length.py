@@ -67,6 +67,7 @@ def _offset(module: Any) -> int:
 def token_bytes(cache: Any) -> int:
     """Bytes that one token takes in a cache that holds some: in all layers, as the model itself wrote them."""
     layers = getattr(cache, "self_attention_cache", cache).layers
+    layers = [*layers, *(layer.index for layer in layers if getattr(layer, "index", None) is not None)]
     both: list[Any] = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
     tensors = [tensor for tensor in both if tensor is not None]
     return sum(tensor.shape[0] * tensor.shape[1] * tensor.shape[3] * tensor.element_size() for tensor in tensors)

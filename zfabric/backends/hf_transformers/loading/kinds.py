@@ -13,10 +13,12 @@ Kind = Literal["causal", "paired", "speech", "vision", "encoder", "classifier"]
 
 #: Layers that remember by keys and values of each token, or by a state of each row, which is what a padded batch can hold.
 _LAYER_KINDS: Final = (
-    frozenset({"full_attention", "sliding_attention", "chunked_attention", "attention"}) | STATES | BOTH
+    frozenset({"full_attention", "sliding_attention", "chunked_attention", "attention", "indexed_attention"})
+    | STATES
+    | BOTH
 )
-#: Kinds of models whose state is not in transformers' cache, but in the model itself or in a form of its own.
-_RECURRENT: Final = frozenset({"rwkv", "recurrent_gemma", "xlstm"})
+#: Kinds of models whose code, in transformers itself, mixes rows in a step: RWKV adds the last tokens of all to each.
+_MIXING: Final = frozenset({"rwkv"})
 #: Encoder-decoders that hear, whose answers begin with what says how.
 _SPEECH: Final = frozenset({"whisper"})
 #: Kinds of models whose interface is that of a language model, and whose tokens are no text: sounds, or a verdict.
@@ -32,7 +34,7 @@ def kind_of(config: Any, name: str, *, sentences: bool) -> Kind:
         sentences: Its files say how it makes vectors of texts.
 
     Raises:
-        ConfigurationError: Its memory is not a cache that this backend can tell rows of apart; or it is neither for text nor for
+        ConfigurationError: It remembers in a way that this backend cannot tell rows of apart; or it is neither for text nor for
             vectors, so that both would be wrong.
     """
     architectures = tuple(config.architectures or ())
@@ -53,20 +55,27 @@ def kind_of(config: Any, name: str, *, sentences: bool) -> Kind:
     others = sorted(set(getattr(text, "layer_types", None) or ()) - _LAYER_KINDS)
     if others:
         raise ConfigurationError(f"{name!r} has layers of kind {', '.join(others)}, which this backend does not serve")
-    if config.model_type in _RECURRENT:
+    if config.model_type in _MIXING:
         raise ConfigurationError(
-            f"{name!r} is a model of type {config.model_type!r}, whose state is not kept in transformers' cache: this "
-            f"backend cannot tell its rows apart",
+            f"{name!r} is a model of type {config.model_type!r}, whose code in transformers mixes the rows of a batch when "
+            f"it steps them",
             architecture=config.model_type,
         )
     if getattr(config, "vision_config", None) is not None and text is not config:
         return "vision"
-    if any("ForCausalLM" in one or "LMHead" in one for one in architectures):
+    if any("ForCausalLM" in one or "LMHead" in one for one in architectures) or _is_text(config, architectures):
         _refuse_halves(config, name)
         return "causal"
     if not sentences:
         _refuse_heads(architectures, name)
     return "encoder"
+
+
+def _is_text(config: Any, architectures: tuple[str, ...]) -> bool:
+    """Whether a model is what transformers takes for a language model of its type, whatever its class is called."""
+    from transformers.models.auto import modeling_auto as tables
+
+    return tables.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type) in architectures
 
 
 def _refuse_pairs(config: Any, name: str) -> None:

@@ -10,9 +10,9 @@ from typing import Any, Final
 import torch
 
 from zfabric.backends.hf_transformers.cache.kv_cache import KVCache
+from zfabric.backends.hf_transformers.cache.own_states import state_cache_of
 from zfabric.backends.hf_transformers.cache.paged_cache import PagedCache
 from zfabric.backends.hf_transformers.cache.paged_pass import PagedPass
-from zfabric.backends.hf_transformers.cache.state_cache import StateCache, keeps_states
 from zfabric.backends.hf_transformers.parameters.lora import Adapter, Lora
 from zfabric.backends.hf_transformers.request.sequence import Answer
 from zfabric.backends.hf_transformers.runner.rope import Ropes
@@ -53,7 +53,9 @@ class ModelRunner:
         self.device = model.device
         self.lora = Lora(model)
         self._accepted = frozenset(inspect.signature(model.forward).parameters)
-        self.states = keeps_states(model.config)
+        #: What keeps the states of rows; None if layers have none.
+        self.state_cache = state_cache_of(model.config)
+        self.states = self.state_cache is not None
         # What a model with states can do is asked of it when it is loaded; every other one can do both.
         self.parts = self.pads = not self.states
         self.row_cells, self.grows = 0, True
@@ -74,7 +76,7 @@ class ModelRunner:
 
     def start(self, answers: Sequence[Answer]) -> Any:
         """An empty cache for one row of each."""
-        return StateCache(self._model.config) if self.states else KVCache()
+        return KVCache() if self.state_cache is None else self.state_cache(self._model.config)
 
     def cells(self, columns: int) -> int:
         """Cells of the cache that a row of so many columns takes."""
@@ -125,9 +127,13 @@ class ModelRunner:
             cache.reserve(width + 1)
             run = self._compiled
         with self.lora.rows(adapters), self._turning(columns, lengths, answers, wholes):
-            logits = run(**arguments).logits
+            if self.states:
+                arguments |= cache.given(self._model, self.cache_name)
+            made = run(**arguments)
         if self.states:
+            cache.taken(self._model, made)
             cache.passed = width
+        logits = made.logits
         logits = (logits if all_logits else logits[:, -1])[..., : self.vocabulary_size].float()
         # Drawing needs float64, which MPS does not have.
         return logits.cpu() if logits.device.type == "mps" else logits

@@ -17,7 +17,7 @@ from zfabric.backends.front.generation_config import GenerationDefaults
 from zfabric.backends.front.parsing import AnswerFormat, template_text
 from zfabric.backends.front.prompts import PromptTokens
 from zfabric.backends.hf_transformers.cache.kv_layout import KVLayout
-from zfabric.backends.hf_transformers.cache.state_cache import keeps_states
+from zfabric.backends.hf_transformers.cache.own_states import state_cache_of
 from zfabric.backends.hf_transformers.checks.paged_check import layout_or_reason
 from zfabric.backends.hf_transformers.checks.pair_check import check_pairs
 from zfabric.backends.hf_transformers.checks.self_check import check_padding, check_rows, check_verdicts
@@ -196,7 +196,7 @@ def _model(loaded: Loaded, options: TransformersOptions) -> ModelRunner:
     ropes = Ropes(loaded.model)
     if options.compile and ropes:
         raise ConfigurationError("compile does not go with positions whose frequencies change", model=options.model)
-    if options.compile and keeps_states(loaded.model.config):
+    if options.compile and state_cache_of(loaded.model.config) is not None:
         raise ConfigurationError("compile does not go with layers that keep a state", model=options.model)
     model = runner_of(loaded.kind)(loaded.model, ropes, compiled=options.compile)
     model.row_cells, model.grows = loaded.room.row_cells, loaded.room.grows
