@@ -7,15 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec import structs
 from transformers import (
     AutoModelForSeq2SeqLM,
     BartConfig,
     BartForConditionalGeneration,
     BartModel,
+    FSMTConfig,
+    FSMTForConditionalGeneration,
     LEDConfig,
     LEDForConditionalGeneration,
     M2M100Config,
     M2M100ForConditionalGeneration,
+    NllbMoeConfig,
+    NllbMoeForConditionalGeneration,
 )
 
 from tests.backends.test_engine import hold, prepared
@@ -31,6 +36,11 @@ _SIZES: dict[str, Any] = {
     "vocab_size": 259, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
     "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "init_std": 1.0,
     "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "decoder_start_token_id": 1,
+}  # fmt: skip
+
+_FSMT_SIZES: dict[str, Any] = {
+    **{name: value for name, value in _SIZES.items() if name != "vocab_size"}, "max_position_embeddings": 64,
+    "tie_word_embeddings": False, "num_beams": 1, "init_std": 0.1,
 }  # fmt: skip
 
 
@@ -62,6 +72,23 @@ def tiny_m2m(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tmp_path_factory.mktemp("tiny-m2m"), M2M100ForConditionalGeneration(config))
 
 
+@pytest.fixture(scope="session")
+def tiny_led(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its encoder looks at windows, and its decoder makes no mask for a step."""
+    torch.manual_seed(0)
+    sizes = {**_SIZES, "max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64, "init_std": 0.1}
+    model = LEDForConditionalGeneration(LEDConfig(attention_window=8, tie_word_embeddings=False, **sizes))
+    return save(tmp_path_factory.mktemp("tiny-led"), model)
+
+
+@pytest.fixture(scope="session")
+def tiny_fsmt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its decoder makes no mask once it has a cache."""
+    torch.manual_seed(0)
+    config = FSMTConfig(langs=["en", "de"], src_vocab_size=259, tgt_vocab_size=259, **_FSMT_SIZES)
+    return save(tmp_path_factory.mktemp("tiny-fsmt"), FSMTForConditionalGeneration(config))
+
+
 async def serve(directory: Path, **options: Any) -> tuple[ModelWorker, Answers]:
     worker = ModelWorker(TransformersOptions(model=str(directory), dtype="float32", device="cpu", **options))
     worker.steps = answers = Answers()
@@ -85,7 +112,7 @@ def greedy(name: str, prompt: str, count: int, **more: Any) -> Any:
     return ask(name, prompt, temperature=0, max_new_tokens=count, ignore_eos=True, **more)
 
 
-@pytest.mark.parametrize("fixture", ["tiny_bart", "tiny_m2m"])
+@pytest.mark.parametrize("fixture", ["tiny_bart", "tiny_m2m", "tiny_led", "tiny_fsmt"])
 async def test_rows_of_a_batch_have_places_of_their_own(fixture: str, request: pytest.FixtureRequest) -> None:
     directory = request.getfixturevalue(fixture)
     worker, answers = await serve(directory)
@@ -111,9 +138,11 @@ async def test_rows_of_a_batch_have_places_of_their_own(fixture: str, request: p
         assert len(set(wanted)) > 2
 
 
-async def test_rows_that_are_computed_anew_are_the_same(tiny_m2m: Path) -> None:
+@pytest.mark.parametrize("fixture", ["tiny_m2m", "tiny_led", "tiny_fsmt"])
+async def test_rows_that_are_computed_anew_are_the_same(fixture: str, request: pytest.FixtureRequest) -> None:
+    directory = request.getfixturevalue(fixture)
     # The cache does not hold them all, so that some give their places back and begin again, with what they have.
-    worker, answers = await serve(tiny_m2m, kv_tokens_max=120, context_length=60)
+    worker, answers = await serve(directory, kv_tokens_max=120, context_length=60)
     for prompt in PROMPTS:
         worker.begin(greedy(prompt, prompt, 30))
     await answers.until(*PROMPTS)
@@ -123,7 +152,7 @@ async def test_rows_that_are_computed_anew_are_the_same(tiny_m2m: Path) -> None:
     worker.begin(ask("rest", PROMPTS[1], seed=3, max_new_tokens=12, ignore_eos=True, resume_token_ids=tokens[:5]))
     await answers.until("rest")
     await worker.close()
-    assert [[answers.tokens(prompt)] for prompt in PROMPTS] == [expected(tiny_m2m, prompt, 30) for prompt in PROMPTS]
+    assert [[answers.tokens(prompt)] for prompt in PROMPTS] == [expected(directory, prompt, 30) for prompt in PROMPTS]
     assert answers.tokens("rest") == tokens[5:]
 
 
@@ -168,13 +197,30 @@ async def test_places_are_bounds(tiny_bart: Path) -> None:
 
 async def test_what_cannot_be_batched_or_makes_no_text_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    sizes = {**_SIZES, "max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64}
-    led = save(tmp_path / "led", LEDForConditionalGeneration(LEDConfig(attention_window=8, **sizes)))
-    # Its steps look at padding.
-    with pytest.raises(ConfigurationError, match="otherwise in a batch than alone"):
-        await serve(led)
+    sizes = {**_SIZES, "num_experts": 4, "moe_eval_capacity_token_fraction": 0.5, "max_position_embeddings": 64}
+    bounded = tmp_path / "bounded"
+    NllbMoeForConditionalGeneration(NllbMoeConfig(**sizes)).save_pretrained(bounded)
+    byte_tokenizer().save_pretrained(bounded)
+    with pytest.raises(ConfigurationError, match="take a share of a batch's tokens"):
+        await serve(bounded)
     bare = tmp_path / "bare"
     BartModel(BartConfig(max_position_embeddings=64, **_SIZES)).save_pretrained(bare)
     byte_tokenizer().save_pretrained(bare)
     with pytest.raises(ConfigurationError, match="no head"):
         await serve(bare)
+
+
+async def test_a_language_may_be_read_by_other_tokens_than_one_is_written_by(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = FSMTConfig(langs=["en", "de"], src_vocab_size=259, tgt_vocab_size=200, **_FSMT_SIZES)
+    directory = save(tmp_path / "fsmt", FSMTForConditionalGeneration(config))
+    worker, answers = await serve(directory)
+    tokens = [*byte_tokenizer()("Hello")["input_ids"], 255, 258]
+    worker.begin(structs.replace(greedy("read", "", 8), prompt=None, prompt_token_ids=tokens))
+    worker.begin(structs.replace(greedy("unknown", "", 8), prompt=None, prompt_token_ids=[259]))
+    await answers.until("read", "unknown")
+    await worker.close()
+    model = AutoModelForSeq2SeqLM.from_pretrained(directory, dtype=torch.float32)
+    wanted = model.generate(torch.tensor([tokens]), max_new_tokens=8, do_sample=False, eos_token_id=None, num_beams=1)
+    assert answers.tokens("read") == wanted[0, 1:].tolist()
+    assert "259" in str(answers.errors["unknown"])

@@ -30,7 +30,7 @@ SHORT: list[tuple[str, Kind, Verdict]] = [
     ("yoso", "encoder", "refused"),
     ("t5", "paired", "same"),
     ("mbart", "paired", "same"),
-    ("nllb-moe", "paired", "refused"),
+    ("nllb-moe", "paired", "same"),
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final, Literal
 
 from zfabric.backends.hf_transformers.cache.state_cache import BOTH, STATES
+from zfabric.backends.hf_transformers.runner.expert_padding import bounds_experts
 from zfabric.errors import ConfigurationError
 
 #: What a model is: a decoder, an encoder with a decoder, one whose encoder hears, a decoder that sees images, an encoder, or any
@@ -86,6 +87,12 @@ def _refuse_pairs(config: Any, name: str) -> None:
     if kind not in tables.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
         raise ConfigurationError(
             f"{name!r} is an encoder-decoder model of type {kind!r}, which does not make texts of texts",
+            architecture=kind,
+        )
+    if bounds_experts(config):
+        raise ConfigurationError(
+            f"{name!r} has experts that take a share of a batch's tokens and leave out the others, so that what a text says "
+            f"depends on its company",
             architecture=kind,
         )
     bare = tables.MODEL_MAPPING_NAMES.get(kind)

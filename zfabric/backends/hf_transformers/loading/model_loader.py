@@ -33,6 +33,7 @@ from zfabric.backends.hf_transformers.parameters import quantization
 from zfabric.backends.hf_transformers.parameters.packing import pack
 from zfabric.backends.hf_transformers.pooling.heads import Head
 from zfabric.backends.hf_transformers.pooling.poolers import Pooler, make_pooler
+from zfabric.backends.hf_transformers.runner.expert_padding import forget_padding
 from zfabric.backends.hf_transformers.runner.tensor_parallel import check_model
 from zfabric.errors import ConfigurationError
 
@@ -185,6 +186,7 @@ def _settled(model: Any, device: str, options: TransformersOptions) -> Any:
         model = model.to(device)
     model.eval()
     attention.install(model if options.attention is None else None)
+    forget_padding(model)
     if options.pack_weights and not divided:
         pack(model)
     return model

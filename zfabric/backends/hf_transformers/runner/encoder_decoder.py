@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 
 import torch
@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from zfabric.backends.hf_transformers.cache.kv_cache import EncoderDecoderKVCache
 from zfabric.backends.hf_transformers.parameters.lora import Adapter
 from zfabric.backends.hf_transformers.request.sequence import Answer
+from zfabric.backends.hf_transformers.runner.decoder_masks import DecoderMasks
 from zfabric.backends.hf_transformers.runner.decoder_positions import DecoderPositions, row_places
 from zfabric.backends.hf_transformers.runner.model_runner import ModelRunner
 from zfabric.backends.hf_transformers.runner.rope import Ropes
@@ -40,6 +41,12 @@ class EncoderDecoderRunner(ModelRunner):
         self.takes_positions = False
         self._told = _PLACES in self._accepted
         self._counted = None if self._told else DecoderPositions(model.get_decoder()) or None
+        # A translator may read a language by other tokens than it writes one.
+        read, drawn = model.get_input_embeddings(), model.get_output_embeddings()
+        written = getattr(model.get_decoder(), "embed_tokens", read)
+        self.read_vocabulary_size = int(read.weight.shape[0])
+        self.vocabulary_size = min(int(written.weight.shape[0]), int((drawn or written).weight.shape[0]))
+        self._masks = DecoderMasks(model) or None
         self._said: Any = BaseModelOutput
         self._filler = int(getattr(model.config.get_text_config(), "pad_token_id", None) or 0)
 
@@ -83,13 +90,22 @@ class EncoderDecoderRunner(ModelRunner):
     def _warm_cache(self) -> EncoderDecoderKVCache:
         return self._read([[0] * 8], ())
 
+    @contextmanager
     def _turning(
         self, columns: int, lengths: Sequence[int], answers: Sequence[Answer], wholes: Sequence[int] | None
-    ) -> AbstractContextManager[None]:
+    ) -> Iterator[None]:
+        width = max(lengths)
         # Rows of one length have no padding: columns that no row uses are cut off.
-        if self._counted is None or min(lengths) == max(lengths):
-            return super()._turning(columns, lengths, answers, wholes)
-        return self._counted.rows(self._send(row_places(columns, lengths)), max(lengths))
+        padded = min(lengths) < width
+        turning = super()._turning(columns, lengths, answers, wholes)
+        if padded and self._counted is not None:
+            turning = self._counted.rows(self._send(row_places(columns, lengths)), width)
+        masking: AbstractContextManager[None] = nullcontext()
+        if self._masks is not None and (padded or columns > 1):
+            firsts = self._send([width - length for length in lengths]).unsqueeze(1)
+            masking = self._masks.rows(firsts, columns, width, self._model.dtype)
+        with turning, masking:
+            yield
 
     def _arguments(self, rows: Sequence[Sequence[int]], mask: torch.Tensor | None, cache: Any) -> dict[str, Any]:
         encoded = cache.encoded

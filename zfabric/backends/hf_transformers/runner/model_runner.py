@@ -73,6 +73,8 @@ class ModelRunner:
         drawn = model.get_output_embeddings() or known
         #: Tokens that can be both read and drawn; some models have more of the one than of the other.
         self.vocabulary_size = min(int(known.weight.shape[0]), int(drawn.weight.shape[0]))
+        #: Tokens that a prompt may have.
+        self.read_vocabulary_size = self.vocabulary_size
 
     def start(self, answers: Sequence[Answer]) -> Any:
         """An empty cache for one row of each."""

@@ -135,7 +135,7 @@ def _assemble(options: TransformersOptions, names: tuple[str, ...], told: Told, 
         loaded = fitted(loaded, layout, options)
         paged = paged_runner(loaded, model, layout, options, ranks)
     prompts = PromptTokens(
-        loaded.tokenizer, vocabulary_size=model.vocabulary_size, context_length=loaded.context_length
+        loaded.tokenizer, vocabulary_size=model.read_vocabulary_size, context_length=loaded.context_length
     )
     defaults = generation_defaults(loaded, options.generation_config)
     engine = Engine(
