@@ -99,3 +99,15 @@ async def test_a_model_that_mixes_rows_is_refused_by_name(start: Start, tmp_path
     save("rwkv", "causal", tmp_path)
     with pytest.raises(ConfigurationError, match="'rwkv', whose code in transformers mixes the rows"):
         await start(model=str(tmp_path))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+async def test_states_on_a_device_say_what_generate_says(kind: str, tiny: dict[str, Path], start: Start) -> None:
+    worker, answers = await start(model=str(tiny[kind]), device="cuda", prefill_chunk_tokens=16)
+    for prompt in PROMPTS:
+        worker.begin(greedy(prompt, prompt, 20))
+        await answers.until(prompt, tokens=2)
+    await answers.until(*PROMPTS)
+    for prompt in PROMPTS:
+        assert answers.tokens(prompt) == wanted(tiny[kind], prompt, 20)

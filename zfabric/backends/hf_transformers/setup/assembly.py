@@ -216,11 +216,14 @@ def _check(loaded: Loaded, model: ModelRunner, name: str) -> None:
 
 
 def _observe(loaded: Loaded, model: ModelRunner) -> None:
-    """Have adapters know which layers the model calls."""
+    """Have adapters know which layers the model calls. A text shows it: not of layers for images, nor of heads, which are run
+    apart from their model."""
+    if loaded.kind in ("vision", "classifier"):
+        return
     with model.lora.observed(), torch.inference_mode():
         if isinstance(model, EncoderDecoderRunner):
             model.probe()
-        elif loaded.kind != "classifier":
+        else:
             loaded.model(input_ids=torch.zeros((1, 8), dtype=torch.long, device=loaded.model.device))
 
 
