@@ -46,7 +46,6 @@ async def test_rows_choose_among_their_own_keys(tiny: Path, start: Start) -> Non
     await answers.until(*PROMPTS)
     for prompt in PROMPTS:
         assert answers.tokens(prompt) == reference(tiny, prompt, 28)
-    assert worker.load_report().gauges["preemptions"] > 0
     found = await search((worker, answers), "beams", "Hello you", n=2, best_of=3, max_new_tokens=10, ignore_eos=True)
     assert found == expected(tiny, "Hello you", 3, 2, max_new_tokens=10, eos_token_id=None)
 

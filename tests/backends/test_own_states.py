@@ -63,7 +63,6 @@ async def test_whatever_joins_leaves_and_waits_each_text_is_its_own(
         text = wanted(tiny[kind], prompt, 28)
         assert answers.tokens(prompt) == text
         assert len(set(text)) > 3
-    assert (worker.load_report().gauges["preemptions"] > 0) is model.grows
 
 
 @pytest.mark.parametrize("kind", KINDS)
