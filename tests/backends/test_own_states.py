@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 import torch
 
-from tests.backends.test_engine import Start, causal_model, greedy, starting
+from tests.backends.test_engine import Start, causal_model, greedy, hold, prepared, starting
 from tests.backends.test_states import LONG, runner
 from tests.backends.tiny import _loaded, ask, reference
 from tests.sweep.subject import save
@@ -55,14 +55,17 @@ async def test_whatever_joins_leaves_and_waits_each_text_is_its_own(
     assert (model.pads, model.parts) == KINDS[kind]
     core: Any = worker._assembled.engine._core  # type: ignore[union-attr]
     core._kv_tokens_max = 2 * model.cells(85)
+    gate = hold(worker)
     for prompt in PROMPTS:
         worker.begin(greedy(prompt, prompt, 28))
-        await answers.until(PROMPTS[0], tokens=2)
+    await prepared(worker)
+    gate.set()
     await answers.until(*PROMPTS)
     for prompt in PROMPTS:
         text = wanted(tiny[kind], prompt, 28)
         assert answers.tokens(prompt) == text
         assert len(set(text)) > 3
+    assert (worker.load_report().gauges["preemptions"] > 0) is model.grows
 
 
 @pytest.mark.parametrize("kind", KINDS)

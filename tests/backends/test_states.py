@@ -80,9 +80,11 @@ async def test_whatever_joins_leaves_and_waits_each_text_is_its_own(
     core: Any = worker._assembled.engine._core  # type: ignore[union-attr]
     core._kv_tokens_max = 2 * model.cells(85)
     prompts = ["Hello", LONG, "a", "Once upon"]
+    gate = hold(worker)
     for prompt in prompts:
         worker.begin(greedy(prompt, prompt, 28))
-        await answers.until(prompts[0], tokens=2)
+    await prepared(worker)
+    gate.set()
     await answers.until(*prompts)
     for prompt in prompts:
         assert answers.tokens(prompt) == reference(tiny[kind], prompt, 28)
