@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from zfabric.backends.front.bounds import check_pixels, image_parts
 from zfabric.backends.front.chat import chat_text, is_image, parts_of
 from zfabric.errors import RequestError, UnsupportedOperationError
 from zfabric.wire.chat import ChatOptions, Message
+
+#: Media that have one entry per token of the prompt.
+PER_TOKEN: Final = "token_type_ids"
 
 
 def has_images(messages: Sequence[Message] | None) -> bool:
@@ -48,6 +52,18 @@ def see(
     tokens: list[int] = made.pop("input_ids")[0].tolist()
     made.pop("attention_mask", None)
     return tokens, made
+
+
+def key_of(media: dict[str, Any]) -> str:
+    """What tells images, as arguments of a model, from others; which tokens are theirs is no part of it."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(media.items()):
+        if name.endswith(PER_TOKEN):
+            continue
+        digest.update(f"{name} {getattr(value, 'shape', value)} ".encode())
+        if hasattr(value, "numpy"):
+            digest.update(value.contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def open_images(messages: Sequence[Message], *, addresses: bool = False) -> list[Any]:

@@ -101,7 +101,7 @@ def attend(
     plan = passed.plan(window, pool.token_bytes, query)
     if scoring is not None:
         return _scored(plan, tokens[0], pool, scaling, scoring).unsqueeze(0)
-    if by_tables(query, pool):
+    if not passed.spans and by_tables(query, pool):
         longest = max(passed.lengths)
         return varlen(tokens[0], pool, plan.tensors, max(passed.counts), longest, scaling, window).unsqueeze(0)
     count = tokens.shape[1]

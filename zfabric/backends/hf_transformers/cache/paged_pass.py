@@ -46,7 +46,8 @@ class PagedPass:
         block_tokens: Tokens that a block has room for.
         runs: Stretches of each row's blocks, where they are known.
         step: Makes the tables of a step one tensor; one of its own by default.
-        masks: What was made of lengths and windows alone, by passes of the same rows over other tables.
+        masks: What was made of lengths, windows and spans alone, by passes of the same rows over other tables.
+        spans: Of each row, begins and ends of tokens that see one another whichever comes first; empty if no row has any.
     """
 
     def __init__(
@@ -58,9 +59,11 @@ class PagedPass:
         runs: Sequence[Sequence[Sequence[int]]] | None = None,
         step: StepTables | None = None,
         masks: dict[Any, torch.Tensor] | None = None,
+        spans: Sequence[Sequence[tuple[int, int]]] = (),
     ) -> None:
         self.counts, self.lengths, self._tables = counts, lengths, tables
         self._step = step or StepTables()
+        self.spans = spans
         self.block_tokens = block_tokens
         self._runs = [runs_of(table) for table in tables] if runs is None else runs
         self.singles = sum(count == 1 for count in counts)
@@ -209,7 +212,8 @@ class Plan:
         """Which tokens from `low` on each computed one of a row sees; None if these are all tokens of its text."""
         passed, window = self._passed, self._window
         count, length = passed.counts[row], passed.lengths[row]
-        if count == length and window is None:
+        spans = passed.spans[row] if passed.spans else ()
+        if count == length and window is None and not spans:
             return None
         key = ("part", window, row)
         mask = passed.masks.get(key)
@@ -217,6 +221,9 @@ class Plan:
             queries = torch.arange(length - count, length, device=self._device).unsqueeze(1)
             keys = torch.arange(low, length, device=self._device).unsqueeze(0)
             mask = keys <= queries
+            for first, last in spans:
+                mask |= (first <= queries) & (queries < last) & (first <= keys) & (keys < last)
+            # A window hides what is before it from these as well.
             if window is not None:
                 mask &= queries - keys < window
             passed.masks[key] = mask

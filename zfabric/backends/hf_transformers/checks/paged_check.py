@@ -14,6 +14,7 @@ import torch
 from zfabric.backends.hf_transformers.cache.attention import SCORED
 from zfabric.backends.hf_transformers.cache.block_table import table_of
 from zfabric.backends.hf_transformers.cache.kv_layout import KVLayout, layout_of
+from zfabric.backends.hf_transformers.checks.picture_check import why_whole
 from zfabric.backends.hf_transformers.checks.self_check import alone, difference, tolerance, two_texts
 from zfabric.backends.hf_transformers.failures import out_of_memory
 from zfabric.backends.hf_transformers.loading.model_loader import Loaded
@@ -49,6 +50,8 @@ def layout_or_reason(loaded: Loaded, model: ModelRunner, options: TransformersOp
             )
         return "it is asked for"
     found = _unfit(loaded, model, options) or _tried_out(loaded, model, options)
+    if isinstance(found, KVLayout) and loaded.kind == "vision":
+        found = why_whole(loaded, model) or _with_pictures(found, model)
     if isinstance(found, KVLayout):
         return found
     if narrow:
@@ -61,10 +64,16 @@ def layout_or_reason(loaded: Loaded, model: ModelRunner, options: TransformersOp
     return found
 
 
+def _with_pictures(layout: KVLayout, model: ModelRunner) -> KVLayout:
+    """The same for prompts with pictures: tokens that see one another have one pass, which may be longer than any part."""
+    spans = model.vision is not None and model.vision.spans
+    return KVLayout(kept_because="tokens of its pictures see one another") if spans and any(layout.windows) else layout
+
+
 def _unfit(loaded: Loaded, model: ModelRunner, options: TransformersOptions) -> str | None:
     """What the settings say."""
     config = loaded.model.config.get_text_config()
-    if loaded.kind != "causal":
+    if loaded.kind not in ("causal", "vision"):
         return f"its kind is {loaded.kind}"
     if model.states:
         return "its layers keep a state of each row"

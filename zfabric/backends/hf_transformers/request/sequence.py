@@ -23,6 +23,8 @@ class Answer:
         prompt: The tokens that its text goes on from, once they are known.
         source: The tokens that an encoder reads before; none for a model without one.
         media: Images and the like, as arguments of the model.
+        media_key: What tells these from others.
+        pictures: How many images there are.
         shift: What its positions after images are off from columns; the images' own have more than one dimension.
         adapter: What is added to the model's weights for it.
         prompt_logprobs: Entries so far, to go out with the first token; None if none are wanted (any more).
@@ -44,9 +46,11 @@ class Answer:
         "choices",
         "completion_tokens",
         "media",
+        "media_key",
         "open_choices",
         "over",
         "overtaken",
+        "pictures",
         "plain",
         "prompt",
         "prompt_logprobs",
@@ -61,6 +65,8 @@ class Answer:
         self.prompt: list[int] = []
         self.source: list[int] = []
         self.media: dict[str, Any] | None = None
+        self.media_key = ""
+        self.pictures = 0
         self.shift = 0
         self.adapter: Adapter | None = None
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None

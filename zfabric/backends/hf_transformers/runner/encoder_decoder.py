@@ -72,8 +72,8 @@ class EncoderDecoderRunner(ModelRunner):
         """What the encoder makes of these, (rows, columns, size), padded on the left."""
         sizes = [len(source) for source in sources]
         width = max(sizes)
-        ids = self._send([[*source, *[self._filler] * (width - len(source))] for source in sources])
-        ends = self._send(sizes).unsqueeze(1)
+        ids = self.send([[*source, *[self._filler] * (width - len(source))] for source in sources])
+        ends = self.send(sizes).unsqueeze(1)
         places = torch.arange(width, device=self.device).unsqueeze(0)
         # Whoever counts places from the first column, or cuts columns into blocks, finds each text where it is alone.
         mask = (places < ends).long()
@@ -99,10 +99,10 @@ class EncoderDecoderRunner(ModelRunner):
         padded = min(lengths) < width
         turning = super()._turning(columns, lengths, answers, wholes)
         if padded and self._counted is not None:
-            turning = self._counted.rows(self._send(row_places(columns, lengths)), width)
+            turning = self._counted.rows(self.send(row_places(columns, lengths)), width)
         masking: AbstractContextManager[None] = nullcontext()
         if self._masks is not None and (padded or columns > 1):
-            firsts = self._send([width - length for length in lengths]).unsqueeze(1)
+            firsts = self.send([width - length for length in lengths]).unsqueeze(1)
             masking = self._masks.rows(firsts, columns, width, self._model.dtype)
         with turning, masking:
             yield
@@ -116,7 +116,7 @@ class EncoderDecoderRunner(ModelRunner):
         source_mask, _ = self._mask(cache.sources, cache.source_columns)
         cache.encoded = None
         arguments = {
-            "decoder_input_ids": self._send(rows),
+            "decoder_input_ids": self.send(rows),
             "decoder_attention_mask": mask,
             "attention_mask": source_mask,
             "encoder_outputs": self._said(last_hidden_state=encoded),

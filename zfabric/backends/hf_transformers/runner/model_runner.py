@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from zfabric.backends.front.images import PER_TOKEN
 from zfabric.backends.hf_transformers.cache.kv_cache import KVCache
 from zfabric.backends.hf_transformers.cache.own_states import state_cache_of
 from zfabric.backends.hf_transformers.cache.paged_cache import PagedCache
@@ -18,9 +19,10 @@ from zfabric.backends.hf_transformers.request.sequence import Answer
 from zfabric.backends.hf_transformers.runner.rope import Ropes
 from zfabric.wire.payloads import GenerateRequest
 
+if TYPE_CHECKING:
+    from zfabric.backends.hf_transformers.runner.vision import Vision
+
 _AS_IT_IS: Final = nullcontext()
-#: Media that have one entry per token of the prompt.
-_PER_TOKEN = "token_type_ids"
 
 
 #: Whose rows a warm-up computes.
@@ -37,15 +39,17 @@ class ModelRunner:
             too long for it to matter.
 
     Attributes:
+        raw: The model of transformers.
         states: Whether layers keep a state of each row, beside keys and values of each token or instead of them.
         parts: Whether a prompt can be computed in parts, each from where the one before it has ended.
         pads: Whether prompts of different lengths can be computed together.
         row_cells: Cells of the cache that each row takes, however short.
         grows: Whether it takes another one with each token.
+        vision: What sees pictures for it, if prompts with pictures are computed in parts.
     """
 
     def __init__(self, model: Any, ropes: Ropes | None = None, *, compiled: bool = False) -> None:
-        self._model = model
+        self.raw = self._model = model
         self.ropes = ropes or None
         self._compiled: Any = torch.compile(model, dynamic=True) if compiled else None
         #: Whether its steps are over pages; only those, or only padded ones, are compiled.
@@ -59,6 +63,7 @@ class ModelRunner:
         # What a model with states can do is asked of it when it is loaded; every other one can do both.
         self.parts = self.pads = not self.states
         self.row_cells, self.grows = 0, True
+        self.vision: Vision | None = None
         #: What it calls its cache.
         self.cache_name = "past_key_values" if "past_key_values" in self._accepted else "cache_params"
         #: Places images in the dimensions of a model that has several.
@@ -114,9 +119,10 @@ class ModelRunner:
         arguments = self._arguments(rows, mask, cache)
         media = answers[0].media if answers and columns == width else None
         if media is not None:
-            arguments |= self._sent(media, columns)
-        if media is not None and self._rope_index is not None:
-            arguments["position_ids"] = self._seen_positions(answers[0], arguments)
+            arguments |= self.sent(media, columns)
+        seen = None if media is None else self.seen_positions(answers[0], arguments)
+        if seen is not None:
+            arguments["position_ids"] = seen
         elif self.takes_positions:
             arguments["position_ids"] = self._positions(answers, width - columns, width, first)
         if self._keeps and not all_logits:
@@ -165,7 +171,7 @@ class ModelRunner:
         # One at least is kept: a pass may end in the middle of every prompt. All in one copy to the device.
         last = [] if wanted is None else list(wanted) or [0]
         into = passes[0].slots() if len(passes) == 1 else [slot for passed in passes for slot in passed.slots()]
-        sent = self._send([*tokens, *places, *into, *last])
+        sent = self.send([*tokens, *places, *into, *last])
         count = len(tokens)
         end = 2 * count + len(into)
         kept = sent[end:] if last else None
@@ -261,7 +267,7 @@ class ModelRunner:
         return self.start(_NOBODY[:1])
 
     def _arguments(self, rows: Sequence[Sequence[int]], mask: torch.Tensor | None, cache: Any) -> dict[str, Any]:
-        arguments = {"input_ids": self._send(rows), self.cache_name: cache, "use_cache": True}
+        arguments = {"input_ids": self.send(rows), self.cache_name: cache, "use_cache": True}
         # Without padding there is no mask, which takes the quicker attention kernels.
         return arguments if mask is None else {**arguments, "attention_mask": mask}
 
@@ -271,36 +277,41 @@ class ModelRunner:
         if first is not None:
             places = (places - first).clamp_(min=0)
         if any(answer.shift for answer in answers):
-            places = places + self._send([answer.shift for answer in answers]).unsqueeze(1)
+            places = places + self.send([answer.shift for answer in answers]).unsqueeze(1)
         return places.expand(max(1, len(answers)), -1)
 
-    def _seen_positions(self, answer: Answer, arguments: dict[str, Any]) -> torch.Tensor:
-        """Of a prompt with images that have a height and a width, (3, 1, columns); `answer.shift` is set for what follows."""
+    def seen_positions(self, answer: Answer, arguments: dict[str, Any]) -> torch.Tensor | None:
+        """Of a prompt with images that have a height and a width, (3, 1, columns), and `answer.shift` is set for what follows;
+        None if they have none."""
+        if self._rope_index is None:
+            return None
         names = inspect.signature(self._rope_index).parameters.keys() & arguments.keys()
         chosen = {name: arguments[name] for name in names if name != "attention_mask"}
         positions, shift = self._rope_index(**chosen)
         answer.shift = int(shift.item())
-        return positions
+        found: torch.Tensor = positions
+        return found
 
     def _mask(self, lengths: Sequence[int], width: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Which columns are in use, and the first of each row; None if there is no padding."""
         if min(lengths) == width:
             return None, None
-        first = self._send([width - length for length in lengths]).unsqueeze(1)
+        first = self.send([width - length for length in lengths]).unsqueeze(1)
         return (torch.arange(width, device=self.device).unsqueeze(0) >= first).long(), first
 
-    def _sent(self, media: dict[str, Any], columns: int) -> dict[str, Any]:
+    def sent(self, media: Mapping[str, Any], columns: int = 0) -> dict[str, Any]:
         """Media on the device, in the model's own type; what has an entry per token has one for each column."""
         sent: dict[str, Any] = {}
         for name in media.keys() & self._accepted:
             value = media[name]
             tensor = value.to(self._model.dtype) if torch.is_floating_point(value) else value
-            if name.endswith(_PER_TOKEN):
+            if name.endswith(PER_TOKEN):
                 tensor = torch.nn.functional.pad(tensor, (0, columns - tensor.shape[1]))
             sent[name] = tensor.to(self.device)
         return sent
 
-    def _send(self, values: Any) -> torch.Tensor:
+    def send(self, values: Any) -> torch.Tensor:
+        """Whole numbers on the device."""
         tensor = torch.tensor(values, dtype=torch.long)
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)

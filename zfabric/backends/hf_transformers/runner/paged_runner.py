@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from zfabric.backends.hf_transformers.parameters.lora import Adapter
 from zfabric.backends.hf_transformers.request.sequence import Answer
 from zfabric.backends.hf_transformers.runner.model_runner import ModelRunner
 from zfabric.backends.hf_transformers.runner.step_graphs import Capture, StepGraphs
+from zfabric.backends.hf_transformers.runner.vision import Embedded, Insert
 from zfabric.wire.payloads import GenerateRequest
 
 _NOBODY = Answer(GenerateRequest())
@@ -29,6 +31,7 @@ class Part(NamedTuple):
         length: Tokens of the row afterwards.
         tables: Where they lie.
         logits: After which of the tokens they are wanted.
+        embedded: What its prompt is, if it has pictures: its tokens are those vectors.
     """
 
     answer: Answer
@@ -36,6 +39,15 @@ class Part(NamedTuple):
     length: int
     tables: BlockTables
     logits: Literal["none", "last", "all"]
+    embedded: Embedded | None = None
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """Of its tokens, those that see one another."""
+        if self.embedded is None:
+            return []
+        begin = self.length - len(self.tokens)
+        return [span for span in self.embedded.spans if begin < span[1] and span[0] < self.length]
 
 
 class PagedRunner:
@@ -75,31 +87,55 @@ class PagedRunner:
         Returns:
             Float32 logits, (wanted, vocabulary), in the order of the parts and their tokens.
         """
+        shifts = [part.answer.shift for part in parts]
         if self.graphs is not None and all(map(_stepped, parts)):
             tables = [[part.tables.each[index].blocks for part in parts] for index in range(len(self._steps))]
             tokens = [part.tokens[0] for part in parts]
-            logits = self.graphs.forward(tokens, [part.length for part in parts], tables, drawn)
+            logits = self.graphs.forward(tokens, [part.length for part in parts], tables, drawn, shifts)
             if logits is not None:
                 return logits
         counts = [len(part.tokens) for part in parts]
         lengths = [part.length for part in parts]
         passes: list[PagedPass] = []
+        spans = [part.spans for part in parts] if any(part.spans for part in parts) else []
         masks: dict[Any, torch.Tensor] = {}
         for index, step in enumerate(self._steps):
             its = [part.tables.each[index] for part in parts]
             blocks, runs = [table.blocks for table in its], [table.runs for table in its]
-            passes.append(PagedPass(counts, lengths, blocks, self.tokens, runs, step, masks))
+            passes.append(PagedPass(counts, lengths, blocks, self.tokens, runs, step, masks, spans))
         tokens = [token for part in parts for token in part.tokens]
         if passes[0].singles == len(parts):
-            places = [length - 1 for length in lengths]
+            places = [length - 1 + shift for length, shift in zip(lengths, shifts, strict=True)]
         else:
             places = [
-                place for length, count in zip(lengths, counts, strict=True) for place in range(length - count, length)
+                place + shift
+                for length, count, shift in zip(lengths, counts, shifts, strict=True)
+                for place in range(length - count, length)
             ]
         adapters: list[Adapter | None] = []
         if any(part.answer.adapter is not None for part in parts):
             adapters = [part.answer.adapter for part, count in zip(parts, counts, strict=True) for _ in range(count)]
-        return self.model.packed(tokens, places, adapters, _wanted(parts, len(tokens)), self.cache, passes, drawn)
+        with self._reading(parts, tokens):
+            wanted = _wanted(parts, len(tokens))
+            return self.model.packed(tokens, places, adapters, wanted, self.cache, passes, drawn)
+
+    def _reading(self, parts: Sequence[Part], tokens: list[int]) -> AbstractContextManager[None]:
+        """Within it tokens of prompts with pictures are what these are; and their numbers, which nobody reads, are ones that
+        every model has."""
+        vision = self.model.vision
+        if vision is None or not any(part.embedded for part in parts):
+            return nullcontext()
+        inserts: list[Insert] = []
+        at = 0
+        for part in parts:
+            count, embedded = len(part.tokens), part.embedded
+            begin = part.length - count
+            if embedded is not None and begin < embedded.tokens:
+                end = min(part.length, embedded.tokens)
+                inserts.append(Insert(at, begin, end, embedded))
+                tokens[at : at + end - begin] = [0] * (end - begin)
+            at += count
+        return vision.reading(inserts)
 
     def probe(self) -> None:
         """A prompt and a step, in the block that is nobody's: what the model makes of any, if it is whole."""
@@ -124,8 +160,10 @@ class PagedRunner:
 
 
 def _stepped(part: Part) -> bool:
-    """Whether it is as each part of a step that is recorded: of one token, whose logits are wanted, and of no adapter."""
-    return len(part.tokens) == 1 and part.logits != "none" and part.answer.adapter is None
+    """Whether it is as each part of a step that is recorded: of one token, whose logits are wanted, and of no adapter
+    or picture."""
+    plain = part.answer.adapter is None and part.embedded is None
+    return len(part.tokens) == 1 and part.logits != "none" and plain
 
 
 def _wanted(parts: Sequence[Part], tokens: int) -> list[int] | None:

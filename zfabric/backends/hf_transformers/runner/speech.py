@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -60,6 +60,6 @@ class SpeechRunner(EncoderDecoderRunner):
     def _warm_cache(self) -> EncoderDecoderKVCache:
         return self._taken([self.hear(self.silence())])
 
-    def _sent(self, media: dict[str, Any], columns: int) -> dict[str, Any]:
+    def sent(self, media: Mapping[str, Any], columns: int = 0) -> dict[str, Any]:
         """The encoder alone takes them."""
         return {}

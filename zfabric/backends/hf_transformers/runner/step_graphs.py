@@ -145,6 +145,7 @@ class StepGraphs:
         lengths: Sequence[int],
         tables: Sequence[Sequence[Sequence[int]]],
         drawn: torch.Tensor | None = None,
+        shifts: Sequence[int] = (),
     ) -> torch.Tensor | None:
         """Compute a step, and write keys and values to the pool.
 
@@ -153,6 +154,7 @@ class StepGraphs:
             lengths: Of each row afterwards.
             tables: Blocks of each, by each table of a row.
             drawn: The tokens, where they are on the device already.
+            shifts: By how much the place of each is off from its row's length; empty for none.
 
         Returns:
             Float32 logits, (rows, vocabulary), until the next step; None if there is no such size.
@@ -163,7 +165,7 @@ class StepGraphs:
         replay = self._graphs.get((rows, width))
         if replay is None:
             return None
-        self._send(rows, width, tokens, lengths, tables)
+        self._send(rows, width, tokens, lengths, tables, shifts)
         if drawn is not None:
             self._sent[: len(tokens)].copy_(drawn)
         replay()
@@ -195,6 +197,7 @@ class StepGraphs:
         tokens: Sequence[int],
         lengths: Sequence[int],
         tables: Sequence[Sequence[Sequence[int]]],
+        shifts: Sequence[int] = (),
     ) -> None:
         """Have a step's numbers on the device; tables if they have changed."""
         if self._copied is not None:
@@ -207,7 +210,7 @@ class StepGraphs:
         fields = numbers[:end].reshape(_FIELDS + self._count, rows)
         after = np.array(lengths, dtype=np.int32)
         places = after - 1
-        fields[:_FIELDS, :count] = (tokens, places, after)
+        fields[:_FIELDS, :count] = (tokens, places + np.array(shifts, dtype=np.int32) if shifts else places, after)
         fields[:_FIELDS, count:] = [[0], [0], [1]]
         fields[_FIELDS:, count:] = scratch * size
         changed = False

@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any, Final
 
 from zfabric.backends.front.adapters import Adapters
-from zfabric.backends.front.bounds import check_logprobs, check_prompt_logprobs, fit, known_tokens
+from zfabric.backends.front.bounds import check_logprobs, check_prompt_logprobs, fit, image_parts, known_tokens
 from zfabric.backends.front.generation_config import GenerationDefaults
-from zfabric.backends.front.images import has_images, see
+from zfabric.backends.front.images import has_images, key_of, see
 from zfabric.backends.front.parsing import AnswerFormat, MarkTokens, force_calls
 from zfabric.backends.front.prompts import PromptTokens
 from zfabric.backends.hf_transformers.parameters.lora import Adapter
@@ -164,7 +164,7 @@ class InputProcessor:
         return str(self._tokenizer.decode(tokens[-count:], skip_special_tokens=False))
 
     def _tokens(self, answer: Answer) -> list[int]:
-        """Tokens of the prompt; `answer.media` is set if it has images."""
+        """Tokens of the prompt; `answer.media` and what belongs to it is set if it has images."""
         request = answer.request
         if self._hearing is not None:
             return known_tokens(self._hearing.prepare(answer), self._vocabulary_size)
@@ -172,6 +172,7 @@ class InputProcessor:
             tokens, answer.media = see(
                 self._processor, self._tokenizer, request.messages or (), request.tools, request.chat
             )
+            answer.pictures, answer.media_key = len(image_parts(request.messages or ())), key_of(answer.media)
             return known_tokens(tokens, self._vocabulary_size)
         return self._prompts.make(
             request.prompt, request.messages, request.prompt_token_ids, request.tools, request.chat,

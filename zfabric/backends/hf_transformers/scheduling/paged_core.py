@@ -9,6 +9,7 @@ longer known of it is computed again, and since a draw depends on seed and posit
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -17,8 +18,9 @@ from zfabric.backends.front.cached import CacheTranslator
 from zfabric.backends.hf_transformers.cache.block_pool import BlockPool
 from zfabric.backends.hf_transformers.cache.prompt_share import PromptShare
 from zfabric.backends.hf_transformers.failures import as_fabric_error, out_of_memory
-from zfabric.backends.hf_transformers.request.sequence import Sequence
+from zfabric.backends.hf_transformers.request.sequence import Answer, Sequence
 from zfabric.backends.hf_transformers.runner.paged_runner import PagedRunner
+from zfabric.backends.hf_transformers.runner.vision import Sight
 from zfabric.backends.hf_transformers.sampling.pending_draws import Drawn
 from zfabric.backends.hf_transformers.scheduling.engine_core import EngineCore
 from zfabric.backends.hf_transformers.scheduling.paged_row import Drawing, Line, PagedRow, Steps, Work, accepted
@@ -44,6 +46,7 @@ class PagedCore(EngineCore):
         self._rows: list[PagedRow] = []
         #: Tokens of prompts that came, and of these what the cache had.
         self._asked = self._found = 0
+        self._unshared = itertools.count()
 
     def _sequences(self) -> list[Sequence]:
         return [one for row in list(self._rows) for one in (row.sequence, *row.others)]
@@ -72,6 +75,7 @@ class PagedCore(EngineCore):
         self._make_room()
         if self._waiting:
             self._admit(budget)
+        self._see()
         stepped = [row for row in self._rows if row.begun]
         if len(stepped) == len(self._rows):
             self._pass(self._guessed(stepped), [])
@@ -85,12 +89,12 @@ class PagedCore(EngineCore):
         prompts: Work = []
         suspects: Work = []
         for row in self._rows:
-            if row.begun:
+            if row.begun or row.blind:
                 continue
             if row.answer.suspect:
-                suspects = suspects or [(row, min(row.left, self._token_budget.budget(running=True)))]
-            elif budget > 0:
-                prompts.append((row, min(row.left, budget)))
+                suspects = suspects or [(row, row.fitting(self._token_budget.budget(running=True)))]
+            elif budget > 0 and (not prompts or row.fitting(budget) <= budget):
+                prompts.append((row, row.fitting(budget)))
                 budget -= prompts[-1][1]
         self._pass(self._guessed(stepped), prompts)
         # What may be at fault is computed without company, so that it costs nobody else.
@@ -135,11 +139,12 @@ class PagedCore(EngineCore):
 
     def _stored(self, number: int, after: Hashable, tokens: tuple[int, ...]) -> None:
         assert self._told_cache is not None
-        parent, adapter, salt = after, "", None
+        parent, adapter = after, ""
+        others: list[Any] = []
         if isinstance(after, tuple):
             # The first block of a text follows its root.
-            parent, (_, adapter, salt) = None, after[0]
-        keys = None if salt is None else [(salt,)]
+            parent, (_, adapter, *others) = None, after[0]
+        keys = [tuple(others)] if others not in ([], [None, ""]) else None
         self._told_cache.stored([number], parent, tokens, self._pool.tokens, adapter or None, keys)
 
     def _removed(self, number: int) -> None:
@@ -186,7 +191,7 @@ class PagedCore(EngineCore):
         tokens = first.tokens()
         adapter = answer.adapter
         named = (adapter.number, adapter.name) if adapter else (0, "")
-        root = (*named, answer.request.extra.get("cache_salt"))
+        root = (*named, answer.request.extra.get("cache_salt"), self._pictures(answer))
         # Whoever is told of each token of the prompt needs each of them computed.
         shared = self._pool.find(() if told else tokens, root)
         count, each = self._pool.blocks_for(len(tokens) + 1), self._pool.tables
@@ -207,10 +212,30 @@ class PagedCore(EngineCore):
             answer.cached_tokens = min(done, len(answer.prompt))
         others = group[1 : min(len(group), places, 1 + max(0, free // each))]
         row = PagedRow(first, tables, tokens, done, others)
+        vision = self._model.vision
+        if answer.media is not None and vision is not None:
+            row.sight = Sight(vision, answer)
         self._rows.append(row)
         return row
 
+    def _pictures(self, answer: Answer) -> str:
+        """Whose blocks a prompt with pictures may take over: of one with the same, unless tokens see later ones, which another
+        prompt may not have."""
+        vision = self._model.vision
+        own = vision is not None and vision.spans and answer.media is not None
+        return f"{answer.media_key} {next(self._unshared)}" if own else answer.media_key
+
     # ── a pass ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _see(self) -> None:
+        """A picture of the first row that has one left to see: running rows wait for one at a time."""
+        row = next((row for row in self._rows if row.blind), None)
+        if row is None or row.sight is None:
+            return
+        try:
+            row.sight.advance()
+        except Exception as error:  # noqa: BLE001 — a picture that cannot be seen costs its request
+            self._failed([], [(row, 0)], error)
 
     def _make_room(self) -> None:
         """Blocks for each row that has filled its last, and for prompts what their next part needs; while there are none, let
@@ -318,7 +343,7 @@ class PagedCore(EngineCore):
             if row.begun and row.sequence in going and row.sequence.answer.wanted:
                 continue
             choices = [one for one in row.choices if one in going and one.answer.wanted]
-            row.others, row.tokens, row.begun = [], [], True
+            row.others, row.tokens, row.begun, row.sight = [], [], True, None
             if not choices:
                 self._leave(row)
                 continue

@@ -11,6 +11,7 @@ import torch
 from zfabric.backends.hf_transformers.cache.block_table import BlockTables
 from zfabric.backends.hf_transformers.request.sequence import Answer, Sequence
 from zfabric.backends.hf_transformers.runner.paged_runner import Part
+from zfabric.backends.hf_transformers.runner.vision import Sight
 from zfabric.backends.hf_transformers.sampling.logprobs import Entries
 from zfabric.backends.hf_transformers.sampling.pending_draws import Drawn
 from zfabric.backends.hf_transformers.sampling.sampler import Sampler
@@ -27,6 +28,7 @@ class PagedRow:
         done: Tokens whose keys and values are in the cache. Those of wrong drafts lie behind them, and are written over.
         others: Choices that begin as this one does, and have rows of their own once its prompt is computed.
         begun: Whether it is stepped: all that it has but the newest token is in the cache.
+        sight: The pictures of its prompt, until that is computed; None if it has none.
     """
 
     sequence: Sequence
@@ -35,6 +37,7 @@ class PagedRow:
     done: int
     others: list[Sequence] = field(default_factory=list)
     begun: bool = False
+    sight: Sight | None = None
 
     @property
     def answer(self) -> Answer:
@@ -47,6 +50,18 @@ class PagedRow:
         return len(self.tokens) - self.done
 
     @property
+    def blind(self) -> bool:
+        """Whether it has pictures that are not seen yet: nothing of it can be computed before."""
+        return self.sight is not None and self.sight.embedded is None
+
+    def fitting(self, budget: int) -> int:
+        """How many of its tokens the next part has: so many, but for those that see one another, which are not parted."""
+        count = min(self.left, budget)
+        if self.sight is None or self.sight.embedded is None:
+            return count
+        return self.sight.embedded.end(self.done, self.done + count) - self.done
+
+    @property
     def choices(self) -> list[Sequence]:
         """All that are drawn for when it is complete."""
         return [self.sequence, *self.others]
@@ -55,9 +70,10 @@ class PagedRow:
         """So many tokens more of a row that is not stepped yet."""
         answer, end = self.sequence.answer, self.done + count
         tokens = self.tokens[self.done : end]
+        embedded = None if self.sight is None else self.sight.embedded
         if answer.prompt_logprobs is not None:
-            return Part(answer, tokens, end, self.tables, "all")
-        return Part(answer, tokens, end, self.tables, "last" if count == self.left else "none")
+            return Part(answer, tokens, end, self.tables, "all", embedded)
+        return Part(answer, tokens, end, self.tables, "last" if count == self.left else "none", embedded)
 
     def step(self, drafts: Many[int] = ()) -> Part:
         """The newest token of one that is stepped, and what may follow it."""
