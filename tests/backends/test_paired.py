@@ -15,6 +15,8 @@ from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGenera
 from tests.backends.test_engine import hold, prepared
 from tests.backends.tiny import Answers, ask, byte_tokenizer
 from zfabric.backends.hf_transformers.options import TransformersOptions
+from zfabric.backends.hf_transformers.runner.encoder_decoder import EncoderDecoderRunner
+from zfabric.backends.hf_transformers.runner.input_batch import InputBatch
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ConfigurationError, ContextOverflowError
 from zfabric.wire.tasks import EmbedRequest
@@ -137,3 +139,38 @@ async def test_compiling_it_is_refused(tiny_t5: Path) -> None:
     with pytest.raises(ConfigurationError, match="causal"):
         await worker.load()
     await worker.close()
+
+
+async def test_streams_wait_for_one_text_that_is_longer_than_a_part(
+    tiny_t5: Path, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, answers = served
+    done: list[int] = []
+    encode, step = EncoderDecoderRunner._encode, InputBatch.forward
+
+    def encoding(model: EncoderDecoderRunner, sources: Any, adapters: Any) -> Any:
+        done.extend(map(len, sources))
+        return encode(model, sources, adapters)
+
+    def stepping(batch: InputBatch) -> Any:
+        done.append(0)
+        return step(batch)
+
+    worker.begin(greedy("running", "Hello", 150))
+    await answers.until("running", tokens=2)
+    gate = hold(worker)
+    monkeypatch.setattr(EncoderDecoderRunner, "_encode", encoding)
+    monkeypatch.setattr(InputBatch, "forward", stepping)
+    texts = {"short": "x" * 10, "shorter": "x" * 9, "long": "y" * 190, "longer": "z" * 195}
+    for name, words in texts.items():
+        worker.begin(greedy(name, words, 12))
+    await prepared(worker)
+    gate.set()
+    await answers.until("running", *texts)
+    # Short ones go together; of those that no part has room for, each has a turn of its own.
+    assert [one for one in done if one] == [10, 9, 190, 195]
+    first, second, third = (done.index(length) for length in (9, 190, 195))
+    assert done[first:second] == [9, 0]
+    assert done[second:third] == [190, 0]
+    for name, words in texts.items():
+        assert answers.tokens(name) == expected(tiny_t5, words, 12)

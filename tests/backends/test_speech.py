@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,13 @@ import pytest
 import pytest_asyncio
 
 from tests.backends.speaking import save_whisper, transcribed
+from tests.backends.test_engine import hold, prepared
 from tests.backends.tiny import Answers, ask
 from tests.voices import RATE, voice, wav
 from zfabric.backends.hf_transformers.options import TransformersOptions
+from zfabric.backends.hf_transformers.runner.input_batch import InputBatch
+from zfabric.backends.hf_transformers.runner.speech import SpeechRunner
+from zfabric.backends.hf_transformers.scheduling.engine import Engine
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import ParameterRangeError, RequestError
 from zfabric.sounds import samples_of
@@ -97,6 +103,76 @@ async def test_it_is_told_language_and_task_as_generate_is(
     assert answers.tokens("a") == transcribed(tiny_whisper, alone, max_new_tokens=12, **options)
     prompted = transcribed(tiny_whisper, alone, "As was said before", max_new_tokens=12, **options)
     assert answers.tokens("b") == prompted != answers.tokens("a")
+
+
+class Log:
+    """What the engine's thread does: how many sounds it hears at once, and steps of running rows, as 0."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.done: list[int] = []
+        hear, step = SpeechRunner.hear, InputBatch.forward
+
+        def hearing(model: SpeechRunner, features: Any) -> Any:
+            self.done.append(len(features))
+            return hear(model, features)
+
+        def stepping(batch: InputBatch) -> Any:
+            self.done.append(0)
+            return step(batch)
+
+        patch.setattr(SpeechRunner, "hear", hearing)
+        patch.setattr(InputBatch, "forward", stepping)
+
+
+async def test_sounds_that_come_together_are_heard_together(
+    served: Served, tiny_whisper: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, answers = served
+    log, gate = Log(monkeypatch), hold(worker)
+    voices = {f"{seed}": voice(seed, 0.5 + seed / 4) for seed in range(4)}
+    for name, samples in voices.items():
+        before = ["said before"] * (name == "2")
+        worker.begin(said(name, wav(samples), *before, extra={"language": "en"}, unset=["max_new_tokens"]))
+    await prepared(worker)
+    gate.set()
+    await answers.until(*voices)
+    assert [one for one in log.done if one] == [4]
+    for name, samples in voices.items():
+        before = ["said before"] * (name == "2")
+        wanted = transcribed(tiny_whisper, as_heard(samples), *before, language="en")
+        found = answers.tokens(name)
+        assert [token for token in found if token != 1] == [token for token in wanted if token != 1]
+
+
+async def test_streams_wait_for_one_pass_of_the_encoder_at_a_time(
+    served: Served, tiny_whisper: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, answers = served
+    assert worker._assembled is not None
+    asked, run = threading.Event(), Engine._run_encoder
+
+    def asking(engine: Engine, job: Any) -> Any:
+        future = run(engine, job)
+        asked.set()
+        return future
+
+    worker.begin(said("running", wav(voice(1)), extra={"language": "en"}, max_new_tokens=50, ignore_eos=True))
+    await answers.until("running", tokens=2)
+    gate = hold(worker)
+    monkeypatch.setattr(Engine, "_run_encoder", asking)
+    worker._assembled.engine._input_processor.run_by(worker._assembled.engine._run_encoder)
+    log = Log(monkeypatch)
+    worker.begin(said("told", wav(voice(2)), extra={"language": "de"}, max_new_tokens=8))
+    # Its language is found out first, for which it is heard.
+    worker.begin(said("untold", wav(voice(3)), max_new_tokens=8))
+    await asyncio.to_thread(asked.wait)
+    gate.set()
+    await answers.until("running", "told", "untold")
+    places = [place for place, one in enumerate(log.done) if one]
+    assert [log.done[place] for place in places] == [1, 1]
+    assert 0 in log.done[places[0] : places[1]]
+    assert answers.tokens("told") == transcribed(tiny_whisper, as_heard(voice(2)), language="de", max_new_tokens=8)
+    assert answers.tokens("untold") == transcribed(tiny_whisper, as_heard(voice(3)), max_new_tokens=8)
 
 
 async def test_a_continuation_says_the_rest(served: Served) -> None:

@@ -22,6 +22,7 @@ class Answer:
     Attributes:
         prompt: The tokens that its text goes on from, once they are known.
         source: The tokens that an encoder reads before; none for a model without one.
+        encoded: Whether it has read them already.
         media: Images and the like, as arguments of the model.
         media_key: What tells these from others.
         pictures: How many images there are.
@@ -45,6 +46,7 @@ class Answer:
         "cancelled",
         "choices",
         "completion_tokens",
+        "encoded",
         "media",
         "media_key",
         "open_choices",
@@ -64,6 +66,7 @@ class Answer:
         self.request = request
         self.prompt: list[int] = []
         self.source: list[int] = []
+        self.encoded = False
         self.media: dict[str, Any] | None = None
         self.media_key = ""
         self.pictures = 0
@@ -100,7 +103,8 @@ class Answer:
     @property
     def alone(self) -> bool:
         """Whether its prompt has a pass of its own."""
-        return self.prompt_logprobs is not None or self.media is not None or self.suspect
+        pictures = self.media is not None and not self.source
+        return self.prompt_logprobs is not None or pictures or self.suspect
 
 
 class Sequence:
@@ -184,6 +188,11 @@ class Sequence:
     def size(self) -> int:
         """Cells that it takes when it joins."""
         return len(self.answer.source) + len(self.answer.prompt) + len(self.output)
+
+    @property
+    def uncomputed(self) -> int:
+        """Tokens to compute before its next draw: those of what an encoder reads, and its own."""
+        return self.size - self.answer.encoded * len(self.answer.source)
 
     def tokens(self) -> list[int]:
         """All that the model has to have read before the next token can be drawn."""

@@ -135,7 +135,7 @@ class Prefill:
         self.spent = 0
         if self.cache is None:
             self.cache = self._model.start(answers)
-            self.spent = sum(len(answer.source) for answer in answers)
+            self.spent = sum(len(answer.source) for answer in answers if not answer.encoded)
         whole = len(answers) > 1 or answers[0].media is not None or not self._model.parts
         end = width if whole else min(width, self.done + columns_max)
         if len(answers) == 1:

@@ -22,8 +22,12 @@ class SpeechRunner(EncoderDecoderRunner):
     """Steps a decoder whose encoder hears; arguments as of `ModelRunner`. A sound has as many columns as any other."""
 
     def start(self, answers: Sequence[Answer]) -> EncoderDecoderKVCache:
-        """Have the sounds of these heard."""
-        return self._taken([self._heard(answer) for answer in answers])
+        """Have the sounds of these heard, all that are not yet in one pass."""
+        media = [answer.media or {} for answer in answers]
+        missing = [its[FEATURES] for its in media if its.get(HEARD) is None]
+        made = iter(self.hear(torch.cat(missing)).split(1) if missing else ())
+        heard = [its.get(HEARD) for its in media]
+        return self._taken([next(made) if its is None else its for its in heard])
 
     @property
     def columns(self) -> int:
@@ -31,7 +35,7 @@ class SpeechRunner(EncoderDecoderRunner):
         return int(self._model.config.max_source_positions)
 
     def hear(self, features: torch.Tensor) -> torch.Tensor:
-        """What the encoder makes of a sound, (1, columns, size)."""
+        """What the encoder makes of sounds, (sounds, columns, size)."""
         heard: torch.Tensor = self._model.get_encoder()(
             features.to(device=self.device, dtype=self._model.dtype)
         ).last_hidden_state
@@ -46,11 +50,6 @@ class SpeechRunner(EncoderDecoderRunner):
     def silence(self) -> torch.Tensor:
         """Features of nothing."""
         return torch.zeros(1, self._model.config.num_mel_bins, self.columns * _FRAMES)
-
-    def _heard(self, answer: Answer) -> torch.Tensor:
-        media = answer.media or {}
-        heard = media.get(HEARD)
-        return self.hear(media[FEATURES]) if heard is None else heard
 
     def _taken(self, heard: Sequence[torch.Tensor]) -> EncoderDecoderKVCache:
         cache = EncoderDecoderKVCache([self.columns] * len(heard))

@@ -108,7 +108,7 @@ class Engine:
         self._turn_began: float | None = None
         self._hung = False
         self._preparing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="zfabric-input")
-        input_processor.run_by(self.run_job)
+        input_processor.run_by(self._run_encoder)
         self._thread = threading.Thread(target=self._run, name="zfabric-engine", daemon=True)
 
     # ── from the event loop ─────────────────────────────────────────────────────────────────────────────────────────
@@ -159,6 +159,15 @@ class Engine:
             if self._stopping:
                 self._jobs.end(BackendError("the engine has ended"))
         return future
+
+    def _run_encoder(self, job: Callable[[], Any]) -> Future[Any]:
+        """Run what is a pass of an encoder, which running streams wait for: in its turn no prompt is computed."""
+
+        def run() -> Any:
+            self._core.delay_prompts()
+            return job()
+
+        return self.run_job(run)
 
     def switch_weights(self, change: Callable[[], None], mode: SwitchMode, version: str) -> Future[int]:
         """Have weights changed between two steps; one at a time. See `WeightSwitch`."""

@@ -67,6 +67,7 @@ class EngineCore(ABC):
         self._searches = BeamSearchQueue(model, kv_tokens_max if search_tokens_max is None else search_tokens_max)
         self._step: Step = []
         self._stale = False
+        self._delayed = False
         #: What has not begun and may not, until `release`; None while all may.
         self._held: list[list[Sequence]] | None = None
         #: What the weights are called; told with answers unless it is empty.
@@ -161,6 +162,10 @@ class EngineCore(ABC):
             self._search()
         if self._stale:
             self.drop_ended()
+
+    def delay_prompts(self) -> None:
+        """Running streams wait for something else in this turn: what cannot be cut waits for the next, if any run."""
+        self._delayed = True
 
     def take(self) -> Step:
         """All deltas made since the last call."""

@@ -135,6 +135,7 @@ class Hearing:
         def detect() -> int:
             with torch.inference_mode():
                 media[HEARD] = self._model.hear(media[FEATURES])
+                answer.encoded = True
                 return self._model.likeliest(media[HEARD], self._start, list(self._languages.values()))
 
         found: int = self.run(detect).result()

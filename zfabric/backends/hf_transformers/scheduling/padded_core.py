@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 
 from zfabric.backends.hf_transformers.failures import as_fabric_error, out_of_memory
-from zfabric.backends.hf_transformers.request.sequence import Sequence
+from zfabric.backends.hf_transformers.request.sequence import Answer, Sequence
 from zfabric.backends.hf_transformers.runner.input_batch import InputBatch, Prefill
 from zfabric.backends.hf_transformers.scheduling.engine_core import EngineCore
 
@@ -95,29 +95,36 @@ class PaddedCore(EngineCore):
     def _compute_prompts(self) -> None:
         """Compute some tokens of the prompts in line; those that are whole join the batch."""
         running = bool(self._batch.rows)
+        delayed, self._delayed = self._delayed, False
         budget = total = self._token_budget.budget(running=running)
         began = time.monotonic()
         while budget > 0:
             if self._prefill is None:
-                self._prefill = self._next_prefill(budget)
+                self._prefill = self._next_prefill(budget, late=running and (delayed or budget < total))
             if self._prefill is None:
                 break
             budget -= self._advance(self._prefill, budget)
         if running and budget < total:
             self._token_budget.took(total - budget, time.monotonic() - began)
 
-    def _next_prefill(self, budget: int) -> Prefill | None:
-        """The prompts at the head of the line for which there is room: several if they fit the budget."""
+    def _next_prefill(self, budget: int, *, late: bool) -> Prefill | None:
+        """The prompts at the head of the line for which there is room: several if they fit the budget.
+
+        Args:
+            late: Running streams have waited for others in this turn: what cannot be cut to the budget waits for the next.
+        """
         groups: list[list[Sequence]] = []
         skipped: list[list[Sequence]] = []
-        width = rows = 0
+        width = rows = longest = 0
         while self._waiting:
             group = self._waiting[0]
-            size = group[0].size
+            size, left = group[0].size, group[0].uncomputed
             count = min(len(group), self._room(rows, max(width, size)))
-            alone = size > budget or group[0].answer.alone
+            alone = left > budget or group[0].answer.alone
+            if late and left > budget and self._whole(group[0].answer):
+                break
             unlike = bool(groups) and not self._model.pads and size != width
-            crowded = (len(groups) + 1) * max(width, size) > budget
+            crowded = (len(groups) + 1) * max(longest, left) > budget
             if not count and not groups and self._may_be_overtaken(group, len(skipped), full=self._full):
                 skipped.append(self._waiting.popleft())
                 continue
@@ -128,7 +135,7 @@ class PaddedCore(EngineCore):
                 self._waiting.appendleft(group[count:])
             groups.append(group[:count])
             rows += count
-            width = max(width, size)
+            width, longest = max(width, size), max(longest, left)
             if alone or count < len(group):
                 break
         self._waiting.extendleft(reversed(skipped))
@@ -137,6 +144,10 @@ class PaddedCore(EngineCore):
         for group in skipped:
             group[0].answer.overtaken += 1
         return Prefill(self._model, groups)
+
+    def _whole(self, answer: Answer) -> bool:
+        """Whether its prompt has one pass, however long it is."""
+        return bool(answer.source) or answer.media is not None or not self._model.parts
 
     def _room(self, rows: int, width: int) -> int:
         """How many rows of such a width may join beside so many others. One may always, if it is the only one."""

@@ -23,7 +23,7 @@ from zfabric.backends.hf_transformers.checks.pair_check import check_pairs
 from zfabric.backends.hf_transformers.checks.self_check import check_padding, check_rows, check_verdicts
 from zfabric.backends.hf_transformers.checks.state_check import check_states
 from zfabric.backends.hf_transformers.failures import give_memory_back
-from zfabric.backends.hf_transformers.loading.cache_room import runner_of
+from zfabric.backends.hf_transformers.loading.cache_room import RUNNERS, runner_of
 from zfabric.backends.hf_transformers.loading.model_loader import Loaded, load
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.parameters.lora import Adapter, Lora
@@ -146,7 +146,7 @@ def _assemble(options: TransformersOptions, names: tuple[str, ...], told: Told, 
         batch_size_max=loaded.batch_size_max,
         kv_tokens_max=loaded.kv_tokens_max,
         search_tokens_max=loaded.room.search_tokens,
-        token_budget=TokenBudget(options.prefill_chunk_tokens, options.prefill_wait_ms / 1_000),
+        token_budget=TokenBudget(_prefill_tokens(loaded, options), options.prefill_wait_ms / 1_000),
         **told._asdict(),
         speculation=speculation_of(options, loaded, model, assistant, layout if isinstance(layout, str) else None),
     )
@@ -177,6 +177,13 @@ def _loaded(options: TransformersOptions) -> tuple[Assistant | None, Loaded]:
     """The assistant, whose weights are there when memory is planned, and the model."""
     assistant = load_assistant(options)
     return assistant, load(options, token_bytes_beside=0 if assistant is None else assistant.token_bytes)
+
+
+def _prefill_tokens(loaded: Loaded, options: TransformersOptions) -> int:
+    """Tokens that are computed between two steps at most. What encoders read is not cut, so a device has as many as in a pass for
+    vectors, such as five sounds of Whisper; a CPU computes several no sooner together than one after the other."""
+    together = loaded.kind in RUNNERS and loaded.model.device.type != "cpu"
+    return options.embed_batch_tokens if together else options.prefill_chunk_tokens
 
 
 def _adapters(options: TransformersOptions, model: ModelRunner, names: tuple[str, ...]) -> Adapters[Adapter]:
