@@ -136,13 +136,14 @@ async def test_rows_are_stepped_between_pictures_and_parts_of_their_prompt(
 ) -> None:
     worker, answers, details = await start(kind)
     assert details["kv_cache"] == "paged"
+    assert "pictures_at_once" not in details
     log = Log(monkeypatch)
-    worker.begin(plain("text", 200))
+    worker.begin(plain("text", 90))
     await answers.until("text", tokens=2)
     await joined(worker, seen("seen", n=2))
     await answers.until("text", "seen")
     assert not answers.errors
-    assert answers.tokens("text") == models.says(kind, "Tell:", (), 200)
+    assert answers.tokens("text") == models.says(kind, "Tell:", (), 90)
     wanted = models.says(kind, WORDS, (WIDE, HIGH), 16)
     assert answers.tokens("seen", 0) == answers.tokens("seen", 1) == wanted
     places = [place for place, one in enumerate(log.done) if one == "seen"]
@@ -220,13 +221,13 @@ async def test_a_request_that_is_cancelled_in_the_middle_keeps_nothing(
 
     monkeypatch.setattr(Vision, "see", seeing)
     monkeypatch.setattr(PagedRunner, "forward", computing)
-    worker.begin(plain("text", 100))
+    worker.begin(plain("text", 60))
     await answers.until("text", tokens=2)
     await joined(worker, seen("gone"))
     await answers.until("text")
     assert len(kept) == (1 if when == "seen" else 3)
     assert [one() for one in kept] == [None] * len(kept)
-    assert answers.tokens("text") == models.says("qwen2_vl", "Tell:", (), 100)
+    assert answers.tokens("text") == models.says("qwen2_vl", "Tell:", (), 60)
     assert its.kv_tokens_free == free
     assert not answers.tokens("gone")
 
@@ -243,7 +244,7 @@ async def test_a_picture_that_cannot_be_seen_costs_its_request_alone(
             raise ValueError("nothing to see")
 
     log.on_picture = broken
-    worker.begin(plain("text", 100))
+    worker.begin(plain("text", 60))
     await answers.until("text", tokens=2)
     await joined(worker, seen("bad"))
     await answers.until("bad")
@@ -253,7 +254,7 @@ async def test_a_picture_that_cannot_be_seen_costs_its_request_alone(
     assert "broken" in log.done
     assert answers.errors.keys() == {"bad"}
     assert type(answers.errors["bad"]) is BackendError
-    assert answers.tokens("text") == models.says("qwen2_vl", "Tell:", (), 100)
+    assert answers.tokens("text") == models.says("qwen2_vl", "Tell:", (), 60)
     assert answers.tokens("good") == models.says("qwen2_vl", WORDS, (WIDE, HIGH), 16)
 
 
@@ -269,7 +270,7 @@ async def test_pictures_that_nobody_can_tell_apart_are_seen_at_once(
 
     monkeypatch.setattr(vision, "_joined", wrong)
     worker, answers, details = await start("qwen2_vl")
-    assert details["kv_cache"] == "paged"
+    assert (details["kv_cache"], details["pictures_at_once"]) == ("paged", True)
     log = Log(monkeypatch)
     worker.begin(seen("seen"))
     await answers.until("seen")

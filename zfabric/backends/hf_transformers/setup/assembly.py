@@ -39,6 +39,7 @@ from zfabric.backends.hf_transformers.runner.rope import Ropes
 from zfabric.backends.hf_transformers.runner.speech import SpeechRunner
 from zfabric.backends.hf_transformers.runner.step_graphs import capture_of
 from zfabric.backends.hf_transformers.runner.tensor_parallel import Ranks
+from zfabric.backends.hf_transformers.runner.vision import Vision
 from zfabric.backends.hf_transformers.scheduling.engine import Engine
 from zfabric.backends.hf_transformers.scheduling.engine_core import Step
 from zfabric.backends.hf_transformers.scheduling.hearing import Hearing
@@ -64,6 +65,7 @@ class Assembled:
         ranks: The others that the model is divided over.
         layout: Which layers share blocks of the cache; why its rows are padded and not paged; None if there is no cache.
         graphs: Sizes of steps that are recorded, or why none could be; None where none are to be.
+        vision: What sees pictures for prompts that are computed in parts; None if there are none.
     """
 
     loaded: Loaded
@@ -78,6 +80,7 @@ class Assembled:
     answer_format: AnswerFormat
     layout: KVLayout | str | None
     graphs: int | str | None
+    vision: Vision | None
     ranks: Ranks | None
 
 
@@ -169,7 +172,7 @@ def _assemble(options: TransformersOptions, names: tuple[str, ...], told: Told, 
         queue.submit(embedder.pieces(EmbedRequest(inputs=["warm-up"]))).result()
     return Assembled(
         loaded, engine, embedder, classifier, queue, prompts, model.lora, adapters, defaults, answer_format, layout, graphs,
-        ranks,
+        model.vision, ranks,
     )  # fmt: skip
 
 

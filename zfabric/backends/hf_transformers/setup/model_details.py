@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def cache_told(assembled: Assembled, options: TransformersOptions) -> dict[str, Detail]:
-    """Of which kind a model's cache is, and how many sizes of steps are recorded."""
+    """Of which kind a model's cache is, how many sizes of steps are recorded, and whether pictures are seen at once."""
     layout = assembled.layout
     if not isinstance(layout, KVLayout):
         return {"kv_cache": "padded", "kv_cache_padded_because": str(layout)}
@@ -29,6 +29,8 @@ def cache_told(assembled: Assembled, options: TransformersOptions) -> dict[str, 
         told |= {"kv_tables": len(layout.windows)}
     if layout.kept_because is not None:
         told |= {"kv_windows_kept_because": layout.kept_because}
+    if assembled.vision is not None and not assembled.vision.apart:
+        told["pictures_at_once"] = True
     return {**told, "step_graphs": graphs} if isinstance(graphs, int) else told
 
 
