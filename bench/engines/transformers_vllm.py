@@ -14,27 +14,42 @@ import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.engines.vllm import ENVIRONMENT, bare, measure
+from zfabric.backends.hf_transformers.loading.context_length import context_length
 
 PROMPT_TOKENS = 24
 RUNS = 2
+#: At most, since vLLM refuses what its cache could not hold.
+CONTEXT_TOKENS = 2_048
 
 
 async def rates(directory: str, dtype: str, place: str, tokens: int, streams: Sequence[int]) -> dict[str, float]:
     """The better of two runs each, after one that warms up."""
-    engine = [
-        "--model", directory, "--dtype", dtype, "--max-model-len", "2048", "--max-num-seqs", "64",
+    async with bare(arguments(directory, dtype, place), None, Path(directory)) as stream:
+        return await _rates(stream, tokens, streams)
+
+
+def arguments(directory: str, dtype: str, place: str) -> list[str]:
+    """Of its engine, whose context is no longer than the model's own."""
+    from transformers import AutoConfig
+
+    length = min(CONTEXT_TOKENS, context_length(AutoConfig.from_pretrained(directory).get_text_config()))
+    return [
+        "--model", directory, "--dtype", dtype, "--max-model-len", str(length), "--max-num-seqs", "64",
         "--distributed-executor-backend", "uni", "--no-enable-prefix-caching",
         *(["--enforce-eager"] if place == "cpu" else ["--gpu-memory-utilization", "0.4"]),
     ]  # fmt: skip
+
+
+async def _rates(stream: Any, tokens: int, streams: Sequence[int]) -> dict[str, float]:
     chance = random.Random(0)
     found = {}
-    async with bare(engine, None, Path(directory)) as stream:
-        for count in streams:
-            await measure(stream, count, PROMPT_TOKENS, 8, chance)
-            runs = [await measure(stream, count, PROMPT_TOKENS, tokens, chance) for _ in range(RUNS)]
-            found[str(count)] = round(max(run.tokens_per_second for run in runs), 1)
+    for count in streams:
+        await measure(stream, count, PROMPT_TOKENS, 8, chance)
+        runs = [await measure(stream, count, PROMPT_TOKENS, tokens, chance) for _ in range(RUNS)]
+        found[str(count)] = round(max(run.tokens_per_second for run in runs), 1)
     return found
 
 
