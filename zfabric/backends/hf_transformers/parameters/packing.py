@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 import torch
 
 #: Smaller ones stay in the processor's cache, where ordering them costs less than the other kernel's call.
-_WEIGHTS_MIN: Final = 1 << 18
+_WEIGHTS_MIN: Final = 1 << 16
 #: Layers whose weight is read past the layer itself: state-space models multiply by that of their time steps.
 _READ_BY_OTHERS: Final = frozenset({"dt_proj"})
 #: Layers by number: torch's compiler takes weights in such an order for constants alone, so it is not shown them.
