@@ -33,6 +33,7 @@ from zfabric.backends.hf_transformers.parameters import quantization
 from zfabric.backends.hf_transformers.parameters.packing import pack
 from zfabric.backends.hf_transformers.pooling.heads import Head
 from zfabric.backends.hf_transformers.pooling.poolers import Pooler, make_pooler
+from zfabric.backends.hf_transformers.runner.decoder_layers import shorten
 from zfabric.backends.hf_transformers.runner.expert_padding import forget_padding
 from zfabric.backends.hf_transformers.runner.tensor_parallel import check_model
 from zfabric.errors import ConfigurationError
@@ -189,6 +190,9 @@ def _settled(model: Any, device: str, options: TransformersOptions) -> Any:
     forget_padding(model)
     if options.pack_weights and not divided:
         pack(model)
+    # What is compiled is not made of calls.
+    if device == "cpu" and not divided and not options.compile:
+        shorten(model)
     return model
 
 
