@@ -148,7 +148,7 @@ def _stepped(engine: Engine, core: PagedCore, model: Any, streams: int, steps: i
     taken, kept = [], 0
     with Passes(core._runner) as passes:
         for _ in range(steps):
-            kept += sum(row.done + 1 for row in core._rows)
+            kept += sum(core._runner.cache.step_bytes(row.done + 1) for row in core._rows)
             _wait(model.device)
             began = time.perf_counter()
             core.turn()
@@ -158,7 +158,7 @@ def _stepped(engine: Engine, core: PagedCore, model: Any, streams: int, steps: i
     while core.busy:
         core.turn()
         core.take()
-    read = weight_bytes(model) + kept / steps * core._runner.cache.token_bytes
+    read = weight_bytes(model) + kept / steps
     return against_bound(taken, streams, read, speed, device_s)
 
 

@@ -120,6 +120,9 @@ _WORKER: Final[dict[str, LogEvent]] = {
     "step_graphs_refused": LogEvent(
         "warning", "worker", "Steps of the model could not be recorded as graphs, for an `error`; they are launched from Python."
     ),
+    "kv_windows_kept": LogEvent(
+        "info", "worker", "Some layers of the model have a window, and the blocks behind it are kept all the same, `because`."
+    ),
     "engine_restarted": LogEvent("warning", "worker", "A turn of the engine broke; what it had goes on elsewhere, or here."),
     "weights_updated": LogEvent("info", "worker", "Other weights have taken the place of the model's, by `weight_version`."),
     "engine_died": LogEvent("error", "worker", "The engine is gone, and the process ends for a supervisor to start it anew."),

@@ -153,6 +153,13 @@ class PagedCache(Cache):
         """Whether a token takes as much in all layers that were written to, each of which has a slot of its own."""
         return len({(pool.heads, pool.size, pool.value_size, pool.keys.dtype) for pool in self._pools.values()}) == 1
 
+    def step_bytes(self, length: int) -> int:
+        """Bytes of keys and values that a step of a row of so many tokens reads."""
+        return sum(
+            (length if window is None else min(length, window)) * self._pools[self._places[layer][1]].token_bytes
+            for layer, window in self.windows.items()
+        )
+
     def by_tables(self) -> bool:
         """Whether a kernel that reads block tables takes all layers that were written to."""
         return not self._scored and all(by_tables(pool.keys, pool) for pool in self._pools.values())
