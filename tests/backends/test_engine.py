@@ -17,6 +17,7 @@ from tests.backends.tiny import Answers, ask, reference
 from zfabric.backends.hf_transformers.cache.kv_cache import KVCacheLayer
 from zfabric.backends.hf_transformers.cache.paged_cache import current
 from zfabric.backends.hf_transformers.options import TransformersOptions
+from zfabric.backends.hf_transformers.scheduling import engine
 from zfabric.backends.hf_transformers.worker import ModelWorker
 from zfabric.errors import (
     BackendError,
@@ -110,6 +111,36 @@ async def test_prompts_that_come_together_are_computed_together(start: Start, ti
     assert passes == [4] * 8
     for prompt in PROMPTS:
         assert answers.tokens(prompt) == reference(tiny_llama, prompt, 8)
+
+
+@pytest.mark.parametrize("patience_s", [60.0, 0.005])
+async def test_the_first_turn_waits_a_little_for_who_is_being_prepared(
+    start: Start, monkeypatch: pytest.MonkeyPatch, patience_s: float
+) -> None:
+    worker, answers = await start()
+    passes: list[int] = []
+    causal_model(worker).register_forward_pre_hook(
+        lambda _, __, given: passes.append(shape(given["input_ids"])[0]), with_kwargs=True
+    )
+    assert worker._assembled is not None
+    its = worker._assembled.engine
+    prepare, seen = its._input_processor.sequences, threading.Event()
+
+    def slowly(answer: Any) -> Any:
+        if answer.request.request_id == "second":
+            seen.wait(0.1 if patience_s > 1 else None)
+        return prepare(answer)
+
+    monkeypatch.setattr(engine, "_GATHER_S", patience_s)
+    monkeypatch.setattr(its._input_processor, "sequences", slowly)
+    for name in ("first", "second"):
+        worker.begin(greedy(name, name, 8))
+    if patience_s < 1:
+        # Whose preparation takes long holds nobody up.
+        await answers.until("first")
+    seen.set()
+    await answers.until("first", "second")
+    assert passes == ([2] * 8 if patience_s > 1 else [1] * 16)
 
 
 async def test_a_full_cache_makes_the_youngest_wait_and_changes_no_text(start: Start, tiny_llama: Path) -> None:

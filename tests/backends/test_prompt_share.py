@@ -12,7 +12,7 @@ from zfabric.backends.hf_transformers.cache.prompt_share import PromptShare
 def settled(share: PromptShare, step_s: float, token_s: float, passes: int = 60) -> float:
     """How much longer a step with prompts takes than one without, after so many."""
     for _ in range(passes):
-        tokens = share.tokens(running=True)
+        tokens = share.tokens(running=1, waiting=1)
         if tokens:
             share.mixed(tokens, step_s + token_s * tokens)
             latest = tokens
@@ -22,7 +22,18 @@ def settled(share: PromptShare, step_s: float, token_s: float, passes: int = 60)
 
 
 def test_nobody_running_means_nobody_waits() -> None:
-    assert PromptShare(512, 0.1).tokens(running=False) == 512
+    assert PromptShare(512, 0.1).tokens(running=0, waiting=1) == 512
+
+
+@pytest.mark.parametrize(("running", "waiting", "times"), [(4, 1, 1), (4, 4, 1), (4, 8, 2), (1, 7, 7)])
+def test_streams_wait_longer_where_more_requests_wait_for_them(running: int, waiting: int, times: int) -> None:
+    share = PromptShare(512, 0.006)
+    share.stepped(0.010)
+    for _ in range(5):
+        tokens = share.tokens(running=running, waiting=waiting)
+        share.mixed(tokens, 0.010 + 0.0001 * tokens)
+    # Six milliseconds of such tokens: less than the share of a step, which is seven and a half.
+    assert share.tokens(running=running, waiting=waiting) == pytest.approx(60 * times, abs=times)
 
 
 @given(st.floats(0.001, 0.1), st.floats(17, 500))
@@ -48,7 +59,7 @@ def test_a_step_without_prompts_comes_among_those_with() -> None:
     share.stepped(0.010)
     found = []
     for _ in range(34):
-        found.append(share.tokens(running=True))
+        found.append(share.tokens(running=1, waiting=1))
         if found[-1]:
             share.mixed(found[-1], 0.018)
         else:
@@ -68,13 +79,13 @@ def test_a_busy_machine_does_not_stop_a_prompt() -> None:
     share = PromptShare(512, 1.0)
     share.stepped(0.001)
     for number in range(200):
-        tokens = share.tokens(running=True)
+        tokens = share.tokens(running=1, waiting=1)
         held_s = 0.006 if number % 5 == 4 else 0.0
         if tokens:
             share.mixed(tokens, 0.001 + 0.00001 * tokens + held_s)
         else:
             share.stepped(0.001 + held_s)
-    assert share.tokens(running=True) > 40
+    assert share.tokens(running=1, waiting=1) > 40
 
 
 def test_few_tokens_that_cost_nothing_do_not_open_the_gates() -> None:
@@ -82,18 +93,18 @@ def test_few_tokens_that_cost_nothing_do_not_open_the_gates() -> None:
     share.stepped(0.010)
     share.mixed(64, 0.015)
     share.mixed(16, 0.010)
-    before = share.tokens(running=True)
+    before = share.tokens(running=1, waiting=1)
     share.mixed(16, 0.010)
-    assert share.tokens(running=True) <= 2 * before
+    assert share.tokens(running=1, waiting=1) <= 2 * before
 
 
 def test_a_pass_that_was_held_up_costs_no_more_than_a_few_tokens() -> None:
     share = PromptShare(512, 1.0)
     share.stepped(0.010)
     settled(share, 0.010, 0.0001)
-    before = share.tokens(running=True)
+    before = share.tokens(running=1, waiting=1)
     share.mixed(before, 3.0)
-    assert before / 3 < share.tokens(running=True) < 2 * before
+    assert before / 3 < share.tokens(running=1, waiting=1) < 2 * before
 
 
 @pytest.mark.parametrize("token_s", [1.0, 1e-9])
@@ -101,7 +112,7 @@ def test_a_prompt_goes_on_however_slow_the_device_is_and_keeps_its_bound(token_s
     share = PromptShare(512, 0.1)
     share.stepped(0.010)
     settled(share, 0.010, token_s)
-    assert share.tokens(running=True) == (8 if token_s == 1.0 else 512)
+    assert share.tokens(running=1, waiting=1) == (8 if token_s == 1.0 else 512)
 
 
 def test_nobody_waits_longer_than_wished() -> None:
@@ -111,4 +122,4 @@ def test_nobody_waits_longer_than_wished() -> None:
 
 
 def test_a_bound_below_the_least_part_holds() -> None:
-    assert PromptShare(4, 0.1).tokens(running=True) == 4
+    assert PromptShare(4, 0.1).tokens(running=1, waiting=1) == 4

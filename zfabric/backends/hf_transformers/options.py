@@ -48,7 +48,8 @@ class TransformersOptions:
         context_length: Tokens of prompt and answer; the model's own by default.
         max_batch_size: Sequences in the running batch; also the worker's slots. By the device's cache, if not given.
         prefill_chunk_tokens: Prompt tokens computed between two steps of the running batch at most.
-        prefill_wait_ms: How long running streams may wait for part of a new prompt; parts are cut to fit that.
+        prefill_wait_ms: How long running streams may wait for part of a new prompt; parts are cut to fit that. Where
+            more requests wait than run, it is as many times as long.
         kv_cache: auto has a cache of pages where the model allows it, else one whose rows are padded; paged refuses models
             whose attention does not allow it; padded pads the rows of any.
         speculation: Guess several tokens ahead, which changes no text: ngram by what the text had before, assistant by a smaller

@@ -1,7 +1,9 @@
 """How many tokens of prompts go along in a step of the running streams, where both are one pass.
 
 Such a pass takes as long as a step does without prompts, and so much more for each token of theirs. Both are learnt from the
-times of passes, so the streams' gaps grow by a share of a step and no more, however fast the device is.
+times of passes, so the streams' gaps grow by a share of a step and no more, however fast the device is. Where more requests
+wait for their first token than streams run, gaps grow by as many times more: else a few that came first would run nearly alone,
+and all others wait for them.
 """
 
 from __future__ import annotations
@@ -28,17 +30,17 @@ _PLAIN_EVERY: Final = 16
 
 
 class PromptShare:
-    """Keeps a step with prompts within 1.75 times the time of one without.
+    """Keeps a step with prompts within 1.75 times the time of one without, while no more requests wait than run.
 
     Args:
         tokens_max: Prompt tokens of a pass at most.
-        wait_s: Running streams wait so long for them at most, in seconds.
+        wait_s: So long running streams wait for them then at most, in seconds.
 
     Example:
         share = PromptShare(512, 0.1)
         share.stepped(0.010)
         share.mixed(64, 0.015)
-        share.tokens(running=True)
+        share.tokens(running=4, waiting=1)
     """
 
     def __init__(self, tokens_max: int, wait_s: float) -> None:
@@ -49,15 +51,20 @@ class PromptShare:
         #: Passes with prompts since one was without.
         self._mixed = 0
 
-    def tokens(self, *, running: bool) -> int:
-        """How many the next pass may have: now and then none. Without running streams nobody waits."""
+    def tokens(self, *, running: int, waiting: int) -> int:
+        """How many the next pass may have: now and then none.
+
+        Args:
+            running: Streams that are stepped in it. Without any, nobody waits for prompts.
+            waiting: Requests that have no token yet, and could be computed.
+        """
         if not running:
             return self._tokens_max
         if self._mixed >= _PLAIN_EVERY:
             return 0
         if not self._token_s:
             return self._latest
-        wished = min(self._wait_s, _SHARE * self._step_s) / self._token_s
+        wished = max(1, waiting / running) * min(self._wait_s, _SHARE * self._step_s) / self._token_s
         wished = min(wished, _GROWTH_MAX * self._latest)
         return min(self._tokens_max, max(_TOKENS_MIN, int(wished)))
 

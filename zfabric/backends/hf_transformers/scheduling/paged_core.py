@@ -70,7 +70,9 @@ class PagedCore(EngineCore):
         return {"prefix_cache_queries": self._asked, "prefix_cache_hits": self._found, **guessed}
 
     def _compute(self) -> None:
-        budget = self._share.tokens(running=any(row.begun for row in self._rows))
+        begun = sum(row.begun for row in self._rows)
+        waiting = len(self._rows) - begun + max(0, min(len(self._waiting), self._places()))
+        budget = self._share.tokens(running=begun, waiting=waiting)
         # Who is there goes before who comes: what a prompt has given back behind its windows it needs ahead.
         self._make_room()
         if self._waiting:
