@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -96,18 +96,23 @@ def greedy(name: str, prompt: str, count: int, **sampling: Any) -> Any:
     return ask(name, prompt, temperature=0, max_new_tokens=count, ignore_eos=True, **sampling)
 
 
+async def together(worker: ModelWorker, answers: Answers, prompts: Sequence[str], count: int) -> None:
+    """Greedy answers to prompts that come before the first of them is computed, by their prompts."""
+    gate = hold(worker)
+    for prompt in prompts:
+        worker.begin(greedy(prompt, prompt, count))
+    await prepared(worker)
+    gate.set()
+    await answers.until(*prompts)
+
+
 async def test_prompts_that_come_together_are_computed_together(start: Start, tiny_llama: Path) -> None:
     worker, answers = await start()
     passes: list[int] = []
     causal_model(worker).register_forward_pre_hook(
         lambda _, __, given: passes.append(shape(given["input_ids"])[0]), with_kwargs=True
     )
-    gate = hold(worker)
-    for prompt in PROMPTS:
-        worker.begin(greedy(prompt, prompt, 8))
-    await prepared(worker)
-    gate.set()
-    await answers.until(*PROMPTS)
+    await together(worker, answers, PROMPTS, 8)
     assert passes == [4] * 8
     for prompt in PROMPTS:
         assert answers.tokens(prompt) == reference(tiny_llama, prompt, 8)

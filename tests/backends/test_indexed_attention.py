@@ -11,7 +11,7 @@ import pytest_asyncio
 import torch
 
 from tests.backends.test_beams import expected, search
-from tests.backends.test_engine import Start, greedy, hold, prepared, starting
+from tests.backends.test_engine import Start, greedy, starting, together
 from tests.backends.tiny import reference
 from tests.sweep.subject import save
 from zfabric.backends.hf_transformers.cache.kv_cache import KVCacheLayer
@@ -40,12 +40,7 @@ async def test_rows_choose_among_their_own_keys(tiny: Path, start: Start) -> Non
     core: Any = worker._assembled.engine._core  # type: ignore[union-attr]
     # Room for two at first, and for one once they have grown.
     core._kv_tokens_max = 2 * 60
-    gate = hold(worker)
-    for prompt in PROMPTS:
-        worker.begin(greedy(prompt, prompt, 28))
-    await prepared(worker)
-    gate.set()
-    await answers.until(*PROMPTS)
+    await together(worker, answers, PROMPTS, 28)
     for prompt in PROMPTS:
         assert answers.tokens(prompt) == reference(tiny, prompt, 28)
     assert worker.load_report().gauges["preemptions"] > 0

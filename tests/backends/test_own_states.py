@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-import torch
 
-from tests.backends.test_engine import Start, causal_model, greedy, hold, prepared, starting
-from tests.backends.test_states import LONG, runner
+from tests.backends.test_engine import Start, causal_model, greedy, starting, together
+from tests.backends.test_states import LONG, runner, saved
 from tests.backends.tiny import _loaded, ask, reference
 from tests.sweep.subject import save
 from zfabric.errors import ConfigurationError
@@ -26,11 +25,7 @@ PROMPTS = ["Hello", LONG, "a", "Once upon"]
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Directories of tiny random models, by their kinds."""
-    made = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
-    for kind, directory in made.items():
-        torch.manual_seed(0)
-        save(kind, "causal", directory)
-    return made
+    return saved(tmp_path_factory, KINDS)
 
 
 @pytest_asyncio.fixture
@@ -55,12 +50,7 @@ async def test_whatever_joins_leaves_and_waits_each_text_is_its_own(
     assert (model.pads, model.parts) == KINDS[kind]
     core: Any = worker._assembled.engine._core  # type: ignore[union-attr]
     core._kv_tokens_max = 2 * model.cells(85)
-    gate = hold(worker)
-    for prompt in PROMPTS:
-        worker.begin(greedy(prompt, prompt, 28))
-    await prepared(worker)
-    gate.set()
-    await answers.until(*PROMPTS)
+    await together(worker, answers, PROMPTS, 28)
     for prompt in PROMPTS:
         text = wanted(tiny[kind], prompt, 28)
         assert answers.tokens(prompt) == text

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zfabric.backends.hf_transformers.cache.prompt_share import PromptShare
+from zfabric.backends.hf_transformers.scheduling.prompt_share import PromptShare
 
 
 def settled(share: PromptShare, step_s: float, token_s: float, passes: int = 60) -> float:

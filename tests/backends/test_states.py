@@ -6,7 +6,7 @@ Mamba alone, and Mamba-2 in the layers of attention (Falcon-H1).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from tests.backends.test_beams import expected, search
-from tests.backends.test_engine import Start, causal_model, failing, greedy, hold, prepared, shape, starting
+from tests.backends.test_engine import Start, causal_model, failing, greedy, hold, prepared, shape, starting, together
 from tests.backends.test_lora import linear_layers, save_adapter
 from tests.backends.test_weights import operate
 from tests.backends.tiny import ask, byte_tokenizer, reference
@@ -38,14 +38,19 @@ HYBRID = ("qwen3_next", "jamba")
 LONG = "The quick brown fox jumps over the lazy dog, and then it sleeps."
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def saved(tmp_path_factory: pytest.TempPathFactory, kinds: Iterable[str]) -> dict[str, Path]:
     """Directories of tiny random models, by their kinds."""
-    made = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
+    made = {kind: tmp_path_factory.mktemp(kind) for kind in kinds}
     for kind, directory in made.items():
         torch.manual_seed(0)
         save(kind, "causal", directory)
     return made
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Directories of tiny random models, by their kinds."""
+    return saved(tmp_path_factory, KINDS)
 
 
 @pytest_asyncio.fixture
@@ -80,12 +85,7 @@ async def test_whatever_joins_leaves_and_waits_each_text_is_its_own(
     core: Any = worker._assembled.engine._core  # type: ignore[union-attr]
     core._kv_tokens_max = 2 * model.cells(85)
     prompts = ["Hello", LONG, "a", "Once upon"]
-    gate = hold(worker)
-    for prompt in prompts:
-        worker.begin(greedy(prompt, prompt, 28))
-    await prepared(worker)
-    gate.set()
-    await answers.until(*prompts)
+    await together(worker, answers, prompts, 28)
     for prompt in prompts:
         assert answers.tokens(prompt) == reference(tiny[kind], prompt, 28)
     assert (worker.load_report().gauges["preemptions"] > 0) is model.grows

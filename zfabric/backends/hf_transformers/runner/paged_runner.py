@@ -97,7 +97,8 @@ class PagedRunner:
         counts = [len(part.tokens) for part in parts]
         lengths = [part.length for part in parts]
         passes: list[PagedPass] = []
-        spans = [part.spans for part in parts] if any(part.spans for part in parts) else []
+        spans = [part.spans for part in parts] if any(part.embedded for part in parts) else []
+        spans = spans if any(spans) else []
         masks: dict[Any, torch.Tensor] = {}
         for index, step in enumerate(self._steps):
             its = [part.tables.each[index] for part in parts]

@@ -240,12 +240,16 @@ class Engine:
     # ── the input processor's thread ──────────────────────────────────────────────────────────────────────────────────
 
     def _prepare(self, answer: Answer) -> None:
-        sequences = None if answer.cancelled else self._sequences(answer)
-        with self._changed:
-            self._unprepared -= 1
-            if sequences is not None:
-                self._arrived.append(sequences)
-            self._changed.notify()
+        sequences: list[Sequence] | None = None
+        try:
+            if not answer.cancelled:
+                sequences = self._sequences(answer)
+        finally:
+            with self._changed:
+                self._unprepared -= 1
+                if sequences is not None:
+                    self._arrived.append(sequences)
+                self._changed.notify()
 
     def _sequences(self, answer: Answer) -> list[Sequence] | None:
         """What there is to compute of a request; None if it has failed."""

@@ -16,7 +16,6 @@ from typing import Any
 
 from zfabric.backends.front.cached import CacheTranslator
 from zfabric.backends.hf_transformers.cache.block_pool import BlockPool
-from zfabric.backends.hf_transformers.cache.prompt_share import PromptShare
 from zfabric.backends.hf_transformers.failures import as_fabric_error, out_of_memory
 from zfabric.backends.hf_transformers.request.sequence import Answer, Sequence
 from zfabric.backends.hf_transformers.runner.paged_runner import PagedRunner
@@ -24,6 +23,7 @@ from zfabric.backends.hf_transformers.runner.vision import Sight
 from zfabric.backends.hf_transformers.sampling.pending_draws import Drawn
 from zfabric.backends.hf_transformers.scheduling.engine_core import EngineCore
 from zfabric.backends.hf_transformers.scheduling.paged_row import Drawing, Line, PagedRow, Steps, Work, accepted
+from zfabric.backends.hf_transformers.scheduling.prompt_share import PromptShare
 from zfabric.backends.hf_transformers.speculative.speculation import Speculation
 
 
