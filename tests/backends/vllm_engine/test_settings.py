@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
 
 from tests.backends.tiny import Answers, ask
 from tests.backends.vllm_engine.conftest import TINY
@@ -44,6 +47,20 @@ async def test_an_engine_with_traces_and_without_log_probabilities_serves(vllm_l
         assert answers.tokens("after") == answers.tokens("0")
     finally:
         await worker.close()
+        await asyncio.to_thread(end_traces)
+
+
+def end_traces() -> None:
+    """Ends the thread that vLLM leaves in the process: it draws from `random`, which tests by properties do not allow others."""
+    provider = trace.get_tracer_provider()
+    assert isinstance(provider, TracerProvider)
+    assert exporting()
+    provider.shutdown()
+    assert not exporting()
+
+
+def exporting() -> bool:
+    return any("BatchSpanRecordProcessor" in thread.name for thread in threading.enumerate())
 
 
 def fetching(name: str) -> GenerateRequest:
