@@ -138,7 +138,8 @@ async def test_the_first_turn_waits_a_little_for_who_is_being_prepared(
 
     monkeypatch.setattr(engine, "_GATHER_S", patience_s)
     monkeypatch.setattr(its._input_processor, "sequences", slowly)
-    for name in ("first", "second"):
+    # The one whose preparation takes long is known of before the other is ready, where that one is to wait for it.
+    for name in ("second", "first") if patience_s > 1 else ("first", "second"):
         worker.begin(greedy(name, name, 8))
     if patience_s < 1:
         # Whose preparation takes long holds nobody up.
@@ -303,15 +304,26 @@ async def test_memory_that_runs_out_in_a_step_costs_the_youngest(tiny_worker: Se
     failing(
         worker, torch.OutOfMemoryError("CUDA out of memory. Tried"), lambda rows, columns: (rows, columns) == (2, 1)
     )
+    there = threading.Event()
+    steps: list[int] = []
+
+    def hold(_: Any, arguments: tuple[Any, ...]) -> None:
+        steps.append(shape(arguments[0])[0])
+        if len(steps) > 10:
+            there.wait(60)
+
+    causal_model(worker).model.layers[0].register_forward_pre_hook(hold)
     worker.begin(greedy("old", "Hello", 300))
     await answers.until("old", tokens=2)
-    worker.begin(greedy("young", "Hello you", 30))
+    # Its prompt is so short that all of it goes along in one pass: two rows of a token each are a step.
+    worker.begin(greedy("young", "Hi you", 30))
+    there.set()
     await answers.until("old", "young")
     assert isinstance(answers.errors["young"], OutOfMemoryError)
     assert answers.tokens("old") == reference(tiny_llama, "Hello", 300)
-    worker.begin(greedy("next", "Hello you", 5))
+    worker.begin(greedy("next", "Hi you", 5))
     await answers.until("next")
-    assert answers.tokens("next") == reference(tiny_llama, "Hello you", 5)
+    assert answers.tokens("next") == reference(tiny_llama, "Hi you", 5)
 
 
 async def test_memory_that_runs_out_for_a_prompt_costs_that_request(tiny_worker: Served, tiny_llama: Path) -> None:

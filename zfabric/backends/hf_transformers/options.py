@@ -47,7 +47,8 @@ class TransformersOptions:
         weight_version: What the weights are called that it starts with; answers tell it, as they tell it of later ones.
         context_length: Tokens of prompt and answer; the model's own by default.
         max_batch_size: Sequences in the running batch; also the worker's slots. By the device's cache, if not given.
-        prefill_chunk_tokens: Prompt tokens computed between two steps of the running batch at most.
+        prefill_chunk_tokens: Prompt tokens computed between two steps of the running batch at most. Where nothing runs, prompts
+            share a pass of four times as many, so many of each.
         prefill_wait_ms: How long running streams may wait for part of a new prompt; parts are cut to fit that. Where
             more requests wait than run, it is as many times as long.
         kv_cache: auto has a cache of pages where the model allows it, else one whose rows are padded; paged refuses models

@@ -22,7 +22,15 @@ from zfabric.backends.hf_transformers.runner.paged_runner import PagedRunner
 from zfabric.backends.hf_transformers.runner.vision import Sight
 from zfabric.backends.hf_transformers.sampling.pending_draws import Drawn
 from zfabric.backends.hf_transformers.scheduling.engine_core import EngineCore
-from zfabric.backends.hf_transformers.scheduling.paged_row import Drawing, Line, PagedRow, Steps, Work, accepted
+from zfabric.backends.hf_transformers.scheduling.paged_row import (
+    Drawing,
+    Line,
+    PagedRow,
+    Steps,
+    Work,
+    accepted,
+    parts_of,
+)
 from zfabric.backends.hf_transformers.scheduling.prompt_share import PromptShare
 from zfabric.backends.hf_transformers.speculative.speculation import Speculation
 
@@ -88,16 +96,10 @@ class PagedCore(EngineCore):
 
     def _pass_with_prompts(self, stepped: list[PagedRow], budget: int) -> None:
         """A step of these, and so many tokens of prompts."""
-        prompts: Work = []
-        suspects: Work = []
-        for row in self._rows:
-            if row.begun or row.blind:
-                continue
-            if row.answer.suspect:
-                suspects = suspects or [(row, row.fitting(self._token_budget.budget(running=True)))]
-            elif budget > 0 and (not prompts or row.fitting(budget) <= budget):
-                prompts.append((row, row.fitting(budget)))
-                budget -= prompts[-1][1]
+        coming = [row for row in self._rows if not (row.begun or row.blind)]
+        prompts = parts_of([row for row in coming if not row.answer.suspect], budget, self._share.part_max)
+        alone = self._token_budget.budget(running=True)
+        suspects = [(row, row.fitting(alone)) for row in coming if row.answer.suspect][:1]
         self._pass(self._guessed(stepped), prompts)
         # What may be at fault is computed without company, so that it costs nobody else.
         self._pass([], suspects)
@@ -318,12 +320,11 @@ class PagedCore(EngineCore):
             self._pool.learn(row.tables, [*row.sequence.tokens(), *drafts[:count]][: row.done])
 
     def _measured(self, steps: Steps, prompts: Work, seconds: float) -> None:
+        rows, tokens = len(steps) + sum(len(drafts) for _, drafts in steps), sum(count for _, count in prompts)
+        self._share.passed(rows=rows, tokens=tokens, seconds=seconds)
         if not prompts:
-            self._share.stepped(seconds)
             # Beam searches have passes of their own between two steps.
             self._token_budget.stepped(seconds)
-        elif steps:
-            self._share.mixed(sum(count for _, count in prompts), seconds)
 
     def _draw_all(self, rows: list[PagedRow], drawn: list[list[Drawn]], right: list[int]) -> None:
         """Give each choice its token; and after those that drafts were right for, place by place, what was drawn next."""

@@ -87,6 +87,27 @@ Work = list[tuple[PagedRow, int]]
 Steps = list[tuple[PagedRow, list[int]]]
 
 
+def parts_of(rows: Many[PagedRow], budget: int, part_max: int) -> Work:
+    """What a pass computes of prompts.
+
+    Args:
+        rows: Those that could go along, the first first.
+        budget: Tokens of all; those that see one another may be more.
+        part_max: Tokens of each, and of all that are told of: each of these has its logits.
+    """
+    work: Work = []
+    told = part_max
+    for row in rows:
+        is_told = row.answer.prompt_logprobs is not None
+        most = min(budget, told if is_told else part_max)
+        count = row.fitting(most) if most > 0 else 0
+        if count and (count <= most or not work):
+            work.append((row, count))
+            budget -= count
+            told -= count if is_told else 0
+    return work
+
+
 class Drawing(NamedTuple):
     """A row that is drawn for.
 
