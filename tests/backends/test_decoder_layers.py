@@ -12,9 +12,10 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 from zfabric.backends.hf_transformers.cache import attention
 from zfabric.backends.hf_transformers.cache.block_table import table_of
 from zfabric.backends.hf_transformers.request.sequence import Answer
-from zfabric.backends.hf_transformers.runner.decoder_layers import ShortLayer, shorten
+from zfabric.backends.hf_transformers.runner.decoder_layers import shorten
 from zfabric.backends.hf_transformers.runner.model_runner import ModelRunner
 from zfabric.backends.hf_transformers.runner.paged_runner import PagedRunner, Part
+from zfabric.backends.hf_transformers.runner.short_layer import ShortLayer
 from zfabric.wire.payloads import GenerateRequest
 
 LAYERS = 2

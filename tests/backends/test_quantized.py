@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.backends.test_engine import Start, causal_model, starting
 from tests.backends.test_lora import PROMPT, expected, save_adapter, to
@@ -87,12 +87,12 @@ def test_weights_take_the_bits_that_they_are_said_to(tiny_llama: Path, name: str
 
 async def test_adapters_are_added_to_narrow_weights(start: Start, tiny_llama: Path, tmp_path: Path) -> None:
     found = loaded(tiny_llama, "int8", dtype="float32")
-    plain = loaded(tiny_llama, dtype="float32")
+    plain = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
     for name, module in found.model.named_modules():
         if isinstance(module, torch.nn.Linear) and hasattr(module.weight, "dequantize") and "proj" in name:
-            plain.model.get_submodule(name).weight.data = module.weight.dequantize()
-    plain.model.save_pretrained(tmp_path / "rounded")
-    plain.tokenizer.save_pretrained(tmp_path / "rounded")
+            plain.get_submodule(name).weight.data = module.weight.dequantize()
+    plain.save_pretrained(tmp_path / "rounded")
+    found.tokenizer.save_pretrained(tmp_path / "rounded")
     adapter = save_adapter(tmp_path / "one", tiny_llama, 1)
     worker, answers = await start(quantization="int8", dtype="float32", lora=(f"one={adapter}",))
     worker.begin(to("one", "x", 16))
@@ -184,9 +184,10 @@ async def test_blocks_of_fp8_are_unpacked_without_a_device(start: Start, tmp_pat
     model = save_packed(tmp_path / "blocks", BLOCKS, blocks)
     found = loaded(model)
     assert found.quantized["quantization"] == "fp8, unpacked"
-    name = "model.layers.0.self_attn.q_proj.weight"
+    name = "model.layers.0.self_attn.q_proj"
     packed = load_file(model / "model.safetensors")
-    assert torch.equal(found.model.get_parameter(name), packed[name].float() * packed[f"{name}_scale_inv"])
+    values = packed[f"{name}.weight"].float() * packed[f"{name}.weight_scale_inv"]
+    assert torch.equal(found.model.get_submodule(name).weight, values)
     worker, answers = await start(model=str(model))
     assert await said(worker, answers, "x") == generated(found, 16)
 

@@ -22,6 +22,7 @@ from transformers.utils import logging as bars
 
 from zfabric.backends.front.weight_files import WeightFiles
 from zfabric.backends.hf_transformers.parameters import packing
+from zfabric.backends.hf_transformers.parameters.merged_linear import merged_names
 from zfabric.errors import RequestError, UnsupportedOperationError
 
 #: Types that are brought into the model's own, as when it is loaded.
@@ -47,13 +48,15 @@ class NewWeights:
 
     Args:
         pairs: Of the running model and of these, tensor by tensor.
+        merged: How many more they are than pairs, since the running model has some merged.
     """
 
-    def __init__(self, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def __init__(self, pairs: list[tuple[torch.Tensor, torch.Tensor]], merged: int = 0) -> None:
         self._pairs = pairs
+        self._count = len(pairs) + merged
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return self._count
 
     @torch.no_grad()
     def exchange(self) -> None:
@@ -137,7 +140,8 @@ class Weights:
             "not understood": [str(one) for one in told["error_msgs"]],
         }
         _refuse(differences, "the weights are not those of this model")
-        return NewWeights(list(_pairs(live, fresh)))
+        merged = dict(merged_names(self._model))
+        return NewWeights(list(_pairs(live, fresh, merged)), sum(len(names) - 1 for names in merged.values()))
 
     def _made(self, directory: Path) -> tuple[Any, dict[str, Any]]:
         """A model of these weights, on the CPU, and what was found of them."""
@@ -213,15 +217,20 @@ def _torn(live: Mapping[str, torch.Tensor], fresh: Mapping[str, torch.Tensor]) -
 
 
 def _pairs(
-    live: Mapping[str, torch.Tensor], fresh: Mapping[str, torch.Tensor]
+    live: Mapping[str, torch.Tensor], fresh: Mapping[str, torch.Tensor], merged: Mapping[str, list[str]]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Each tensor of the running model once, and what takes its place, in memory of its own: files may change."""
+    """Each tensor of the running model once, and what takes its place, in memory of its own: files may change.
+
+    Args:
+        merged: Names of those that are several.
+    """
     seen: set[int] = set()
     for name, ours in live.items():
         if id(ours) in seen:
             continue
         seen.add(id(ours))
-        theirs = fresh[name].detach().to("cpu", ours.dtype, copy=True)
+        parts = [fresh[one].detach().to("cpu", ours.dtype) for one in merged.get(name, [name])]
+        theirs = torch.cat(parts) if len(parts) > 1 else parts[0].clone()
         yield ours, packing.packed(theirs) if ours.is_mkldnn else theirs
 
 
