@@ -19,6 +19,7 @@ from typing import Any, Final
 import torch
 from safetensors.torch import load_file
 
+from zfabric.backends.hf_transformers.parameters.merged_linear import LinearPart
 from zfabric.errors import BackendError, ConfigurationError
 
 #: How PEFT's files name what belongs to a layer.
@@ -138,7 +139,8 @@ class Lora:
         self, directory: Path, layer: str, module: Any, down: torch.Tensor, up: torch.Tensor | None, settings: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Both matrices as they are multiplied, on the layer's device and in the model's type."""
-        if module is None or up is None or not hasattr(module, "weight") or isinstance(module, torch.nn.Embedding):
+        device = _device(module)
+        if up is None or device is None:
             raise ConfigurationError(f"adapter {directory} changes {layer!r}, which is no linear layer of the model")
         inputs, outputs = _size(module)
         if (down.shape[1], up.shape[0]) != (inputs, outputs) or down.shape[0] != up.shape[1]:
@@ -149,7 +151,7 @@ class Lora:
         rank = down.shape[0]
         alpha = _pattern(settings.get("alpha_pattern"), layer, float(settings.get("lora_alpha", 8)))
         scale = alpha / rank**0.5 if settings.get("use_rslora") else alpha / rank
-        to = {"device": module.weight.device, "dtype": self._model.dtype}
+        to = {"device": device, "dtype": self._model.dtype}
         return down.T.contiguous().to(**to), (up.float().T * scale).contiguous().to(**to)
 
     def install(self, adapter: Adapter) -> None:
@@ -229,6 +231,15 @@ def _equal(module: Any, weight: torch.Tensor) -> bool:
     if own is not None and own.is_mkldnn:
         own = own.to_dense()
     return own is not None and own.shape == weight.shape and bool(torch.equal(own.cpu(), weight.to(own.dtype)))
+
+
+def _device(module: Any) -> torch.device | None:
+    """Where the weight of a linear layer is; None if it is none."""
+    if isinstance(module, LinearPart):
+        # To ask it for its weight would unpack that of the whole product.
+        return module.device
+    weight = None if isinstance(module, torch.nn.Embedding) else getattr(module, "weight", None)
+    return None if weight is None else torch.device(weight.device)
 
 
 def _size(module: Any) -> tuple[int, int]:

@@ -76,8 +76,13 @@ class LinearPart(torch.nn.Module):
         return self._whole[0].part(given, self._index)
 
     @property
+    def device(self) -> torch.device:
+        """Where its weight is."""
+        return self._whole[0].weight.device
+
+    @property
     def weight(self) -> torch.Tensor:
-        """(out, in); to be read, not written."""
+        """(out, in), unpacked anew for each that asks; to be read, not written."""
         return self._own(_dense(self._whole[0].weight))
 
     @property
