@@ -307,16 +307,17 @@ async def test_memory_that_runs_out_in_a_step_costs_the_youngest(tiny_worker: Se
     there = threading.Event()
     steps: list[int] = []
 
-    def hold(_: Any, arguments: tuple[Any, ...]) -> None:
+    def wait(_: Any, arguments: tuple[Any, ...]) -> None:
         steps.append(shape(arguments[0])[0])
         if len(steps) > 10:
             there.wait(60)
 
-    causal_model(worker).model.layers[0].register_forward_pre_hook(hold)
+    causal_model(worker).model.layers[0].register_forward_pre_hook(wait)
     worker.begin(greedy("old", "Hello", 300))
     await answers.until("old", tokens=2)
     # Its prompt is so short that all of it goes along in one pass: two rows of a token each are a step.
     worker.begin(greedy("young", "Hi you", 30))
+    await prepared(worker)
     there.set()
     await answers.until("old", "young")
     assert isinstance(answers.errors["young"], OutOfMemoryError)

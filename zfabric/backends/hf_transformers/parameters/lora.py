@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from zfabric.backends.hf_transformers.parameters.merged_linear import LinearPart
+from zfabric.backends.hf_transformers.parameters.packing import dense
 from zfabric.errors import BackendError, ConfigurationError
 
 #: How PEFT's files name what belongs to a layer.
@@ -228,9 +229,9 @@ def _settings(directory: Path) -> Any:
 
 def _equal(module: Any, weight: torch.Tensor) -> bool:
     own = getattr(module, "weight", None)
-    if own is not None and own.is_mkldnn:
-        own = own.to_dense()
-    return own is not None and own.shape == weight.shape and bool(torch.equal(own.cpu(), weight.to(own.dtype)))
+    if own is None or own.shape != weight.shape:
+        return False
+    return bool(torch.equal(dense(own).cpu(), weight.to(own.dtype)))
 
 
 def _device(module: Any) -> torch.device | None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import torch
 
-from zfabric.backends.hf_transformers.parameters.packing import PackedLinear, packed
+from zfabric.backends.hf_transformers.parameters.packing import PackedLinear, dense, packed, product
 
 #: What the product is called among the layers whose place it takes.
 _NAME: Final = "merged"
@@ -32,7 +32,7 @@ class MergedLinear(torch.nn.Module):
         super().__init__()
         self.names = tuple(names)
         self.sizes = [int(layer.out_features) for layer in layers]
-        weight = torch.cat([_dense(layer.weight.detach()) for layer in layers])
+        weight = torch.cat([dense(layer.weight.detach()) for layer in layers])
         if any(isinstance(layer, PackedLinear) for layer in layers):
             weight = packed(weight)
         self.weight = torch.nn.Parameter(weight, requires_grad=False)
@@ -83,7 +83,7 @@ class LinearPart(torch.nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """(out, in), unpacked anew for each that asks; to be read, not written."""
-        return self._own(_dense(self._whole[0].weight))
+        return self._own(dense(self._whole[0].weight))
 
     @property
     def bias(self) -> torch.Tensor | None:
@@ -124,17 +124,5 @@ def is_plain(layer: Any) -> bool:
     return "forward" not in vars(layer) and not layer._forward_hooks and not layer._forward_pre_hooks
 
 
-def product(given: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """`given @ weight.T + bias` with a weight that may be packed."""
-    if weight.is_mkldnn:
-        made: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(given, weight, bias, "none", [], "")
-        return made
-    return torch.nn.functional.linear(given, weight, bias)
-
-
 def _kind(layer: Any) -> tuple[Any, ...]:
     return layer.in_features, layer.weight.dtype, layer.weight.device, layer.bias is None
-
-
-def _dense(weight: torch.Tensor) -> torch.Tensor:
-    return weight.to_dense() if weight.is_mkldnn else weight

@@ -19,6 +19,7 @@ _READ_BY_OTHERS: Final = frozenset({"dt_proj"})
 #: Layers by number: torch's compiler takes weights in such an order for constants alone, so it is not shown them.
 _LAYERS: Final[WeakValueDictionary[int, PackedLinear]] = WeakValueDictionary()
 _numbers: Final = count()
+_packed_product = torch.ops.mkldnn._linear_pointwise.default
 _LIBRARY: Final = torch.library.Library("zfabric", "FRAGMENT")
 _LIBRARY.define("packed_linear(Tensor given, int layer) -> Tensor")
 
@@ -35,7 +36,6 @@ class PackedLinear(torch.nn.Module):
         self.in_features, self.out_features = plain.in_features, plain.out_features
         self.weight = torch.nn.Parameter(packed(plain.weight.detach()), requires_grad=False)
         self.bias = plain.bias
-        self._product = torch.ops.mkldnn._linear_pointwise.default
         self._number = next(_numbers)
         _LAYERS[self._number] = self
 
@@ -43,7 +43,7 @@ class PackedLinear(torch.nn.Module):
         """`given @ weight.T + bias`."""
         if torch.compiler.is_compiling():
             return torch.ops.zfabric.packed_linear(given, self._number)
-        return self._product(given, self.weight, self.bias, "none", [], "")
+        return product(given, self.weight, self.bias)
 
 
 def _product(given: torch.Tensor, layer: int) -> torch.Tensor:
@@ -83,6 +83,19 @@ def packed(weight: torch.Tensor) -> torch.Tensor:
     """A plain weight in the order in which `PackedLinear` has it."""
     ordered: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, None)
     return ordered
+
+
+def dense(weight: torch.Tensor) -> torch.Tensor:
+    """A weight in the usual order, whichever it is in."""
+    return weight.to_dense() if weight.is_mkldnn else weight
+
+
+def product(given: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """`given @ weight.T + bias` with a weight that may be packed."""
+    if weight.is_mkldnn:
+        made: torch.Tensor = _packed_product(given, weight, bias, "none", [], "")
+        return made
+    return torch.nn.functional.linear(given, weight, bias)
 
 
 def _dtypes() -> frozenset[torch.dtype]:

@@ -13,7 +13,8 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from zfabric.backends.hf_transformers.cache.paged_cache import current
-from zfabric.backends.hf_transformers.parameters.merged_linear import is_plain, merge, product
+from zfabric.backends.hf_transformers.parameters.merged_linear import is_plain, merge
+from zfabric.backends.hf_transformers.parameters.packing import product
 
 Norm = Callable[[torch.Tensor], torch.Tensor]
 
@@ -65,6 +66,8 @@ class ShortLayer:
         self._plain: Final = layer.forward
         self._attention, self._mlp, self._turns, self._form = attention, mlp, turns, form
         self._projected: Final = Product(attention, ("q_proj", "k_proj", "v_proj"))
+        #: Heads of queries, keys and values.
+        self._counts: Final = [size // attention.head_dim for size in self._projected.sizes]
         self._out: Final = Product(attention, ("o_proj",))
         self._first_norm = _norm(layer.input_layernorm, form.rms)
         self._second_norm = _norm(layer.post_attention_layernorm, form.rms)
@@ -108,9 +111,8 @@ class ShortLayer:
 
     def _heads(self, given: torch.Tensor, turns: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values, (1, tokens, heads, size)."""
-        attention = self._attention
-        heads = self._projected(given).unflatten(-1, (-1, attention.head_dim))
-        counts = [size // attention.head_dim for size in self._projected.sizes]
+        counts = self._counts
+        heads = self._projected(given).unflatten(-1, (-1, self._attention.head_dim))
         cosines, sines = self._turns.of(turns)
         if self._form.normed:
             queries, keys, values = heads.split(counts, dim=2)
