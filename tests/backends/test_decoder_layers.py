@@ -34,9 +34,9 @@ KNOWN: dict[str, dict[str, Any]] = {
 ROWS = ([5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], [20, 21, 22])
 
 
-def made(kind: str, dtype: torch.dtype = torch.float32) -> Any:
+def made(kind: str, dtype: torch.dtype = torch.float32, sizes: dict[str, Any] = SIZES) -> Any:
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **{**SIZES, **KNOWN.get(kind, {})})
+    config = AutoConfig.for_model(kind, **{**sizes, **KNOWN.get(kind, {})})
     attention.install()
     return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from zfabric.backends.hf_transformers.request.row import Row
+from zfabric.backends.hf_transformers.sampling.argmax import argmax
 from zfabric.backends.hf_transformers.sampling.logits_processors import process_logits
 from zfabric.backends.hf_transformers.sampling.random_numbers import seed_state, uniform
 from zfabric.backends.hf_transformers.sampling.sampler import sample
@@ -297,3 +298,24 @@ def test_draws_on_the_device_are_those_of_the_cpu() -> None:
     logits = random_logits(1, rows=8)
     rows = [row(seed=seed, top_p=0.9, top_k=10) for seed in range(8)]
     assert sample(logits.clone().cuda(), rows).cpu().tolist() == sample(logits, rows).tolist()
+
+
+@settings(max_examples=50)
+@given(
+    seed=SEEDS,
+    rows=st.integers(1, 4),
+    size=st.sampled_from([50, 128, 640, 1_024]),
+    values=st.sampled_from([2, 1_000_000]),
+    missing=st.booleans(),
+)
+def test_the_largest_number_is_the_first_of_those_alike(
+    seed: int, rows: int, size: int, values: int, missing: bool
+) -> None:
+    """In one stage as in two; and one that is no number is found, for who refuses it."""
+    torch.manual_seed(seed)
+    scores = torch.randint(values, (rows, size)).float()
+    scores[:, torch.randint(size, (size // 3,))] = float("-inf")
+    if missing:
+        scores[0, torch.randint(size, (2,))] = float("nan")
+    assert torch.equal(argmax(scores), scores.argmax(dim=-1))
+    assert argmax(torch.full((rows, size), float("-inf"))).tolist() == [0] * rows

@@ -7,13 +7,13 @@ directory of safetensors in the cache. `minilm` is all-MiniLM-L6-v2, which gt-al
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from zfabric.directories import cache_directory
 from zfabric.errors import ConfigurationError
 
 Progress = Callable[[str], None]
@@ -21,14 +21,6 @@ Progress = Callable[[str], None]
 _SMOLLM2_FILE: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
 #: Changes when the conversion does, so that old results are not taken for new ones.
 _CONVERSION: Final = 1
-
-
-def cache_directory() -> Path:
-    """$ZFABRIC_CACHE, else the user's cache directory."""
-    given = os.environ.get("ZFABRIC_CACHE")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zfabric"
 
 
 def prepare(name: str, progress: Progress | None = None) -> Path:

@@ -1,20 +1,24 @@
 """Attention over pages: the tokens of all rows of a pass in one line, each row's keys and values in blocks of one pool.
 
-On a CPU a row is read in place, one call for each run of blocks that lie side by side, and the runs' answers are weighed by
-their sums of exponentials. A call costs more than a short row's copy, so short rows are gathered and computed together. A
-CUDA device has a kernel that reads block tables (`torch.nn.attention.varlen`); where that does not take them, as with keys of
-8 bits, rows are gathered.
+Where there are kernels for a CPU (`cpu_kernels`), they read rows where they lie, and torch computes long parts of prompts.
+Elsewhere on a CPU a row is read in place, one call for each run of blocks that lie side by side, and the runs' answers are
+weighed by their sums of exponentials. A call costs more than a short row's copy, so short rows are gathered and computed
+together. A CUDA device has a kernel that reads block tables (`torch.nn.attention.varlen`); where that does not take them, as
+with keys of 8 bits, rows are gathered.
 """
 
 from __future__ import annotations
 
 import inspect
+from types import ModuleType
 from typing import Final
 
 import torch
 
 from zfabric.backends.hf_transformers.cache.paged_pass import PagedPass, Plan, Stretches
 from zfabric.backends.hf_transformers.cache.scored_attention import Scoring, scored_attention
+from zfabric.backends.hf_transformers.cache.token_plan import TokenPlan
+from zfabric.backends.hf_transformers.cpu_kernels.available import kernels, takes
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -41,6 +45,8 @@ class Pool:
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, block_tokens: int) -> None:
         self.keys, self.values = keys, values
         self.heads, self.size, self.value_size = keys.shape[1], keys.shape[2], values.shape[2]
+        #: Of which type queries can be that kernels for a CPU compute.
+        self.dense = keys.dtype if takes(keys.device, keys.dtype, self.size, self.value_size) else None
         self.token_bytes = self.heads * (self.size + self.value_size) * keys.element_size()
         #: As attention has them, (1, heads, places, size).
         self.lined_keys, self.lined_values = (one.transpose(0, 1).unsqueeze(0) for one in (keys, values))
@@ -98,13 +104,18 @@ def attend(
     """
     # Of all tokens: (1, tokens, heads, size).
     tokens = query.transpose(1, 2)
-    plan = passed.plan(window, pool.token_bytes, query)
     if scoring is not None:
+        plan = passed.plan(window, pool.token_bytes, query)
         return _scored(plan, tokens[0], pool, scaling, scoring).unsqueeze(0)
     if not passed.spans and by_tables(query, pool):
+        plan = passed.plan(window, pool.token_bytes, query)
         longest = max(passed.lengths)
         return varlen(tokens[0], pool, plan.tensors, max(passed.counts), longest, scaling, window).unsqueeze(0)
     count = tokens.shape[1]
+    fast = kernels() if pool.dense is query.dtype else None
+    if fast is not None:
+        return _one_by_one(fast, passed, tokens[0], pool, scaling, window).unsqueeze(0)
+    plan = passed.plan(window, pool.token_bytes, query)
     # Heads that share keys are, for one token, as good as several queries of one head.
     grouped = tokens.reshape(count, pool.heads, -1, pool.size)
     if plan.whole:
@@ -119,6 +130,29 @@ def attend(
     for begin, end, its, mask in plan.parts:
         output[begin:end] = _part(query[:, :, begin:end], its, pool, mask, scaling)
     return output.unsqueeze(0)
+
+
+def _one_by_one(
+    fast: ModuleType,
+    passed: PagedPass,
+    tokens: torch.Tensor,
+    pool: Pool,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Attention by a CPU's kernel, and of long parts by torch's: (tokens, heads, size of the values)."""
+    plan = passed.kept.get(window)
+    if plan is None:
+        plan = passed.kept[window] = TokenPlan(passed, window)
+    heads, size = tokens.shape[1:]
+    if tokens.stride()[1:] != (size, 1):
+        tokens = tokens.contiguous()
+    output = tokens.new_empty((tokens.shape[0], heads, pool.value_size))
+    factor = size**-0.5 if scaling is None else scaling
+    fast.attend(tokens, pool.keys, pool.values, output, plan.tokens, plan.tables, passed.block_tokens, factor)
+    for begin, end, its, mask in plan.parts:
+        output[begin:end] = _part(tokens[begin:end].transpose(0, 1).unsqueeze(0), its, pool, mask, scaling)
+    return output
 
 
 def _scored(plan: Plan, tokens: torch.Tensor, pool: Pool, scaling: float | None, scoring: Scoring) -> torch.Tensor:

@@ -107,11 +107,15 @@ class PagedCache(Cache):
 
     def write(self, key_states: torch.Tensor, value_states: torch.Tensor, layer: int) -> None:
         """Write the pass's tokens of a layer, (1, heads, tokens, size), to where they belong."""
-        table, slot = self._places[layer]
-        pool = self._pools.get(slot)
+        slots, pool = self.places(layer)
         if pool is None:
-            pool = self._pools[slot] = self._pool(key_states, value_states)
-        pool.write(self._slots[table], key_states, value_states)
+            pool = self._pools[self._places[layer][1]] = self._pool(key_states, value_states)
+        pool.write(slots, key_states, value_states)
+
+    def places(self, layer: int) -> tuple[torch.Tensor, Pool | None]:
+        """Where the pass's tokens of a layer are written: places in its pool, which is None before anything was."""
+        table, slot = self._places[layer]
+        return self._slots[table], self._pools.get(slot)
 
     def layer_of(self, module: Any, others: dict[str, Any]) -> int:
         """The layer that was written to last, whose attention is asked for.

@@ -68,6 +68,8 @@ class PagedPass:
         self._runs = [runs_of(table) for table in tables] if runs is None else runs
         self.singles = sum(count == 1 for count in counts)
         self._plans: dict[Any, Plan] = {}
+        #: What others made for layers that are alike.
+        self.kept: dict[Any, Any] = {}
         self.masks = {} if masks is None else masks
 
     def slots(self) -> list[int]:
@@ -127,6 +129,44 @@ class PagedPass:
     def low(self, row: int, window: int | None) -> int:
         """The first token that any of the row's computed ones sees."""
         return 0 if window is None else max(0, self.lengths[row] - self.counts[row] + 1 - window)
+
+    def parts(
+        self, window: int | None, device: torch.device, rows: Sequence[int] | None = None
+    ) -> list[tuple[int, int, Stretches, torch.Tensor | None]]:
+        """Rows of several tokens, or those of them that are named: begin and end among the tokens, where the keys lie, and which
+        of them each token sees."""
+        made, begin = [], self.singles
+        for row in range(self.singles, len(self.counts)):
+            count, low = self.counts[row], self.low(row, window)
+            if rows is None or row in rows:
+                its = self.stretches(row, low, device)
+                made.append((begin, begin + count, its, self._seen(row, low, window, device)))
+            begin += count
+        return made
+
+    def _seen(self, row: int, low: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+        """Which tokens from `low` on each computed one of a row sees; None if these are all tokens of its text."""
+        count, length = self.counts[row], self.lengths[row]
+        spans = self.spans[row] if self.spans else ()
+        if count == length and window is None and not spans:
+            return None
+        key = ("part", window, row)
+        mask = self.masks.get(key)
+        if mask is None:
+            queries = torch.arange(length - count, length, device=device).unsqueeze(1)
+            keys = torch.arange(low, length, device=device).unsqueeze(0)
+            mask = keys <= queries
+            for first, last in spans:
+                mask |= (first <= queries) & (queries < last) & (first <= keys) & (keys < last)
+            # A window hides what is before it from these as well.
+            if window is not None:
+                mask &= queries - keys < window
+            self.masks[key] = mask
+        return mask
+
+    def matrix(self) -> torch.Tensor:
+        """Blocks of all rows below one another, int64; shorter ones end with zeros."""
+        return torch.from_numpy(_matrix(self._tables))
 
     def tensors(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """For a kernel that reads block tables: ends of the rows' tokens, their lengths, their tables; int32."""
@@ -199,35 +239,8 @@ class Plan:
 
     @cached_property
     def parts(self) -> list[tuple[int, int, Stretches, torch.Tensor | None]]:
-        """Rows of several tokens: begin and end among the tokens, where the keys lie, and which of them each token sees."""
-        passed, made = self._passed, []
-        begin = passed.singles
-        for row in range(passed.singles, len(passed.counts)):
-            count, low = passed.counts[row], passed.low(row, self._window)
-            made.append((begin, begin + count, passed.stretches(row, low, self._device), self._seen(row, low)))
-            begin += count
-        return made
-
-    def _seen(self, row: int, low: int) -> torch.Tensor | None:
-        """Which tokens from `low` on each computed one of a row sees; None if these are all tokens of its text."""
-        passed, window = self._passed, self._window
-        count, length = passed.counts[row], passed.lengths[row]
-        spans = passed.spans[row] if passed.spans else ()
-        if count == length and window is None and not spans:
-            return None
-        key = ("part", window, row)
-        mask = passed.masks.get(key)
-        if mask is None:
-            queries = torch.arange(length - count, length, device=self._device).unsqueeze(1)
-            keys = torch.arange(low, length, device=self._device).unsqueeze(0)
-            mask = keys <= queries
-            for first, last in spans:
-                mask |= (first <= queries) & (queries < last) & (first <= keys) & (keys < last)
-            # A window hides what is before it from these as well.
-            if window is not None:
-                mask &= queries - keys < window
-            passed.masks[key] = mask
-        return mask
+        """Rows of several tokens, see `PagedPass.parts`."""
+        return self._passed.parts(self._window, self._device)
 
     @cached_property
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -11,10 +11,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
+from transformers.activations import SiLUActivation
 
 from zfabric.backends.hf_transformers.cache.paged_cache import current
 from zfabric.backends.hf_transformers.parameters.merged_linear import is_plain, merge
 from zfabric.backends.hf_transformers.parameters.packing import product
+from zfabric.backends.hf_transformers.runner.kernel_layer import KernelLayer, Products
+
+_SILU: Final = (torch.nn.SiLU, SiLUActivation)
 
 Norm = Callable[[torch.Tensor], torch.Tensor]
 
@@ -41,6 +45,8 @@ class Turns:
     def __init__(self) -> None:
         self._given: Any = None
         self._made: Any = None
+        self._lined: Any = None
+        self._lines: Any = None
 
     def of(self, given: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines, and sines of which the first half is negative: (1, tokens, 1, size)."""
@@ -50,6 +56,14 @@ class Turns:
             self._made = cosines.unsqueeze(2), torch.cat((-first, second), dim=-1).unsqueeze(2)
             self._given = given
         made: tuple[torch.Tensor, torch.Tensor] = self._made
+        return made
+
+    def lines(self, given: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines, (1, tokens, size), contiguous."""
+        if given is not self._lined:
+            self._lines = given[0].contiguous(), given[1].contiguous()
+            self._lined = given
+        made: tuple[torch.Tensor, torch.Tensor] = self._lines
         return made
 
 
@@ -74,10 +88,14 @@ class ShortLayer:
         if form.normed:
             self._query_norm, self._key_norm = _norm(attention.q_norm, form.rms), _norm(attention.k_norm, form.rms)
         self._watchers = _hooks(attention)
+        self._by_kernels: KernelLayer | None = None
         if form.gated:
             self._watchers += [*_hooks(mlp), *_hooks(mlp.act_fn)]
             self._widened: Final = Product(mlp, ("gate_proj", "up_proj"))
             self._narrowed: Final = Product(mlp, ("down_proj",))
+            if form.rms and isinstance(mlp.act_fn, _SILU):
+                products = Products(self._projected, self._out, self._widened, self._narrowed)
+                self._by_kernels = KernelLayer(layer, products, self._counts, normed=form.normed, window=form.window)
 
     def forward(
         self,
@@ -97,6 +115,10 @@ class ShortLayer:
                 hidden_states, attention_mask, position_ids, past_key_values, use_cache, position_embeddings, **others
             )
             return plain
+        if self._by_kernels is not None:
+            made = self._by_kernels.forward(hidden_states, pages, self._turns.lines(position_embeddings))
+            if made is not None:
+                return made
         attention, form = self._attention, self._form
         queries, keys, values = self._heads(self._first_norm(hidden_states), position_embeddings)
         pages.write(keys.transpose(1, 2), values.transpose(1, 2), attention.layer_idx)
@@ -104,8 +126,7 @@ class ShortLayer:
         states = self._out(seen.flatten(2)).add_(hidden_states)
         given = self._second_norm(states)
         if not form.gated:
-            made: torch.Tensor = states + self._mlp(given)
-            return made
+            return states + self._mlp(given)
         gate, up = self._widened(given).chunk(2, dim=-1)
         return self._narrowed(self._mlp.act_fn(gate).mul_(up)).add_(states)
 

@@ -18,6 +18,7 @@ import torch
 
 from zfabric.backends.hf_transformers.request.row import Row
 from zfabric.backends.hf_transformers.request.sequence import Sequence
+from zfabric.backends.hf_transformers.sampling.argmax import argmax
 from zfabric.backends.hf_transformers.sampling.logits_processors import NOTHING, OFF
 from zfabric.backends.hf_transformers.sampling.logprobs import Entries, table
 from zfabric.backends.hf_transformers.sampling.pending_draws import Drawn, PendingDraws
@@ -147,10 +148,10 @@ def draw(logits: torch.Tensor, metadata: SamplingMetadata) -> torch.Tensor:
 def _sampled(logits: torch.Tensor, metadata: SamplingMetadata) -> torch.Tensor:
     """What is drawn of logits that are final."""
     if metadata.greedy:
-        return logits.argmax(dim=-1)
+        return argmax(logits)
     if metadata.drawn is None:
         return _drawn(logits, metadata)
-    tokens = logits.argmax(dim=-1)
+    tokens = argmax(logits)
     return tokens.index_copy_(0, metadata.drawn, _drawn(logits.index_select(0, metadata.drawn), metadata))
 
 
