@@ -11,8 +11,10 @@ import torch
 from zfabric.backends.hf_transformers.cache.paged_pass import PagedPass, Stretches
 
 #: Keys that the tokens of a part see, in sum, up to which they are computed one by one. Beyond, torch's kernel is faster, which
-#: multiplies blocks of tokens by blocks of keys.
-_SEEN_MAX: Final = 1_024
+#: multiplies blocks of tokens by blocks of keys: in µs, of 9 heads of 64 numbers in bfloat16 on one thread, 45 tokens (1,035
+#: keys) take 63 instead of 204, 96 (4,656) 228 instead of 437; of 32 heads of 128 numbers 16 at the end of 512 (8,072) 3,143
+#: instead of 2,558.
+_SEEN_MAX: Final = 4_096
 
 
 class TokenPlan:
