@@ -24,6 +24,8 @@ from zfabric import AsyncClient
 from zfabric.transport.links import Transport
 
 STREAMS = 8
+#: More than are ever asked for at once.
+STREAMS_MAX = 1_000
 PROMPT_TOKENS = 24
 LONG_TOKENS = 2_000
 LONG_PROMPTS = 2
@@ -75,10 +77,16 @@ async def _cancel(client: AsyncClient, tokens: list[int]) -> float:
     return time.perf_counter() - began
 
 
-async def together(client: AsyncClient, prompt: Prompt, count: int, streams: int) -> Run:
-    """So many undisturbed answers at once."""
+def seeds(run: int, streams: int) -> range:
+    """Of prompts that no other run and number of streams has: a worker keeps what it has read."""
+    begin = (run * STREAMS_MAX + streams) * STREAMS_MAX
+    return range(begin, begin + streams)
+
+
+async def together(client: AsyncClient, prompt: Prompt, count: int, streams: int, run: int = 0) -> Run:
+    """So many undisturbed answers at once, of prompts that no other run has."""
     began = time.perf_counter()
-    asked = (_consumed(client, prompt(seed, PROMPT_TOKENS), count) for seed in range(streams))
+    asked = (_consumed(client, prompt(seed, PROMPT_TOKENS), count) for seed in seeds(run, streams))
     answers = await asyncio.gather(*asked)
     rate = sum(seen for seen, _ in answers) / (time.perf_counter() - began)
     return Run(rate, (statistics.median(first for _, first in answers) - began) * 1_000)

@@ -1,7 +1,7 @@
 """ModelWorker's figures, as JSON: ``python -m bench.engines.transformers [--models tiny smollm2] [--threads 1]``.
 
 - ``throughput``: tokens per second of so many answers at once, of transformers' own ``generate`` one by one, of its own
-  continuous batching, and with ``--vllm`` of vLLM.
+  continuous batching, and with ``--vllm`` of vLLM. Prompts are new in each round.
 - ``results``: tokens per second and time to the first token by streams, of the worker alone and through the fabric.
 - ``steps``: a step by streams, against the memory's bandwidth, and the host's share of it, see
   `bench.engines.transformers_bound`.
@@ -44,7 +44,7 @@ from bench.engines import answers as answers_of
 from bench.engines import transformers_bound, transformers_fabric
 from bench.engines.answers import in_turn, summary, told
 from bench.engines.runs import Run, results
-from bench.engines.transformers_peers import continuous, one_by_one, vllm
+from bench.engines.transformers_peers import VLLM, continuous, one_by_one
 from tests.backends.tiny import Answers, save_llama
 from zfabric import AsyncClient
 from zfabric.backends.hf_transformers.options import TransformersOptions
@@ -56,6 +56,10 @@ from zfabric.wire.sampling import SamplingParams
 
 STREAMS = 8
 MANY = 64
+#: Streams whose rates are shown.
+SHOWN = (1, STREAMS, 32)
+#: The number of a run that no round has.
+WARM_UP = 999
 PROMPT_TOKENS = 24
 LONG_TOKENS = 2_000
 LONG_PROMPTS = 2
@@ -91,7 +95,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(answer=256, many=128, gap=1_000, fabric=3_000, driver=1_000, rounds=7, pairs=5, driver_rounds=5),
-    "smollm2": Size(answer=48, many=16, gap=96, fabric=64, driver=64, rounds=2, pairs=2, driver_rounds=3),
+    "smollm2": Size(answer=48, many=16, gap=96, fabric=64, driver=64, rounds=3, pairs=2, driver_rounds=3),
 }
 #: For a device, to which the real model is no work.
 DEVICE_SIZES = {**SIZES, "smollm2": replace(SIZES["tiny"], rounds=5, pairs=3)}
@@ -148,12 +152,12 @@ async def through_fabric(
     counts = {1: size.answer, STREAMS: size.answer, MANY: size.many}
     runs: dict[tuple[str, int], list[Run]] = {}
     async with transformers_fabric.served(directory, *arguments, transport=given.transport[0]) as client:
-        await answers_of.together(client, prompt, 8, STREAMS)
+        await answers_of.together(client, prompt, 8, STREAMS, size.pairs)
         for number in range(size.pairs):
             say(f"{name}, through the fabric and alone, round {number + 1}")
             for streams, count in counts.items():
                 alone = await together(worker, answers, count, streams, size.rounds + number)
-                through = await answers_of.together(client, prompt, count, streams)
+                through = await answers_of.together(client, prompt, count, streams, number)
                 runs.setdefault(("worker", streams), []).append(alone)
                 runs.setdefault(("fabric", streams), []).append(through)
         await worker.close()
@@ -189,7 +193,7 @@ async def together(worker: ModelWorker, answers: Timed, count: int, streams: int
     """So many requests at once."""
     names = [f"together {run} {streams} {index}" for index in range(streams)]
     began = time.perf_counter()
-    for seed, name in enumerate(names):
+    for seed, name in zip(answers_of.seeds(run, streams), names, strict=True):
         worker.begin(request(name, seed, PROMPT_TOKENS, count))
     await answers.until(*names)
     rate = streams * count / (time.perf_counter() - began)
@@ -265,32 +269,54 @@ async def throughput(
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, given.dtype)).eval().to(given.device)
     say(f"{name}, continuous batching of transformers")
     own = tried(lambda: {"continuous_batching_of_transformers_8_tokens_per_s": continuous(model, prompts, count)})
-    theirs: dict[str, Any] = {}
-    if given.vllm:
-        say(f"{name}, vLLM")
-        theirs = tried(lambda: vllm(directory, given.dtype, count, [1, STREAMS], device=given.device))
-    await together(worker, answers, 8, STREAMS, -1)
-    alone: list[float] = []
-    runs: dict[int, list[Run]] = {1: [], STREAMS: []}
-    for number in range(size.rounds):
-        say(f"{name}, round {number + 1}: one by one, 1 and {STREAMS} streams")
-        alone.append(one_by_one(model, prompts, count))
-        for streams, found in runs.items():
-            found.append(await together(worker, answers, count, streams, number))
-    gains = [many.tokens_per_second / one for one, many in zip(alone, runs[STREAMS], strict=True)]
-    single, eight = (
-        round(statistics.median(run.tokens_per_second for run in runs[streams]), 1) for streams in (1, STREAMS)
-    )
-    return {
+    await together(worker, answers, 8, STREAMS, WARM_UP)
+    with contextlib.ExitStack() as stack:
+        beside = await asyncio.to_thread(vllm, name, directory, given, stack) if given.vllm else None
+        alone: list[float] = []
+        runs: dict[int, list[float]] = {streams: [] for streams in SHOWN}
+        theirs: dict[int, list[float]] = {streams: [] for streams in SHOWN}
+        for number in range(size.rounds):
+            say(f"{name}, round {number + 1}: one by one, and {', '.join(map(str, SHOWN))} streams")
+            alone.append(one_by_one(model, prompts, count))
+            for streams in SHOWN:
+                runs[streams].append((await together(worker, answers, count, streams, number)).tokens_per_second)
+                if beside is not None:
+                    theirs[streams].append(await asyncio.to_thread(beside.rate, count, streams))
+    gains = ratios(runs[STREAMS], alone)
+    found: dict[str, Any] = {
         "generate_one_by_one_tokens_per_s": round(statistics.median(alone), 1),
         **own,
-        **theirs,
-        "worker_1_stream_tokens_per_s": single,
-        "worker_8_streams_tokens_per_s": eight,
         "gain_at_8": round(statistics.median(gains), 2),
         "gain_at_8_least": round(min(gains), 2),
-        "gain_at_8_rounds": [round(gain, 3) for gain in gains],
+        "gain_at_8_rounds": gains,
     }
+    for streams in SHOWN:
+        word = "stream" if streams == 1 else "streams"
+        found[f"worker_{streams}_{word}_tokens_per_s"] = round(statistics.median(runs[streams]), 1)
+        if beside is not None:
+            found[f"vllm_{streams}_tokens_per_s"] = round(statistics.median(theirs[streams]), 1)
+            found[f"of_vllm_at_{streams}_rounds"] = of_vllm = ratios(runs[streams], theirs[streams])
+            found[f"of_vllm_at_{streams}"] = round(statistics.median(of_vllm), 2)
+    return found
+
+
+def vllm(name: str, directory: Path, given: argparse.Namespace, stack: contextlib.ExitStack) -> VLLM | None:
+    """vLLM's engine, warm; None if it does not start, which costs nobody else's figures."""
+    say(f"{name}, vLLM")
+    try:
+        engine = VLLM(directory, given.dtype, device=given.device)
+        stack.callback(engine.close)
+        for streams in SHOWN:
+            engine.rate(8, streams)
+    except RuntimeError as error:
+        say(str(error))
+        return None
+    return engine
+
+
+def ratios(some: Sequence[float], others: Sequence[float]) -> list[float]:
+    """Of each round."""
+    return [round(one / other, 3) for one, other in zip(some, others, strict=True)]
 
 
 async def measure(name: str, directory: Path, given: argparse.Namespace) -> dict[str, Any]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
+
+from bench.engines.transformers_vllm import READY
 
 
 def one_by_one(model: Any, prompts: Sequence[list[int]], count: int) -> float:
@@ -51,10 +52,43 @@ def continuous(model: Any, prompts: Sequence[list[int]], count: int) -> float:
     return len(prompts) * count / seconds
 
 
-def vllm(directory: Path, dtype: str, count: int, streams: Sequence[int], *, device: str) -> dict[str, float]:
-    """Tokens per second of vLLM's own engine by streams, in a process of its own."""
-    place = "cpu" if device == "cpu" else "device"
-    command = [sys.executable, "-m", "bench.engines.transformers_vllm", str(directory), dtype, place, str(count)]
-    output = subprocess.run([*command, *map(str, streams)], check=True, stdout=subprocess.PIPE, text=True).stdout
-    rates: dict[str, float] = json.loads(output.splitlines()[-1])
-    return {f"vllm_{number}_tokens_per_s": rate for number, rate in rates.items()}
+class VLLM:
+    """vLLM's own engine, in a process of its own.
+
+    Raises:
+        RuntimeError: It does not start, or ends.
+    """
+
+    def __init__(self, directory: Path, dtype: str, *, device: str) -> None:
+        place = "cpu" if device == "cpu" else "device"
+        command = [sys.executable, "-m", "bench.engines.transformers_vllm", str(directory), dtype, place]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._until(lambda line: line == READY)
+
+    def rate(self, count: int, streams: int) -> float:
+        """Tokens per second of so many answers at once."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{streams} {count}\n")
+        self._process.stdin.flush()
+        return float(self._until(_is_number))
+
+    def close(self) -> None:
+        """End it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _until(self, wanted: Callable[[str], bool]) -> str:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if wanted(line.strip()):
+                return line.strip()
+        raise RuntimeError(f"vLLM's process ended with status {self._process.wait()}")
+
+
+def _is_number(line: str) -> bool:
+    return line.replace(".", "", 1).isdigit()

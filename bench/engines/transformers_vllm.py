@@ -1,34 +1,39 @@
 """vLLM's tokens per second on a model, beside which `bench.engines.transformers` puts its own.
 
-Usage: python -m bench.engines.transformers_vllm DIRECTORY DTYPE {cpu,device} TOKENS STREAMS… prints one JSON object. A process of
-its own, since vLLM binds threads and sets up much for all of it. Tokens by id; on a CPU one computing thread and no compiled
-graphs, on a device all that vLLM does there by itself, with as much memory as the others leave it.
+Usage: python -m bench.engines.transformers_vllm DIRECTORY DTYPE {cpu,device} prints ``ready``, and then a number for each line
+``STREAMS TOKENS`` that it reads. A process of its own, since vLLM binds threads and sets up much for all of it. Tokens by id; on
+a CPU one computing thread and no compiled graphs, on a device all that vLLM does there by itself, with as much memory as the
+others leave it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from bench.engines.vllm import ENVIRONMENT, bare, measure
 from zfabric.backends.hf_transformers.loading.context_length import context_length
 
 PROMPT_TOKENS = 24
-RUNS = 2
+#: Its first line. What else it prints there is another's.
+READY = "ready"
 #: At most, since vLLM refuses what its cache could not hold.
 CONTEXT_TOKENS = 2_048
 
 
-async def rates(directory: str, dtype: str, place: str, tokens: int, streams: Sequence[int]) -> dict[str, float]:
-    """The better of two runs each, after one that warms up."""
+async def serve(directory: str, dtype: str, place: str) -> None:
+    """Measure what is asked for, until nothing more is. Prompts are new each time."""
+    chance = random.Random(0)
+    loop = asyncio.get_running_loop()
     async with bare(arguments(directory, dtype, place), None, Path(directory)) as stream:
-        return await _rates(stream, tokens, streams)
+        print(READY, flush=True)
+        while line := await loop.run_in_executor(None, sys.stdin.readline):
+            streams, tokens = map(int, line.split())
+            run = await measure(stream, streams, PROMPT_TOKENS, tokens, chance)
+            print(run.tokens_per_second, flush=True)
 
 
 def arguments(directory: str, dtype: str, place: str) -> list[str]:
@@ -43,22 +48,12 @@ def arguments(directory: str, dtype: str, place: str) -> list[str]:
     ]  # fmt: skip
 
 
-async def _rates(stream: Any, tokens: int, streams: Sequence[int]) -> dict[str, float]:
-    chance = random.Random(0)
-    found = {}
-    for count in streams:
-        await measure(stream, count, PROMPT_TOKENS, 8, chance)
-        runs = [await measure(stream, count, PROMPT_TOKENS, tokens, chance) for _ in range(RUNS)]
-        found[str(count)] = round(max(run.tokens_per_second for run in runs), 1)
-    return found
-
-
 def main() -> None:
     """Entry point."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    directory, dtype, place, tokens, *streams = sys.argv[1:]
-    print(json.dumps(asyncio.run(rates(directory, dtype, place, int(tokens), [int(count) for count in streams]))))
+    directory, dtype, place = sys.argv[1:]
+    asyncio.run(serve(directory, dtype, place))
 
 
 if __name__ == "__main__":
