@@ -149,6 +149,36 @@ async def test_the_first_turn_waits_a_little_for_who_is_being_prepared(
     assert passes == ([2] * 8 if patience_s > 1 else [1] * 16)
 
 
+async def test_the_first_turn_waits_a_share_of_a_turn_for_who_comes_next(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has come and is prepared does not run alone if another comes meanwhile; nor does it wait longer than its share."""
+    worker, answers = await start()
+    passes: list[int] = []
+    causal_model(worker).register_forward_pre_hook(
+        lambda _, __, given: passes.append(shape(given["input_ids"])[0]), with_kwargs=True
+    )
+    assert worker._assembled is not None
+    its = worker._assembled.engine
+    monkeypatch.setattr(engine, "_GATHER_S", 60.0)
+    for latest_s, share in ((60.0, 1.0), (0.001, 0.04)):
+        passes.clear()
+        monkeypatch.setattr(engine, "_NEXT_SHARE", share)
+        its._step_ns = int(latest_s * 1e9)
+        worker.begin(greedy("first", "first", 8))
+        await prepared(worker)
+        if latest_s < 1:
+            await answers.until("first")
+        worker.begin(greedy("second", "second", 8))
+        if latest_s > 1:
+            await prepared(worker)
+            # It would wait for a third, too.
+            its.run_job(lambda: None)
+        await answers.until("first", "second")
+        assert passes == ([2] * 8 if latest_s > 1 else [1] * 16)
+        answers.deltas.clear()
+
+
 async def test_a_full_cache_makes_the_youngest_wait_and_changes_no_text(start: Start, tiny_llama: Path) -> None:
     limit = 144
     worker, answers = await start(kv_tokens_max=limit)

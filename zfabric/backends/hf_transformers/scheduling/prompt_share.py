@@ -19,8 +19,11 @@ _SHARE: Final = 0.75
 _TOKENS_MIN: Final = 8
 #: Until anything is known. A CPU computes so many in the time of a step, and a device far more, which is soon found.
 _TOKENS_FIRST: Final = 16
-#: A pass takes no more tokens than so many times the pass before had: what few of them cost says little about many.
+#: A pass takes no more tokens than so many times the most that one had which took no longer than was expected: what few of them
+#: cost says little about many.
 _GROWTH_MAX: Final = 2
+#: Times what was expected: a pass that took longer shows that no more is known than of such passes.
+_LATE: Final = 2.0
 #: After so many passes with prompts one goes without: which part of their time is whose is told by passes that differ.
 _PLAIN_EVERY: Final = 8
 #: Where nothing runs, as many tokens as of so many parts go along: requests that come together then run together, and a
@@ -45,7 +48,8 @@ class PromptShare:
     def __init__(self, part_max: int, wait_s: float) -> None:
         self.part_max, self._wait_s = part_max, wait_s
         self._times = PassTimes()
-        self._latest = _TOKENS_FIRST
+        #: Tokens of the largest pass whose time is understood.
+        self._most = _TOKENS_FIRST
         #: Passes with prompts since one was without.
         self._mixed = 0
 
@@ -61,7 +65,7 @@ class PromptShare:
         if self._mixed >= _PLAIN_EVERY:
             return 0
         token_s, step_s = self._times.token_s, self._times.seconds(running, 0)
-        wished = _GROWTH_MAX * self._latest if token_s else self._latest
+        wished = _GROWTH_MAX * self._most if token_s else self._most
         bound_s = max(1, waiting / running) * min(self._wait_s, _SHARE * step_s)
         if bound_s < wished * token_s:
             wished = int(bound_s / token_s)
@@ -74,7 +78,9 @@ class PromptShare:
             rows: Tokens of streams that were stepped in it, guessed ones as well.
             tokens: Of prompts.
         """
+        expected = self._times.seconds(rows, tokens)
         self._times.passed(rows, tokens, seconds)
         self._mixed = self._mixed + 1 if rows and tokens else 0
         if tokens:
-            self._latest = max(_TOKENS_MIN, tokens, self._latest // _GROWTH_MAX)
+            late = 0.0 < _LATE * expected < seconds
+            self._most = max(_TOKENS_MIN, tokens if late else max(self._most, tokens))
