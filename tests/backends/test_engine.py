@@ -106,12 +106,18 @@ async def together(worker: ModelWorker, answers: Answers, prompts: Sequence[str]
     await answers.until(*prompts)
 
 
-async def test_prompts_that_come_together_are_computed_together(start: Start, tiny_llama: Path) -> None:
-    worker, answers = await start()
+def rows_of_passes(worker: ModelWorker) -> list[int]:
+    """Of those to come, one after the other."""
     passes: list[int] = []
     causal_model(worker).register_forward_pre_hook(
         lambda _, __, given: passes.append(shape(given["input_ids"])[0]), with_kwargs=True
     )
+    return passes
+
+
+async def test_prompts_that_come_together_are_computed_together(start: Start, tiny_llama: Path) -> None:
+    worker, answers = await start()
+    passes = rows_of_passes(worker)
     await together(worker, answers, PROMPTS, 8)
     assert passes == [4] * 8
     for prompt in PROMPTS:
@@ -123,10 +129,7 @@ async def test_the_first_turn_waits_a_little_for_who_is_being_prepared(
     start: Start, monkeypatch: pytest.MonkeyPatch, patience_s: float
 ) -> None:
     worker, answers = await start()
-    passes: list[int] = []
-    causal_model(worker).register_forward_pre_hook(
-        lambda _, __, given: passes.append(shape(given["input_ids"])[0]), with_kwargs=True
-    )
+    passes = rows_of_passes(worker)
     assert worker._assembled is not None
     its = worker._assembled.engine
     prepare, seen = its._input_processor.sequences, threading.Event()
@@ -154,10 +157,7 @@ async def test_the_first_turn_waits_a_share_of_a_turn_for_who_comes_next(
 ) -> None:
     """Who has come and is prepared does not run alone if another comes meanwhile; nor does it wait longer than its share."""
     worker, answers = await start()
-    passes: list[int] = []
-    causal_model(worker).register_forward_pre_hook(
-        lambda _, __, given: passes.append(shape(given["input_ids"])[0]), with_kwargs=True
-    )
+    passes = rows_of_passes(worker)
     assert worker._assembled is not None
     its = worker._assembled.engine
     monkeypatch.setattr(engine, "_GATHER_S", 60.0)

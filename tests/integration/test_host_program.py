@@ -139,7 +139,7 @@ import cyclopts, msgspec, numpy, prometheus_client, rich.console, rich.table, st
 import opentelemetry.exporter.otlp.proto.http.trace_exporter, opentelemetry.sdk.trace.export
 import zmq, zmq.auth.thread, zmq.utils.monitor
 sys.platform = {system!r}
-engines = ["torch", "transformers", "tokenizers", "vllm", "httpx2", "PIL", "safetensors", "llguidance"]
+engines = ["torch", "transformers", "tokenizers", "vllm", "httpx2", "PIL", "safetensors", "llguidance", "numba", "llvmlite"]
 for name in {modules.split()!r} + engines:
     sys.modules[name] = None
 for name in {names.split()!r}:
