@@ -289,6 +289,7 @@ async def throughput(
         "gain_at_8": round(statistics.median(gains), 2),
         "gain_at_8_least": round(min(gains), 2),
         "gain_at_8_rounds": gains,
+        **({"vllm": "failed"} if given.vllm and beside is None else {}),
     }
     for streams in SHOWN:
         word = "stream" if streams == 1 else "streams"
@@ -308,7 +309,7 @@ def vllm(name: str, directory: Path, given: argparse.Namespace, stack: contextli
         stack.callback(engine.close)
         for streams in SHOWN:
             engine.rate(8, streams)
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         say(str(error))
         return None
     return engine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import subprocess
@@ -244,6 +245,31 @@ def test_who_watches_a_norm_sees_it_called(monkeypatch: pytest.MonkeyPatch) -> N
     found = said(model)
     assert len(seen) == len(found)
     assert counted.count == 3 * (LAYERS - 1)
+
+
+def test_numbers_of_another_type_are_not_taken_for_what_they_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products whose hooks give float32 are rounded first, and cosines of float32 leave the layer to torch."""
+    hooked = made("llama", torch.bfloat16, sizes=WIDE)
+    told = said(hooked)
+    shorten(hooked)
+    layer = hooked.model.layers[0]
+    for product in (layer.self_attn.k_proj, layer.self_attn.o_proj, layer.mlp.up_proj):
+        # The first pass is torch's, which would refuse them.
+        passes = itertools.count()
+        product.register_forward_hook(lambda _, __, output, its=passes: output.float() if next(its) else output)
+    counted = Counted(monkeypatch)
+    found = said(hooked)
+    assert counted.count == 3 * LAYERS
+    turning = hooked.model.rotary_emb
+    plain = turning.forward
+    monkeypatch.setattr(
+        turning, "forward", lambda *given, **named: tuple(one.float() for one in plain(*given, **named))
+    )
+    with pytest.raises(RuntimeError, match=r"dtype|type"):
+        said(hooked)
+    assert counted.count == 3 * LAYERS
+    for one, other in zip(found, told, strict=True):
+        assert (one - other).abs().max() < 4 * CLOSE[torch.bfloat16]
 
 
 def test_many_threads_and_a_switch_leave_all_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,6 +119,13 @@ def _clear(sums: Any, value_size: Any, most: Any, shares: Any, each: Any) -> Non
 
 
 @inlined
+def _run(table: Any, place: Any, high: Any, block: Any) -> Any:
+    """Where in the pool a row's token lies, and the end of those that follow it there."""
+    index = place // block
+    return read_whole(table + index * _WHOLE_BYTES) * block + place - index * block, min((index + 1) * block, high)
+
+
+@inlined
 def _score(
     asked: Any, keys: Any, table: Any, low: Any, high: Any, head: Any, heads: Any, size: Any, block: Any, scores: Any,
     kind: Any, each: Any,
@@ -127,9 +134,7 @@ def _score(
     line, stripe, item = _STRETCH * _FLOAT_BYTES, size * _FLOAT_BYTES, bytes_of(kind)
     place = low
     while place < high:
-        before = place // block
-        after = min((before + 1) * block, high)
-        lies = read_whole(table + before * _WHOLE_BYTES) * block + place - before * block
+        lies, after = _run(table, place, high, block)
         key = keys + (lies * heads + head) * size * item
         for index in range(place - low, after - low):
             found = zeros(each)
@@ -181,9 +186,7 @@ def _sum(
         found = load_each(each, sums + at * _FLOAT_BYTES, stripe)
         place = low
         while place < high:
-            before = place // block
-            after = min((before + 1) * block, high)
-            lies = read_whole(table + before * _WHOLE_BYTES) * block + place - before * block
+            lies, after = _run(table, place, high, block)
             value = values + ((lies * heads + head) * value_size + at) * item
             for index in range(place - low, after - low):
                 found = add_multiples(found, load(value, kind), scores + index * _FLOAT_BYTES, line)

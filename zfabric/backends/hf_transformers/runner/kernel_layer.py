@@ -70,14 +70,19 @@ class KernelLayer:
         if fast is None or states.dtype is not self._dtype or pages.passed is None or any(self._watchers):
             return None
         slots, pool = pages.places(layer)
-        if pool is None or pool.dense is not states.dtype or turns[0].shape[-1] != self._size:
+        if pool is None or pool.dense is not states.dtype or not all(map(self._turning, turns)):
             return None
-        products, counts, states = self._products, self._counts, states.contiguous()
-        made = products.projected(fast.add_and_norm(states, None, self._first, self._epsilon))
+        # A kernel reads what lies at an address for what it is told that it is: adapters may make numbers of another type.
+        products, counts, states, dtype = self._products, self._counts, states.contiguous(), states.dtype
+        made = products.projected(fast.add_and_norm(states, None, self._first, self._epsilon)).to(dtype)
         heads = made.view(-1, sum(counts), self._size)
         fast.turn_and_write(heads, turns, slots, pool.keys, pool.values, self._head_norms, self._epsilon)
         queries = heads[:, : counts[0]].transpose(0, 1).unsqueeze(0)
         seen = pages.attend(queries, layer, self._attention.scaling, self._window)
-        after = products.out(seen.flatten(2))
+        after = products.out(seen.flatten(2)).to(dtype)
         given = fast.add_and_norm(after, states, self._second, self._epsilon)
-        return products.narrowed(fast.gate(products.widened(given))).add_(after)
+        return products.narrowed(fast.gate(products.widened(given).to(dtype))).add_(after)
+
+    def _turning(self, turns: torch.Tensor) -> bool:
+        """Whether these are cosines or sines as the kernels take them."""
+        return turns.dtype is self._dtype and turns.shape[-1] == self._size

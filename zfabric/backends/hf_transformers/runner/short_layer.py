@@ -162,7 +162,7 @@ class Product:
         self._watchers = [one for layer in self._layers for one in _hooks(layer)]
 
     def __call__(self, given: torch.Tensor) -> torch.Tensor:
-        """(1, tokens, all their values), which nobody else holds."""
+        """(1, tokens, all their values), contiguous, which nobody else holds."""
         if self._tensors is not None and not any(self._watchers):
             return product(given, *self._tensors)
         made = [layer(given) for layer in self._layers]
