@@ -11,6 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from zfabric.backends.hf_transformers.cache.block_pool import BlockPool
 from zfabric.backends.hf_transformers.cache.block_table import BlockTables
 from zfabric.backends.hf_transformers.cache.free_blocks import FreeBlocks
+from zfabric.backends.hf_transformers.cache.idle_blocks import IdleBlocks
+from zfabric.backends.hf_transformers.cache.known_blocks import KnownBlocks
 from zfabric.backends.hf_transformers.cache.kv_layout import KVLayout, layout_of
 
 SIZE, TOKENS = 12, 2
@@ -33,11 +35,62 @@ def test_free_blocks_are_those_that_nobody_has(calls: list[tuple[str, int, int]]
             blocks.give(wanted.start, wanted.stop)
             free.update(wanted)
         elif call == "take" and free:
-            taken = blocks.take()
-            assert taken in free
-            free.discard(taken)
+            longest = max(len([*itertools.takewhile(free.__contains__, itertools.count(one))]) for one in free)
+            first, taken = blocks.take(count)
+            assert taken == min(count, longest)
+            assert free.issuperset(range(first, first + taken))
+            free -= {*range(first, first + taken)}
         assert len(blocks) == len(free)
-    assert {blocks.take() for _ in range(len(blocks))} == free
+    assert {blocks.take()[0] for _ in range(len(blocks))} == free
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["add", "remove", "pop"]), st.integers(0, 15), st.integers(1, 9)), max_size=60)
+)
+def test_idle_blocks_go_in_the_order_in_which_they_were_left(calls: list[tuple[str, int, int]]) -> None:
+    blocks, order = IdleBlocks(16), list[int]()
+    for call, begin, count in calls:
+        wanted = range(begin, min(16, begin + count))
+        assert blocks.count([*wanted]) == len({*wanted} & {*order})
+        if call == "add" and not {*wanted} & {*order}:
+            blocks.add(wanted.start, wanted.stop)
+            order += reversed(wanted)
+        elif call == "remove":
+            blocks.remove(wanted.start, wanted.stop)
+            order = [block for block in order if block not in wanted]
+        elif call == "pop" and order:
+            first, after = blocks.pop(count)
+            assert 0 < after - first <= count
+            assert order[: after - first] == [*reversed(range(first, after))]
+            del order[: after - first]
+        assert len(blocks) == len(order)
+    while blocks:
+        first, after = blocks.pop(16)
+        assert order[: after - first] == [*reversed(range(first, after))]
+        del order[: after - first]
+    assert not order
+
+
+def test_what_is_forgotten_is_not_found_again_before_it_is_known_again() -> None:
+    known = KnownBlocks(4, TOKENS, 1)
+    keys = [known.key(("root",), [number, number]) for number in range(3)]
+    assert known.add(0, keys[0]) != known.add(1, keys[1])
+    known.forget(0, 2)
+    assert [known.find(key) for key in keys] == [None, None, None]
+    # What a block held before may be another's when the block holds something else.
+    known.add(2, keys[0])
+    known.add(0, keys[2])
+    known.add(1, keys[1])
+    assert [known.find(key) for key in keys] == [2, 1, 0]
+    assert known.key(3, [1, 2]) != known.key(("root",), [1, 2]) != known.key(("other",), [1, 2])
+
+
+def test_a_text_as_long_as_all_that_is_free_lies_on_end() -> None:
+    pool = BlockPool(16, TOKENS)
+    first, second = pool.open(0), pool.open(0)
+    assert pool.grow(first, 4)
+    assert pool.grow(second, 12)
+    assert [table.each[0].runs for table in (first, second)] == [[[0, 4]], [[4, 16]]]
 
 
 def test_rows_that_grow_beside_one_another_stay_whole() -> None:
@@ -89,7 +142,7 @@ class Rows(RuleBasedStateMachine):
         done = shared.whole * TOKENS
         assert done < len(text)
         count = self.pool.blocks_for(len(text))
-        needed, before = self.pool.idle(shared) + self.pool.needed(shared, count), self.pool.available
+        needed, before = self.pool.taken(shared, count), self.pool.available
         tables = self.pool.open(root, shared)
         fits = self.pool.grow(tables, count)
         assert fits == (needed <= before)

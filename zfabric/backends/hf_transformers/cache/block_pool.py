@@ -1,30 +1,27 @@
 """Who has which blocks of the cache, and what whole blocks hold: a prompt that begins as another did shares its blocks.
 
-A whole block is known by the tokens in it and by the block before it, so the same tokens after another beginning are another
-block. Where layers with a window have tables of their own, their blocks are known by the first table's that holds the same
-part of the text, and a beginning is shared as far as the blocks of the windows before its end are there. Blocks that no row has
-any more stay known until their place is wanted; what was used the longest ago goes first, and the end of a text before its
-beginning.
+The same tokens after another beginning are another block. Where layers with a window have tables of their own, a beginning is
+shared as far as the blocks of the windows before its end are there. Blocks that no row has any more stay known until their
+place is wanted; what was used the longest ago goes first, and the end of a text before its beginning. Whatever is done with the
+blocks of a row is done by runs that lie side by side, so that coming and going cost little beside a step.
 """
 
 from __future__ import annotations
 
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from itertools import count
 from typing import Final, NamedTuple
 
 from zfabric.backends.hf_transformers.cache.block_table import BlockTable, BlockTables
 from zfabric.backends.hf_transformers.cache.free_blocks import FreeBlocks, runs_of
+from zfabric.backends.hf_transformers.cache.idle_blocks import IdleBlocks
+from zfabric.backends.hf_transformers.cache.known_blocks import KnownBlocks
 from zfabric.backends.hf_transformers.cache.kv_layout import ONE_TABLE, KVLayout
 
 #: What the first block of a text follows: adapter and salt, so that only texts of the same share blocks.
 Root = Hashable
 #: Of tables whose blocks become known to nobody.
 _NEVER: Final = sys.maxsize
-#: Of a block of the first table: what it follows, and its tokens. Of another: the number of the first one's, and which table.
-_Key = tuple[Hashable, tuple[int, ...] | int]
 
 
 class Shared(NamedTuple):
@@ -55,7 +52,7 @@ class BlockPool:
     """
 
     def __init__(self, size: int, tokens: int, layout: KVLayout = ONE_TABLE) -> None:
-        self.on_stored: Callable[[int, Hashable, tuple[int, ...]], None] | None = None
+        self.on_stored: Callable[[int, Hashable, Sequence[int]], None] | None = None
         self.on_removed: Callable[[int], None] | None = None
         self.size: Final = size
         self.tokens: Final = tokens
@@ -72,13 +69,8 @@ class BlockPool:
         self._free = FreeBlocks(size)
         #: How many rows have each block in use.
         self._users = [0] * size
-        #: Known blocks that no row has, those used the longest ago first.
-        self._idle: OrderedDict[int, None] = OrderedDict()
-        self._block_of: dict[_Key, int] = {}
-        self._key_of: dict[int, _Key] = {}
-        #: Of known blocks of first tables.
-        self._number_of: dict[int, int] = {}
-        self._numbers = count()
+        self._idle = IdleBlocks(size)
+        self._known = KnownBlocks(size, tokens, self.tables)
 
     @property
     def available(self) -> int:
@@ -99,21 +91,21 @@ class BlockPool:
         after: Hashable = (root,)
         found: list[int] = []
         for begin in range(0, len(tokens) - self.tokens, self.tokens):
-            block = self._block_of.get((after, tuple(tokens[begin : begin + self.tokens])))
+            block = self._known.find(self._known.key(after, tokens[begin : begin + self.tokens]))
             if block is None:
                 break
             found.append(block)
-            after = self._number_of[block]
+            after = self._known.number(block)
         if self.tables == 1:
             return Shared(len(found), after, (found,))
-        numbers = [self._number_of[block] for block in found]
+        numbers = [self._known.number(block) for block in found]
         whole = self._reached(numbers)
         after = numbers[whole - 1] if whole else (root,)
         others = (
-            [self._block_of[number, table] for number in numbers[first:whole]]
+            [self._known.beside(number, table) for number in numbers[first:whole]]
             for table, first in enumerate(self._firsts(whole), 1)
         )
-        return Shared(whole, after, (found[:whole], *others))
+        return Shared(whole, after, (found[:whole], *([one for one in its if one is not None] for its in others)))
 
     def _reached(self, numbers: Sequence[int]) -> int:
         """How many of these blocks of a text can be shared: as many as their windows' blocks are there for."""
@@ -122,7 +114,7 @@ class BlockPool:
         while place > min(firsts):
             place -= 1
             number = numbers[place]
-            missing = ((number, table) not in self._block_of for table in range(1, self.tables))
+            missing = (self._known.beside(number, table) is None for table in range(1, self.tables))
             if any(place >= first and lacks for first, lacks in zip(firsts, missing, strict=True)):
                 whole, firsts = place, self._firsts(place)
         return whole
@@ -136,18 +128,17 @@ class BlockPool:
         window = self._windows[table]
         return 0 if window is None else max(0, tokens + 1 - window) // self.tokens
 
-    def idle(self, shared: Shared) -> int:
-        """How many of these are available until somebody takes them, and goes on after them."""
-        idle = 0
-        for table, blocks in enumerate(shared.each):
-            reached = shared.whole - self._behind(table, shared.whole * self.tokens)
-            idle += sum(block in self._idle for block in blocks[len(blocks) - reached :])
-        return idle
-
-    def needed(self, shared: Shared, count: int) -> int:
-        """Blocks that a row takes besides, which begins with these and has so many in its first table."""
+    def taken(self, shared: Shared, count: int) -> int:
+        """How many that are available a row takes, which begins with these and has so many in its first table."""
+        if not shared.whole:
+            return sum([self._most(table, 0, count) for table in range(self.tables)])
         done = shared.whole * self.tokens
-        return sum(self._most(table, self._behind(table, done), count) - shared.whole for table in range(self.tables))
+        taken = 0
+        for table, blocks in enumerate(shared.each):
+            behind = self._behind(table, done)
+            reached = blocks[len(blocks) - shared.whole + behind :]
+            taken += self._idle.count(reached) + self._most(table, behind, count) - shared.whole
+        return taken
 
     def _most(self, table: int, given_back: int, count: int) -> int:
         """The end of a table whose row has so many blocks in the first one."""
@@ -160,8 +151,7 @@ class BlockPool:
             return BlockTables([BlockTable() for _ in self._windows], (root,))
         each = []
         for blocks in shared.each:
-            for block in blocks:
-                self._use(block)
+            self._use(blocks)
             before = shared.whole - len(blocks)
             # What lies behind a window is nobody's: any numbers do, and these are one run.
             numbers = [*range(before), *blocks]
@@ -179,8 +169,7 @@ class BlockPool:
         missing = sum(max(0, end - len(table.blocks)) for end, table in zip(ends, tables.each, strict=True))
         if missing > self.available:
             return False
-        while len(self._free) < missing:
-            self._evict()
+        self._evict(missing - len(self._free))
         if missing:
             for end, table in zip(ends, tables.each, strict=True):
                 self._extend(table, end - len(table.blocks))
@@ -192,7 +181,7 @@ class BlockPool:
             begin = table.blocks[-1] + 1 if table.blocks else 0
             taken = self._free.take_next(begin, missing) if table.blocks else 0
             if not taken:
-                begin, taken = self._free.take(), 1
+                begin, taken = self._free.take(missing)
             table.extend(begin, begin + taken)
             self._users[begin : begin + taken] = [1] * taken
             missing -= taken
@@ -201,8 +190,7 @@ class BlockPool:
         """Other tables with the first so many blocks, which nobody writes to any more."""
         each = []
         for table in tables.each:
-            for block in table.blocks[table.given_back : whole]:
-                self._users[block] += 1
+            self._use(table.blocks[table.given_back : whole])
             each.append(BlockTable(table.blocks[:whole], runs_of(table.blocks[:whole]), table.given_back))
         return BlockTables(each, tables.after, tables.known)
 
@@ -210,20 +198,19 @@ class BlockPool:
         """The blocks of a row that these tokens of it fill, from the first on, are whole."""
         while (tables.known + 1) * self.tokens <= len(tokens):
             start = tables.known * self.tokens
-            key = (tables.after, tuple(tokens[start : start + self.tokens]))
-            block = self._block_of.get(key)
-            if block is None:
-                block = tables.blocks[tables.known]
-                self._block_of[key], self._key_of[block] = block, key
-                self._number_of[block] = next(self._numbers)
+            its = tokens[start : start + self.tokens]
+            key = self._known.key(tables.after, its)
+            first = self._known.find(key)
+            if first is None:
+                number = self._known.add(tables.blocks[tables.known], key)
                 if self.on_stored is not None:
-                    self.on_stored(self._number_of[block], *key)
-            # If another row was first, what follows is known by its block.
-            tables.after = number = self._number_of[block]
+                    self.on_stored(number, tables.after, its)
+            else:
+                # Another row was first: what follows is known by its block.
+                number = self._known.number(first)
+            tables.after = number
             for index in range(1, self.tables):
-                beside = tables.each[index].blocks[tables.known]
-                if self._block_of.setdefault((number, index), beside) == beside:
-                    self._key_of[beside] = (number, index)
+                self._known.add_beside(tables.each[index].blocks[tables.known], number, index)
             tables.known += 1
 
     def give_back(self, tables: BlockTables, tokens: int) -> None:
@@ -234,32 +221,39 @@ class BlockPool:
             before = tables.each[indexes[0]].given_back
             if count > before:
                 for index in indexes:
-                    self._give(tables.each[index].blocks[before:count])
+                    self._give(runs_of(tables.each[index].blocks[before:count]))
                     tables.each[index].given_back = count
 
     def close(self, tables: BlockTables) -> None:
         """A row has gone."""
         for table in tables.each:
-            self._give(table.blocks[table.given_back :])
+            self._give(runs_of(table.blocks[table.given_back :]) if table.given_back else table.runs)
             table.clear()
 
-    def _give(self, blocks: Sequence[int]) -> None:
-        users, known, idle = self._users, self._key_of, self._idle
-        freed: list[int] = []
-        for block in reversed(blocks):
-            left = users[block] = users[block] - 1
-            if not left:
-                if block in known:
-                    idle[block] = None
-                else:
-                    freed.append(block)
-        for begin, end in runs_of(freed[::-1]):
-            self._free.give(begin, end)
+    def _give(self, runs: Sequence[Sequence[int]]) -> None:
+        """A row has these no more."""
+        for begin, end in reversed(runs):
+            users = self._users[begin:end]
+            self._users[begin:end] = [count - 1 for count in users]
+            if users.count(1) == len(users):
+                self._left(begin, end)
+                continue
+            for first, after in reversed(runs_of([begin + place for place, count in enumerate(users) if count == 1])):
+                self._left(first, after)
+
+    def _left(self, begin: int, end: int) -> None:
+        """Nobody has these: what is known stays so until its place is wanted."""
+        flags = self._known.flags(begin, end)
+        after = len(flags)
+        while after:
+            known = flags[after - 1]
+            first = flags.rfind(1 - known, 0, after) + 1
+            (self._idle.add if known else self._free.give)(begin + first, begin + after)
+            after = first
 
     def forget(self) -> None:
         """Forget what blocks hold that nobody has."""
-        while self._idle:
-            self._evict()
+        self._evict(len(self._idle))
 
     def renew(self, rows: Sequence[BlockTables]) -> None:
         """What blocks hold is of no use to anybody who comes: all is forgotten, and told to nobody.
@@ -267,31 +261,33 @@ class BlockPool:
         Args:
             rows: Those that there are. They go on, and what they come to hold becomes known to nobody either.
         """
-        for block in self._idle:
-            self._free.give(block, block + 1)
-        for known in (self._idle, self._block_of, self._key_of, self._number_of):
-            known.clear()
+        while self._idle:
+            self._free.give(*self._idle.pop(len(self._idle)))
+        self._known.clear()
         for tables in rows:
             tables.known = _NEVER
 
-    def _use(self, block: int) -> None:
-        self._idle.pop(block, None)
-        self._users[block] += 1
+    def _use(self, blocks: Sequence[int]) -> None:
+        for begin, end in runs_of(blocks):
+            self._idle.remove(begin, end)
+            self._users[begin:end] = [count + 1 for count in self._users[begin:end]]
 
-    def _evict(self) -> None:
-        block, _ = self._idle.popitem(last=False)
-        self._free.give(block, block + 1)
-        del self._block_of[self._key_of.pop(block)]
-        number = self._number_of.pop(block, None)
-        if number is None:
-            return
-        if self.on_removed is not None:
-            self.on_removed(number)
-        # Blocks of other tables are found by this one alone.
-        for table in range(1, self.tables):
-            beside = self._block_of.pop((number, table), None)
-            if beside is not None:
-                del self._key_of[beside]
-                if beside in self._idle:
-                    del self._idle[beside]
-                    self._free.give(beside, beside + 1)
+    def _evict(self, count: int) -> None:
+        """Free so many that nobody has, and forget them."""
+        enough = len(self._free) + count
+        while len(self._free) < enough:
+            begin, end = self._idle.pop(enough - len(self._free))
+            numbers = self._known.forget(begin, end)
+            self._free.give(begin, end)
+            if self.on_removed is not None:
+                for number in numbers:
+                    self.on_removed(number)
+            if self.tables > 1:
+                self._forget_beside(numbers)
+
+    def _forget_beside(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            for block in self._known.forget_beside(number):
+                if self._idle.count([block]):
+                    self._idle.remove(block, block + 1)
+                    self._free.give(block, block + 1)

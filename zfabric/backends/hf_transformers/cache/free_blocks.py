@@ -1,13 +1,19 @@
 """Which blocks of the cache are free: in runs, so that what a row reads lies in few pieces.
 
-On a CPU attention reads a run of blocks in place, by one call. A run therefore begins in the middle of the longest free one,
-where its neighbours and itself have the most room to grow, and grows as long as the next block is free.
+Without kernels of ours attention reads a run of blocks in place, by one call. A run therefore begins in the middle of the longest
+free one, where its neighbours and itself have the most room to grow, and grows as long as the next block is free; what would not
+fit into half of the longest begins where that does.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
+from heapq import heapify, heappop, heappush
+from typing import Final
+
+#: Entries of the heap that are runs no more may be as many as those that are, and so many besides, before it is made anew.
+_STALE_MAX: Final = 64
 
 
 class FreeBlocks:
@@ -20,6 +26,8 @@ class FreeBlocks:
     def __init__(self, count: int) -> None:
         self._begins = [0] if count else []
         self._ends = {0: count} if count else {}
+        #: Lengths, negative, and begins: the longest run first, beside entries of runs that are no more.
+        self._longest = [(-count, 0)]
         self._count = count
 
     def __len__(self) -> int:
@@ -34,22 +42,26 @@ class FreeBlocks:
         self._cut(place, block, block + count)
         return count
 
-    def take(self) -> int:
-        """Take one, for a run that begins.
+    def take(self, count: int = 1) -> tuple[int, int]:
+        """Take so many on end, for a run that begins, or as many as there are. Returns the first, and how many.
 
         Raises:
             IndexError: None is free.
         """
         if not self._begins:
             raise IndexError("no block is free")
-        lengths = [self._ends[begin] - begin for begin in self._begins]
-        place = lengths.index(max(lengths))
-        begin = self._begins[place]
-        end = begin + lengths[place]
+        while True:
+            negative, first = self._longest[0]
+            if self._ends.get(first) == first - negative:
+                break
+            heappop(self._longest)
+        place, longest = bisect_left(self._begins, first), -negative
         # The first run of all has no neighbour before it.
-        block = begin if begin == 0 else (begin + end) // 2
-        self._cut(place, block, block + 1)
-        return block
+        if first and count <= longest - longest // 2:
+            first += longest // 2
+        count = min(count, longest)
+        self._cut(place, first, first + count)
+        return first, count
 
     def give(self, begin: int, end: int) -> None:
         """These are free again."""
@@ -61,19 +73,26 @@ class FreeBlocks:
             begin = self._begins[place - 1]
         else:
             insort(self._begins, begin)
-        self._ends[begin] = end
+        self._set(begin, end)
 
     def _cut(self, place: int, first: int, after: int) -> None:
         begin = self._begins[place]
         end = self._ends.pop(begin)
         if begin < first:
-            self._ends[begin] = first
+            self._set(begin, first)
         else:
             del self._begins[place]
         if after < end:
             insort(self._begins, after)
-            self._ends[after] = end
+            self._set(after, end)
         self._count -= after - first
+
+    def _set(self, begin: int, end: int) -> None:
+        self._ends[begin] = end
+        heappush(self._longest, (begin - end, begin))
+        if len(self._longest) > 2 * len(self._begins) + _STALE_MAX:
+            self._longest = [(begin - end, begin) for begin, end in self._ends.items()]
+            heapify(self._longest)
 
 
 def runs_of(blocks: Sequence[int]) -> list[list[int]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Hashable
+from collections.abc import Sequence as Many
 from typing import Any
 
 from zfabric.backends.front.cached import CacheTranslator
@@ -141,7 +142,7 @@ class PagedCore(EngineCore):
             pool.on_removed = self._removed
         return pool
 
-    def _stored(self, number: int, after: Hashable, tokens: tuple[int, ...]) -> None:
+    def _stored(self, number: int, after: Hashable, tokens: Many[int]) -> None:
         assert self._told_cache is not None
         parent, adapter = after, ""
         others: list[Any] = []
@@ -183,7 +184,7 @@ class PagedCore(EngineCore):
 
     def _places(self) -> int:
         """Sequences that may still join."""
-        return self._batch_size_max - sum(1 + len(row.others) for row in self._rows)
+        return self._batch_size_max - len(self._rows) - sum([len(row.others) for row in self._rows if row.others])
 
     def _admitted(self, group: list[Sequence]) -> PagedRow | None:
         """A row for a request's choices, or for as many of them as there is room for; None if there is none."""
@@ -199,8 +200,7 @@ class PagedCore(EngineCore):
         # Whoever is told of each token of the prompt needs each of them computed.
         shared = self._pool.find(() if told else tokens, root)
         count, each = self._pool.blocks_for(len(tokens) + 1), self._pool.tables
-        taken = self._pool.idle(shared) + self._pool.needed(shared, count)
-        free = self._pool.available - taken - each * len(self._rows)
+        free = self._pool.available - self._pool.taken(shared, count) - each * len(self._rows)
         # Each row may need another block in each table soon, so there is one left for each; whoever is alone needs none.
         if free < 0 and self._rows:
             return None
