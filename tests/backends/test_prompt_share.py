@@ -134,3 +134,20 @@ def test_whatever_passes_take_there_is_a_number_of_tokens(passes: list[tuple[int
     for rows, tokens, seconds in passes:
         share.passed(rows=rows, tokens=tokens, seconds=seconds)
         assert 0 <= share.tokens(running=7, waiting=30) <= 512
+
+
+def test_tokens_that_cost_more_the_farther_on_they_are_are_not_taken_for_longer_steps() -> None:
+    share = PromptShare(512, 1.0)
+    for _ in range(300):
+        share.passed(rows=4, tokens=0, seconds=0.001)
+    times = []
+    for _ in range(3):
+        done = 0
+        while done < 2_000:
+            tokens = share.tokens(running=4, waiting=1)
+            seconds = 0.001 + tokens * 5e-6 * (1 + done / 400)
+            share.passed(rows=4, tokens=tokens, seconds=seconds)
+            times.append(seconds)
+            done += tokens
+    later = sorted(times[len(times) // 3 :])
+    assert later[len(later) * 9 // 10] < 0.0021

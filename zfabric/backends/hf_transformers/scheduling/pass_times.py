@@ -15,8 +15,10 @@ _ROWS_UNIT: Final = 16
 _TOKENS_UNIT: Final = 64
 #: By what share passes alike differ.
 _NOISE: Final = 0.1
-#: By what share a part changes from pass to pass: texts grow, other work comes to the machine.
-_DRIFT: Final = 0.1
+#: By what share each part changes from pass to pass: texts grow, other work comes to the machine. A token of a prompt costs more
+#: the farther on it is, while steps change little: were both as uncertain, half of what prompts come to cost would be taken for
+#: the step's, and a share of that be given to prompts in turn.
+_DRIFTS: Final = (0.03, 0.03, 0.1)
 #: A part that no pass tells of is taken to be uncertain by such a share and no more: else one odd pass would settle it anew.
 _UNCERTAIN_MAX: Final = 0.5
 #: What is farther off than so many standard deviations is believed the less the farther it is: a busy machine holds passes up,
@@ -71,7 +73,7 @@ class PassTimes:
             variance = self._covariance[index][index]
             most = (_UNCERTAIN_MAX * part) ** 2
             if variance < most:
-                self._covariance[index][index] = min(most, variance + (_DRIFT * part) ** 2)
+                self._covariance[index][index] = min(most, variance + (_DRIFTS[index] * part) ** 2)
 
 
 def _product(left: Sequence[float], right: Sequence[float]) -> float:
