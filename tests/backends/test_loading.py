@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import gguf
 import pytest
@@ -258,13 +258,18 @@ def test_a_batch_is_as_large_as_the_cache_allows(device: str, tokens: int, rows:
     assert cache_room.batch_size(device, tokens) == rows
 
 
-async def test_the_slots_are_those_of_the_batch(tiny_llama: Path) -> None:
-    for given, slots in ((None, 16), (5, 5)):
-        options = TransformersOptions(
-            model=str(tiny_llama), device="cpu", kv_tokens_max=16 * 1_024, max_batch_size=given
-        )
-        worker = ModelWorker(options)
-        worker.steps = Answers()
-        (info,) = await worker.load()
-        await worker.close()
-        assert (worker.slots, info.slots) == (slots, slots)
+@pytest.mark.parametrize(
+    ("kv_cache", "given", "slots"), [("padded", None, 8), ("paged", None, 16), ("padded", 5, 5), ("paged", 5, 5)]
+)
+async def test_the_slots_are_those_of_the_batch(
+    kv_cache: Literal["padded", "paged"], given: int | None, slots: int, tiny_llama: Path
+) -> None:
+    """A padded row is planned with all that it may ever have, and one of pages with what it has at a time."""
+    options = TransformersOptions(
+        model=str(tiny_llama), device="cpu", kv_tokens_max=8 * 1_024, max_batch_size=given, kv_cache=kv_cache
+    )
+    worker = ModelWorker(options)
+    worker.steps = Answers()
+    (info,) = await worker.load()
+    await worker.close()
+    assert (worker.slots, info.slots) == (slots, slots)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from zfabric.backends.hf_transformers.cache.kv_layout import KVLayout
 from zfabric.backends.hf_transformers.cache.paged_cache import block_tokens
-from zfabric.backends.hf_transformers.loading.cache_room import USUAL_TOKENS, batch_size
+from zfabric.backends.hf_transformers.loading.cache_room import HELD_TOKENS, batch_size
 from zfabric.backends.hf_transformers.loading.model_loader import Loaded
 from zfabric.backends.hf_transformers.options import TransformersOptions
 from zfabric.backends.hf_transformers.runner.model_runner import ModelRunner
@@ -15,16 +15,15 @@ from zfabric.backends.hf_transformers.runner.tensor_parallel import LeadingRunne
 
 
 def fitted(loaded: Loaded, layout: KVLayout, options: TransformersOptions) -> Loaded:
-    """What was loaded, with a context and a batch as large as windows make them: `load` counts each token in each layer."""
-    if not any(layout.windows):
-        return loaded
+    """What was loaded, with a context as long as windows make it and a batch as large as pages do: `load` counts each token in
+    each layer, and all that a row may ever have."""
     device, size = loaded.model.device, block_tokens(loaded.model.device)
     blocks = layout.blocks(loaded.kv_tokens_max, size)
-    usual = layout.cells(layout.taken(USUAL_TOKENS, size), size)
+    held = layout.cells(layout.taken(HELD_TOKENS, size), size)
     return replace(
         loaded,
-        context_length=layout.longest(loaded.length, blocks, size),
-        batch_size_max=options.max_batch_size or batch_size(device.type, loaded.kv_tokens_max, usual),
+        context_length=layout.longest(loaded.length, blocks, size) if any(layout.windows) else loaded.context_length,
+        batch_size_max=options.max_batch_size or batch_size(device.type, loaded.kv_tokens_max, held),
     )
 
 
