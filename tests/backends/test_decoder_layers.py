@@ -12,9 +12,10 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 from zfabric.backends.hf_transformers.cache import attention
 from zfabric.backends.hf_transformers.cache.block_table import table_of
 from zfabric.backends.hf_transformers.request.sequence import Answer
-from zfabric.backends.hf_transformers.runner.decoder_layers import shorten
+from zfabric.backends.hf_transformers.runner.decoder_layers import short_decoder, shorten
 from zfabric.backends.hf_transformers.runner.model_runner import ModelRunner
 from zfabric.backends.hf_transformers.runner.paged_runner import PagedRunner, Part
+from zfabric.backends.hf_transformers.runner.rope import Ropes
 from zfabric.backends.hf_transformers.runner.short_layer import ShortLayer
 from zfabric.wire.payloads import GenerateRequest
 
@@ -41,9 +42,9 @@ def made(kind: str, dtype: torch.dtype = torch.float32, sizes: dict[str, Any] = 
     return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
-def said(model: Any) -> list[torch.Tensor]:
+def said(model: Any, its: ModelRunner | None = None) -> list[torch.Tensor]:
     """Logits of two prompts in a pass, of a prompt's second part beside a step, and of steps."""
-    runner, answer = PagedRunner(ModelRunner(model), 8, 16), Answer(GenerateRequest())
+    runner, answer = PagedRunner(its or ModelRunner(model), 8, 16), Answer(GenerateRequest())
     first, second = table_of([0, 2]), table_of([1])
 
     def part(tokens: list[int], length: int, table: Any) -> Part:
@@ -81,6 +82,72 @@ def test_short_layers_say_the_same_bit_for_bit(subtests: Any, monkeypatch: pytes
                     found = said(model)
                 assert not calls
                 assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
+def test_what_is_around_short_layers_takes_few_calls_too(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made(kind)
+    assert short_decoder(model) is None
+    expected = said(model)
+    shorten(model)
+    runner = ModelRunner(model)
+    # Recognized before: nobody calls its own from now on.
+    monkeypatch.setattr(type(model), "forward", None)
+    monkeypatch.setattr(type(model.model), "forward", None)
+    assert all(map(torch.equal, said(model, runner), expected))
+
+
+@pytest.mark.parametrize(
+    "part", ["", "model", "model.embed_tokens", "model.rotary_emb", "model.norm", "model.layers.1", "lm_head"]
+)
+def test_who_watches_a_part_sees_it_called(part: str) -> None:
+    model = made("llama")
+    expected = said(model)
+    shorten(model)
+    runner, seen = ModelRunner(model), list[Any]()
+    handle = model.get_submodule(part).register_forward_hook(lambda *call: seen.append(call))
+    assert all(map(torch.equal, said(model, runner), expected))
+    assert len(seen) == len(expected)
+    handle.remove()
+    assert all(map(torch.equal, said(model, runner), expected))
+    # Cosines and sines of places are there, or are made once.
+    assert len(seen) == len(expected)
+
+
+def test_places_behind_those_that_were_seen_turn_as_the_model_turns_them() -> None:
+    ropes = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10_000.0, "original_max_position_embeddings": 32}
+    for more in ({}, {"rope_parameters": ropes}):
+        model = made("llama", sizes={**SIZES, "max_position_embeddings": 8_192, **more})
+
+        def steps(its: ModelRunner) -> list[torch.Tensor]:
+            return [alone(its, length) for length in (1, 2_048, 2_049, 6_000)]
+
+        expected = steps(ModelRunner(model))
+        shorten(model)
+        assert short_decoder(model) is not None
+        assert all(map(torch.equal, steps(ModelRunner(model)), expected))
+
+
+def alone(its: ModelRunner, length: int) -> torch.Tensor:
+    """Logits of a token at such a place, behind none but zeros."""
+    with torch.inference_mode():
+        part = Part(Answer(GenerateRequest()), [9], length, table_of(range(8)), "last")
+        return PagedRunner(its, 8, 1_024).forward([part])
+
+
+def test_a_decoder_of_other_code_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+    changed = [made("llama") for _ in range(4)] + [made("llama", sizes={**SIZES, "rope_parameters": dynamic})]
+    for model in changed:
+        shorten(model)
+        assert short_decoder(model) is not None
+    changed[0].model.forward = changed[0].model.forward
+    changed[1].model.embed_tokens = torch.nn.Embedding(64, 64, max_norm=1.0)
+    changed[2].model.layers[1].forward = changed[2].model.layers[0].input_layernorm.forward
+    changed[3].model.norm = torch.nn.LayerNorm(64)
+    # Whose frequencies go by a text's length has another rotary module.
+    assert Ropes(changed[4])
+    assert [short_decoder(model) for model in changed] == [None] * 5
 
 
 def test_a_pass_that_is_not_over_pages_is_the_layers_own() -> None:

@@ -1,5 +1,5 @@
-"""Which decoder layers are of the form that `short_layer` computes: those whose code is, word for word, that of Llama, Mistral or
-Qwen, whatever its name."""
+"""Which decoder layers are of the form that `short_layer` computes, and which decoders of that of `short_decoder`: those whose
+code is, word for word, that of Llama, Mistral or Qwen, whatever its name."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, Final, NamedTuple
 
+import torch
+
+from zfabric.backends.hf_transformers.runner.short_decoder import ShortDecoder
 from zfabric.backends.hf_transformers.runner.short_layer import Form, ShortLayer, Turns
 
 
@@ -33,6 +36,10 @@ _ATTENTION: Final = {
 _ROTATION: Final = {"apply_rotary_pos_emb": "f0e978aab1df6bb0", "rotate_half": "7b6c9b425ca04287"}
 _RMS_NORM: Final = "9635bcd843f309a0"
 _GATED: Final = "7d2027d4464e3e71"
+_WITH_HEAD: Final = "f14e2be13ced0d90"
+#: Llama; Mistral; Qwen2 and Qwen3. They differ in their masks, of which pages need none.
+_DECODERS: Final = ("3ee4b3154dd99641", "3e106c8cfc95b78a", "7082cc645fa7709b")
+_ROTARY: Final = "251534c899dd9e9f"
 
 
 def shorten(model: Any) -> int:
@@ -44,6 +51,21 @@ def shorten(model: Any) -> int:
             layer.forward = ShortLayer(layer, form, turns).forward
             found += 1
     return found
+
+
+def short_decoder(model: Any) -> ShortDecoder | None:
+    """What a model does around its layers; None if that, or one of them, is of another form."""
+    decoder = getattr(model, "model", None)
+    if decoder is None or not _runs(model, _WITH_HEAD):
+        return None
+    if "forward" in vars(decoder) or _digest(type(decoder).forward) not in _DECODERS:
+        return None
+    embedding = decoder.embed_tokens
+    plain = type(embedding) is torch.nn.Embedding and embedding.max_norm is None and "forward" not in vars(embedding)
+    short = all(isinstance(getattr(layer.forward, "__self__", None), ShortLayer) for layer in decoder.layers)
+    # Where frequencies go by a text's length, the rotary module has another forward.
+    known = _runs(decoder.rotary_emb, _ROTARY) and _runs(decoder.norm, _RMS_NORM)
+    return ShortDecoder(model) if plain and short and known else None
 
 
 def _form(layer: Any) -> Form | None:

@@ -60,6 +60,11 @@ class KernelLayer:
         dtype = self._first.dtype
         return dtype if takes(self._first.device, dtype, self._first.shape[0], *sizes) else None
 
+    @property
+    def takes_states(self) -> bool:
+        """Whether its states are such as kernels take."""
+        return self._dtype is not None
+
     def forward(self, states: torch.Tensor, pages: PagedCache, turns: Turns) -> torch.Tensor | None:
         """The layer, (1, tokens, size); None, and nothing is done, if the kernels do not take this pass.
 

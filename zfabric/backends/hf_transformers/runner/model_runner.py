@@ -16,6 +16,7 @@ from zfabric.backends.hf_transformers.cache.paged_cache import PagedCache
 from zfabric.backends.hf_transformers.cache.paged_pass import PagedPass
 from zfabric.backends.hf_transformers.parameters.lora import Adapter, Lora
 from zfabric.backends.hf_transformers.request.sequence import Answer
+from zfabric.backends.hf_transformers.runner.decoder_layers import short_decoder
 from zfabric.backends.hf_transformers.runner.rope import Ropes
 from zfabric.wire.payloads import GenerateRequest
 
@@ -56,6 +57,7 @@ class ModelRunner:
         self.paged = False
         self.device = model.device
         self.lora = Lora(model)
+        self._short = short_decoder(model)
         self._accepted = frozenset(inspect.signature(model.forward).parameters)
         #: What keeps the states of rows; None if layers have none.
         self.state_cache = state_cache_of(model.config)
@@ -202,6 +204,15 @@ class ModelRunner:
         Returns:
             Logits in the model's type, (wanted, vocabulary).
         """
+        made = None if self._short is None else self._short(ids, places, cache, self._no_mask, kept)
+        if made is None:
+            made = self._line(ids, places, cache, kept, compiled=compiled)
+        return made[:, : self.vocabulary_size] if made.shape[1] > self.vocabulary_size else made
+
+    def _line(
+        self, ids: torch.Tensor, places: torch.Tensor, cache: PagedCache, kept: torch.Tensor | None, *, compiled: bool
+    ) -> torch.Tensor:
+        """By the model's own forward."""
         arguments: dict[str, Any] = {
             "input_ids": ids.unsqueeze(0),
             "position_ids": places.unsqueeze(0),
@@ -213,9 +224,7 @@ class ModelRunner:
             arguments["logits_to_keep"] = kept
         run = self._compiled if compiled and self.compiles_paged else self._model
         logits: torch.Tensor = run(**arguments).logits[0]
-        if kept is not None and not self._keeps:
-            logits = logits[kept]
-        return logits[:, : self.vocabulary_size] if logits.shape[1] > self.vocabulary_size else logits
+        return logits[kept] if kept is not None and not self._keeps else logits
 
     @property
     def switch(self) -> int | None:

@@ -83,19 +83,27 @@ class ShortLayer:
         #: Heads of queries, keys and values.
         self._counts: Final = [size // attention.head_dim for size in self._projected.sizes]
         self._out: Final = Product(attention, ("o_proj",))
-        self._first_norm = _norm(layer.input_layernorm, form.rms)
-        self._second_norm = _norm(layer.post_attention_layernorm, form.rms)
+        self._first_norm = quick_norm(layer.input_layernorm, form.rms)
+        self._second_norm = quick_norm(layer.post_attention_layernorm, form.rms)
         if form.normed:
-            self._query_norm, self._key_norm = _norm(attention.q_norm, form.rms), _norm(attention.k_norm, form.rms)
-        self._watchers = _hooks(attention)
+            self._query_norm, self._key_norm = (
+                quick_norm(attention.q_norm, form.rms),
+                quick_norm(attention.k_norm, form.rms),
+            )
+        self._watchers = hooks(attention)
         self._by_kernels: KernelLayer | None = None
         if form.gated:
-            self._watchers += [*_hooks(mlp), *_hooks(mlp.act_fn)]
+            self._watchers += [*hooks(mlp), *hooks(mlp.act_fn)]
             self._widened: Final = Product(mlp, ("gate_proj", "up_proj"))
             self._narrowed: Final = Product(mlp, ("down_proj",))
             if form.rms and isinstance(mlp.act_fn, _SILU):
                 products = Products(self._projected, self._out, self._widened, self._narrowed)
                 self._by_kernels = KernelLayer(layer, products, self._counts, normed=form.normed, window=form.window)
+
+    @property
+    def by_kernels(self) -> bool:
+        """Whether kernels take its states."""
+        return self._by_kernels is not None and self._by_kernels.takes_states
 
     def forward(
         self,
@@ -159,7 +167,7 @@ class Product:
         self.sizes = [int(layer.out_features) for layer in self._layers]
         #: Weight and bias; None for layers of other kinds, which are called.
         self._tensors = None if whole is None else (whole.weight, whole.bias)
-        self._watchers = [one for layer in self._layers for one in _hooks(layer)]
+        self._watchers = [one for layer in self._layers for one in hooks(layer)]
 
     def __call__(self, given: torch.Tensor) -> torch.Tensor:
         """(1, tokens, all their values), contiguous, which nobody else holds."""
@@ -169,11 +177,11 @@ class Product:
         return torch.cat(made, dim=-1)
 
 
-def _norm(module: Any, rms: bool) -> Norm:
+def quick_norm(module: Any, rms: bool) -> Norm:
     """What it does; its own call, if its code is another."""
     if not rms or module.weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return module.__call__
-    watchers = _hooks(module)
+    watchers = hooks(module)
     weight, epsilon = module.weight, module.variance_epsilon
 
     def normed(states: torch.Tensor) -> torch.Tensor:
@@ -189,7 +197,7 @@ def _norm(module: Any, rms: bool) -> Norm:
     return normed
 
 
-def _hooks(module: Any) -> list[Any]:
+def hooks(module: Any) -> list[Any]:
     """What is called when it is, now and later: these tables stay."""
     return [module._forward_hooks, module._forward_pre_hooks]
 
