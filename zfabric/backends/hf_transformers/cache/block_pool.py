@@ -59,6 +59,7 @@ class BlockPool:
         self._windows: Final = layout.windows
         #: Of a row.
         self.tables: Final = len(layout.windows)
+        self._plain: Final = layout.windows == (None,)
         #: Tables of each window.
         self._sliding: Final = {
             window: [table for table, its in enumerate(layout.windows) if its == window]
@@ -130,6 +131,8 @@ class BlockPool:
 
     def taken(self, shared: Shared, count: int) -> int:
         """How many that are available a row takes, which begins with these and has so many in its first table."""
+        if self._plain and not shared.whole:
+            return count
         if not shared.whole:
             return sum([self._most(table, 0, count) for table in range(self.tables)])
         done = shared.whole * self.tokens
@@ -165,23 +168,26 @@ class BlockPool:
         enough. A table with a window ends as far ahead of what was given back as its row may get in a pass."""
         if self.tables == 1 and count <= len(tables.blocks):
             return True
-        ends = [self._most(index, table.given_back, count) for index, table in enumerate(tables.each)]
-        missing = sum(max(0, end - len(table.blocks)) for end, table in zip(ends, tables.each, strict=True))
-        if missing > self.available:
+        if self._plain:
+            missing = [count - len(tables.blocks)]
+        else:
+            ends = [self._most(index, table.given_back, count) for index, table in enumerate(tables.each)]
+            missing = [max(0, end - len(table.blocks)) for end, table in zip(ends, tables.each, strict=True)]
+        if sum(missing) > self.available:
             return False
-        self._evict(missing - len(self._free))
-        if missing:
-            for end, table in zip(ends, tables.each, strict=True):
-                self._extend(table, end - len(table.blocks))
+        for table, more in zip(tables.each, missing, strict=True):
+            if more:
+                self._extend(table, more)
         return True
 
     def _extend(self, table: BlockTable, missing: int) -> None:
-        """Give a table so many free blocks more, in as few runs as there can be."""
+        """Give a table so many available blocks more, in as few runs as there can be: those behind its own, what is free, and
+        what nobody has."""
         while missing > 0:
             begin = table.blocks[-1] + 1 if table.blocks else 0
             taken = self._free.take_next(begin, missing) if table.blocks else 0
             if not taken:
-                begin, taken = self._free.take(missing)
+                begin, taken = self._free.take(missing) if len(self._free) else self._evicted(missing)
             table.extend(begin, begin + taken)
             self._users[begin : begin + taken] = [1] * taken
             missing -= taken
@@ -253,7 +259,9 @@ class BlockPool:
 
     def forget(self) -> None:
         """Forget what blocks hold that nobody has."""
-        self._evict(len(self._idle))
+        while self._idle:
+            begin, count = self._evicted(len(self._idle))
+            self._free.give(begin, begin + count)
 
     def renew(self, rows: Sequence[BlockTables]) -> None:
         """What blocks hold is of no use to anybody who comes: all is forgotten, and told to nobody.
@@ -272,21 +280,22 @@ class BlockPool:
             self._idle.remove(begin, end)
             self._users[begin:end] = [count + 1 for count in self._users[begin:end]]
 
-    def _evict(self, count: int) -> None:
-        """Free so many that nobody has, and forget them."""
-        enough = len(self._free) + count
-        while len(self._free) < enough:
-            begin, end = self._idle.pop(enough - len(self._free))
-            numbers = self._known.forget(begin, end)
-            self._free.give(begin, end)
-            if self.on_removed is not None:
-                for number in numbers:
-                    self.on_removed(number)
-            if self.tables > 1:
-                self._forget_beside(numbers)
+    def _evicted(self, most: int) -> tuple[int, int]:
+        """Blocks on end that nobody had and that are forgotten, so many at most: the first, and how many."""
+        begin, end = self._idle.pop(most)
+        if self.tables == 1 and self.on_removed is None:
+            self._known.forget(begin, end)
+            return begin, end - begin
+        numbers = self._known.numbers(begin, end)
+        self._known.forget(begin, end)
+        if self.on_removed is not None:
+            for number in numbers:
+                self.on_removed(number)
+        self._forget_beside(numbers)
+        return begin, end - begin
 
     def _forget_beside(self, numbers: Sequence[int]) -> None:
-        for number in numbers:
+        for number in numbers if self.tables > 1 else ():
             for block in self._known.forget_beside(number):
                 if self._idle.count([block]):
                     self._idle.remove(block, block + 1)

@@ -15,7 +15,7 @@ from typing import Final
 #: Of a block of the first table: the number of the one before it and its tokens, packed; with its root, if it is the first of a
 #: text. Of another table's: the number of the first table's, and which table.
 Key = bytes | tuple[Hashable, bytes] | tuple[int, int]
-#: Of blocks of other tables, and of those that are not known.
+#: Of blocks of other tables.
 _NO_NUMBER: Final = -1
 
 
@@ -73,14 +73,16 @@ class KnownBlocks:
         """This one of another table holds what the one with that number does, unless another is known for it."""
         if self.beside(number, table) is None:
             self._enter(block, (number, table))
+            self._number_of[block] = _NO_NUMBER
 
-    def forget(self, begin: int, end: int) -> list[int]:
-        """These are not known any more. Returns the numbers of those of first tables, the last first."""
+    def numbers(self, begin: int, end: int) -> list[int]:
+        """Of those of these known blocks that are of first tables, the last first."""
+        return [number for number in reversed(self._number_of[begin:end]) if number != _NO_NUMBER]
+
+    def forget(self, begin: int, end: int) -> None:
+        """These are not known any more."""
         # Their keys stay until they hold something else, so that who waits for the room does not wait for that.
         self._flags[begin:end] = bytes(end - begin)
-        numbers = self._number_of[begin:end]
-        self._number_of[begin:end] = array("q", [_NO_NUMBER]) * (end - begin)
-        return [number for number in reversed(numbers) if number != _NO_NUMBER]
 
     def forget_beside(self, number: int) -> list[int]:
         """Blocks of other tables are found by the first one's alone: these of a number are not known any more."""

@@ -214,7 +214,7 @@ class PagedCore(EngineCore):
         self._asked, self._found = self._asked + len(tokens), self._found + done
         if answer.cached_tokens is None:
             answer.cached_tokens = min(done, len(answer.prompt))
-        others = group[1 : min(len(group), places, 1 + max(0, free // each))]
+        others = group[1 : min(len(group), places, 1 + max(0, free // each))] if len(group) > 1 else []
         row = PagedRow(first, tables, tokens, done, others)
         vision = self._model.vision
         if answer.media is not None and vision is not None:
