@@ -180,7 +180,7 @@ class ModelRunner:
         with self.lora.rows(adapters), cache.during(passes, sent[2 * count : end].split(count)):
             compiled = kept is None and passes[0].singles == count and not adapters
             ids = sent[:count] if drawn is None else drawn
-            logits = self.line(ids, sent[count : 2 * count], cache, kept, compiled=compiled)
+            logits = self.line(ids, sent[count : 2 * count], cache, kept, farthest=max(places), compiled=compiled)
         logits = (logits if kept is None else logits[: len(wanted or ())]).float()
         return logits.cpu() if logits.device.type == "mps" else logits
 
@@ -191,6 +191,7 @@ class ModelRunner:
         cache: PagedCache,
         kept: torch.Tensor | None = None,
         *,
+        farthest: int | None = None,
         compiled: bool = False,
     ) -> torch.Tensor:
         """Compute tokens in one line, within `PagedCache.during`.
@@ -199,12 +200,15 @@ class ModelRunner:
             ids: (tokens,).
             places: Of each in its row, (tokens,).
             kept: Tokens whose logits are wanted; None for all.
+            farthest: The largest place; None where the host does not know it, as in steps that are recorded.
             compiled: By compiled code, if there is any.
 
         Returns:
             Logits in the model's type, (wanted, vocabulary).
         """
-        made = None if self._short is None else self._short(ids, places, cache, self._no_mask, kept)
+        made = None
+        if self._short is not None and farthest is not None:
+            made = self._short(ids, places, farthest, cache, self._no_mask, kept)
         if made is None:
             made = self._line(ids, places, cache, kept, compiled=compiled)
         return made[:, : self.vocabulary_size] if made.shape[1] > self.vocabulary_size else made

@@ -40,7 +40,13 @@ class ShortDecoder:
         self._watchers: Final = [one for module in seen for one in hooks(module)]
 
     def __call__(
-        self, ids: torch.Tensor, places: torch.Tensor, cache: PagedCache, mask: torch.Tensor, kept: torch.Tensor | None
+        self,
+        ids: torch.Tensor,
+        places: torch.Tensor,
+        farthest: int,
+        cache: PagedCache,
+        mask: torch.Tensor,
+        kept: torch.Tensor | None,
     ) -> torch.Tensor | None:
         """Logits as of `ModelRunner.line`, (wanted, vocabulary); None, and nothing is done, if the model's own forward is to.
 
@@ -50,16 +56,15 @@ class ShortDecoder:
         if any(self._watchers):
             return None
         states = torch.nn.functional.embedding(ids.unsqueeze(0), self._embedding.weight)
-        turns, positions = self._turning(places, states), places.unsqueeze(0)
+        turns, positions = self._turning(places, farthest, states), places.unsqueeze(0)
         for forward in self._layers:
             states = forward(states, mask, positions, cache, True, turns)
         states = states if kept is None else states[:, kept]
         logits: torch.Tensor = self._head(self._norm(states))[0]
         return logits
 
-    def _turning(self, places: torch.Tensor, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _turning(self, places: torch.Tensor, farthest: int, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines of these places, (1, tokens, size)."""
-        farthest = int(places.max()) if places.numel() else 0
         turns = self._turns
         if turns is None or turns[0].dtype is not states.dtype or turns[0].shape[0] <= farthest:
             count = _PLACES_FIRST
