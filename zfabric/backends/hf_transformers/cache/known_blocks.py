@@ -29,7 +29,7 @@ class KnownBlocks:
     """
 
     def __init__(self, size: int, tokens: int, tables: int) -> None:
-        self._size, self._tokens, self._others = size, tokens, range(1, tables)
+        self._size, self._others = size, range(1, tables)
         # One object for each block, which keeps its own hash: with tuples of tokens a known block took 970 bytes instead of 177.
         self._pack: Final = struct.Struct(f"q{tokens}i").pack
         self._numbers = count()
